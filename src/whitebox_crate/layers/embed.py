@@ -1,0 +1,184 @@
+"""Patches to tokens, and position embeddings for grids of any size."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+Size: TypeAlias = int | tuple[int, int]
+
+
+def to_pair(size: Size) -> tuple[int, int]:
+    """(height, width) from one number or a pair.
+
+    Raises:
+        InputError: If it is neither, or not positive.
+    """
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or any(not isinstance(side, int) or side < 1 for side in pair):
+        raise InputError(f"a size is a positive int or a pair (height, width) of them, not {size!r}")
+    return pair[0], pair[1]
+
+
+class PatchEmbed(nn.Module):
+    """What all patch embeddings share: the sizes, and the check of the image against them.
+
+    Args:
+        img_size: (height, width) or one number, pixels.
+        patch_size: (height, width) or one number, pixels.
+        in_chans: Channels of the image.
+        dynamic_img_size: Whether images of any size divisible by the patch are taken.
+
+    Raises:
+        InputError: If the patch does not divide the image.
+    """
+
+    def __init__(
+        self, img_size: Size = 224, patch_size: Size = 16, in_chans: int = 3, dynamic_img_size: bool = False
+    ) -> None:
+        super().__init__()
+        self.patch_size = to_pair(patch_size)
+        self.in_chans = in_chans
+        self.dynamic_img_size = dynamic_img_size
+        self.set_input_size(img_size)
+
+    def set_input_size(self, img_size: Size) -> None:
+        """Makes this the image size that is expected from now on."""
+        height, width = to_pair(img_size)
+        self.grid_size = self.grid_of(height, width)
+        self.img_size = (height, width)
+
+    @property
+    def num_patches(self) -> int:
+        """Number of patches of an image of the expected size."""
+        return self.grid_size[0] * self.grid_size[1]
+
+    def grid_of(self, height: int, width: int) -> tuple[int, int]:
+        """The patch grid (rows, columns) of an image of this size in pixels.
+
+        Raises:
+            InputError: If the patch does not divide the image.
+        """
+        patch_height, patch_width = self.patch_size
+        if height % patch_height or width % patch_width:
+            near = (
+                max(1, round(height / patch_height)) * patch_height,
+                max(1, round(width / patch_width)) * patch_width,
+            )
+            raise InputError(
+                f"an image of {height} x {width} is not divisible by patches of {patch_height} x {patch_width}; "
+                f"resize it, for example to {near[0]} x {near[1]}"
+            )
+        return height // patch_height, width // patch_width
+
+    def check(self, images: Tensor) -> tuple[int, int]:
+        """Checks a batch of images and returns its patch grid (rows, columns).
+
+        Raises:
+            InputError: If the rank, the channels or the size are not those of this embedding.
+        """
+        if images.ndim != 4 or images.shape[1] != self.in_chans:
+            raise InputError(
+                f"expected images of shape (batch, {self.in_chans}, height, width), got {tuple(images.shape)}; "
+                f"the model takes {self.in_chans} channels (in_chans)"
+            )
+        height, width = images.shape[-2:]
+        if not self.dynamic_img_size and (height, width) != self.img_size:
+            raise InputError(
+                f"expected images of {self.img_size[0]} x {self.img_size[1]}, got {height} x {width}; resize them, "
+                f"call model.set_input_size(({height}, {width})), or create the model with dynamic_img_size=True"
+            )
+        return self.grid_of(height, width)
+
+
+class NormedPatchEmbed(PatchEmbed):
+    """CRATE's embedding: flatten in the order (row, column, channel), LayerNorm, Linear, LayerNorm.
+
+    Shape:
+        - Input: (batch, in_chans, height, width), any float dtype.
+        - Output: (batch, rows * columns, embed_dim), rows of the grid first.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        img_size: Size = 224,
+        patch_size: Size = 16,
+        in_chans: int = 3,
+        dynamic_img_size: bool = False,
+    ) -> None:
+        super().__init__(img_size, patch_size, in_chans, dynamic_img_size)
+        patch_dim = self.patch_size[0] * self.patch_size[1] * in_chans
+        self.norm1 = nn.LayerNorm(patch_dim)
+        self.proj = nn.Linear(patch_dim, embed_dim)
+        self.norm2 = nn.LayerNorm(embed_dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.check(images)
+        p, q = self.patch_size
+        patches = rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", p=p, q=q)
+        tokens: Tensor = self.norm2(self.proj(self.norm1(patches)))
+        return tokens
+
+
+class ConvPatchEmbed(PatchEmbed):
+    """ViT's embedding: one convolution whose stride is its kernel (timm's names).
+
+    Shape:
+        - Input: (batch, in_chans, height, width), any float dtype.
+        - Output: (batch, rows * columns, embed_dim), rows of the grid first.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        img_size: Size = 224,
+        patch_size: Size = 16,
+        in_chans: int = 3,
+        dynamic_img_size: bool = False,
+    ) -> None:
+        super().__init__(img_size, patch_size, in_chans, dynamic_img_size)
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=self.patch_size, stride=self.patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.check(images)
+        features: Tensor = self.proj(images)
+        return rearrange(features, "b d h w -> b (h w) d")
+
+
+def resample_pos_embed(
+    pos_embed: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], num_prefix_tokens: int = 1
+) -> Tensor:
+    """Resamples a learned position embedding to another patch grid, by target size, bicubic with antialias.
+
+    Args:
+        pos_embed: (1, num_prefix_tokens + rows * columns, dim).
+        old_grid: (rows, columns) of `pos_embed`.
+        new_grid: (rows, columns) wanted.
+        num_prefix_tokens: Leading rows that belong to no patch and are kept.
+
+    Returns:
+        (1, num_prefix_tokens + new rows * new columns, dim), same dtype; `pos_embed` itself if the grid is the same.
+
+    Raises:
+        InputError: If `pos_embed` does not have the length that `old_grid` says.
+    """
+    if pos_embed.shape[1] != num_prefix_tokens + old_grid[0] * old_grid[1]:
+        raise InputError(
+            f"a position embedding of shape {tuple(pos_embed.shape)} does not hold {num_prefix_tokens} prefix tokens "
+            f"and a grid of {old_grid[0]} x {old_grid[1]}"
+        )
+    # A size that torch.export leaves open is not compared: the program would be bound to the outcome.
+    if not any(isinstance(side, torch.SymInt) for side in new_grid) and old_grid == new_grid:
+        return pos_embed
+    prefix, patches = pos_embed[:, :num_prefix_tokens], pos_embed[:, num_prefix_tokens:]
+    image = rearrange(patches.float(), "1 (h w) d -> 1 d h w", h=old_grid[0])
+    image = F.interpolate(image, size=new_grid, mode="bicubic", antialias=True, align_corners=False)
+    resampled = rearrange(image, "1 d h w -> 1 (h w) d").to(pos_embed.dtype)
+    return torch.cat([prefix, resampled], dim=1)

@@ -1,0 +1,48 @@
+"""MHSA: the multi-head self-attention of ViT, which CRATE's MSSA is compared with."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+class MHSA(nn.Module):
+    """Multi-head self-attention with separate query, key and value (arXiv 2010.11929, appendix A; timm's names).
+
+    Args:
+        dim: Width of a token.
+        num_heads: Number of heads.
+        head_dim: Width of a head; `dim // num_heads` if None.
+        qkv_bias: Whether the joint projection has a bias.
+
+    Shape:
+        - Input: (batch, tokens, dim), any float dtype.
+        - Output: as the input.
+    """
+
+    def __init__(self, dim: int, num_heads: int, head_dim: int | None = None, qkv_bias: bool = True) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = head_dim or dim // num_heads
+        inner_dim = num_heads * self.head_dim
+        self.qkv = nn.Linear(dim, 3 * inner_dim, bias=qkv_bias)
+        self.proj = nn.Linear(inner_dim, dim)
+
+    def split_heads(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value of each head.
+
+        Args:
+            projected: Output of `qkv`, (batch, tokens, 3 * heads * head_dim).
+
+        Returns:
+            Three tensors (batch, heads, tokens, head_dim).
+        """
+        q, k, v = rearrange(projected, "b n (qkv h p) -> qkv b h n p", qkv=3, h=self.num_heads).unbind(0)
+        return q, k, v
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.split_heads(self.qkv(x))
+        attended = F.scaled_dot_product_attention(q, k, v)
+        out: Tensor = self.proj(rearrange(attended, "b h n p -> b n (h p)"))
+        return out

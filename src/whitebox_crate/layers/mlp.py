@@ -1,0 +1,28 @@
+"""MLP: the two-layer perceptron of ViT, which CRATE's ISTA is compared with."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """Linear, exact GELU, Linear (arXiv 2010.11929, Eq. 3; timm's names).
+
+    Args:
+        dim: Width of a token.
+        hidden_dim: Width of the hidden layer.
+
+    Shape:
+        - Input: (..., dim), any float dtype.
+        - Output: as the input.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out

@@ -1,0 +1,51 @@
+"""MSSA: multi-head subspace self-attention, the compression step of a CRATE layer."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+class MSSA(nn.Module):
+    """Compresses tokens onto learned subspaces (arXiv 2306.01129, Eq. 12 and 13).
+
+    Head k owns one basis `U_k` (dim x head_dim), which is query, key and value at once: `w = U_k^T z` and
+    `softmax(w w^T / sqrt(head_dim)) w`. One gradient step on the coding rate `Rc(Z; U)` has this form. The output
+    projection stands where the derivation has the bases once more; it is learned.
+
+    Args:
+        dim: Width of a token.
+        num_heads: Number of subspaces.
+        head_dim: Dimension of each subspace; `dim // num_heads` if None.
+
+    Shape:
+        - Input: (batch, tokens, dim), any float dtype.
+        - Output: as the input.
+    """
+
+    def __init__(self, dim: int, num_heads: int, head_dim: int | None = None) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = head_dim or dim // num_heads
+        inner_dim = num_heads * self.head_dim
+        self.qkv = nn.Linear(dim, inner_dim, bias=False)  # the rows are U_1^T, ..., U_K^T
+        self.proj = nn.Identity() if num_heads == 1 and inner_dim == dim else nn.Linear(inner_dim, dim)
+
+    def split_heads(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value of each head, which here are one tensor.
+
+        Args:
+            projected: Output of `qkv`, (batch, tokens, heads * head_dim).
+
+        Returns:
+            `w` three times, (batch, heads, tokens, head_dim).
+        """
+        w = rearrange(projected, "b n (h p) -> b h n p", h=self.num_heads)
+        return w, w, w
+
+    def forward(self, x: Tensor) -> Tensor:
+        w, _, _ = self.split_heads(self.qkv(x))
+        compressed = F.scaled_dot_product_attention(w, w, w)
+        out: Tensor = self.proj(rearrange(compressed, "b h n p -> b n (h p)"))
+        return out

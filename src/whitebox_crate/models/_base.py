@@ -1,0 +1,357 @@
+"""The model contract, once: what every model of this package does, in timm's names."""
+
+from __future__ import annotations
+
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..errors import InputError, UnknownNameError
+from ..layers import MHSA, MSSA, PatchEmbed, resample_pos_embed
+from ..layers.embed import Size
+from ._pretrained_cfg import PretrainedCfg
+
+GlobalPool = Literal["token", "avg", "mean", ""]
+Intermediate: TypeAlias = Tensor | tuple[Tensor, Tensor]
+
+
+class Block(nn.Module, ABC):
+    """One layer: attention on `norm1` of the tokens, then coding of `norm2` of the result.
+
+    Shape:
+        - Input: (batch, tokens, dim), any float dtype.
+        - Output: as the input.
+    """
+
+    norm1: nn.LayerNorm
+    norm2: nn.LayerNorm
+
+    @property
+    @abstractmethod
+    def attention(self) -> MSSA | MHSA:
+        """The operator that lets tokens see each other."""
+
+
+class ImageTransformer(nn.Module):
+    """Patches, [CLS] and positions; blocks; norm; head.
+
+    With `global_pool` "token" or "", `norm` is applied to all tokens and the head reads [CLS] or everything; with
+    "avg" (mean of the patch tokens) and "mean" (mean of all tokens, [CLS] included, as CRATE was released)
+    the norm comes after pooling and is named `fc_norm`, as in timm.
+
+    Args:
+        patch_embed: Images to tokens.
+        blocks: The layers.
+        embed_dim: Width of a token.
+        num_classes: Number of classes; 0 for no head.
+        global_pool: "token", "avg", "mean" or "".
+        norm_eps: eps of the last LayerNorm.
+
+    Shape:
+        - Input: (batch, in_chans, height, width), float.
+        - Output: (batch, num_classes); (batch, embed_dim) without a head; (batch, tokens, ...) with no pooling.
+
+    Raises:
+        UnknownNameError: If `global_pool` is none of the four.
+    """
+
+    def __init__(
+        self,
+        patch_embed: PatchEmbed,
+        blocks: Sequence[Block],
+        *,
+        embed_dim: int,
+        num_classes: int,
+        global_pool: GlobalPool,
+        norm_eps: float,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
+        self.num_heads = blocks[0].attention.num_heads
+        self.num_prefix_tokens = 1
+        self.global_pool = _known_pool(global_pool)
+        self.grad_checkpointing = False
+        self.pretrained_cfg = PretrainedCfg(num_classes=num_classes)
+        # Set by create_model: the registered name, the options given to it, and what was loaded.
+        self.architecture = ""
+        self.model_args: dict[str, Any] = {}
+        self.load_report: object = None
+
+        self.patch_embed = patch_embed
+        self.cls_token = nn.Parameter(torch.randn(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.randn(1, 1 + patch_embed.num_patches, embed_dim))
+        self.blocks = nn.ModuleList(blocks)
+        pool_first = global_pool in ("avg", "mean")
+        self.norm = nn.Identity() if pool_first else nn.LayerNorm(embed_dim, eps=norm_eps)
+        self.fc_norm = nn.LayerNorm(embed_dim, eps=norm_eps) if pool_first else nn.Identity()
+        self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+
+    @property
+    def img_size(self) -> tuple[int, int]:
+        """(height, width) that the position embedding belongs to, in pixels."""
+        return self.patch_embed.img_size
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of the image."""
+        return self.patch_embed.in_chans
+
+    @property
+    def dynamic_img_size(self) -> bool:
+        """Whether images of other sizes are taken, with the position embedding resampled at each call."""
+        return self.patch_embed.dynamic_img_size
+
+    @property
+    def default_cfg(self) -> PretrainedCfg:
+        """timm's other name of `pretrained_cfg`."""
+        return self.pretrained_cfg
+
+    def grid_of(self, images: Tensor) -> tuple[int, int]:
+        """The patch grid (rows, columns) of a batch (batch, in_chans, height, width).
+
+        Raises:
+            InputError: If this model does not take images of this shape.
+        """
+        return self.patch_embed.check(images)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Tokens that enter the first block, (batch, 1 + rows * columns, embed_dim), [CLS] first.
+
+        Args:
+            images: (batch, in_chans, height, width).
+
+        Raises:
+            InputError: If the channels or the size are not those of the model.
+        """
+        grid = self.grid_of(images)
+        patches = self.patch_embed(images)
+        cls_token = self.cls_token.expand(patches.shape[0], -1, -1)
+        positions = resample_pos_embed(self.pos_embed, self.patch_embed.grid_size, grid, self.num_prefix_tokens)
+        return torch.cat([cls_token.to(patches.dtype), patches], dim=1) + positions
+
+    def _run_block(self, block: nn.Module, tokens: Tensor) -> Tensor:
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            out: Tensor = checkpoint(block, tokens, use_reentrant=False)
+            return out
+        out = block(tokens)
+        return out
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Normed tokens after the last block, (batch, 1 + rows * columns, embed_dim), [CLS] first."""
+        tokens = self.embed(images)
+        for block in self.blocks:
+            tokens = self._run_block(block, tokens)
+        normed: Tensor = self.norm(tokens)
+        return normed
+
+    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pools the tokens of `forward_features` and classifies.
+
+        Args:
+            tokens: (batch, tokens, embed_dim).
+            pre_logits: Whether to stop before the last Linear.
+
+        Returns:
+            (batch, num_classes), or (batch, embed_dim) with `pre_logits`.
+        """
+        if self.global_pool == "token":
+            tokens = tokens[:, 0]
+        elif self.global_pool == "avg":
+            tokens = tokens[:, self.num_prefix_tokens :].mean(dim=1)
+        elif self.global_pool == "mean":
+            tokens = tokens.mean(dim=1)
+        pooled: Tensor = self.fc_norm(tokens)
+        return pooled if pre_logits else self.head(pooled)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(images))
+
+    def forward_intermediates(
+        self,
+        images: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: Literal["NCHW", "NLC"] = "NCHW",
+        intermediates_only: bool = False,
+        output_dict: bool = False,
+    ) -> Any:
+        """Outputs of chosen layers, with timm's arguments.
+
+        Args:
+            images: (batch, in_chans, height, width).
+            indices: Layers: None for all, an int n for the last n, or indices (negative from the end).
+            return_prefix_tokens: Whether each intermediate is a pair (patches, prefix tokens).
+            norm: Whether the last norm is applied to the intermediates.
+            stop_early: Whether the layers after the last asked one are left out.
+            output_fmt: "NCHW" for (batch, embed_dim, rows, columns), "NLC" for (batch, rows * columns, embed_dim).
+            intermediates_only: Whether to leave out the final tokens.
+            output_dict: Whether to return a dict (`image_features`, `image_intermediates`,
+                `image_intermediates_prefix`).
+
+        Returns:
+            (final tokens, intermediates), or the intermediates alone, or the dict.
+
+        Raises:
+            UnknownNameError: If a layer does not exist, or `output_fmt` is neither of the two.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise UnknownNameError.of("output_fmt", output_fmt, ("NCHW", "NLC"))
+        take = resolve_layers(indices, len(self.blocks))
+        rows, columns = self.grid_of(images)
+        tokens, taken = self.embed(images), {}
+        for index, block in enumerate(self.blocks[: max(take) + 1] if stop_early else self.blocks):
+            tokens = self._run_block(block, tokens)
+            if index in take:
+                taken[index] = self.norm(tokens) if norm else tokens
+        states = [taken[index] for index in take]
+        prefix = [state[:, : self.num_prefix_tokens] for state in states]
+        patches = [state[:, self.num_prefix_tokens :] for state in states]
+        if output_fmt == "NCHW":
+            patches = [rearrange(p, "b (h w) d -> b d h w", h=rows, w=columns).contiguous() for p in patches]
+        if output_dict:
+            out: dict[str, Any] = {"image_intermediates": patches}
+            if return_prefix_tokens:
+                out["image_intermediates_prefix"] = prefix
+            return out if intermediates_only else {"image_features": self.norm(tokens), **out}
+        intermediates: list[Any] = list(zip(patches, prefix, strict=True)) if return_prefix_tokens else patches
+        return intermediates if intermediates_only else (self.norm(tokens), intermediates)
+
+    def get_intermediate_layers(
+        self,
+        images: Tensor,
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+    ) -> tuple[Intermediate, ...]:
+        """DINO's name for `forward_intermediates`: the last `n` layers, or those listed, as a tuple.
+
+        Args:
+            images: (batch, in_chans, height, width).
+            n: How many layers from the end, or which.
+            reshape: Whether patches come as (batch, embed_dim, rows, columns).
+            return_prefix_tokens: Whether each entry is a pair (patches, prefix tokens).
+            norm: Whether the last norm is applied.
+        """
+        fmt: Literal["NCHW", "NLC"] = "NCHW" if reshape else "NLC"
+        return tuple(
+            self.forward_intermediates(images, n, return_prefix_tokens, norm, False, fmt, intermediates_only=True)
+        )
+
+    def get_classifier(self) -> nn.Module:
+        """The last Linear, or an identity if there is none."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: GlobalPool | None = None) -> None:
+        """Replaces the head by a fresh one of the same device and dtype.
+
+        Args:
+            num_classes: Number of classes; 0 for no head.
+            global_pool: Another pooling, if given; the norms stay where they are.
+
+        Raises:
+            UnknownNameError: If `global_pool` is not known.
+        """
+        if global_pool is not None:
+            self.global_pool = _known_pool(global_pool)
+        self.num_classes = num_classes
+        head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
+        self.head = head.to(self.cls_token.device, self.cls_token.dtype)
+
+    def set_input_size(self, img_size: Size) -> None:
+        """Makes the model expect another image size: the position embedding is resampled once, in place.
+
+        Args:
+            img_size: (height, width) or one number, pixels.
+
+        Raises:
+            InputError: If the patch does not divide the size.
+        """
+        old_grid = self.patch_embed.grid_size
+        self.patch_embed.set_input_size(img_size)
+        resampled = resample_pos_embed(
+            self.pos_embed.detach(), old_grid, self.patch_embed.grid_size, self.num_prefix_tokens
+        )
+        self.pos_embed = nn.Parameter(resampled.clone(), requires_grad=self.pos_embed.requires_grad)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether blocks recompute their activations in the backward pass instead of keeping them."""
+        self.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay must leave alone."""
+        return {"pos_embed", "cls_token"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Regular expressions that group parameters by depth, for layer-wise learning rates (timm's form)."""
+        return {
+            "stem": r"^cls_token|pos_embed|patch_embed",
+            "blocks": r"^blocks\.(\d+)" if coarse else [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+        }
+
+
+def _known_pool(global_pool: GlobalPool) -> GlobalPool:
+    if global_pool not in get_args(GlobalPool):
+        raise UnknownNameError.of("global_pool", global_pool, get_args(GlobalPool))
+    return global_pool
+
+
+def resolve_layers(layers: int | Sequence[int] | None, depth: int) -> list[int]:
+    """Layer indices counted from 0, in the order asked.
+
+    Args:
+        layers: None for all, an int n for the last n, or indices, negative ones from the end.
+        depth: Number of layers.
+
+    Raises:
+        UnknownNameError: If a layer does not exist.
+        InputError: If none is asked for, or what is asked for is no list of integers.
+    """
+    if layers is None:
+        return list(range(depth))
+    if isinstance(layers, int):
+        if not 1 <= layers <= depth:
+            raise InputError(f"the last {layers} layers of {depth} were asked for; ask for 1 to {depth}")
+        return list(range(depth - layers, depth))
+    return resolve_indices("layer", layers, depth)
+
+
+def resolve_indices(kind: str, indices: Sequence[int], count: int) -> list[int]:
+    """Indices counted from 0, in the order asked.
+
+    Raises:
+        UnknownNameError: If one is out of range.
+        InputError: If it is no list of integers, or an empty one.
+    """
+    try:
+        asked = list(indices)
+    except TypeError:
+        raise InputError(f"{kind}s are asked for as a list of indices, not {indices!r}") from None
+    if not asked:
+        raise InputError(f"an empty list of {kind}s was asked for; name one or more, or leave it out")
+    return [resolve_index(kind, index, count) for index in asked]
+
+
+def resolve_index(kind: str, index: int, count: int) -> int:
+    """One index counted from 0, negative ones from the end.
+
+    Raises:
+        UnknownNameError: If it is out of range.
+        InputError: If it is no integer.
+    """
+    try:
+        index = operator.index(index)
+    except TypeError:
+        raise InputError(f"a {kind} is an integer, not {index!r}") from None
+    if not -count <= index < count:
+        raise UnknownNameError(f"no {kind} {index}: there are {count}, so {-count} to {count - 1} are valid")
+    return index % count

@@ -1,0 +1,120 @@
+"""CRATE: each layer compresses tokens onto subspaces (MSSA), then codes them sparsely (ISTA)."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+
+from ..errors import UnknownNameError
+from ..layers import ISTA, MSSA, NormedPatchEmbed
+from ..layers.embed import Size
+from ..layers.ista import Threshold
+from ._base import Block, GlobalPool, ImageTransformer
+
+Skip = Literal["input", "normalized"]
+
+
+class CrateBlock(Block):
+    """One step of sparse rate reduction: MSSA lowers `Rc(Z; U)`, ISTA lowers the codes' l1 norm.
+
+    `h = z + MSSA(LN(z))`, `z' = ISTA(LN(h))` as released; with `skip="normalized"`, `h = LN(z) + MSSA(LN(z))` as in
+    Algorithm 1 of arXiv 2308.16271.
+
+    Args:
+        dim: Width of a token.
+        num_heads: Number of subspaces.
+        head_dim: Dimension of a subspace; `dim // num_heads` if None.
+        step_size: eta of ISTA.
+        sparsity: lambda of ISTA.
+        threshold: ISTA's threshold, "relu" or "soft".
+        skip: What MSSA is added to, "input" or "normalized".
+
+    Shape:
+        - Input: (batch, tokens, dim), any float dtype.
+        - Output: as the input; not negative with "relu".
+
+    Raises:
+        UnknownNameError: If `skip` is neither of the two.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        head_dim: int | None = None,
+        step_size: float = 0.1,
+        sparsity: float = 0.1,
+        threshold: Threshold = "relu",
+        skip: Skip = "input",
+    ) -> None:
+        super().__init__()
+        if skip not in get_args(Skip):
+            raise UnknownNameError.of("skip", skip, get_args(Skip))
+        self.skip = skip
+        self.norm1 = nn.LayerNorm(dim)
+        self.mssa = MSSA(dim, num_heads, head_dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.ista = ISTA(dim, step_size, sparsity, threshold)
+
+    @property
+    def attention(self) -> MSSA:
+        """MSSA."""
+        return self.mssa
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        normed = self.norm1(tokens)
+        compressed = (normed if self.skip == "normalized" else tokens) + self.mssa(normed)
+        out: Tensor = self.ista(self.norm2(compressed))
+        return out
+
+
+class Crate(ImageTransformer):
+    """CRATE as released: patches with two norms, [CLS], positions, `depth` layers, LayerNorm, Linear.
+
+    Args:
+        img_size: (height, width) or one number, pixels.
+        patch_size: (height, width) or one number, pixels.
+        in_chans: Channels of the image.
+        num_classes: Number of classes; 0 for no head.
+        global_pool: "token", "avg" (patch tokens), "mean" (all tokens, as released) or "".
+        embed_dim: Width of a token.
+        depth: Number of layers.
+        num_heads: Number of subspaces.
+        head_dim: Dimension of a subspace; `embed_dim // num_heads` if None.
+        step_size: eta of ISTA.
+        sparsity: lambda of ISTA.
+        threshold: ISTA's threshold; "soft" makes CRATE-sth of arXiv 2308.16271, Table 2.
+        skip: What MSSA is added to: its "input" as released, or "normalized" as in Algorithm 1.
+        dynamic_img_size: Whether images of any size divisible by the patch are taken.
+
+    Shape:
+        - Input: (batch, in_chans, height, width), float.
+        - Output: (batch, num_classes).
+    """
+
+    def __init__(
+        self,
+        img_size: Size = 224,
+        patch_size: Size = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: GlobalPool = "token",
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        head_dim: int | None = None,
+        step_size: float = 0.1,
+        sparsity: float = 0.1,
+        threshold: Threshold = "relu",
+        skip: Skip = "input",
+        dynamic_img_size: bool = False,
+    ) -> None:
+        super().__init__(
+            NormedPatchEmbed(embed_dim, img_size, patch_size, in_chans, dynamic_img_size),
+            [CrateBlock(embed_dim, num_heads, head_dim, step_size, sparsity, threshold, skip) for _ in range(depth)],
+            embed_dim=embed_dim,
+            num_classes=num_classes,
+            global_pool=global_pool,
+            norm_eps=1e-5,
+        )

@@ -1,0 +1,118 @@
+"""The ablations between CRATE and ViT: one of the two operators exchanged at a time (arXiv 2308.16271, Table 2).
+
+CRATE-sth needs no class of its own: it is `Crate(threshold="soft")`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..layers import ISTA, MHSA, MLP, MSSA, NormedPatchEmbed
+from ..layers.embed import Size
+from ._base import Block, GlobalPool, ImageTransformer
+
+
+class CrateMlpBlock(Block):
+    """MSSA, then ViT's MLP with its residual."""
+
+    def __init__(self, dim: int, num_heads: int, head_dim: int | None = None, mlp_ratio: float = 4.0) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.mssa = MSSA(dim, num_heads, head_dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = MLP(dim, int(dim * mlp_ratio))
+
+    @property
+    def attention(self) -> MSSA:
+        """MSSA."""
+        return self.mssa
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        compressed = tokens + self.mssa(self.norm1(tokens))
+        out: Tensor = compressed + self.mlp(self.norm2(compressed))
+        return out
+
+
+class CrateMhsaBlock(Block):
+    """ViT's attention, then ISTA."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        head_dim: int | None = None,
+        step_size: float = 0.1,
+        sparsity: float = 0.1,
+        qkv_bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = MHSA(dim, num_heads, head_dim, qkv_bias)
+        self.norm2 = nn.LayerNorm(dim)
+        self.ista = ISTA(dim, step_size, sparsity)
+
+    @property
+    def attention(self) -> MHSA:
+        """ViT's attention."""
+        return self.attn
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        attended = tokens + self.attn(self.norm1(tokens))
+        out: Tensor = self.ista(self.norm2(attended))
+        return out
+
+
+class CrateMlp(ImageTransformer):
+    """CRATE-MLP: CRATE with ViT's MLP in place of ISTA; arguments as of `Crate`, and `mlp_ratio`."""
+
+    def __init__(
+        self,
+        img_size: Size = 224,
+        patch_size: Size = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: GlobalPool = "token",
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        head_dim: int | None = None,
+        mlp_ratio: float = 4.0,
+        dynamic_img_size: bool = False,
+    ) -> None:
+        super().__init__(
+            NormedPatchEmbed(embed_dim, img_size, patch_size, in_chans, dynamic_img_size),
+            [CrateMlpBlock(embed_dim, num_heads, head_dim, mlp_ratio) for _ in range(depth)],
+            embed_dim=embed_dim,
+            num_classes=num_classes,
+            global_pool=global_pool,
+            norm_eps=1e-5,
+        )
+
+
+class CrateMhsa(ImageTransformer):
+    """CRATE-MHSA: CRATE with ViT's attention in place of MSSA; arguments as of `Crate`, and `qkv_bias`."""
+
+    def __init__(
+        self,
+        img_size: Size = 224,
+        patch_size: Size = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: GlobalPool = "token",
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        head_dim: int | None = None,
+        step_size: float = 0.1,
+        sparsity: float = 0.1,
+        qkv_bias: bool = True,
+        dynamic_img_size: bool = False,
+    ) -> None:
+        super().__init__(
+            NormedPatchEmbed(embed_dim, img_size, patch_size, in_chans, dynamic_img_size),
+            [CrateMhsaBlock(embed_dim, num_heads, head_dim, step_size, sparsity, qkv_bias) for _ in range(depth)],
+            embed_dim=embed_dim,
+            num_classes=num_classes,
+            global_pool=global_pool,
+            norm_eps=1e-5,
+        )

@@ -1,0 +1,71 @@
+"""Every named configuration, as data: name -> model class and the options that differ from its defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from ._base import ImageTransformer
+from .crate import Crate
+from .crate_ablations import CrateMhsa, CrateMlp
+from .vit import ViT
+
+# Widths, depths and heads of the released code (github.com/Ma-Lab-Berkeley/CRATE, model/crate.py).
+_RELEASED: dict[str, dict[str, Any]] = {
+    "tiny": {"embed_dim": 384, "depth": 12, "num_heads": 6},
+    "small": {"embed_dim": 576, "depth": 12, "num_heads": 12},
+    "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
+    "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
+}
+# S of the paper's experiments (arXiv 2308.16271, Table 1 and 2) is 384 wide with 6 heads.
+_PAPER_SMALL: dict[str, Any] = {"embed_dim": 384, "depth": 12, "num_heads": 6}
+# B/8 of the paper's public demo has 6 heads, so p = 128, and ImageNet-21k's 21,842 classes.
+_DEMO_BASE: dict[str, Any] = {"embed_dim": 768, "depth": 12, "num_heads": 6, "num_classes": 21842}
+_VIT: dict[str, dict[str, Any]] = {
+    "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
+    "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
+    "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
+}
+_NANO: dict[str, Any] = {
+    "embed_dim": 128,
+    "depth": 6,
+    "num_heads": 4,
+    "img_size": 96,
+    "patch_size": 6,
+    "num_classes": 258,
+    "dynamic_img_size": True,
+}
+
+
+def _table() -> dict[str, Callable[..., ImageTransformer]]:
+    table: dict[str, Callable[..., ImageTransformer]] = {}
+    for patch in (16, 8):
+        for size, options in _RELEASED.items():
+            table[f"crate_{size}_patch{patch}_224"] = partial(Crate, patch_size=patch, **options)
+        for size, options in _VIT.items():
+            table[f"vit_{size}_patch{patch}_224"] = partial(ViT, patch_size=patch, **options)
+        small = {"patch_size": patch, **_PAPER_SMALL}
+        table[f"crate_paper_small_patch{patch}_224"] = partial(Crate, **small)
+        table[f"crate_sth_paper_small_patch{patch}_224"] = partial(Crate, threshold="soft", **small)
+        table[f"crate_mlp_paper_small_patch{patch}_224"] = partial(CrateMlp, **small)
+        table[f"crate_mhsa_paper_small_patch{patch}_224"] = partial(CrateMhsa, **small)
+    table["crate_demo_base_patch8_224"] = partial(Crate, patch_size=8, **_DEMO_BASE)
+    table["crate_nano_patch6_96"] = partial(Crate, **_NANO)
+    table["vit_nano_patch6_96"] = partial(ViT, **_NANO)
+    return table
+
+
+VARIANTS = _table()
+
+ALIASES = {
+    "crate_tiny": "crate_tiny_patch16_224",
+    "crate_small": "crate_small_patch16_224",
+    "crate_base": "crate_base_patch16_224",
+    "crate_large": "crate_large_patch16_224",
+    "crate_sth": "crate_sth_paper_small_patch8_224",
+    "crate_mlp": "crate_mlp_paper_small_patch8_224",
+    "crate_mhsa": "crate_mhsa_paper_small_patch8_224",
+    "crate_nano": "crate_nano_patch6_96",
+    "vit_nano": "vit_nano_patch6_96",
+}

@@ -1,0 +1,95 @@
+"""ViT: the black box that CRATE is compared with, in timm's structure and state-dict names."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..layers import MHSA, MLP, ConvPatchEmbed
+from ..layers.embed import Size
+from ._base import Block, GlobalPool, ImageTransformer
+
+NORM_EPS = 1e-6
+
+
+class ViTBlock(Block):
+    """Pre-norm attention and MLP, each with a residual (arXiv 2010.11929, Eq. 2 and 3).
+
+    Args:
+        dim: Width of a token.
+        num_heads: Number of heads.
+        head_dim: Width of a head; `dim // num_heads` if None.
+        mlp_ratio: Hidden width of the MLP over `dim`.
+        qkv_bias: Whether the joint projection has a bias.
+
+    Shape:
+        - Input: (batch, tokens, dim), any float dtype.
+        - Output: as the input.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        head_dim: int | None = None,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.attn = MHSA(dim, num_heads, head_dim, qkv_bias)
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.mlp = MLP(dim, int(dim * mlp_ratio))
+
+    @property
+    def attention(self) -> MHSA:
+        """ViT's attention."""
+        return self.attn
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        attended = tokens + self.attn(self.norm1(tokens))
+        out: Tensor = attended + self.mlp(self.norm2(attended))
+        return out
+
+
+class ViT(ImageTransformer):
+    """Vision transformer; arguments as of `Crate`, and timm's `mlp_ratio` and `qkv_bias`.
+
+    Shape:
+        - Input: (batch, in_chans, height, width), float.
+        - Output: (batch, num_classes).
+    """
+
+    def __init__(
+        self,
+        img_size: Size = 224,
+        patch_size: Size = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: GlobalPool = "token",
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        head_dim: int | None = None,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        dynamic_img_size: bool = False,
+    ) -> None:
+        super().__init__(
+            ConvPatchEmbed(embed_dim, img_size, patch_size, in_chans, dynamic_img_size),
+            [ViTBlock(embed_dim, num_heads, head_dim, mlp_ratio, qkv_bias) for _ in range(depth)],
+            embed_dim=embed_dim,
+            num_classes=num_classes,
+            global_pool=global_pool,
+            norm_eps=NORM_EPS,
+        )
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        """timm's default: truncated normal of 0.02 for positions and Linear weights, zero biases."""
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.normal_(self.cls_token, std=1e-6)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
