@@ -1,0 +1,180 @@
+"""Names, tags and aliases: which models exist, and which weights exist for them."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from torch import nn
+
+from .errors import InputError, UnknownNameError
+from .models import PretrainedCfg
+from .models.variants import ALIASES, VARIANTS
+
+Entrypoint = Callable[..., nn.Module]
+E = TypeVar("E", bound=Entrypoint)
+
+
+@dataclass
+class _Entry:
+    entrypoint: Entrypoint
+    pretrained: dict[str, PretrainedCfg] = field(default_factory=dict)
+
+
+_models: dict[str, _Entry] = {}
+_aliases: dict[str, str] = {}
+
+
+def register_model(
+    entrypoint: E | None = None,
+    *,
+    name: str | None = None,
+    aliases: Sequence[str] = (),
+    pretrained: Iterable[PretrainedCfg] = (),
+    override: bool = False,
+) -> Any:
+    """Makes a function or class known by name; a decorator with or without arguments.
+
+    Args:
+        entrypoint: Makes the model from keyword options; its signature says which options exist.
+        name: Its name; the function's own if None.
+        aliases: Other names for it.
+        pretrained: Weights that exist for it.
+        override: Whether a name that is taken may be taken over.
+
+    Returns:
+        The entrypoint.
+
+    Raises:
+        InputError: If a name is taken, or holds a dot, which separates name and tag.
+    """
+    if entrypoint is None:
+        return lambda function: register_model(
+            function, name=name, aliases=aliases, pretrained=pretrained, override=override
+        )
+    full_name = name or str(getattr(entrypoint, "__name__", ""))
+    for new in (full_name, *aliases):
+        if not new or "." in new or ":" in new:
+            raise InputError(f"{new!r} cannot be a model's name: it is empty or holds '.' or ':'; pass name=...")
+        if not override and (new in _models or new in _aliases):
+            raise InputError(f"the model name {new!r} is taken; choose another or pass override=True")
+    _models[full_name] = _Entry(entrypoint, {cfg.tag: cfg for cfg in pretrained})
+    _aliases.update(dict.fromkeys(aliases, full_name))
+    return entrypoint
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """The full architecture name, aliases resolved, and the tag ("" if none is given).
+
+    Args:
+        name: "crate_base", "crate_base_patch16_224" or "architecture.tag".
+
+    Raises:
+        UnknownNameError: If there is no such model; the message lists close matches.
+    """
+    architecture, _, tag = name.partition(".")
+    architecture = _aliases.get(architecture, architecture)
+    if architecture not in _models:
+        raise UnknownNameError.of("model", name, [*_models, *_aliases], "whitebox-crate list shows all.")
+    return architecture, tag
+
+
+def is_model(name: str) -> bool:
+    """Whether a model, or an alias of one, has this name; a tag is not looked at."""
+    architecture = name.partition(".")[0]
+    return architecture in _models or architecture in _aliases
+
+
+def model_entrypoint(name: str) -> Entrypoint:
+    """The function or class behind a name.
+
+    Raises:
+        UnknownNameError: If there is no such model.
+    """
+    return _models[split_name(name)[0]].entrypoint
+
+
+def get_pretrained_cfg(name: str) -> PretrainedCfg:
+    """The facts about the weights that a name stands for.
+
+    Args:
+        name: "architecture.tag", or an architecture alone for the first of its weights.
+
+    Raises:
+        UnknownNameError: If the model or the tag does not exist, or no weights do.
+    """
+    architecture, tag = split_name(name)
+    known = _models[architecture].pretrained
+    if tag in known:
+        return known[tag]
+    if not tag and known:
+        return next(iter(known.values()))
+    if not known:
+        raise UnknownNameError(
+            f"no pretrained weights are known for {architecture!r}; give checkpoint_path=..., or choose among "
+            f"{', '.join(list_pretrained())}"
+        )
+    raise UnknownNameError.of(f"tag of {architecture}", tag, known)
+
+
+def list_models(
+    filter: str | Sequence[str] = "",
+    *,
+    pretrained: bool = False,
+    exclude_filters: str | Sequence[str] = "",
+    include_tags: bool | None = None,
+) -> list[str]:
+    """Names of the models, in natural order; an empty list if none fits.
+
+    Args:
+        filter: Wildcards of which a name must match one, for example "crate_*"; "" for all.
+        pretrained: Whether to list only models that have weights.
+        exclude_filters: Wildcards of which a name must match none.
+        include_tags: Whether to list "name.tag"; as `pretrained` if None.
+    """
+    with_tags = pretrained if include_tags is None else include_tags
+    names: list[str] = []
+    for name, entry in _models.items():
+        if entry.pretrained and with_tags:
+            names += [f"{name}.{tag}" for tag in entry.pretrained]
+        elif not pretrained or entry.pretrained:
+            names.append(name)
+    kept = [name for name in names if _matches(name, filter, if_none=True)]
+    return sorted((name for name in kept if not _matches(name, exclude_filters, if_none=False)), key=_natural)
+
+
+def list_pretrained(filter: str | Sequence[str] = "") -> list[str]:
+    """Names with tags of all weights, as `list_models(filter, pretrained=True)`."""
+    return list_models(filter, pretrained=True)
+
+
+def _matches(name: str, filters: str | Sequence[str], if_none: bool) -> bool:
+    patterns = [filters] if isinstance(filters, str) else list(filters)
+    patterns = [pattern for pattern in patterns if pattern]
+    if not patterns:
+        return if_none
+    return any(fnmatch.fnmatchcase(name, p) or fnmatch.fnmatchcase(name, f"{p}.*") for p in patterns)
+
+
+def _natural(name: str) -> list[str | int]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def _register_variants() -> None:
+    weights = {"crate_nano_patch6_96": [NANO_CFG], "vit_nano_patch6_96": []}
+    for name, entrypoint in VARIANTS.items():
+        aliases = [alias for alias, target in ALIASES.items() if target == name]
+        register_model(entrypoint, name=name, aliases=aliases, pretrained=weights.get(name, []))
+
+
+NANO_CFG = PretrainedCfg(
+    tag="tuxpaint_composites",
+    file="crate_nano_patch6_96.safetensors",
+    input_size=(3, 96, 96),
+    num_classes=258,
+    origin="trained by whitebox-crate train on composites of photographed objects; see docs/cards/crate_nano.md",
+)
+_register_variants()
