@@ -1,0 +1,49 @@
+"""White-box transformers (CRATE): models whose every layer is a derived optimisation step."""
+
+from .capture import Trace, capture
+from .errors import (
+    CaptureError,
+    InputError,
+    MissingExtraError,
+    OutputError,
+    UnknownNameError,
+    WeightsError,
+    WhiteboxCrateError,
+)
+from .factory import create_model
+from .hub import save_pretrained
+from .loading import LoadReport
+from .models import ImageTransformer, PretrainedCfg
+from .registry import (
+    get_pretrained_cfg,
+    is_model,
+    list_models,
+    list_pretrained,
+    model_entrypoint,
+    register_model,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CaptureError",
+    "ImageTransformer",
+    "InputError",
+    "LoadReport",
+    "MissingExtraError",
+    "OutputError",
+    "PretrainedCfg",
+    "Trace",
+    "UnknownNameError",
+    "WeightsError",
+    "WhiteboxCrateError",
+    "capture",
+    "create_model",
+    "get_pretrained_cfg",
+    "is_model",
+    "list_models",
+    "list_pretrained",
+    "model_entrypoint",
+    "register_model",
+    "save_pretrained",
+]
