@@ -1,0 +1,153 @@
+"""What [CLS] looks at, as maps on the patch grid, and the masks that such maps make."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..capture import capture
+from ..errors import InputError, UnknownNameError
+from ..models import ImageTransformer
+
+MaskRule: TypeAlias = Literal["mass", "entries", "mean"]
+UpsampleMode: TypeAlias = Literal["nearest", "bilinear"]
+
+
+def cls_attention(model: ImageTransformer, images: Tensor, layer: int = -2) -> Tensor:
+    """How much [CLS] attends to each patch, per head (arXiv 2308.16271, appendix B.1, equations 10 and 11).
+
+    The model runs as it is: its mode and the caller's autograd are left alone. The values are those of the
+    layer's softmax, without the entries of [CLS] and other prefix tokens, so that a map sums to less than 1.
+    Equations 10 and 11 are a softmax over the patches alone: divide a map by its sum to get that. The factor
+    makes no difference to `attention_masks`.
+
+    Args:
+        model: A model of this package, compiled or not.
+        images: (batch, in_chans, height, width), float, of a size the model takes.
+        layer: Which layer, from 0; negative from the end. The paper shows -2 of CRATE and -1 of ViT.
+
+    Returns:
+        (batch, heads, grid_h, grid_w), the dtype of the attention; a grid has (height / patch height) rows.
+
+    Raises:
+        InputError: If the model is not of this package or is wrapped (features-only, distributed), or the
+            images are not of its shape, or hold NaN or infinity.
+        UnknownNameError: If there is no such layer.
+    """
+    with capture(model, "attention", layers=[layer], queries="cls") as trace:
+        if not hasattr(model, "grid_of"):
+            raise InputError(f"give the model itself, not the {type(model).__name__} around it")
+        grid = model.grid_of(images)
+        _check_finite_images(images)
+        model(images)
+    rows: Tensor = trace["attention", layer]
+    patches = rows[:, :, 0, model.num_prefix_tokens :]
+    return patches.reshape(*patches.shape[:2], *grid)
+
+
+def attention_masks(maps: Tensor, keep: float = 0.6, rule: MaskRule = "mass") -> Tensor:
+    """Marks the patches that a map looks at most. Each map is judged alone; its scale does not matter.
+
+    - "mass": the fewest patches that hold at least `keep` of the map's sum. This is DINO's rule: sort
+      ascending, divide by the sum, cumulate, keep where the cumulated mass is strictly greater than 1 - keep.
+    - "entries": the `keep` share of the patches, rounded to a whole number (halves up), at least one. This is
+      what arXiv 2308.16271 writes in appendix B.3 (the top 60% of entries).
+    - "mean": the patches strictly above the map's mean; `keep` plays no part. A constant map marks none.
+
+    Where patches of equal value straddle the cut, those later in row-major order are kept.
+
+    Args:
+        maps: (..., grid_h, grid_w), float, finite, not negative, no map all zero. float16 and bfloat16 are
+            cumulated in float32.
+        keep: The share to keep, in (0, 1].
+        rule: "mass", "entries" or "mean".
+
+    Returns:
+        bool, the shape of `maps`.
+
+    Raises:
+        InputError: If `keep` or the maps are outside of the above.
+        UnknownNameError: If the rule does not exist.
+    """
+    if rule not in get_args(MaskRule):
+        raise UnknownNameError.of("rule", rule, get_args(MaskRule))
+    if not 0 < keep <= 1:
+        raise InputError(f"keep is a share in (0, 1], not {keep!r}")
+    _check_maps(maps)
+    values = maps.flatten(-2).to(torch.promote_types(maps.dtype, torch.float32))
+    if rule == "mean":
+        # From the smallest value up, so that rounding of the mean cannot mark patches of a constant map.
+        above_least = values - values.amin(dim=-1, keepdim=True)
+        return (above_least > above_least.mean(dim=-1, keepdim=True)).reshape(maps.shape)
+
+    ascending, order = values.sort(dim=-1, stable=True)
+    if rule == "mass":
+        kept = (ascending / ascending.sum(dim=-1, keepdim=True)).cumsum(dim=-1) > 1 - keep
+    else:
+        patches = values.shape[-1]
+        count = max(1, int(keep * patches + 0.5))
+        kept = (torch.arange(patches, device=maps.device) >= patches - count).expand_as(ascending)
+    return torch.zeros_like(kept).scatter(-1, order, kept).reshape(maps.shape)
+
+
+def upsample(maps: Tensor, size: tuple[int, int], mode: UpsampleMode = "nearest") -> Tensor:
+    """Brings maps or masks from the patch grid to the size of an image.
+
+    Args:
+        maps: (..., grid_h, grid_w), any dtype for "nearest", float for "bilinear".
+        size: (height, width), pixels. Where it is a multiple of the grid, "nearest" paints each patch whole.
+        mode: "nearest" takes the patch that a pixel's centre lies in; "bilinear" blends the four patch
+            centres around it.
+
+    Returns:
+        (..., height, width), the dtype of `maps`.
+
+    Raises:
+        InputError: If `maps` or `size` are not as above.
+        UnknownNameError: If the mode does not exist.
+    """
+    if mode not in get_args(UpsampleMode):
+        raise UnknownNameError.of("mode", mode, get_args(UpsampleMode))
+    if maps.ndim < 2 or maps.numel() == 0:
+        raise InputError(f"expected maps of shape (..., grid_h, grid_w), got {tuple(maps.shape)}")
+    if len(size) != 2 or min(size) < 1:
+        raise InputError(f"size is (height, width) in pixels, both at least 1, not {size!r}")
+    if mode == "nearest":
+        rows, columns = (
+            # Whole-number arithmetic: no size is off by a pixel, as rounded scale factors can be.
+            (2 * torch.arange(pixels, device=maps.device) + 1) * patches // (2 * pixels)
+            for pixels, patches in zip(size, maps.shape[-2:], strict=True)
+        )
+        return maps[..., rows[:, None], columns]
+    if not maps.is_floating_point():
+        raise InputError(f"bilinear up-sampling needs float maps, got {maps.dtype}; use mode='nearest'")
+    flat = maps.reshape(1, -1, *maps.shape[-2:])
+    blended = F.interpolate(flat, tuple(size), mode="bilinear", align_corners=False)
+    return blended.reshape(*maps.shape[:-2], *size)
+
+
+def _check_finite_images(images: Tensor) -> None:
+    bad = (~images.isfinite()).flatten(1).sum(dim=1)
+    if bad.any():
+        which = bad.nonzero().flatten().tolist()
+        raise InputError(
+            f"{int(bad.sum())} values of the images are NaN or infinite, in images {which[:10]} of "
+            f"{len(images)}; look at how these were read and normalised"
+        )
+
+
+def _check_maps(maps: Tensor) -> None:
+    if maps.ndim < 2 or maps.numel() == 0 or not maps.is_floating_point():
+        raise InputError(
+            f"expected float maps of shape (..., grid_h, grid_w), got {maps.dtype} of {tuple(maps.shape)}"
+        )
+    if not maps.isfinite().all():
+        raise InputError(f"{int((~maps.isfinite()).sum())} values of the maps are NaN or infinite")
+    if (maps < 0).any():
+        raise InputError(f"an attention map is not negative, but its least value is {float(maps.min())}")
+    empty = maps.flatten(-2).amax(dim=-1) == 0
+    if empty.any():
+        raise InputError(f"{int(empty.sum())} of {empty.numel()} maps are zero everywhere; leave these out")
