@@ -1,0 +1,132 @@
+"""Measures what the model card says: naming of objects, and how well [CLS] attention finds them.
+
+Objects and backgrounds of the localisation part were never trained on; masks are used here alone.
+
+    python docs/cards/measure.py --out docs/cards/crate_nano.json --control RUN/model
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import whitebox_crate
+from whitebox_crate import ImageTransformer, capture, create_model
+from whitebox_crate.hub import write_whole
+from whitebox_crate.segmentation import attention_masks, mask_iou, upsample
+from whitebox_crate.training import Batch, Composites, normalize, photographs, wallpapers
+
+RULES = ("mean", "mass", "entries")
+
+
+def batches(source: Composites, images: int, seed: int) -> list[Batch]:
+    """`images` composites at full difficulty, in batches of 64."""
+    return [source.draw(64, seed=seed, step=step) for step in range(images // 64)]
+
+
+@torch.inference_mode()
+def accuracy(model: ImageTransformer, drawn: list[Batch]) -> float:
+    """Share of the composites whose object is named."""
+    hits = [model(normalize(batch.images, model)).argmax(-1) == batch.labels for batch in drawn]
+    return float(torch.cat(hits).float().mean())
+
+
+@torch.inference_mode()
+def head_ious(model: ImageTransformer, drawn: list[Batch], rule: str) -> Tensor:
+    """IoU of every head's mask with the object's, (images, layers, heads)."""
+    found = []
+    for batch in drawn:
+        rows, columns = model.grid_of(batch.images)
+        with capture(model, "attention") as trace:
+            model(normalize(batch.images, model))
+        maps = torch.stack([trace["attention", layer][:, :, 0, 1:] for layer in trace.layers], dim=1)
+        masks = attention_masks(maps.unflatten(-1, (rows, columns)), 0.6, rule)
+        found.append(mask_iou(upsample(masks, batch.masks.shape[-2:]), batch.masks[:, None, None]))
+    return torch.cat(found)
+
+
+def interval(values: Tensor) -> list[float]:
+    """Mean and half the width of its 95% confidence interval over images."""
+    return [round(float(values.mean()), 4), round(1.96 * float(values.std() / len(values) ** 0.5), 4)]
+
+
+def localisation(model: ImageTransformer, choosing: list[Batch], scoring: list[Batch]) -> dict[str, Any]:
+    """By rule and layer: the best head of each image, and one head chosen on the training objects."""
+    result: dict[str, Any] = {}
+    for rule in RULES:
+        chosen = head_ious(model, choosing, rule).mean(0)
+        ious = head_ious(model, scoring, rule)
+        layer, head = divmod(int(chosen.flatten().argmax()), chosen.shape[1])
+        result[rule] = {
+            "best_head_by_layer": [interval(ious[:, index].amax(-1)) for index in range(ious.shape[1])],
+            "chosen_head_by_layer": [
+                interval(ious[:, index, int(chosen[index].argmax())]) for index in range(ious.shape[1])
+            ],
+            "chosen": {"layer": layer, "head": head, "iou": interval(ious[:, layer, head])},
+        }
+    return result
+
+
+def trivial(scoring: list[Batch]) -> dict[str, list[float]]:
+    """What takes no model: everything, a centred box, and random scores kept above their mean."""
+    masks = torch.cat([batch.masks for batch in scoring])
+    side = masks.shape[-1]
+    result = {"all_ones": interval(mask_iou(torch.ones_like(masks), masks))}
+    for share in (0.4, 0.5, 0.6, 0.7):
+        box = torch.zeros(side, side, dtype=torch.bool)
+        margin = round(side * (1 - share) / 2)
+        box[margin : side - margin, margin : side - margin] = True
+        result[f"centred_box_{share}"] = interval(mask_iou(box, masks))
+    scores = torch.rand(len(masks), 16, 16, generator=torch.Generator().manual_seed(0))
+    noise = upsample(attention_masks(scores, rule="mean"), (side, side))
+    result["random_scores"] = interval(mask_iou(noise, masks))
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="crate_nano", help="name or local-dir:PATH")
+    parser.add_argument("--control", help="folder of a ViT trained by the same recipe")
+    parser.add_argument("--images", type=int, default=1024)
+    parser.add_argument("--seed", type=int, default=1000, help="of the composites; training used others")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+
+    names = {"crate": options.model} | ({"vit": f"local-dir:{options.control}"} if options.control else {})
+    models = {key: create_model(name, pretrained=True).eval() for key, name in names.items()}
+    torch.manual_seed(options.seed)
+    models["crate_untrained"] = create_model("crate_nano").eval()
+
+    trained_on, new_pictures = photographs("train"), wallpapers("held_out")
+    choosing = batches(Composites(trained_on, wallpapers("train")), options.images, options.seed)
+    naming = batches(Composites(trained_on, new_pictures), options.images, options.seed)
+    scoring = batches(Composites(photographs("held_out"), new_pictures), options.images, options.seed + 1)
+    results: dict[str, Any] = {
+        "images": len(scoring) * 64,
+        "seed": options.seed,
+        "versions": {"whitebox_crate": whitebox_crate.__version__, "torch": torch.__version__},
+        "trivial": trivial(scoring),
+    }
+    for key, model in models.items():
+        print(f"measuring {key}", flush=True)
+        results[key] = {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "accuracy_training_backgrounds": round(accuracy(model, choosing), 4),
+            "accuracy_held_out_backgrounds": round(accuracy(model, naming), 4),
+            **localisation(model, choosing, scoring),
+        }
+    write_whole(options.out, lambda path: path.write_text(json.dumps(results, indent=1) + "\n"))
+    for key in models:
+        for rule in RULES:
+            by_layer = " ".join(f"{mean:.3f}" for mean, _ in results[key][rule]["best_head_by_layer"])
+            print(f"{key:16} {rule:8} best head by layer {by_layer}  chosen {results[key][rule]['chosen']}")
+    print(options.out)
+
+
+if __name__ == "__main__":
+    main()
