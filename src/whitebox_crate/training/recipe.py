@@ -22,6 +22,8 @@ from ..errors import InputError, OutputError, UnknownNameError, WeightsError, re
 from ..models import ImageTransformer
 from .composites import Batch
 
+PRECISIONS = ("no", "bf16", "fp16")
+
 
 class Source(Protocol):
     """Where batches come from: a pure function of its arguments, so that a resumed run sees the same images."""
@@ -32,7 +34,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every number that a run depends on.
+    """Every number that a run depends on; the defaults are those that `crate_nano` was trained with.
 
     Attributes:
         steps: Optimiser steps.
@@ -50,17 +52,17 @@ class Recipe:
         seed: Of the weights, when the command line makes them, and of the data.
     """
 
-    steps: int = 5000
-    batch_size: int = 64
+    steps: int = 6000
+    batch_size: int = 32
     optimizer: Literal["lion", "adamw"] = "lion"
-    learning_rate: float = 4e-4
+    learning_rate: float = 2.8e-4
     weight_decay: float = 0.05
     warmup: float = 0.05
     label_smoothing: float = 0.1
     clip_norm: float = 1.0
     curriculum: float = 0.45
-    sizes: tuple[int, ...] = (96,)
-    size_starts: tuple[float, ...] = (0.0,)
+    sizes: tuple[int, ...] = (48, 72, 96)
+    size_starts: tuple[float, ...] = (0.0, 0.55, 0.8)
     precision: Literal["no", "bf16", "fp16"] = "no"
     seed: int = 0
 
@@ -71,6 +73,8 @@ class Recipe:
             raise InputError(
                 f"sizes {self.sizes} need one start each, the first at 0; size_starts is {self.size_starts}"
             )
+        if self.precision not in PRECISIONS:
+            raise UnknownNameError.of("precision", self.precision, PRECISIONS)
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, then a cosine to zero; a function of the step alone, so that nothing is to be resumed."""
@@ -140,42 +144,51 @@ def train(
 
     Raises:
         MissingExtraError: If accelerate or the optimiser is not installed.
-        WeightsError: If `out` holds a checkpoint of another recipe.
+        WeightsError: If `out` holds a checkpoint of another recipe or model, or a broken one.
         OutputError: If `out` cannot be written.
-        InputError: If the loss stops being a number.
+        InputError: If the model does not take images of the recipe's sizes, accelerate does not take its precision,
+            a number of steps is not positive, or the loss stops being a number.
     """
-    accelerate = require("accelerate", "train")
-    accelerator = accelerate.Accelerator(mixed_precision=recipe.precision)
+    if min(checkpoint_every, log_every) < 1:
+        raise InputError(f"checkpoint_every and log_every are at least 1, not {checkpoint_every} and {log_every}")
+    for size in recipe.sizes:  # now, not when their turn comes
+        model.grid_of(torch.empty(1, model.in_chans, size, size, device="meta"))
+    accelerator = _make_accelerator(recipe)
+    made = make_optimizer(model, recipe)
     folder = _make_folder(Path(out))
-    wrapped, optimizer = accelerator.prepare(model, make_optimizer(model, recipe))
-    step = _resume(accelerator, folder, recipe)
+    wrapped, optimizer = accelerator.prepare(model, made)
     log = _Log(folder / "log.jsonl", recipe.steps, accelerator.is_main_process)
-
-    wrapped.train()
-    while step < min(recipe.steps, stop_at or recipe.steps):
-        batch = source.draw(
-            recipe.batch_size,
-            seed=recipe.seed,
-            step=step * accelerator.num_processes + accelerator.process_index,
-            difficulty=recipe.difficulty_at(step),
-            size=recipe.size_at(step),
-        )
-        labels = batch.labels.to(accelerator.device)
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate_at(step)
-        with accelerator.autocast():
-            logits = wrapped(normalize(batch.images.to(accelerator.device), model))
-            loss = nn.functional.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(wrapped.parameters(), recipe.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        step += 1
-        log.add(loss.detach(), (logits.detach().argmax(-1) == labels).float().mean())
-        if step % log_every == 0 or step == recipe.steps:
-            log.write(step, recipe)
-        if step % checkpoint_every == 0 or step == recipe.steps:
-            _save(accelerator, folder, step, recipe)
+    last = recipe.steps if stop_at is None else min(recipe.steps, stop_at)
+    try:
+        step = _resume(accelerator, folder, recipe)
+        wrapped.train()
+        while step < last:
+            batch = source.draw(
+                recipe.batch_size,
+                seed=recipe.seed,
+                step=step * accelerator.num_processes + accelerator.process_index,
+                difficulty=recipe.difficulty_at(step),
+                size=recipe.size_at(step),
+            )
+            labels = batch.labels.to(accelerator.device)
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.learning_rate_at(step)
+            with accelerator.autocast():
+                logits = wrapped(normalize(batch.images.to(accelerator.device), model))
+                loss = nn.functional.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(wrapped.parameters(), recipe.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+            log.add(loss.detach(), (logits.detach().argmax(-1) == labels).float().mean())
+            if step % log_every == 0 or step == recipe.steps:
+                log.write(step, recipe)
+            if step % checkpoint_every == 0 or step == recipe.steps:
+                log.check(step, recipe)
+                _save(accelerator, folder, step, recipe)
+    finally:
+        accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # or the model would autocast for ever
     return model
 
 
@@ -199,7 +212,16 @@ class _Log:
         self.losses.append(loss)
         self.hits.append(hit)
 
+    def check(self, step: int, recipe: Recipe) -> None:
+        """Raises InputError if a loss since the last line was no number."""
+        if self.losses and not math.isfinite(loss := float(torch.stack(self.losses).mean())):
+            raise InputError(
+                f"the loss became {loss} by step {step}; lower the learning rate ({recipe.learning_rate}) or use "
+                "precision='no', and start again in another folder"
+            )
+
     def write(self, step: int, recipe: Recipe) -> None:
+        self.check(step, recipe)
         seconds = (time.monotonic() - self.since) / len(self.losses)
         record = {
             "step": step,
@@ -210,11 +232,6 @@ class _Log:
             "learning_rate": recipe.learning_rate_at(step - 1),
             "seconds_per_step": round(seconds, 4),
         }
-        if not math.isfinite(record["loss"]):
-            raise InputError(
-                f"the loss became {record['loss']} by step {step}; lower the learning rate ({recipe.learning_rate}) "
-                "or use precision='no', and start again from the last checkpoint"
-            )
         self.losses, self.hits, self.since = [], [], time.monotonic()
         if self.active:
             left = (self.steps - step) * seconds / 60
@@ -229,11 +246,19 @@ class _Log:
                 file.write(json.dumps(record) + "\n")
 
 
+def _make_accelerator(recipe: Recipe) -> Any:
+    accelerate = require("accelerate", "train")
+    try:
+        return accelerate.Accelerator(mixed_precision=recipe.precision)
+    except ValueError as error:  # the device cannot, or the process has an Accelerator of another precision
+        raise InputError(f"accelerate does not take precision {recipe.precision!r} here: {error}") from error
+
+
 def _make_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".writable").touch()
-        (folder / ".writable").unlink()
+        (folder / ".writable").unlink(missing_ok=True)  # another process may have been faster
     except OSError as error:
         raise OutputError(f"cannot write to {folder}: {error}; give another folder") from error
     return folder
@@ -268,14 +293,27 @@ def _resume(accelerator: Any, folder: Path, recipe: Recipe) -> int:
     found = _checkpoints(folder)
     if not found:
         return 0
-    run = json.loads((found[-1] / "run.json").read_text())
-    if run["recipe"] != _as_json(recipe):
-        changed = {k: v for k, v in _as_json(recipe).items() if run["recipe"].get(k) != v}
+    try:
+        run = json.loads((found[-1] / "run.json").read_text())
+        step: int = run["step"]
+        saved: dict[str, Any] = run["recipe"]
+    except (OSError, ValueError, LookupError) as error:
+        raise _unusable(found[-1], error) from error
+    if saved != _as_json(recipe):
+        changed = {k: v for k, v in _as_json(recipe).items() if saved.get(k) != v}
         raise WeightsError(
             f"{found[-1]} belongs to another recipe (now {changed}); use the same one to go on, or another folder"
         )
-    accelerator.load_state(str(found[-1]))
-    step: int = run["step"]
+    try:
+        accelerator.load_state(str(found[-1]))
+    except Exception as error:  # each file's library has errors of its own
+        raise _unusable(found[-1], error) from error
     if accelerator.is_main_process:
         print(f"going on from {found[-1]}", file=sys.stderr)
     return step
+
+
+def _unusable(checkpoint: Path, error: Exception) -> WeightsError:
+    return WeightsError(
+        f"{checkpoint} is broken or belongs to another model: {error}; make the model as it was, or use another folder"
+    )
