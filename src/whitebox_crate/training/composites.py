@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from whitebox_crate.errors import InputError
-from whitebox_crate.training.data import Objects
+from ..errors import InputError
+from .data import Objects
 
 EASY_SCALE = 0.9
 HARD_SCALES = (0.5, 0.95)  # longer side of the object / side of the image
@@ -57,32 +57,31 @@ class Composites:
         _check_images("objects.images", objects.images, channels=4)
         _check_images("backgrounds", backgrounds, channels=3)
         _check_positive("size", size)
-        if objects.labels.shape != objects.images.shape[:1] or objects.labels.dtype != torch.int64:
+        count, labels = len(objects.images), objects.labels
+        if labels.shape != (count,) or labels.dtype != torch.int64:
             raise InputError(
-                f"objects.labels is {objects.labels.dtype} {tuple(objects.labels.shape)}; expected torch.int64 "
-                f"({len(objects.images)},), one label for each image"
+                f"objects.labels is {labels.dtype} {tuple(labels.shape)}; expected torch.int64 ({count},), "
+                "one label for each image"
             )
         self.size = size
-        self._labels = objects.labels
-        self._objects = _pyramid(_premultiply(objects.images))
-        self._backgrounds = _pyramid(backgrounds)
+        self._labels = labels.cpu()
+        self._objects = _pyramid(_premultiply(objects.images.cpu()))
+        self._backgrounds = _pyramid(backgrounds.cpu())
         self._background_means = self._backgrounds[-1].float().mean((2, 3), keepdim=True) / 255
-        self._extents = _extents(objects.images)
+        self._extents = _extents(objects.images.cpu())
 
     @torch.no_grad()
-    def draw(
-        self, batch_size: int, *, seed: int, step: int, difficulty: float = 1.0, size: int | None = None
-    ) -> Batch:
+    def draw(self, batch_size: int, *, seed: int, step: int, difficulty: float = 1.0, size: int | None = None) -> Batch:
         """Draws one batch, a pure function of the arguments: a resumed training sees the same bits.
 
         Args:
             batch_size: Number of images.
             seed: Seed of the run (give each process its own).
             step: Number of the batch within the run.
-            difficulty: The curriculum's position in [0, 1]. At 0 the object is centred, upright, nine tenths of
-                the image long, in its own colours, on a plain random colour; at 1 it is anywhere in the image, 0.5
-                to 0.95 long, flipped or not, turned by up to 15 degrees, in other light, over a cut-out of a
-                background in light of its own. Between them every range grows in proportion.
+            difficulty: The curriculum's position in [0, 1]. At 0 the object is centred, upright, nine tenths
+                of the image long, in its own colours, on a plain random colour. At 1 it is anywhere in the
+                image, 0.5 to 0.95 long, mirrored or not, turned by up to 15 degrees, in other light, over a
+                cut-out of a background in light of its own. In between every range grows in proportion.
             size: Side of the images in pixels, if other than the one given at the start.
 
         Raises:
@@ -104,7 +103,7 @@ class Composites:
         """Plain colours blended towards cut-outs of backgrounds; float32 (count, 3, size, size)."""
         plain = torch.rand(count, 3, 1, 1, generator=generator)
         which = torch.randint(len(self._backgrounds[0]), (count,), generator=generator)
-        where = torch.rand(count, 4, generator=generator).tolist()
+        where = torch.rand(count, 4, generator=generator)
         gain = _light(count, 1.0, generator)
         contrast = 1 + CONTRAST * _symmetric((count, 1, 1, 1), generator)
         if difficulty == 0:
@@ -114,16 +113,17 @@ class Composites:
         # Cuts come from any level that is large enough: scales vary, and nothing is resampled again.
         levels = [level.numpy() for level in self._backgrounds if level.shape[-1] >= size]
         images = torch.empty(count, 3, size, size)
-        for rows in torch.arange(count).split(CHUNK):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
+        for start in range(0, count, CHUNK):
+            part = slice(start, min(start + CHUNK, count))
             if levels:
-                cuts = np.empty((len(rows), 3, size, size), np.uint8)
-                for cut, index, (level, x, y, flip) in zip(cuts, which[part].tolist(), where[part], strict=True):
+                cuts = np.empty((part.stop - start, 3, size, size), np.uint8)
+                for cut, index, place in zip(cuts, which[part].tolist(), where[part].tolist(), strict=True):
+                    level, x, y, mirror = place
                     source = levels[int(level * len(levels))]
                     room = source.shape[-1] - size + 1
                     top, left = int(y * room), int(x * room)
                     tile = source[index, :, top : top + size, left : left + size]
-                    cut[:] = tile[..., ::-1] if flip < 0.5 else tile
+                    cut[:] = tile[..., ::-1] if mirror < 0.5 else tile
                 tiles = torch.from_numpy(cuts)
             else:
                 tiles = self._backgrounds[0][which[part]].float()
@@ -133,15 +133,13 @@ class Composites:
                 torch.lerp(plain[part], lit, difficulty, out=lit)
         return images
 
-    def _paste_objects(
-        self, images: Tensor, chosen: Tensor, difficulty: float, generator: torch.Generator
-    ) -> Tensor:
+    def _paste_objects(self, images: Tensor, chosen: Tensor, difficulty: float, generator: torch.Generator) -> Tensor:
         """Pastes the chosen objects into the images, in place; returns the masks."""
         count, size = len(images), images.shape[-1]
         low, high = (EASY_SCALE + difficulty * (hard - EASY_SCALE) for hard in HARD_SCALES)
         scale = low + (high - low) * torch.rand(count, generator=generator)
         angle = difficulty * ROTATION * _symmetric((count,), generator)
-        flip = torch.where(torch.rand(count, generator=generator) < difficulty / 2, -1.0, 1.0)
+        mirror = torch.where(torch.rand(count, generator=generator) < difficulty / 2, -1.0, 1.0)
         place = difficulty * _symmetric((count, 2), generator)
         light = torch.cat([_light(count, difficulty, generator), torch.ones(count, 1, 1, 1)], dim=1) / 255
         # Half the turned object's box decides how far its centre may go. The unit is half the image's side.
@@ -149,12 +147,13 @@ class Composites:
         width, height = (scale[:, None] * self._extents[chosen]).unbind(-1)
         reach = torch.stack([cos * width + sin.abs() * height, sin.abs() * width + cos * height], dim=-1)
         centre = place * (1 + 2 * OVERHANG - reach).clamp_min(0)
-        # From the image's coordinates to the object's: turn back, scale up, flip.
-        inverse = torch.stack([flip * cos, flip * sin, -sin, cos], -1).view(count, 2, 2) / scale[:, None, None]
+        # From the image's coordinates to the object's: turn back, scale up, mirror.
+        inverse = torch.stack([mirror * cos, mirror * sin, -sin, cos], -1).view(count, 2, 2)
+        inverse = inverse / scale[:, None, None]
         masks = torch.zeros(count, size, size, dtype=torch.bool)
         canvases, outlines = images.numpy(), masks.numpy()
-        # Objects of about one size at a time share a level of the pyramid and a window that holds any of them.
-        for rows in scale.argsort().split(CHUNK):
+        # Objects of about one size are pasted together: one level of the pyramid, one window's shape for all.
+        for rows in scale.argsort(stable=True).chunk(max(4, math.ceil(count / CHUNK))):
             ratio = self._objects[0].shape[-1] / (float(scale[rows].mean()) * size)
             level = min(max(round(2 * math.log2(ratio)), 0), len(self._objects) - 1)
             source = self._objects[level].index_select(0, chosen[rows]) * light[rows]
@@ -204,8 +203,8 @@ def _pyramid(images: Tensor, smallest: int = 8) -> list[Tensor]:
     while (smaller := round(side / 2 ** (len(levels) / 2))) >= smallest:
         level = torch.empty(*images.shape[:2], smaller, smaller, dtype=torch.uint8)
         for target, source in zip(level.split(256), images.split(256), strict=True):
-            resized = F.interpolate(source.float(), (smaller, smaller), mode="bilinear", antialias=True)
-            target.copy_(resized.round())
+            source = source.contiguous(memory_format=torch.channels_last)  # several times faster for bytes
+            target.copy_(F.interpolate(source, (smaller, smaller), mode="bilinear", antialias=True))
         levels.append(level)
     return levels
 
@@ -223,7 +222,8 @@ def _check_images(what: str, images: Tensor, channels: int) -> None:
     square = len(shape) == 4 and shape[1] == channels and shape[2] == shape[3]
     if images.dtype != torch.uint8 or not square or not images.numel():
         raise InputError(
-            f"{what} is {images.dtype} {shape}; expected torch.uint8 (count, {channels}, side, side), not empty"
+            f"{what} is {images.dtype} {shape}; expected torch.uint8 (count, {channels}, side, side) with "
+            "one image or more"
         )
 
 
