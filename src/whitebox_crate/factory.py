@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import hub
-from .errors import UnknownNameError, WeightsError
+from .errors import InputError, UnknownNameError, WeightsError
 from .loading import load_state, read_safetensors
 from .models import FeatureExtractor, ImageTransformer, PretrainedCfg
 from .registry import get_pretrained_cfg, model_entrypoint, split_name
@@ -49,19 +49,26 @@ def create_model(
 
     Raises:
         UnknownNameError: If the model, tag or option does not exist; the message lists close matches.
+        InputError: If an option has a value that makes no model, or `out_indices` is given without `features_only`.
         WeightsError: If weights are asked for and absent, broken or of other shapes. A changed `num_classes` leaves
             the head fresh, and nothing but the head.
     """
+    if out_indices is not None and not features_only:
+        raise InputError("out_indices chooses the maps of features_only=True; without it there are none")
+    folder, saved_pool = None, None
     if name.startswith(LOCAL):
         folder = Path(name.removeprefix(LOCAL))
-        architecture, saved_options, cfg = hub.read_config(folder)
-        model_options = {**saved_options, **model_options}
-        weights: Path | None = folder / hub.WEIGHTS
+        architecture, saved_options, cfg, saved_pool = hub.read_config(folder)
+        given = {key: value for key, value in model_options.items() if value is not None or key not in saved_options}
+        model_options = {**saved_options, **given}
+        if "global_pool" in given:
+            saved_pool = None
     else:
         architecture, tag = split_name(name)
-        cfg, weights = _facts(architecture, tag, pretrained, pretrained_cfg)
+        cfg = _facts(architecture, tag, pretrained, pretrained_cfg)
     if pretrained_cfg_overlay:
         cfg = replace(cfg, **_known_fields(pretrained_cfg_overlay))
+    weights = _package_file(cfg) if folder is None else folder / hub.WEIGHTS
 
     options = _known_options(architecture, model_options)
     if pretrained:
@@ -70,23 +77,24 @@ def create_model(
     if isinstance(model, ImageTransformer):
         model.architecture, model.model_args = architecture, options
         model.pretrained_cfg = cfg
+        if saved_pool is not None and saved_pool != model.global_pool:
+            model.reset_classifier(model.num_classes, saved_pool)
         if checkpoint_path is not None:
             load_state(model, read_safetensors(checkpoint_path), str(checkpoint_path))
         elif pretrained:
             if weights is None:
                 raise WeightsError(f"no weights come with {name!r}; give checkpoint_path=...")
             new_head = model.num_classes != cfg.num_classes
-            load_state(model, read_safetensors(weights), str(name), new_head=new_head)
+            size = cfg.input_size[1:]
+            load_state(model, read_safetensors(weights), str(name), new_head=new_head, img_size=size)
         return FeatureExtractor(model, out_indices) if features_only else model
     if pretrained or checkpoint_path is not None or features_only:
         raise WeightsError(f"{name!r} makes a {type(model).__name__}, which is no ImageTransformer: load it yourself")
     return model
 
 
-def _facts(
-    architecture: str, tag: str, pretrained: bool, given: str | PretrainedCfg | None
-) -> tuple[PretrainedCfg, Path | None]:
-    """The facts about the weights, and the file that comes with the package."""
+def _facts(architecture: str, tag: str, pretrained: bool, given: str | PretrainedCfg | None) -> PretrainedCfg:
+    """The facts about the weights."""
     if isinstance(given, PretrainedCfg):
         cfg = given
     elif pretrained or tag or given:
@@ -101,9 +109,12 @@ def _facts(
             cfg = get_pretrained_cfg(architecture)
         except UnknownNameError:
             cfg = _default_cfg(architecture)
-    if not cfg.file:
-        return cfg, None
-    return cfg, Path(str(resources.files("whitebox_crate") / "weights" / cfg.file))
+    return cfg
+
+
+def _package_file(cfg: PretrainedCfg) -> Path | None:
+    """The file that comes with the package."""
+    return Path(str(resources.files("whitebox_crate") / "weights" / cfg.file)) if cfg.file else None
 
 
 def _default_cfg(architecture: str) -> PretrainedCfg:

@@ -61,18 +61,25 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_state(
-    model: ImageTransformer, state: Mapping[str, Tensor], source: str, *, new_head: bool = False
+    model: ImageTransformer,
+    state: Mapping[str, Tensor],
+    source: str,
+    *,
+    new_head: bool = False,
+    img_size: tuple[int, int] | None = None,
 ) -> LoadReport:
     """Puts weights into a model, or changes nothing and raises.
 
-    A position embedding of another (square) grid is resampled. Everything else must fit, but for the head where
-    `new_head` allows it.
+    A position embedding of another grid is resampled. Everything else must fit, but for the head where `new_head`
+    allows it.
 
     Args:
         model: The model; its `load_report` is set.
         state: Parameter name -> tensor, in the names of this package.
         source: What to call the weights in messages.
         new_head: Whether a head for another number of classes may be left as it is in the model.
+        img_size: (height, width) of the images that the weights were made with, pixels. If None, or if it cannot be
+            right, positions are taken to be on the model's own grid, or else on a square one.
 
     Returns:
         The report.
@@ -83,8 +90,10 @@ def load_state(
     target = model.state_dict()
     fitting = dict(state)
     adapted: dict[str, str] = {}
-    if "pos_embed" in fitting and fitting["pos_embed"].shape != target["pos_embed"].shape:
-        fitting["pos_embed"], adapted["pos_embed"] = _fit_positions(fitting["pos_embed"], model, source)
+    grid, new_grid = _grid_of_positions(fitting.get("pos_embed"), model, img_size), model.patch_embed.grid_size
+    if grid != new_grid:
+        fitting["pos_embed"] = resample_pos_embed(fitting["pos_embed"], grid, new_grid, model.num_prefix_tokens)
+        adapted["pos_embed"] = f"resampled from {grid[0]} x {grid[1]} to {new_grid[0]} x {new_grid[1]}"
     kept_head: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     if new_head and _differ(fitting, target, "head."):
@@ -119,18 +128,21 @@ def _differ(state: Mapping[str, Tensor], target: Mapping[str, Tensor], prefix: s
     return shapes(state) != shapes(target)
 
 
-def _fit_positions(pos_embed: Tensor, model: ImageTransformer, source: str) -> tuple[Tensor, str]:
-    rank_fits = pos_embed.ndim == 3 and pos_embed.shape[0] == 1 and pos_embed.shape[2] == model.embed_dim
-    patches = pos_embed.shape[1] - model.num_prefix_tokens if rank_fits else 0
+def _grid_of_positions(
+    pos_embed: Tensor | None, model: ImageTransformer, img_size: tuple[int, int] | None
+) -> tuple[int, int]:
+    """The patch grid that a position embedding is for; the model's own where it is none that could be resampled."""
+    own = model.patch_embed.grid_size
+    if pos_embed is None or pos_embed.ndim != 3 or pos_embed.shape[::2] != (1, model.embed_dim):
+        return own
+    patches = pos_embed.shape[1] - model.num_prefix_tokens
     side = math.isqrt(max(patches, 0))
-    if not rank_fits or patches < 1 or side * side != patches or not pos_embed.is_floating_point():
-        raise WeightsError(
-            f"pos_embed of {source} is {tuple(pos_embed.shape)}, which is no square grid of patches "
-            f"{model.embed_dim} wide; create the model with the img_size the weights were made with"
-        )
-    grid = model.patch_embed.grid_size
-    resampled = resample_pos_embed(pos_embed, (side, side), grid, model.num_prefix_tokens)
-    return resampled, f"resampled from {side} x {side} to {grid[0]} x {grid[1]}"
+    patch_height, patch_width = model.patch_embed.patch_size
+    told = own if img_size is None else (img_size[0] // patch_height, img_size[1] // patch_width)
+    for rows, columns in (told, own, (side, side)):
+        if rows * columns == patches > 0:
+            return rows, columns
+    return own
 
 
 def read_json(path: Path) -> dict[str, object]:

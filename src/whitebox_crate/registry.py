@@ -61,6 +61,9 @@ def register_model(
             raise InputError(f"{new!r} cannot be a model's name: it is empty or holds '.' or ':'; pass name=...")
         if not override and (new in _models or new in _aliases):
             raise InputError(f"the model name {new!r} is taken; choose another or pass override=True")
+    for taken in (full_name, *aliases):
+        _models.pop(taken, None)
+        _aliases.pop(taken, None)
     _models[full_name] = _Entry(entrypoint, {cfg.tag: cfg for cfg in pretrained})
     _aliases.update(dict.fromkeys(aliases, full_name))
     return entrypoint

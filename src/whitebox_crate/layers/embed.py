@@ -20,8 +20,9 @@ def to_pair(size: Size) -> tuple[int, int]:
     Raises:
         InputError: If it is neither, or not positive.
     """
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or any(not isinstance(side, int) or side < 1 for side in pair):
+    pair = (size, size) if isinstance(size, int) else size
+    is_pair = isinstance(pair, tuple | list) and len(pair) == 2
+    if not is_pair or any(not isinstance(side, int) or side < 1 for side in pair):
         raise InputError(f"a size is a positive int or a pair (height, width) of them, not {size!r}")
     return pair[0], pair[1]
 
@@ -178,7 +179,8 @@ def resample_pos_embed(
     if not any(isinstance(side, torch.SymInt) for side in new_grid) and old_grid == new_grid:
         return pos_embed
     prefix, patches = pos_embed[:, :num_prefix_tokens], pos_embed[:, num_prefix_tokens:]
-    image = rearrange(patches.float(), "1 (h w) d -> 1 d h w", h=old_grid[0])
+    precise = patches.to(torch.promote_types(patches.dtype, torch.float32))
+    image = rearrange(precise, "1 (h w) d -> 1 d h w", h=old_grid[0])
     image = F.interpolate(image, size=new_grid, mode="bicubic", antialias=True, align_corners=False)
     resampled = rearrange(image, "1 d h w -> 1 (h w) d").to(pos_embed.dtype)
     return torch.cat([prefix, resampled], dim=1)

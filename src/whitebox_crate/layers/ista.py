@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..errors import UnknownNameError
 
 Threshold = Literal["relu", "soft"]
 
@@ -27,10 +29,15 @@ class ISTA(nn.Module):
     Shape:
         - Input: (..., dim), any float dtype.
         - Output: as the input.
+
+    Raises:
+        UnknownNameError: If `threshold` is neither of the two.
     """
 
     def __init__(self, dim: int, step_size: float = 0.1, sparsity: float = 0.1, threshold: Threshold = "relu") -> None:
         super().__init__()
+        if threshold not in get_args(Threshold):
+            raise UnknownNameError.of("threshold", threshold, get_args(Threshold))
         self.step_size = step_size
         self.sparsity = sparsity
         self.threshold = threshold

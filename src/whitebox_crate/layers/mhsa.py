@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ._heads import head_width
+
 
 class MHSA(nn.Module):
     """Multi-head self-attention with separate query, key and value (arXiv 2010.11929, appendix A; timm's names).
@@ -19,12 +21,15 @@ class MHSA(nn.Module):
     Shape:
         - Input: (batch, tokens, dim), any float dtype.
         - Output: as the input.
+
+    Raises:
+        InputError: If the heads cannot share the width equally.
     """
 
     def __init__(self, dim: int, num_heads: int, head_dim: int | None = None, qkv_bias: bool = True) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.head_dim = head_dim or dim // num_heads
+        self.head_dim = head_width(dim, num_heads, head_dim)
         inner_dim = num_heads * self.head_dim
         self.qkv = nn.Linear(dim, 3 * inner_dim, bias=qkv_bias)
         self.proj = nn.Linear(inner_dim, dim)

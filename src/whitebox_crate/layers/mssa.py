@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ._heads import head_width
+
 
 class MSSA(nn.Module):
     """Compresses tokens onto learned subspaces (arXiv 2306.01129, Eq. 12 and 13).
@@ -22,12 +24,15 @@ class MSSA(nn.Module):
     Shape:
         - Input: (batch, tokens, dim), any float dtype.
         - Output: as the input.
+
+    Raises:
+        InputError: If the heads cannot share the width equally.
     """
 
     def __init__(self, dim: int, num_heads: int, head_dim: int | None = None) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.head_dim = head_dim or dim // num_heads
+        self.head_dim = head_width(dim, num_heads, head_dim)
         inner_dim = num_heads * self.head_dim
         self.qkv = nn.Linear(dim, inner_dim, bias=False)  # the rows are U_1^T, ..., U_K^T
         self.proj = nn.Identity() if num_heads == 1 and inner_dim == dim else nn.Linear(inner_dim, dim)
