@@ -1,0 +1,220 @@
+"""Parity with the official code: outputs, inner states and gradients of the golden cases, and parameter counts."""
+
+import hashlib
+import inspect
+
+import pytest
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from golden_data import GOLDEN, MANIFEST, PARAM_COUNTS, Case, load_case
+from torch import Tensor
+
+from whitebox_crate import ImageTransformer, capture, create_model
+from whitebox_crate.convert import convert_state_dict
+from whitebox_crate.errors import InputError
+from whitebox_crate.models import Crate, ViT
+
+CRATE_CASES = [
+    "crate_square",
+    "crate_rect",
+    "crate_rectpatch",
+    "crate_heads1",
+    "crate_heads1_proj",
+    "crate_meanpool",
+    "crate_innerdim_ista",
+    "crate_small_scale",
+]
+VIT_CASES = ["timm_vit", "timm_vit_small_scale"]
+
+
+def close(have: Tensor, want: Tensor) -> None:
+    """Within 1e-5 in float32, within 1e-10 in float64."""
+    torch.testing.assert_close(have, want, rtol=0, atol=1e-10 if want.dtype == torch.float64 else 1e-5)
+
+
+def our_names(state: dict[str, Tensor], model: Crate) -> dict[str, Tensor]:
+    """Official tensors in the names of this model, which calls the last norm `fc_norm` where it pools first."""
+    converted = convert_state_dict(state)
+    if model.global_pool == "token":
+        return converted
+    return {f"fc_{name}" if name.startswith("norm.") else name: t for name, t in converted.items()}
+
+
+def crate_of(case: Case) -> Crate:
+    model = Crate(**case.crate_options()).eval()
+    model.load_state_dict(our_names(case.group("state"), model))
+    return model
+
+
+def entering_the_last_norm(model: ImageTransformer) -> list[Tensor]:
+    """A list that each call of the model adds to."""
+    norm = model.norm if model.global_pool == "token" else model.fc_norm
+    seen: list[Tensor] = []
+    norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    return seen
+
+
+@pytest.mark.parametrize("entry", MANIFEST["cases"], ids=lambda entry: entry["name"])
+def test_the_files_are_those_that_were_recorded(entry: dict[str, str]) -> None:
+    assert hashlib.sha256((GOLDEN / entry["file"]).read_bytes()).hexdigest() == entry["sha256"]
+
+
+@pytest.mark.parametrize("name", CRATE_CASES)
+@torch.no_grad()
+def test_crate_is_the_released_code(name: str) -> None:
+    case = load_case(name)
+    model, images = crate_of(case), case["input/img"]
+    pooled = entering_the_last_norm(model)
+    states = ("tokens", "projections", "attention", "compressed", "output")
+    with capture(model, *states, queries="all") as trace:
+        logits = model(images)
+    close(logits, case["output/logits"])
+    close(trace["tokens", 0], case["output/tokens_in"])
+    for layer in range(len(model.blocks)):
+        recorded = {
+            "output": case[f"output/layer{layer}.tokens"],
+            "compressed": case[f"output/layer{layer}.tokens_mid"],
+            "attention": case[f"output/layer{layer}.attn"],
+            "projections": rearrange(
+                case[f"output/layer{layer}.qkv"], "b n (h p) -> b h n p", h=model.blocks[layer].mssa.num_heads
+            ),
+        }
+        for state, value in recorded.items():
+            close(trace[state, layer], value)
+    entered = pooled[0][:, 0] if model.global_pool == "token" else pooled[0]
+    close(entered, case["output/pooled"])
+
+
+@pytest.mark.parametrize("name", CRATE_CASES)
+@torch.no_grad()
+def test_crate_is_the_released_code_in_float64(name: str) -> None:
+    case = load_case(name)
+    close(crate_of(case).double()(case["input/img"].double()), case["output/logits_f64"])
+
+
+def test_the_slice_of_positions_for_smaller_images_is_an_error_here() -> None:
+    """The official code adds the first rows of the table to a smaller image, whatever places they stand for."""
+    case = load_case("crate_quirk_pos_slice")
+    model = crate_of(case)
+    with pytest.raises(InputError, match="set_input_size"):
+        model(case["input/img"])
+
+
+def test_losses_and_every_gradient_are_those_of_the_released_code() -> None:
+    case = load_case("crate_training_step")
+    model = crate_of(case).train()
+    logits = model(case["input/img"])
+    close(logits, case["output/logits"])
+    loss = F.cross_entropy(logits, case["input/target"])
+    close(loss, case["output/loss"])
+    smoothed = F.cross_entropy(logits, case["input/target"], label_smoothing=0.1)
+    close(smoothed, case["output/loss_label_smoothing_0.1"])
+    loss.backward()
+    gradients = our_names(case.group("grad"), model)
+    assert gradients.keys() == dict(model.named_parameters()).keys()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        close(parameter.grad, gradients[name])
+
+
+def test_the_loss_is_that_of_the_released_code_in_float64() -> None:
+    case = load_case("crate_training_step")
+    logits = crate_of(case).double()(case["input/img"].double())
+    close(F.cross_entropy(logits, case["input/target"]), case["output/loss_f64"])
+
+
+def vit_of(case: Case) -> ViT:
+    options = {key: value for key, value in case.kwargs.items() if key != "class_token"}
+    model = ViT(**options).eval()
+    model.load_state_dict(case.group("state"))  # strict: the names are timm's
+    return model
+
+
+@pytest.mark.parametrize("name", VIT_CASES)
+@torch.no_grad()
+def test_vit_is_timms(name: str) -> None:
+    case = load_case(name)
+    model = vit_of(case)
+    with capture(model, "tokens", "projections", "attention", "output", queries="all") as trace:
+        normed = model.forward_features(case["input/img"])
+    close(trace["tokens", 0], case["output/tokens_in"])
+    for layer, block in enumerate(model.blocks):
+        close(trace["output", layer], case[f"output/block{layer}.tokens"])
+        close(trace["attention", layer], case[f"output/block{layer}.attn"])
+        keys = case[f"output/block{layer}.qkv"].chunk(3, dim=-1)[1]
+        close(trace["projections", layer], rearrange(keys, "b n (h p) -> b h n p", h=block.attn.num_heads))
+    close(normed, case["output/final_norm"])
+    close(model.forward_head(normed), case["output/logits"])
+    close(model(case["input/img"]), case["output/logits_fused"])
+
+
+@pytest.mark.parametrize("name", VIT_CASES)
+@torch.no_grad()
+def test_vit_is_timms_in_float64(name: str) -> None:
+    case = load_case(name)
+    close(vit_of(case).double()(case["input/img"].double()), case["output/logits_f64"])
+
+
+def on_meta(name: str) -> ImageTransformer:
+    with torch.device("meta"):
+        model: ImageTransformer = create_model(name)
+    return model
+
+
+OFFICIAL_COUNTS = {
+    "crate_tiny_patch16_224": PARAM_COUNTS["crate"]["CRATE_tiny"],
+    "crate_small_patch16_224": PARAM_COUNTS["crate"]["CRATE_small"],
+    "crate_base_patch16_224": PARAM_COUNTS["crate"]["CRATE_base"],
+    "crate_large_patch16_224": PARAM_COUNTS["crate"]["CRATE_large"],
+    "crate_tiny_patch8_224": PARAM_COUNTS["crate_patch8"]["dim384_heads6"],
+    "crate_small_patch8_224": PARAM_COUNTS["crate_patch8"]["dim576_heads12"],
+    "crate_base_patch8_224": PARAM_COUNTS["crate_patch8"]["dim768_heads12"],
+    "crate_paper_small_patch8_224": PARAM_COUNTS["crate_patch8"]["dim384_heads6"],
+    "crate_sth_paper_small_patch8_224": PARAM_COUNTS["crate_patch8"]["dim384_heads6"],
+    "crate_paper_small_patch16_224": PARAM_COUNTS["crate"]["CRATE_tiny"],
+    # Heads share the width, so their number does not show: B/8 with 21,842 classes instead of 1,000.
+    "crate_demo_base_patch8_224": PARAM_COUNTS["crate_patch8"]["dim768_heads12"] + (21842 - 1000) * (768 + 1),
+    # timm's vit_{tiny,small,base}_patch{16,8}_224.
+    "vit_tiny_patch16_224": 5_717_416,
+    "vit_small_patch16_224": 22_050_664,
+    "vit_base_patch16_224": 86_567_656,
+    "vit_small_patch8_224": 22_055_272,
+    "vit_base_patch8_224": 86_576_872,
+}
+
+
+@pytest.mark.parametrize(("name", "count"), OFFICIAL_COUNTS.items())
+def test_parameter_counts_are_exact(name: str, count: int) -> None:
+    assert sum(parameter.numel() for parameter in on_meta(name).parameters()) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "heads", "head_dim"),
+    [
+        ("crate_tiny", 6, 64),
+        ("crate_small", 12, 48),
+        ("crate_base", 12, 64),
+        ("crate_large", 16, 64),
+        ("crate_paper_small_patch8_224", 6, 64),
+        ("crate_demo_base_patch8_224", 6, 128),
+        ("vit_small_patch16_224", 6, 64),
+    ],
+)
+def test_heads_of_the_released_sizes(name: str, heads: int, head_dim: int) -> None:
+    for block in on_meta(name).blocks:
+        assert (block.attention.num_heads, block.attention.head_dim) == (heads, head_dim)
+
+
+def test_the_constants_of_crate_are_the_released_ones() -> None:
+    defaults = {name: p.default for name, p in inspect.signature(Crate).parameters.items()}
+    assert (defaults["step_size"], defaults["sparsity"]) == (0.1, 0.1)
+    assert (defaults["skip"], defaults["threshold"], defaults["global_pool"]) == ("input", "relu", "token")
+
+
+def test_vit_has_the_names_and_shapes_of_the_installed_timm() -> None:
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        theirs = timm.create_model("vit_small_patch16_224").state_dict()
+    ours = on_meta("vit_small_patch16_224").state_dict()
+    assert {name: t.shape for name, t in ours.items()} == {name: t.shape for name, t in theirs.items()}

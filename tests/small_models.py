@@ -1,0 +1,48 @@
+"""Registered models at a size that tests can afford, with no parameter left at its initial zero or one."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whitebox_crate import ImageTransformer, create_model, model_entrypoint
+
+DEPTH, DIM, CLASSES = 3, 48, 5
+GRID = (2, 3)  # rows and columns differ, so that a transposed grid shows
+
+
+def patch_of(name: str) -> int:
+    """The patch size that this model has by default."""
+    size: int = inspect.signature(model_entrypoint(name)).parameters["patch_size"].default
+    return size
+
+
+def small_options(name: str, **options: Any) -> dict[str, Any]:
+    """Options that make the model of this name small; `options` go before them."""
+    patch = patch_of(name)
+    small = {"depth": DEPTH, "embed_dim": DIM, "num_heads": 2, "num_classes": CLASSES}
+    return {**small, "img_size": (GRID[0] * patch, GRID[1] * patch), **options}
+
+
+@torch.no_grad()
+def shake(model: torch.nn.Module) -> None:
+    """Adds noise to every parameter: a norm that does nothing and a bias of zero hide mistakes."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def small_model(name: str, **options: Any) -> ImageTransformer:
+    """A small model of this name in evaluation mode; the same weights at each call."""
+    torch.manual_seed(0)
+    model: ImageTransformer = create_model(name, **small_options(name, **options))
+    shake(model)
+    return model.eval()
+
+
+def images_for(model: ImageTransformer, batch: int = 2, grid: tuple[int, int] | None = None) -> Tensor:
+    """Noise of the size that the model expects, or of another patch grid; the same at each call."""
+    patch_height, patch_width = model.patch_embed.patch_size
+    size = model.img_size if grid is None else (grid[0] * patch_height, grid[1] * patch_width)
+    return torch.randn(batch, model.in_chans, *size, generator=torch.Generator().manual_seed(2))

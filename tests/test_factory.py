@@ -1,0 +1,310 @@
+"""create_model: options arrive, unknown ones are named, and absent weights never become a random model."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from small_models import CLASSES, images_for, small_model, small_options
+from torch import nn
+
+import whitebox_crate
+from whitebox_crate import (
+    ImageTransformer,
+    PretrainedCfg,
+    create_model,
+    get_pretrained_cfg,
+    list_pretrained,
+    register_model,
+    save_pretrained,
+)
+from whitebox_crate.errors import InputError, UnknownNameError, WeightsError
+from whitebox_crate.models import Crate, CrateMhsa, CrateMlp, ViT
+from whitebox_crate.models.variants import ALIASES
+
+NAME = "crate_tiny_patch16_224"
+PACKAGE_WEIGHTS = Path(whitebox_crate.__file__).parent / "weights"
+
+
+def small_cfg(path: Path, **facts: Any) -> PretrainedCfg:
+    """Facts about weights of `small_model` in a file outside the package."""
+    return PretrainedCfg(tag="test", file=str(path), num_classes=CLASSES, **facts)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """The weights of `small_model(NAME)`."""
+    path = tmp_path / "weights.safetensors"
+    save_file(small_model(NAME).state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_an_alias_makes_what_it_stands_for(alias: str) -> None:
+    with torch.device("meta"):
+        ours, full = create_model(alias, depth=2), create_model(ALIASES[alias], depth=2)
+    assert ours.architecture == full.architecture == ALIASES[alias]
+    assert type(ours) is type(full)
+    shapes = [{name: value.shape for name, value in model.state_dict().items()} for model in (ours, full)]
+    assert shapes[0] == shapes[1]
+
+
+def test_a_fresh_model_trains_and_has_no_report() -> None:
+    model = create_model("crate_tiny", depth=1)
+    assert model.training
+    assert model.load_report is None
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("crate_sth", Crate), ("crate_mlp", CrateMlp), ("crate_mhsa", CrateMhsa), ("vit_tiny_patch8_224", ViT)],
+)
+def test_the_families(name: str, kind: type[ImageTransformer]) -> None:
+    model = small_model(name)
+    assert type(model) is kind
+    if name == "crate_sth":
+        assert all(block.ista.threshold == "soft" for block in model.blocks)
+
+
+def test_options_arrive() -> None:
+    model = create_model(
+        "crate_tiny",
+        img_size=(16, 40),
+        patch_size=(4, 8),
+        in_chans=2,
+        num_classes=11,
+        global_pool="mean",
+        embed_dim=24,
+        depth=2,
+        num_heads=3,
+        head_dim=10,
+        step_size=0.2,
+        sparsity=0.3,
+        skip="normalized",
+        threshold="soft",
+        dynamic_img_size=True,
+    )
+    assert (model.img_size, model.patch_embed.patch_size) == ((16, 40), (4, 8))
+    assert model.patch_embed.grid_size == (4, 5)
+    assert (model.in_chans, model.num_classes, model.global_pool) == (2, 11, "mean")
+    assert (model.embed_dim, len(model.blocks), model.dynamic_img_size) == (24, 2, True)
+    for block in model.blocks:
+        assert (block.mssa.num_heads, block.mssa.head_dim, block.skip) == (3, 10, "normalized")
+        assert (block.ista.step_size, block.ista.sparsity, block.ista.threshold) == (0.2, 0.3, "soft")
+    vit = create_model("vit_tiny_patch16_224", depth=1, mlp_ratio=2.0, qkv_bias=False, img_size=32)
+    assert vit.blocks[0].mlp.fc1.out_features == 2 * 192
+    assert vit.blocks[0].attn.qkv.bias is None
+
+
+@pytest.mark.parametrize("name", ["crate_mlp", "crate_mhsa"])
+def test_options_of_the_ablations_arrive(name: str) -> None:
+    options = {"mlp_ratio": 3.0} if name == "crate_mlp" else {"step_size": 0.2, "sparsity": 0.3}
+    block = create_model(name, depth=1, embed_dim=8, num_heads=2, head_dim=3, **options).blocks[0]
+    assert block.attention.head_dim == 3
+    if name == "crate_mlp":
+        assert block.mlp.fc1.out_features == 24
+    else:
+        assert (block.ista.step_size, block.ista.sparsity) == (0.2, 0.3)
+
+
+def test_none_stands_for_the_default() -> None:
+    model = create_model(NAME, depth=1, num_classes=None, img_size=None, global_pool=None)
+    assert (model.num_classes, model.img_size, model.global_pool) == (1000, (224, 224), "token")
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"), [("num_class", "num_classes"), ("dept", "depth"), ("image_size", "img_size")]
+)
+def test_an_unknown_option_is_answered_with_its_neighbours(option: str, meant: str) -> None:
+    for value in (3, None):
+        with pytest.raises(UnknownNameError, match=rf"'{option}'; did you mean.*'{meant}'"):
+            create_model("crate_tiny", **{option: value})
+    with pytest.raises(UnknownNameError, match="'mlp_ratio'"):
+        create_model("crate_tiny", mlp_ratio=4.0)  # ViT's, not CRATE's
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"img_size": 225},
+        {"img_size": (224, 223)},
+        {"patch_size": 0},
+        {"num_heads": 7},
+        {"num_heads": 0},
+        {"global_pool": "cls"},
+        {"skip": "none"},
+        {"threshold": "hard"},
+    ],
+)
+def test_bad_option_values_are_typed_errors(options: dict[str, Any]) -> None:
+    with pytest.raises((InputError, UnknownNameError)):
+        create_model("crate_tiny", depth=1, **options)
+
+
+def test_what_a_registered_function_makes_is_handed_on(own_registry: None) -> None:
+    register_model(lambda width=3: nn.Linear(width, width), name="plain")
+    assert create_model("plain", width=5).in_features == 5
+    for options in ({"pretrained": True}, {"features_only": True}, {"checkpoint_path": "x.safetensors"}):
+        with pytest.raises(WeightsError, match=r"plain"):
+            create_model("plain", **options)  # type: ignore[arg-type]
+
+
+# Weights
+
+
+@pytest.mark.parametrize("name", ["crate_base", "vit_small_patch16_224", "vit_nano"])
+def test_weights_that_do_not_exist_never_become_a_random_model(name: str) -> None:
+    with pytest.raises(WeightsError, match=r"checkpoint_path=.*crate_nano_patch6_96"):
+        create_model(name, pretrained=True)
+
+
+def test_unknown_tags() -> None:
+    for pretrained in (True, False):
+        with pytest.raises(UnknownNameError, match="'tuxpaint_composites'"):
+            create_model("crate_nano.tuxpaint_composite", pretrained=pretrained)
+        with pytest.raises(UnknownNameError, match="'tuxpaint_composites'"):
+            create_model("crate_nano", pretrained=pretrained, pretrained_cfg="tuxpaint_composite")
+        with pytest.raises(UnknownNameError, match="crate_nano_patch6_96"):
+            create_model("crate_tiny.tuxpaint_composites", pretrained=pretrained)
+
+
+def test_a_weight_file_that_is_gone_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="no file"):
+        create_model(NAME, True, pretrained_cfg=small_cfg(tmp_path / "gone.safetensors"), **small_options(NAME))
+
+
+def test_pretrained_weights_are_loaded(weights: Path) -> None:
+    options = small_options(NAME, num_classes=None)
+    model = create_model(NAME, pretrained=True, pretrained_cfg=small_cfg(weights), **options)
+    assert model.num_classes == CLASSES  # as the weights have it, for want of another number
+    want = small_model(NAME).state_dict()
+    assert all(torch.equal(value, want[key]) for key, value in model.state_dict().items())
+    assert set(model.load_report.loaded) == want.keys()
+    assert model.pretrained_cfg.tag == "test"
+
+
+def test_other_classes_leave_a_fresh_head_and_nothing_else(weights: Path) -> None:
+    options = small_options(NAME, num_classes=9)
+    model = create_model(NAME, pretrained=True, pretrained_cfg=small_cfg(weights), **options)
+    want = small_model(NAME).state_dict()
+    assert model.head.weight.shape == (9, 48)
+    assert set(model.load_report.reinitialised) == {"head.weight", "head.bias"}
+    assert set(model.load_report.unused) == {"head.weight", "head.bias"}
+    body = {key: value for key, value in model.state_dict().items() if not key.startswith("head.")}
+    assert set(model.load_report.loaded) == body.keys()
+    assert all(torch.equal(value, want[key]) for key, value in body.items())
+
+
+def test_no_classes_drop_the_head(weights: Path) -> None:
+    options = small_options(NAME, num_classes=0)
+    model = create_model(NAME, pretrained=True, pretrained_cfg=small_cfg(weights), **options)
+    assert model.load_report.reinitialised == ()
+    assert set(model.load_report.unused) == {"head.weight", "head.bias"}
+
+
+def test_other_classes_excuse_nothing_but_the_head(weights: Path, tmp_path: Path) -> None:
+    state = {key: value for key, value in small_model(NAME).state_dict().items() if ".1." not in key}
+    save_file(state, tmp_path / "holes.safetensors")
+    cfg = small_cfg(tmp_path / "holes.safetensors")
+    for classes in (CLASSES, 9, 0):
+        with pytest.raises(WeightsError, match=r"blocks\.1\..* is missing"):
+            create_model(NAME, pretrained=True, pretrained_cfg=cfg, **small_options(NAME, num_classes=classes))
+
+
+def test_an_overlay_changes_single_fields(weights: Path) -> None:
+    overlay = {"file": str(weights), "num_classes": CLASSES, "mean": (0.5, 0.5, 0.5)}
+    options = small_options(NAME, num_classes=None)
+    cfg = small_cfg(Path("gone.safetensors"))
+    model = create_model(NAME, True, pretrained_cfg=cfg, pretrained_cfg_overlay=overlay, **options)
+    assert model.pretrained_cfg.mean == (0.5, 0.5, 0.5)
+    assert model.pretrained_cfg.tag == "test"
+    assert torch.equal(model.cls_token, small_model(NAME).cls_token)
+    with pytest.raises(UnknownNameError, match="did you mean 'num_classes'"):
+        create_model(NAME, pretrained_cfg_overlay={"num_clases": 3})
+
+
+def test_checkpoint_path(weights: Path) -> None:
+    model = create_model(NAME, checkpoint_path=weights, **small_options(NAME)).eval()
+    images = images_for(model)
+    assert torch.equal(model(images), small_model(NAME)(images))
+    assert model.load_report.source == str(weights)
+    assert set(model.load_report.loaded) == model.state_dict().keys()
+    for options in ({"num_classes": 9}, {"depth": 2}, {"depth": 4}, {"embed_dim": 24}, {"num_heads": 1}):
+        with pytest.raises(WeightsError, match="do not fit"):
+            create_model(NAME, checkpoint_path=weights, **small_options(NAME, **options))
+
+
+def test_weights_and_features_only(weights: Path) -> None:
+    model = small_model(NAME)
+    images = images_for(model)
+    options = small_options(NAME)
+    features = create_model(NAME, checkpoint_path=weights, features_only=True, out_indices=[0], **options).eval()
+    [expected] = model.forward_intermediates(images, [0], intermediates_only=True)
+    torch.testing.assert_close(features(images)[0], expected)
+
+
+def test_out_indices_without_features_only_is_an_error() -> None:
+    with pytest.raises(InputError, match="features_only"):
+        create_model(NAME, out_indices=[0], **small_options(NAME))
+
+
+# A model's folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    """A folder with `small_model(NAME)`."""
+    return f"local-dir:{save_pretrained(small_model(NAME), tmp_path / 'model')}"
+
+
+def test_a_folder_without_pretrained_gives_the_architecture(folder: str) -> None:
+    model = create_model(folder)
+    assert model.load_report is None
+    assert {k: v.shape for k, v in model.state_dict().items()} == {
+        k: v.shape for k, v in small_model(NAME).state_dict().items()
+    }
+
+
+def test_options_go_before_those_of_the_folder(folder: str) -> None:
+    model = create_model(folder, pretrained=True, num_classes=1000, skip="normalized")
+    assert model.num_classes == 1000
+    assert model.blocks[0].skip == "normalized"
+    assert set(model.load_report.reinitialised) == {"head.weight", "head.bias"}
+    assert torch.equal(model.cls_token, small_model(NAME).cls_token)
+    with pytest.raises(UnknownNameError, match="did you mean 'skip'"):
+        create_model(folder, skp="normalized")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(32, 16), (48, 32), (64, 64), (16, 96)])
+def test_another_size_resamples_the_positions_of_the_folder(folder: str, size: tuple[int, int]) -> None:
+    """The grid of the weights is known (2 x 3), so positions keep their places, whatever the number of patches."""
+    expected = small_model(NAME)
+    expected.set_input_size(size)
+    model = create_model(folder, pretrained=True, img_size=size)
+    torch.testing.assert_close(model.pos_embed, expected.pos_embed)
+    assert "pos_embed" in model.load_report.adapted
+    assert "2 x 3" in model.load_report.adapted["pos_embed"]
+
+
+# The weights of the package
+
+
+@pytest.mark.parametrize("name", list_pretrained())
+def test_the_weights_of_the_package_load(name: str) -> None:
+    cfg = get_pretrained_cfg(name)
+    if not (PACKAGE_WEIGHTS / cfg.file).is_file():
+        pytest.skip(f"{cfg.file} is not there")
+    model = create_model(name, pretrained=True).eval()
+    assert set(model.load_report.loaded) == model.state_dict().keys()
+    assert model.num_classes == cfg.num_classes
+    assert (model.in_chans, *model.img_size) == cfg.input_size
+    assert model(torch.zeros(1, *cfg.input_size)).isfinite().all()
+    assert len(cfg.label_names) in (0, cfg.num_classes)
+
+
+def test_every_option_of_the_signature_is_documented() -> None:
+    text = inspect.getdoc(create_model) or ""
+    assert all(f"{name}:" in text for name in inspect.signature(create_model).parameters)

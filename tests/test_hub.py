@@ -1,0 +1,228 @@
+"""A model's folder: timm's fields, whole files or none, and typed errors for folders that are not one."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError, safe_open
+from small_models import CLASSES, DIM, small_model
+
+from whitebox_crate import PretrainedCfg, create_model, hub, register_model, save_pretrained
+from whitebox_crate.errors import InputError, OutputError, UnknownNameError, WeightsError, WhiteboxCrateError
+from whitebox_crate.hub import read_config, write_whole
+from whitebox_crate.models import Crate
+
+NAME = "crate_tiny_patch16_224"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_folder_holds_timms_fields(tmp_path: Path) -> None:
+    model = small_model(NAME)
+    folder = save_pretrained(model, tmp_path / "some" / "where")
+    assert folder == tmp_path / "some" / "where"
+    assert set(contents(folder)) == {"config.json", "model.safetensors"}
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architecture"] == NAME
+    assert (config["num_classes"], config["num_features"], config["global_pool"]) == (CLASSES, DIM, "token")
+    assert config["model_args"]["depth"] == 3
+    assert config["model_args"]["img_size"] == [32, 48]
+    assert config["pretrained_cfg"]["mean"] == [0.485, 0.456, 0.406]
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert set(file.keys()) == model.state_dict().keys()
+        assert file.metadata() == {"format": "pt"}
+    assert all((path.stat().st_mode & 0o777) == 0o644 for path in folder.iterdir())
+
+
+def test_the_facts_and_labels_come_back(tmp_path: Path) -> None:
+    labels = ("ant", "bee", "cat", "dog", "eel")
+    cfg = PretrainedCfg(
+        tag="mine", input_size=(3, 32, 48), std=(1.0, 2.0, 3.0), num_classes=5, label_names=labels, license="CC0"
+    )
+    model = small_model(NAME)
+    model.pretrained_cfg = cfg
+    save_pretrained(model, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["label_names"] == list(labels)
+    assert read_config(tmp_path)[2] == cfg
+    assert create_model(f"local-dir:{tmp_path}").pretrained_cfg == cfg
+
+
+def test_the_facts_are_those_of_the_model_that_was_saved(tmp_path: Path) -> None:
+    """Weights for nine classes are not described by the facts about weights for five."""
+    model = small_model(NAME)
+    model.pretrained_cfg = PretrainedCfg(num_classes=5, label_names=("a", "b", "c", "d", "e"))
+    model.reset_classifier(9)
+    save_pretrained(model, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["num_classes"] == config["pretrained_cfg"]["num_classes"] == 9
+    assert config["label_names"] == []
+
+
+def test_a_folder_is_written_over(tmp_path: Path) -> None:
+    save_pretrained(small_model(NAME), tmp_path)
+    model = small_model(NAME, num_classes=8)
+    save_pretrained(model, str(tmp_path))
+    loaded = create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert torch.equal(loaded.head.weight, model.head.weight)
+    assert set(contents(tmp_path)) == {"config.json", "model.safetensors"}
+
+
+def test_a_model_without_a_name_is_refused(tmp_path: Path) -> None:
+    model = Crate(img_size=8, patch_size=4, embed_dim=8, depth=1, num_heads=2)
+    with pytest.raises(InputError, match="create_model"):
+        save_pretrained(model, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_bfloat16_is_kept_in_the_file(tmp_path: Path) -> None:
+    model = small_model(NAME).bfloat16()
+    save_pretrained(model, tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert file.get_tensor("cls_token").dtype == torch.bfloat16
+    loaded = create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert torch.equal(loaded.cls_token, model.cls_token.float())
+
+
+# What cannot be written
+
+
+def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("mine")
+    for folder in (tmp_path / "taken", tmp_path / "taken" / "below"):
+        for error in (OutputError, OSError, WhiteboxCrateError):
+            with pytest.raises(error, match="taken"):
+                save_pretrained(small_model(NAME), folder)
+    assert contents(tmp_path) == {"taken": b"mine"}
+
+
+@pytest.mark.parametrize("taken", ["config.json", "model.safetensors"])
+def test_a_folder_where_a_file_should_be(tmp_path: Path, taken: str) -> None:
+    (tmp_path / taken).mkdir()
+    with pytest.raises(OutputError, match=taken):
+        save_pretrained(small_model(NAME), tmp_path)
+    assert all(path.name in ("config.json", "model.safetensors") for path in tmp_path.iterdir())
+
+
+def halfway(error: Exception) -> Callable[..., None]:
+    def write(_: object, path: Path, **__: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise error
+
+    return write
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left")])
+def test_a_full_disk_leaves_the_old_files_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    save_pretrained(small_model(NAME), tmp_path)
+    before = contents(tmp_path)
+    monkeypatch.setattr(hub, "save_file", halfway(error))
+    with pytest.raises(OutputError, match="No space left"):
+        save_pretrained(small_model(NAME, num_classes=8), tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_an_option_that_json_does_not_know_leaves_nothing_half_written(tmp_path: Path, own_registry: None) -> None:
+    def odd(extra: object = None) -> Crate:
+        return Crate(img_size=8, patch_size=4, embed_dim=8, depth=1, num_heads=2)
+
+    register_model(odd)
+    with pytest.raises(InputError, match="extra"):
+        save_pretrained(create_model("odd", extra=object()), tmp_path)
+    assert contents(tmp_path) == {}
+
+
+def test_whatever_is_raised_while_writing_no_temporary_file_stays(tmp_path: Path) -> None:
+    def broken(path: Path) -> None:
+        path.write_text("half")
+        raise KeyboardInterrupt
+
+    (tmp_path / "file.txt").write_text("old")
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(tmp_path / "file.txt", broken)
+    assert contents(tmp_path) == {"file.txt": b"old"}
+    write_whole(tmp_path / "file.txt", lambda path: path.write_text("new"))
+    assert contents(tmp_path) == {"file.txt": b"new"}
+
+
+# What is no model's folder
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_pretrained(small_model(NAME), tmp_path / "model")
+
+
+def load(folder: Path) -> Crate:
+    model: Crate = create_model(f"local-dir:{folder}", pretrained=True)
+    return model
+
+
+def test_a_missing_folder_or_file(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"config\.json"):
+        load(tmp_path / "gone")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match=r"no file .*model\.safetensors"):
+        load(folder)
+    create_model(f"local-dir:{folder}")  # without weights, the config is enough
+
+
+def test_a_truncated_weight_file(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(WeightsError, match="damaged"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"architecture": None},
+        {"architecture": 3},
+        {"model_args": [1]},
+        {"pretrained_cfg": "text"},
+    ],
+)
+def test_a_config_that_lacks_what_is_needed(folder: Path, changes: dict[str, Any]) -> None:
+    edit(folder, **changes)
+    with pytest.raises(WeightsError, match="'architecture'"):
+        load(folder)
+
+
+@pytest.mark.parametrize("size", [3, [3, 224], [3, 224, "224"], None])
+def test_a_config_with_a_size_that_is_none(folder: Path, size: object) -> None:
+    edit(folder, pretrained_cfg={"input_size": size})
+    with pytest.raises(WeightsError, match="'input_size'"):
+        load(folder)
+
+
+def test_a_config_of_an_unknown_model_or_option(folder: Path) -> None:
+    edit(folder, architecture="crate_tny_patch16_224")
+    with pytest.raises(UnknownNameError, match="crate_tiny_patch16_224"):
+        load(folder)
+    edit(folder, architecture=NAME, model_args={"dpth": 3})
+    with pytest.raises(UnknownNameError, match="'depth'"):
+        load(folder)
+
+
+def test_a_config_that_does_not_fit_its_weights(folder: Path) -> None:
+    args = json.loads((folder / "config.json").read_text())["model_args"]
+    edit(folder, model_args={**args, "depth": 4})
+    with pytest.raises(WeightsError, match=r"blocks\.3\.\S* is missing"):
+        load(folder)
+
+
+def test_fields_of_timm_that_are_not_ours_are_passed_over(folder: Path) -> None:
+    edit(folder, pretrained_cfg={"crop_pct": 0.9, "std": [1, 1, 1]}, architectures=["x"])
+    assert load(folder).pretrained_cfg.std == (1, 1, 1)

@@ -1,0 +1,160 @@
+"""Names, aliases and tags: what exists is found, what does not exist is named with its neighbours."""
+
+from functools import partial
+
+import pytest
+from torch import nn
+
+from whitebox_crate import (
+    PretrainedCfg,
+    create_model,
+    get_pretrained_cfg,
+    is_model,
+    list_models,
+    list_pretrained,
+    model_entrypoint,
+    register_model,
+)
+from whitebox_crate.errors import InputError, UnknownNameError, WhiteboxCrateError
+from whitebox_crate.models import Crate
+from whitebox_crate.models.variants import ALIASES
+from whitebox_crate.registry import split_name
+
+pytestmark = pytest.mark.usefixtures("own_registry")
+
+
+def tiny(num_classes: int = 3, width: int = 8) -> nn.Module:
+    return nn.Linear(width, num_classes)
+
+
+def test_the_models_of_the_design_exist() -> None:
+    names = {f"crate_{size}_patch{p}_224" for size in ("tiny", "small", "base", "large") for p in (16, 8)}
+    names |= {f"vit_{size}_patch{p}_224" for size in ("tiny", "small", "base") for p in (16, 8)}
+    names |= {f"crate_{kind}paper_small_patch8_224" for kind in ("", "mlp_", "mhsa_", "sth_")}
+    names |= {"crate_demo_base_patch8_224", "crate_nano_patch6_96", "vit_nano_patch6_96"}
+    assert names <= set(list_models())
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base", "large"])
+def test_the_short_names_stand_for_patch_16(size: str) -> None:
+    assert split_name(f"crate_{size}") == (f"crate_{size}_patch16_224", "")
+    assert model_entrypoint(f"crate_{size}") is model_entrypoint(f"crate_{size}_patch16_224")
+
+
+def test_aliases_are_models_and_are_not_listed() -> None:
+    for alias, name in ALIASES.items():
+        assert is_model(alias)
+        assert name in list_models()
+        assert alias not in list_models()
+
+
+def test_wildcards() -> None:
+    everything = list_models()
+    assert everything == list_models("*") == list_models("")
+    vits = list_models("vit_*")
+    assert vits == [name for name in everything if name.startswith("vit_")]
+    assert list_models(["vit_*", "crate_nano*"]) == [
+        name for name in everything if name.startswith(("vit_", "crate_nano"))
+    ]
+    assert list_models("crate_*", exclude_filters=["*_patch16_*", "crate_m*"]) == [
+        name
+        for name in everything
+        if name.startswith("crate_") and "_patch16_" not in name and not name.startswith("crate_m")
+    ]
+    assert list_models(exclude_filters="*") == []
+    assert list_models("resnet*") == []
+    assert list_models("crate_base_patch16_224") == ["crate_base_patch16_224"]
+
+
+def test_the_order_is_natural() -> None:
+    names = list_models("crate_tiny_*")
+    assert names == ["crate_tiny_patch8_224", "crate_tiny_patch16_224"]
+
+
+def test_tags() -> None:
+    cfgs = [PretrainedCfg(tag="first", num_classes=3), PretrainedCfg(tag="second", num_classes=4)]
+    register_model(tiny, pretrained=cfgs)
+    assert list_pretrained("tiny") == list_models("tiny", pretrained=True) == ["tiny.first", "tiny.second"]
+    assert list_models("tiny") == ["tiny"]
+    assert list_models("tiny", include_tags=True) == ["tiny.first", "tiny.second"]
+    assert list_models("tiny", pretrained=True, include_tags=False) == ["tiny"]
+    assert list_models("*.second") == []
+    assert list_pretrained("*.second") == ["tiny.second"]
+    assert get_pretrained_cfg("tiny") is cfgs[0]
+    assert get_pretrained_cfg("tiny.second") is cfgs[1]
+    assert is_model("tiny.second")
+    assert split_name("tiny.second") == ("tiny", "second")
+    with pytest.raises(UnknownNameError, match=r"tag of tiny 'secnd'; did you mean 'second'\?"):
+        get_pretrained_cfg("tiny.secnd")
+
+
+def test_models_without_weights_are_not_listed_as_pretrained() -> None:
+    assert "crate_base_patch16_224" not in list_models(pretrained=True, include_tags=False)
+    assert "crate_nano_patch6_96" in list_models(pretrained=True, include_tags=False)
+    assert "crate_nano_patch6_96.tuxpaint_composites" in list_pretrained()
+    with pytest.raises(UnknownNameError, match=r"crate_nano_patch6_96\.tuxpaint_composites"):
+        get_pretrained_cfg("crate_base")
+
+
+@pytest.mark.parametrize("look_up", [create_model, model_entrypoint, get_pretrained_cfg, split_name])
+def test_an_unknown_model_is_answered_with_its_neighbours(look_up: object) -> None:
+    for error in (UnknownNameError, LookupError, RuntimeError, WhiteboxCrateError):
+        with pytest.raises(error, match=r"'crate_bse'; did you mean .*'crate_base'"):
+            look_up("crate_bse")  # type: ignore[operator]
+    assert not is_model("crate_bse")
+    assert not is_model("")
+
+
+def test_a_name_like_no_other_is_answered_with_what_exists() -> None:
+    with pytest.raises(UnknownNameError, match=r"known: 'crate_base'.*whitebox-crate list"):
+        split_name("0123456789")
+
+
+def test_register_as_decorator_with_and_without_arguments() -> None:
+    @register_model
+    def plain() -> nn.Module:
+        return nn.Identity()
+
+    @register_model(name="renamed", aliases=["nick"])
+    def function() -> nn.Module:
+        return nn.Flatten()
+
+    assert plain is not None and model_entrypoint("plain") is plain
+    assert model_entrypoint("nick") is model_entrypoint("renamed") is function
+    assert not is_model("function")
+    assert isinstance(create_model("nick"), nn.Flatten)
+
+
+@pytest.mark.parametrize("taken", ["crate_base_patch16_224", "crate_base"])
+def test_a_taken_name_is_refused(taken: str) -> None:
+    before = model_entrypoint(taken)
+    for options in ({"name": taken}, {"name": "fresh", "aliases": [taken]}):
+        with pytest.raises(InputError, match=f"'{taken}' is taken.*override=True"):
+            register_model(tiny, **options)  # type: ignore[arg-type]
+    assert model_entrypoint(taken) is before
+    assert not is_model("fresh")
+
+
+@pytest.mark.parametrize("taken", ["crate_base_patch16_224", "crate_base"])
+def test_a_taken_name_is_taken_over_on_request(taken: str) -> None:
+    register_model(tiny, name=taken, override=True)
+    assert model_entrypoint(taken) is tiny
+    assert isinstance(create_model(taken), nn.Linear)
+
+
+@pytest.mark.parametrize("name", ["with.dot", "hub:like", ""])
+def test_names_that_could_not_be_looked_up_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match=r"pass name=\.\.\."):
+        register_model(tiny, aliases=[name])
+    with pytest.raises(InputError, match=r"pass name=\.\.\."):
+        register_model(partial(tiny))  # has no name of its own
+    assert not is_model("tiny")
+
+
+def test_a_registered_class_is_a_model_with_the_whole_contract() -> None:
+    register_model(Crate, name="my_crate")
+    model = create_model("my_crate", depth=1, embed_dim=8, num_heads=2, img_size=32)
+    assert model.architecture == "my_crate"
+    assert model.pretrained_cfg.input_size == (3, 224, 224)
+    with pytest.raises(UnknownNameError, match="did you mean 'num_classes'"):
+        create_model("my_crate", num_clases=3)
