@@ -106,9 +106,7 @@ def test_each_map_is_judged_alone_and_up_to_scale(maps: Tensor, keep: float, rul
 @given(maps=attention_maps(), keep=shares, rule=st.sampled_from(RULES))
 def test_strides_do_not_matter(maps: Tensor, keep: float, rule: str) -> None:
     strided = maps.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0)
-    assert torch.equal(
-        attention_masks(strided, keep=keep, rule=rule), attention_masks(maps, keep=keep, rule=rule)
-    )
+    assert torch.equal(attention_masks(strided, keep=keep, rule=rule), attention_masks(maps, keep=keep, rule=rule))
 
 
 def test_mean_rule_keeps_what_is_above_the_mean() -> None:
@@ -174,9 +172,7 @@ def test_maps_that_mean_nothing_are_refused(rule: str, maps: Tensor, says: str) 
     grid=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
 )
-def test_nearest_takes_the_patch_under_the_pixels_centre(
-    grid: tuple[int, int], size: tuple[int, int]
-) -> None:
+def test_nearest_takes_the_patch_under_the_pixels_centre(grid: tuple[int, int], size: tuple[int, int]) -> None:
     index = torch.arange(grid[0] * grid[1]).view(2 * [1] + list(grid))
     out = upsample(index, size)
     assert out.shape == (1, 1, *size)

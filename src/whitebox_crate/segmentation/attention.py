@@ -141,9 +141,7 @@ def _check_finite_images(images: Tensor) -> None:
 
 def _check_maps(maps: Tensor) -> None:
     if maps.ndim < 2 or maps.numel() == 0 or not maps.is_floating_point():
-        raise InputError(
-            f"expected float maps of shape (..., grid_h, grid_w), got {maps.dtype} of {tuple(maps.shape)}"
-        )
+        raise InputError(f"expected float maps of shape (..., grid_h, grid_w), got {maps.dtype} of {tuple(maps.shape)}")
     if not maps.isfinite().all():
         raise InputError(f"{int((~maps.isfinite()).sum())} values of the maps are NaN or infinite")
     if (maps < 0).any():

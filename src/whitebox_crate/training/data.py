@@ -282,7 +282,7 @@ def _fit_square(picture: Any, side: int) -> Array:
     scale = side / max(picture.size)
     width, height = (max(1, round(length * scale)) for length in picture.size)
     # Pillow premultiplies RGBA while it resizes: the colour under alpha 0 does not bleed into the edge.
-    resampling = require("PIL.Image", "images").Resampling.BICUBIC
+    resampling = require("PIL.Image", "train").Resampling.BICUBIC
     square = np.zeros((4, side, side), np.uint8)
     top, left = (side - height) // 2, (side - width) // 2
     resized = np.asarray(picture.resize((width, height), resampling))
@@ -321,7 +321,7 @@ def _open_small(paths: Sequence[Path], long_side: int) -> Any:
 
 def _busy_crops(picture: Any, side: int, random: np.random.Generator) -> Iterator[Array]:
     """Square crops (3, side, side) without end; each is the best of three, for wallpapers are half empty."""
-    resampling = require("PIL.Image", "images").Resampling.BICUBIC
+    resampling = require("PIL.Image", "train").Resampling.BICUBIC
     # Summed-area table of the steps between neighbours: the edges in any box are four look-ups.
     grey = np.asarray(picture.convert("L"), np.float32)
     steps = np.abs(np.diff(grey, axis=1, prepend=grey[:, :1]))
@@ -341,7 +341,7 @@ def _busy_crops(picture: Any, side: int, random: np.random.Generator) -> Iterato
 
 def _open(path: Path, mode: str | None = None, long_side: int = 0) -> Any:
     """Decodes a picture into a mode, JPEGs straight to about `long_side` pixels; no mode: only the header."""
-    image_module = require("PIL.Image", "images")
+    image_module = require("PIL.Image", "train")
     try:
         with image_module.open(path) as picture:
             if long_side:

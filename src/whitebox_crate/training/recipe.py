@@ -10,6 +10,7 @@ import json
 import math
 import shutil
 import sys
+import textwrap
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -315,5 +316,6 @@ def _resume(accelerator: Any, folder: Path, recipe: Recipe) -> int:
 
 def _unusable(checkpoint: Path, error: Exception) -> WeightsError:
     return WeightsError(
-        f"{checkpoint} is broken or belongs to another model: {error}; make the model as it was, or use another folder"
+        f"{checkpoint} is broken or belongs to another model; make the model as it was, or use another folder "
+        f"({textwrap.shorten(str(error), 300)})"
     )

@@ -1,0 +1,52 @@
+"""Pictures of maps and masks: sizes, colours, edges."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from whitebox_crate import InputError
+from whitebox_crate.segmentation.draw import CAPTION, GAP, draw_map, draw_mask, draw_panels
+
+
+def test_more_attention_is_lighter() -> None:
+    pixels = np.asarray(draw_map(torch.arange(16.0).view(1, 16), (20, 320)).convert("L"), dtype=float)
+    assert (np.diff(pixels[0]) >= -1).all() and pixels[0, -1] - pixels[0, 0] > 200
+
+
+def test_the_scale_of_a_map_does_not_matter() -> None:
+    values = torch.rand(4, 5)
+    assert np.array_equal(draw_map(values, (40, 50)), draw_map(values * 1e-3, (40, 50)))
+
+
+def test_a_constant_map_is_one_colour() -> None:
+    assert len(np.unique(np.asarray(draw_map(torch.full((3, 3), 0.1), (9, 9))).reshape(-1, 3), axis=0)) == 1
+
+
+def test_a_mask_keeps_the_inside_and_dims_the_outside() -> None:
+    photo = Image.new("RGB", (200, 100), (200, 200, 200))
+    mask = torch.zeros(2, 4, dtype=torch.bool)
+    mask[:, :2] = True
+    drawn = np.asarray(draw_mask(photo, mask))
+    assert drawn.shape == (100, 200, 3)
+    assert (drawn[50, 50] == 200).all() and (drawn[50, 150] < 120).all()
+    red = (drawn[..., 0] > 240) & (drawn[..., 1] < 100)
+    assert red[:, 95:100].any() and not red[:, :90].any() and not red[:, 100:].any()  # an edge inside, none at the rim
+
+
+def test_panels_lie_in_rows() -> None:
+    panels = [Image.new("RGB", (30, 20), (index * 20, 0, 0)) for index in range(5)]
+    sheet = draw_panels(panels, ["a caption much too long for its panel"] * 5, columns=3)
+    assert sheet.size == (3 * (30 + GAP) + GAP, 2 * (20 + CAPTION + GAP))
+    assert sheet.getpixel((GAP + 30 + GAP + 5, 20 + CAPTION + GAP + CAPTION + 5)) == (80, 0, 0)
+
+
+def test_bad_input_is_refused() -> None:
+    with pytest.raises(InputError, match="one map"):
+        draw_map(torch.rand(2, 3, 3), (9, 9))
+    with pytest.raises(InputError, match="one mask"):
+        draw_mask(Image.new("RGB", (9, 9)), torch.ones(1, 3, 3, dtype=torch.bool))
+    with pytest.raises(InputError, match="caption"):
+        draw_panels([], [])
