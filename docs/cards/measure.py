@@ -22,6 +22,7 @@ from whitebox_crate.segmentation import attention_masks, mask_iou, upsample
 from whitebox_crate.training import Batch, Composites, normalize, photographs, wallpapers
 
 RULES = ("mean", "mass", "entries")
+NAMES = {"crate": "CRATE", "vit": "ViT, the control", "crate_untrained": "CRATE, untrained"}
 
 
 def batches(source: Composites, images: int, seed: int) -> list[Batch]:
@@ -50,42 +51,81 @@ def head_ious(model: ImageTransformer, drawn: list[Batch], rule: str) -> Tensor:
     return torch.cat(found)
 
 
-def interval(values: Tensor) -> list[float]:
-    """Mean and half the width of its 95% confidence interval over images."""
-    return [round(float(values.mean()), 4), round(1.96 * float(values.std() / len(values) ** 0.5), 4)]
+def interval(values: Tensor, labels: Tensor) -> list[float]:
+    """Mean over objects of their mean, and half the width of its 95% interval over objects (images share objects)."""
+    means = torch.stack([values[labels == label].mean() for label in labels.unique()])
+    return [round(float(means.mean()), 4), round(1.96 * float(means.std() / len(means) ** 0.5), 4)]
 
 
 def localisation(model: ImageTransformer, choosing: list[Batch], scoring: list[Batch]) -> dict[str, Any]:
     """By rule and layer: the best head of each image, and one head chosen on the training objects."""
+    labels = torch.cat([batch.labels for batch in scoring])
     result: dict[str, Any] = {}
     for rule in RULES:
         chosen = head_ious(model, choosing, rule).mean(0)
         ious = head_ious(model, scoring, rule)
         layer, head = divmod(int(chosen.flatten().argmax()), chosen.shape[1])
         result[rule] = {
-            "best_head_by_layer": [interval(ious[:, index].amax(-1)) for index in range(ious.shape[1])],
+            "best_head_by_layer": [interval(ious[:, index].amax(-1), labels) for index in range(ious.shape[1])],
             "chosen_head_by_layer": [
-                interval(ious[:, index, int(chosen[index].argmax())]) for index in range(ious.shape[1])
+                interval(ious[:, index, int(chosen[index].argmax())], labels) for index in range(ious.shape[1])
             ],
-            "chosen": {"layer": layer, "head": head, "iou": interval(ious[:, layer, head])},
+            "chosen": {"layer": layer, "head": head, "iou": interval(ious[:, layer, head], labels)},
         }
     return result
 
 
 def trivial(scoring: list[Batch]) -> dict[str, list[float]]:
-    """What takes no model: everything, a centred box, and random scores kept above their mean."""
+    """What takes no model: everything, a centred box, and the best of four random maps, kept above their mean."""
+    labels = torch.cat([batch.labels for batch in scoring])
     masks = torch.cat([batch.masks for batch in scoring])
     side = masks.shape[-1]
-    result = {"all_ones": interval(mask_iou(torch.ones_like(masks), masks))}
+    result = {"all_ones": interval(mask_iou(torch.ones_like(masks), masks), labels)}
     for share in (0.4, 0.5, 0.6, 0.7):
         box = torch.zeros(side, side, dtype=torch.bool)
         margin = round(side * (1 - share) / 2)
         box[margin : side - margin, margin : side - margin] = True
-        result[f"centred_box_{share}"] = interval(mask_iou(box, masks))
-    scores = torch.rand(len(masks), 16, 16, generator=torch.Generator().manual_seed(0))
+        result[f"centred_box_{share}"] = interval(mask_iou(box, masks), labels)
+    scores = torch.rand(len(masks), 4, 16, 16, generator=torch.Generator().manual_seed(0))
     noise = upsample(attention_masks(scores, rule="mean"), (side, side))
-    result["random_scores"] = interval(mask_iou(noise, masks))
+    result["best_of_4_random_maps"] = interval(mask_iou(noise, masks[:, None]).amax(-1), labels)
     return result
+
+
+def table(results: dict[str, Any]) -> str:
+    """The card's tables, in Markdown."""
+    depth = len(results["crate"]["mean"]["best_head_by_layer"])
+    layers = " | ".join(f"layer {index}" for index in range(depth))
+    lines = [f"| Best head of each image, IoU | Rule | {layers} |", "|---" * (depth + 2) + "|"]
+    for key, name in NAMES.items():
+        for rule in RULES if key in results else ():
+            by_layer = [f"{mean:.3f}" for mean, _ in results[key][rule]["best_head_by_layer"]]
+            lines.append(f"| {name} | {rule} | {' | '.join(by_layer)} |")
+    lines += [
+        "",
+        "| One head, chosen on training objects | Rule | Layer, head | IoU, 95% interval |",
+        "|---|---|---|---|",
+    ]
+    for key, name in NAMES.items():
+        for rule in RULES if key in results else ():
+            chosen = results[key][rule]["chosen"]
+            mean, half = chosen["iou"]
+            lines.append(f"| {name} | {rule} | {chosen['layer']}, {chosen['head']} | {mean:.3f} ± {half:.3f} |")
+    lines += [
+        f"| {name.replace('_', ' ')} | | | {mean:.3f} ± {half:.3f} |"
+        for name, (mean, half) in results["trivial"].items()
+    ]
+    lines += [
+        "",
+        "| Training objects named | Parameters | Training backgrounds | New backgrounds |",
+        "|---|---|---|---|",
+    ]
+    for key, name in NAMES.items():
+        if key in results:
+            of = results[key]
+            accuracies = f"{of['accuracy_training_backgrounds']:.1%} | {of['accuracy_held_out_backgrounds']:.1%}"
+            lines.append(f"| {name} | {of['parameters']:,} | {accuracies} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -121,10 +161,7 @@ def main() -> None:
             **localisation(model, choosing, scoring),
         }
     write_whole(options.out, lambda path: path.write_text(json.dumps(results, indent=1) + "\n"))
-    for key in models:
-        for rule in RULES:
-            by_layer = " ".join(f"{mean:.3f}" for mean, _ in results[key][rule]["best_head_by_layer"])
-            print(f"{key:16} {rule:8} best head by layer {by_layer}  chosen {results[key][rule]['chosen']}")
+    print(table(results))
     print(options.out)
 
 

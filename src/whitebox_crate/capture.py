@@ -69,7 +69,7 @@ def capture(
 ) -> Iterator[Trace]:
     """Reads inner states of a model while it runs.
 
-    The states carry the names of arXiv 2308.16271, Algorithm 1, for a layer z -> z':
+    The states follow the steps of arXiv 2308.16271, Algorithm 1, for a layer z -> z':
 
     - `tokens`: z, (batch, tokens, dim).
     - `projections`: w = U^T LN(z) of each head, (batch, heads, tokens, head_dim); of attention with separate query,
@@ -89,7 +89,7 @@ def capture(
         queries: Which rows of `attention`: "cls", "all", or token indices.
 
     Yields:
-        The trace, filled by each forward pass and still there after the block.
+        The trace: the states of the last forward pass of the whole model, still there after the block.
 
     Raises:
         UnknownNameError: If a state, layer, head or query does not exist.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import __version__
-from .errors import InputError, OutputError, WhiteboxCrateError
+from .errors import InputError, OutputError, WhiteboxCrateError, require
 from .factory import create_model
 from .hub import save_pretrained, write_whole
 from .models import ImageTransformer
@@ -70,8 +70,8 @@ def build_parser() -> argparse.ArgumentParser:
     segment = _command(commands, "segment", _segment, "the picture, a head's [CLS] map and its mask, as a PNG")
     _add_picture_options(segment, "segmented")
     segment.add_argument("--head", type=int, help="which head (default: the weights' best, else their mean)")
-    segment.add_argument("--keep", type=float, default=0.6, help="share kept by mass and entries (%(default)s)")
-    segment.add_argument("--rule", choices=get_args(MaskRule), default="mean", help="what a mask keeps (%(default)s)")
+    segment.add_argument("--rule", choices=get_args(MaskRule), help="what a mask keeps (default: mean)")
+    segment.add_argument("--keep", type=float, help="share kept (0.6) by mass, the rule if this is given, or entries")
 
     attention = _command(commands, "attention", _attention, "the [CLS] maps of all heads of a layer, as a PNG")
     _add_picture_options(attention, "attention")
@@ -88,7 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary)
-    parser.add_argument("--threads", type=int, default=0, help="processor threads (default: PyTorch's choice)")
+    parser.add_argument("--threads", type=_positive, help="processor threads (default: PyTorch's choice)")
     parser.set_defaults(run=run)
     return parser
 
@@ -112,24 +112,37 @@ def _add_recipe_option(parser: argparse.ArgumentParser, field: dataclasses.Field
 
 def _list(options: argparse.Namespace) -> int:
     names = list_pretrained(options.filter) if options.pretrained else list_models(options.filter)
-    print("\n".join(names) if names else "no model's name fits", file=sys.stdout if names else sys.stderr)
+    print(
+        "\n".join(names) if names else "no name fits; 'whitebox-crate list' shows all",
+        file=sys.stdout if names else sys.stderr,
+    )
     return 0 if names else 1
 
 
 def _segment(options: argparse.Namespace) -> int:
     model = _load(options)
     facts = model.pretrained_cfg
+    rule: MaskRule = options.rule or ("mean" if options.keep is None else "mass")
+    if rule == "mean" and options.keep is not None:
+        raise InputError("the rule 'mean' has no share to keep: leave --keep out, or choose --rule mass or entries")
+    keep = 0.6 if options.keep is None else options.keep
     head = facts.attention_head if options.head is None else options.head
     if head is not None:
         head = resolve_index("head", head, model.num_heads)
 
     def draw(photo: Image, maps: Tensor, layer: int) -> tuple[Image, str]:
         shown = maps.mean(0) if head is None else maps[head]
-        mask = attention_masks(shown, options.keep, options.rule)
+        mask = attention_masks(shown, keep, rule)
         what = f"layer {layer}, " + ("mean of the heads" if head is None else f"head {head}")
-        rule = options.rule if options.rule == "mean" else f"{options.keep:.0%} of {options.rule}"
         panels = [photo, draw_map(shown, (photo.height, photo.width)), draw_mask(photo, mask)]
-        return draw_panels(panels, ["image", f"[CLS] attention, {what}", f"mask: {rule}"]), what
+        return draw_panels(
+            panels,
+            [
+                "image",
+                f"[CLS] attention, {what}",
+                "mask: above the mean" if rule == "mean" else f"mask: {keep:.0%} of the {rule}",
+            ],
+        ), what
 
     return _draw_all(options, model, draw)
 
@@ -233,7 +246,11 @@ def _train(options: argparse.Namespace) -> int:
         label_names=objects.class_names,
         origin=f"whitebox-crate {__version__} train on {options.data}, seed {recipe.seed}",
     )
+    if model.num_classes < len(objects.class_names):
+        raise InputError(f"{options.data} have {len(objects.class_names)} classes, the model has {model.num_classes}")
     train(model, Composites(objects, backgrounds, size), recipe, options.out)
+    if not require("accelerate", "train").PartialState().is_main_process:
+        return 0
     folder = save_pretrained(model, options.out / "model")
     print(f"{folder}  (create_model('local-dir:{folder}', pretrained=True) loads it)")
     return 0
@@ -242,6 +259,12 @@ def _train(options: argparse.Namespace) -> int:
 def _recipe_value(options: argparse.Namespace, field: dataclasses.Field[Any]) -> Any:
     value = getattr(options, field.name)
     return tuple(value) if isinstance(value, list) else value
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a positive number, not {text!r}")
+    return int(text)
 
 
 def _option(text: str) -> tuple[str, Any]:

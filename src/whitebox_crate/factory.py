@@ -15,7 +15,7 @@ from .loading import load_state, read_safetensors
 from .models import FeatureExtractor, ImageTransformer, PretrainedCfg
 from .registry import get_pretrained_cfg, model_entrypoint, split_name
 
-LOCAL = "local-dir:"
+LOCAL, HUB = "local-dir:", "hf-hub:"
 
 
 def create_model(
@@ -50,13 +50,17 @@ def create_model(
     Raises:
         UnknownNameError: If the model, tag or option does not exist; the message lists close matches.
         InputError: If an option has a value that makes no model, or `out_indices` is given without `features_only`.
-        WeightsError: If weights are asked for and absent, broken or of other shapes. A changed `num_classes` leaves
-            the head fresh, and nothing but the head.
+        WeightsError: If weights are asked for and absent, broken or of other shapes. With `pretrained`, a changed
+            `num_classes` leaves the head fresh, and nothing but the head; `checkpoint_path` takes no other shapes.
     """
     if out_indices is not None and not features_only:
         raise InputError("out_indices chooses the maps of features_only=True; without it there are none")
     folder, saved_pool = None, None
+    if name.startswith(HUB):
+        raise UnknownNameError(f"models are not fetched from the Hub: download {name} and give {LOCAL}PATH")
     if name.startswith(LOCAL):
+        if pretrained_cfg is not None:
+            raise InputError(f"{name} has facts of its own; change single ones with pretrained_cfg_overlay")
         folder = Path(name.removeprefix(LOCAL))
         architecture, saved_options, cfg, saved_pool = hub.read_config(folder)
         given = {key: value for key, value in model_options.items() if value is not None or key not in saved_options}

@@ -109,7 +109,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         temporary.chmod(0o644)
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        raise OutputError(f"cannot write {path}: {error}; choose another place with --out") from error
+        raise OutputError(f"cannot write {path}: {error}; choose another place") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -159,5 +159,8 @@ def _check_unit_range(pixels: Tensor) -> Tensor:
     if pixels.ndim != 3 or pixels.shape[0] != 3 or pixels.numel() == 0:
         raise InputError(f"expected a tensor of shape (3, height, width), got {tuple(pixels.shape)}")
     if not ((pixels >= 0) & (pixels <= 1)).all():
-        raise InputError(f"float pixels are in [0, 1]; these are from {float(pixels.min())} to {float(pixels.max())}")
+        raise InputError(
+            f"float pixels are in [0, 1]; these are from {float(pixels.min())} to {float(pixels.max())}: divide by the "
+            "largest value they can have; if some are NaN, look at how they were read"
+        )
     return pixels.float()

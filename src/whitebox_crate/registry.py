@@ -63,7 +63,8 @@ def register_model(
             raise InputError(f"the model name {new!r} is taken; choose another or pass override=True")
     for taken in (full_name, *aliases):
         _models.pop(taken, None)
-        _aliases.pop(taken, None)
+        for alias in [alias for alias, target in _aliases.items() if taken in (alias, target)]:
+            del _aliases[alias]
     _models[full_name] = _Entry(entrypoint, {cfg.tag: cfg for cfg in pretrained})
     _aliases.update(dict.fromkeys(aliases, full_name))
     return entrypoint
@@ -167,7 +168,7 @@ def _natural(name: str) -> list[str | int]:
 
 
 def _register_variants() -> None:
-    weights = {"crate_nano_patch6_96": [NANO_CFG], "vit_nano_patch6_96": []}
+    weights = {"crate_nano_patch6_96": [NANO_CFG]}
     for name, entrypoint in VARIANTS.items():
         aliases = [alias for alias, target in ALIASES.items() if target == name]
         register_model(entrypoint, name=name, aliases=aliases, pretrained=weights.get(name, []))

@@ -22,7 +22,7 @@ def to_pair(size: Size) -> tuple[int, int]:
     """
     pair = (size, size) if isinstance(size, int) else size
     is_pair = isinstance(pair, tuple | list) and len(pair) == 2
-    if not is_pair or any(not isinstance(side, int) or side < 1 for side in pair):
+    if not is_pair or any(type(side) is not int or side < 1 for side in pair):
         raise InputError(f"a size is a positive int or a pair (height, width) of them, not {size!r}")
     return pair[0], pair[1]
 
@@ -44,6 +44,8 @@ class PatchEmbed(nn.Module):
         self, img_size: Size = 224, patch_size: Size = 16, in_chans: int = 3, dynamic_img_size: bool = False
     ) -> None:
         super().__init__()
+        if in_chans < 1:
+            raise InputError(f"in_chans is at least 1, not {in_chans}")
         self.patch_size = to_pair(patch_size)
         self.in_chans = in_chans
         self.dynamic_img_size = dynamic_img_size

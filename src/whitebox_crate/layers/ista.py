@@ -14,7 +14,7 @@ Threshold = Literal["relu", "soft"]
 
 
 class ISTA(nn.Module):
-    """Codes tokens sparsely in a complete dictionary D (arXiv 2306.01129, Eq. 17).
+    """Codes tokens sparsely in a complete dictionary D (arXiv 2308.16271, Eq. 7).
 
     `ISTA(x) = ReLU(x + eta D^T (x - D x) - eta lambda)`: one step from x on `lambda |z|_1 + |x - D z|^2 / 2` over
     z >= 0. There is no residual around it. With `threshold="soft"` the codes may be negative and the proximal

@@ -10,11 +10,11 @@ from ._heads import head_width
 
 
 class MSSA(nn.Module):
-    """Compresses tokens onto learned subspaces (arXiv 2306.01129, Eq. 12 and 13).
+    """Compresses tokens onto learned subspaces (arXiv 2308.16271, Eq. 5).
 
     Head k owns one basis `U_k` (dim x head_dim), which is query, key and value at once: `w = U_k^T z` and
-    `softmax(w w^T / sqrt(head_dim)) w`. One gradient step on the coding rate `Rc(Z; U)` has this form. The output
-    projection stands where the derivation has the bases once more; it is learned.
+    `softmax(w w^T / sqrt(head_dim)) w`. An approximate gradient step on the coding rate `Rc(Z; U)` has this form
+    (Eq. 6). The output projection stands where the derivation has the bases once more; it is learned.
 
     Args:
         dim: Width of a token.

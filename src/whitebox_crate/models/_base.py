@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
 from einops import rearrange
@@ -16,6 +16,9 @@ from ..errors import InputError, UnknownNameError
 from ..layers import MHSA, MSSA, PatchEmbed, resample_pos_embed
 from ..layers.embed import Size
 from ._pretrained_cfg import PretrainedCfg
+
+if TYPE_CHECKING:
+    from ..loading import LoadReport
 
 GlobalPool = Literal["token", "avg", "mean", ""]
 Intermediate: TypeAlias = Tensor | tuple[Tensor, Tensor]
@@ -59,6 +62,7 @@ class ImageTransformer(nn.Module):
 
     Raises:
         UnknownNameError: If `global_pool` is none of the four.
+        InputError: If there is no layer, or `num_classes` is negative.
     """
 
     def __init__(
@@ -72,6 +76,8 @@ class ImageTransformer(nn.Module):
         norm_eps: float,
     ) -> None:
         super().__init__()
+        if not blocks or num_classes < 0:
+            raise InputError(f"depth is at least 1 and num_classes at least 0, not {len(blocks)} and {num_classes}")
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.num_heads = blocks[0].attention.num_heads
@@ -82,7 +88,7 @@ class ImageTransformer(nn.Module):
         # Set by create_model: the registered name, the options given to it, and what was loaded.
         self.architecture = ""
         self.model_args: dict[str, Any] = {}
-        self.load_report: object = None
+        self.load_report: LoadReport | None = None
 
         self.patch_embed = patch_embed
         self.cls_token = nn.Parameter(torch.randn(1, 1, embed_dim))
@@ -151,23 +157,23 @@ class ImageTransformer(nn.Module):
         normed: Tensor = self.norm(tokens)
         return normed
 
-    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pools the tokens of `forward_features` and classifies.
 
         Args:
-            tokens: (batch, tokens, embed_dim).
+            x: (batch, tokens, embed_dim).
             pre_logits: Whether to stop before the last Linear.
 
         Returns:
             (batch, num_classes), or (batch, embed_dim) with `pre_logits`.
         """
         if self.global_pool == "token":
-            tokens = tokens[:, 0]
+            x = x[:, 0]
         elif self.global_pool == "avg":
-            tokens = tokens[:, self.num_prefix_tokens :].mean(dim=1)
+            x = x[:, self.num_prefix_tokens :].mean(dim=1)
         elif self.global_pool == "mean":
-            tokens = tokens.mean(dim=1)
-        pooled: Tensor = self.fc_norm(tokens)
+            x = x.mean(dim=1)
+        pooled: Tensor = self.fc_norm(x)
         return pooled if pre_logits else self.head(pooled)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from ._base import ImageTransformer, resolve_layers
+
+if TYPE_CHECKING:
+    from ..loading import LoadReport
 
 
 class FeatureInfo:
@@ -50,9 +54,15 @@ class FeatureExtractor(nn.Module):
         self.out_indices = resolve_layers(min(3, depth) if out_indices is None else out_indices, depth)
         self.feature_info = FeatureInfo(self.out_indices, model.embed_dim, max(model.patch_embed.patch_size))
         model.blocks = model.blocks[: max(self.out_indices) + 1]
-        model.norm = nn.Identity()
+        model.norm = model.fc_norm = nn.Identity()
         model.reset_classifier(0)
+        self.pretrained_cfg = model.pretrained_cfg
         self.model = model
+
+    @property
+    def load_report(self) -> LoadReport | None:
+        """What was loaded into the model, if anything."""
+        return self.model.load_report
 
     def forward(self, images: Tensor) -> list[Tensor]:
         maps: list[Tensor] = self.model.forward_intermediates(images, self.out_indices, intermediates_only=True)

@@ -16,10 +16,10 @@ Skip = Literal["input", "normalized"]
 
 
 class CrateBlock(Block):
-    """One step of sparse rate reduction: MSSA lowers `Rc(Z; U)`, ISTA lowers the codes' l1 norm.
+    """One step of sparse rate reduction (arXiv 2308.16271, Eq. 8): MSSA compresses, ISTA codes sparsely.
 
     `h = z + MSSA(LN(z))`, `z' = ISTA(LN(h))` as released; with `skip="normalized"`, `h = LN(z) + MSSA(LN(z))` as in
-    Algorithm 1 of arXiv 2308.16271.
+    Algorithm 1.
 
     Args:
         dim: Width of a token.

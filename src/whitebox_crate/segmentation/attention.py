@@ -143,7 +143,9 @@ def _check_maps(maps: Tensor) -> None:
     if maps.ndim < 2 or maps.numel() == 0 or not maps.is_floating_point():
         raise InputError(f"expected float maps of shape (..., grid_h, grid_w), got {maps.dtype} of {tuple(maps.shape)}")
     if not maps.isfinite().all():
-        raise InputError(f"{int((~maps.isfinite()).sum())} values of the maps are NaN or infinite")
+        raise InputError(
+            f"{int((~maps.isfinite()).sum())} values of the maps are NaN or infinite; look at the images they came from"
+        )
     if (maps < 0).any():
         raise InputError(f"an attention map is not negative, but its least value is {float(maps.min())}")
     empty = maps.flatten(-2).amax(dim=-1) == 0

@@ -76,7 +76,7 @@ class Composites:
 
         Args:
             batch_size: Number of images.
-            seed: Seed of the run (give each process its own).
+            seed: Seed of the run.
             step: Number of the batch within the run.
             difficulty: The curriculum's position in [0, 1]. At 0 the object is centred, upright, nine tenths
                 of the image long, in its own colours, on a plain random colour. At 1 it is anywhere in the

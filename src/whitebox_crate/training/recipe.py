@@ -1,7 +1,7 @@
 """The minimal supervised recipe: cross-entropy, Lion or AdamW, cosine with warm-up, exact resume.
 
-It is the recipe of arXiv 2308.16271, Appendix B, with a curriculum in front: the task grows from easy to full
-difficulty, and images may grow too. Accelerate does the devices, processes and precision.
+After arXiv 2308.16271, Appendix B. Added for small transformers: label smoothing, clipping, and a curriculum in which
+the task grows from easy to full difficulty and the images grow too. Accelerate does devices, processes and precision.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError, OutputError, UnknownNameError, WeightsError, require
+from ..hub import write_whole
 from ..models import ImageTransformer
 from .composites import Batch
 
@@ -70,10 +71,9 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:
             raise InputError(f"steps and batch_size are at least 1, not {self.steps} and {self.batch_size}")
-        if len(self.sizes) != len(self.size_starts) or not self.sizes or self.size_starts[0] != 0:
-            raise InputError(
-                f"sizes {self.sizes} need one start each, the first at 0; size_starts is {self.size_starts}"
-            )
+        starts = self.size_starts
+        if len(self.sizes) != len(starts) or not starts or starts[0] != 0 or list(starts) != sorted(starts):
+            raise InputError(f"sizes {self.sizes} need one start each, from 0 upwards; size_starts is {starts}")
         if self.precision not in PRECISIONS:
             raise UnknownNameError.of("precision", self.precision, PRECISIONS)
 
@@ -90,9 +90,8 @@ class Recipe:
 
     def size_at(self, step: int) -> int:
         """Side of the images at this step, in pixels."""
-        return [size for size, start in zip(self.sizes, self.size_starts, strict=True) if step >= start * self.steps][
-            -1
-        ]
+        begun = sum(step >= start * self.steps for start in self.size_starts)
+        return self.sizes[begun - 1]
 
 
 def make_optimizer(model: ImageTransformer, recipe: Recipe) -> torch.optim.Optimizer:
@@ -161,7 +160,9 @@ def train(
     log = _Log(folder / "log.jsonl", recipe.steps, accelerator.is_main_process)
     last = recipe.steps if stop_at is None else min(recipe.steps, stop_at)
     try:
-        step = _resume(accelerator, folder, recipe)
+        run = _describe(model, recipe, accelerator)
+        step = _resume(accelerator, folder, run)
+        log.cut(step)
         wrapped.train()
         while step < last:
             batch = source.draw(
@@ -187,7 +188,7 @@ def train(
                 log.write(step, recipe)
             if step % checkpoint_every == 0 or step == recipe.steps:
                 log.check(step, recipe)
-                _save(accelerator, folder, step, recipe)
+                _save(accelerator, folder, step, run)
     finally:
         accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # or the model would autocast for ever
     return model
@@ -208,6 +209,13 @@ class _Log:
         self.losses: list[torch.Tensor] = []
         self.hits: list[torch.Tensor] = []
         self.since = time.monotonic()
+
+    def cut(self, step: int) -> None:
+        """Drops what a killed run wrote after its last checkpoint: those steps are done again."""
+        if self.active and self.path.exists():
+            lines = self.path.read_text().splitlines()
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+            write_whole(self.path, lambda path: path.write_text("".join(f"{line}\n" for line in kept)))
 
     def add(self, loss: torch.Tensor, hit: torch.Tensor) -> None:
         self.losses.append(loss)
@@ -269,12 +277,26 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-[0-9]*"), key=lambda path: int(path.name.rpartition("-")[2]))
 
 
-def _as_json(recipe: Recipe) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
-    return loaded
+def _describe(model: ImageTransformer, recipe: Recipe, accelerator: Any) -> dict[str, Any]:
+    """All that a run must share with the one it goes on from, as JSON gives it back."""
+    facts = {
+        **asdict(recipe),
+        "architecture": model.architecture or type(model).__name__,
+        "model_args": model.model_args,
+        "processes": accelerator.num_processes,
+    }
+    described: dict[str, Any] = json.loads(json.dumps(facts, default=str))
+    return described
 
 
-def _save(accelerator: Any, folder: Path, step: int, recipe: Recipe) -> None:
+def _save(accelerator: Any, folder: Path, step: int, run: dict[str, Any]) -> None:
+    try:
+        _write_checkpoint(accelerator, folder, step, run)
+    except OSError as error:
+        raise OutputError(f"cannot write a checkpoint to {folder}: {error}; make room and call again") from error
+
+
+def _write_checkpoint(accelerator: Any, folder: Path, step: int, run: dict[str, Any]) -> None:
     """Writes the checkpoint whole under another name, renames it, and only then drops the older ones."""
     older, partial = _checkpoints(folder), folder / "checkpoint.partial"
     if accelerator.is_main_process:
@@ -283,27 +305,28 @@ def _save(accelerator: Any, folder: Path, step: int, recipe: Recipe) -> None:
     accelerator.save_state(str(partial), safe_serialization=True)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        (partial / "run.json").write_text(json.dumps({"step": step, "recipe": _as_json(recipe)}, indent=1))
+        (partial / "run.json").write_text(json.dumps({"step": step, "run": run}, indent=1))
         partial.rename(folder / f"checkpoint-{step:07d}")
         for path in older:
             shutil.rmtree(path)
 
 
-def _resume(accelerator: Any, folder: Path, recipe: Recipe) -> int:
+def _resume(accelerator: Any, folder: Path, run: dict[str, Any]) -> int:
     """Loads the last checkpoint, if there is one; returns the step it was made after."""
     found = _checkpoints(folder)
     if not found:
         return 0
     try:
-        run = json.loads((found[-1] / "run.json").read_text())
-        step: int = run["step"]
-        saved: dict[str, Any] = run["recipe"]
+        written = json.loads((found[-1] / "run.json").read_text())
+        step: int = written["step"]
+        saved: dict[str, Any] = written["run"]
     except (OSError, ValueError, LookupError) as error:
         raise _unusable(found[-1], error) from error
-    if saved != _as_json(recipe):
-        changed = {k: v for k, v in _as_json(recipe).items() if saved.get(k) != v}
+    if saved != run:
+        changed = {k: v for k, v in run.items() if saved.get(k) != v}
         raise WeightsError(
-            f"{found[-1]} belongs to another recipe (now {changed}); use the same one to go on, or another folder"
+            f"{found[-1]} belongs to another recipe or model (now {changed}); use the same one to go on, or another "
+            "folder"
         )
     try:
         accelerator.load_state(str(found[-1]))

@@ -1,0 +1,19 @@
+"""How sphinx builds these pages: Markdown by MyST, the reference from the docstrings."""
+
+from importlib.metadata import version as installed_version
+
+project = "whitebox-crate"
+author = "whitebox-crate contributors"
+copyright = author
+version = release = installed_version("whitebox-crate")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = project
+
+default_role = "code"  # `x` in a docstring is code, as in Markdown
+autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False  # nn.Module says nothing of ours
+napoleon_custom_sections = ["Shape"]
+myst_heading_anchors = 3

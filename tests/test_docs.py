@@ -1,0 +1,143 @@
+"""The documentation is true: its Python runs, its commands exist, its links lead somewhere."""
+
+from __future__ import annotations
+
+import ast
+import os
+import pkgutil
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import whitebox_crate
+from whitebox_crate.cli import build_parser
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NOT_RUN = re.compile(r"<!-- not run: \S.* -->")
+FENCE = re.compile(r"(?P<indent> *)(?P<ticks>`{3,})(?P<language>\S*).*")
+LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)|src=\"(?!\w+:)([^\"]+)\"")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: where its code begins (lines count from 1), and the line above its fence."""
+
+    page: Path
+    language: str
+    code: list[str]
+    first_line: int
+    above: str
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.first_line}"
+
+
+def blocks(page: Path, language: str) -> Iterator[Block]:
+    above, opened, code, first_line = "", None, [], 0
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1):
+        if opened is None:
+            opened = FENCE.fullmatch(line)
+            if opened is None:
+                above = line.strip()
+            else:
+                code, first_line = [], number + 1
+        elif line.strip() == opened["ticks"]:
+            if opened["language"] == language:
+                yield Block(page, language, code, first_line, above)
+            above, opened = "", None
+        else:
+            code.append(line.removeprefix(opened["indent"]))
+    assert opened is None, f"{page}: the block that begins on line {first_line} is not closed"
+
+
+def commands(block: Block) -> Iterator[list[str]]:
+    """The words of each call of `whitebox-crate`, without what the shell takes for itself."""
+    lexer = shlex.shlex("\n".join(block.code).replace("\\\n", " "), posix=True, punctuation_chars=";&|()<>\n")
+    lexer.whitespace, lexer.whitespace_split = " \t", True
+    words: list[str] = []
+    for word in [*lexer, "\n"]:
+        if not set(word) <= set(";&|()\n"):
+            words.append(word)
+            continue
+        while words and re.match(r"\w+=", words[0]):  # variables set for this one command
+            words.pop(0)
+        if words[:1] == ["whitebox-crate"]:
+            redirected = next((i for i, w in enumerate(words) if set(w) <= set("<>")), len(words))
+            yield words[1:redirected]
+        words = []
+
+
+def is_marked_not_run(block: Block) -> bool:
+    return NOT_RUN.fullmatch(block.above) is not None
+
+
+PYTHON = [block for page in PAGES for block in blocks(page, "python")]
+COMMANDS = [(b, words) for page in PAGES for b in blocks(page, "bash") for words in commands(b)]
+
+
+@pytest.mark.parametrize("page", sorted({b.page for b in PYTHON if not is_marked_not_run(b)}), ids=lambda p: p.name)
+def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
+    """All blocks of a page run in order as one script, whose line numbers are those of the page."""
+    lines = [""] * len(page.read_text(encoding="utf-8").splitlines())
+    for block in blocks(page, "python"):
+        if not is_marked_not_run(block):
+            lines[block.first_line - 1 : block.first_line - 1 + len(block.code)] = block.code
+    script = tmp_path / page.name
+    script.write_text("\n".join(lines), encoding="utf-8")
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, script.name], cwd=tmp_path, env=offline, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_blocks_that_are_not_run_are_at_least_python() -> None:
+    for block in filter(is_marked_not_run, PYTHON):
+        ast.parse("\n".join(block.code), filename=str(block))
+
+
+@pytest.mark.parametrize(("block", "words"), COMMANDS, ids=[f"{b}-{' '.join(w)}" for b, w in COMMANDS])
+def test_commands_parse(block: Block, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        build_parser().parse_args(words)
+    except SystemExit as stop:  # --help and --version stop too, with 0
+        assert not stop.code, f"{block}: {capsys.readouterr().err}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    prose = re.sub("```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    targets = ["".join(found) for found in LINK.findall(prose)]
+    dead = [target for target in targets if not (page.parent / target).exists()]
+    assert not dead
+
+
+@pytest.mark.parametrize("marker", ["setup", "tests"])
+def test_readme_marks_the_commands_that_continuous_integration_runs(marker: str) -> None:
+    marked = [b for b in blocks(ROOT / "README.md", "bash") if b.above == f"<!-- {marker} -->"]
+    assert len(marked) == 1
+
+
+def test_reference_has_every_public_module() -> None:
+    public = {m.name for m in pkgutil.iter_modules(whitebox_crate.__path__) if not m.name.startswith("_")}
+    page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    described = set(re.findall(r"automodule:: whitebox_crate\.(\w+)$", page, flags=re.MULTILINE))
+    assert described == public - {"cli"}  # the command line has a page of its own
+
+
+def test_readme_table_is_that_of_the_registry() -> None:
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        from model_table import model_table
+    finally:
+        sys.path.pop(0)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = readme.partition("<!-- models -->\n")[2].partition("\n<!-- /models -->")[0]
+    assert shown == model_table(), "put what `python docs/model_table.py` prints between the two markers"
