@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import pkgutil
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -133,11 +135,17 @@ def test_reference_has_every_public_module() -> None:
 
 
 def test_readme_table_is_that_of_the_registry() -> None:
-    sys.path.insert(0, str(ROOT / "docs"))
-    try:
-        from model_table import model_table
-    finally:
-        sys.path.pop(0)
+    model_table = runpy.run_path(str(ROOT / "docs" / "model_table.py"))["model_table"]
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = readme.partition("<!-- models -->\n")[2].partition("\n<!-- /models -->")[0]
     assert shown == model_table(), "put what `python docs/model_table.py` prints between the two markers"
+
+
+@pytest.mark.parametrize("measured", sorted((ROOT / "docs" / "cards").glob("*.json")), ids=lambda p: p.name)
+def test_the_card_says_what_was_measured(measured: Path) -> None:
+    results = json.loads(measured.read_text())
+    table = runpy.run_path(str(ROOT / "docs" / "cards" / "measure.py"))["table"]
+    assert table(results) in (ROOT / "docs" / "cards" / "crate_nano.md").read_text(encoding="utf-8")
+    facts = whitebox_crate.get_pretrained_cfg("crate_nano")
+    chosen = results["crate"]["mean"]["chosen"]
+    assert (chosen["layer"], chosen["head"]) == (facts.attention_layer, facts.attention_head)

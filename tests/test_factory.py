@@ -1,6 +1,7 @@
 """create_model: options arrive, unknown ones are named, and absent weights never become a random model."""
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,11 @@ def test_weights_that_do_not_exist_never_become_a_random_model(name: str) -> Non
         create_model(name, pretrained=True)
 
 
+def test_facts_without_a_file_never_become_a_random_model() -> None:
+    with pytest.raises(WeightsError, match=r"no weights come with .*checkpoint_path="):
+        create_model(NAME, pretrained=True, pretrained_cfg=PretrainedCfg(), **small_options(NAME))
+
+
 def test_unknown_tags() -> None:
     for pretrained in (True, False):
         with pytest.raises(UnknownNameError, match="'tuxpaint_composites'"):
@@ -211,6 +217,12 @@ def test_other_classes_excuse_nothing_but_the_head(weights: Path, tmp_path: Path
     for classes in (CLASSES, 9, 0):
         with pytest.raises(WeightsError, match=r"blocks\.1\..* is missing"):
             create_model(NAME, pretrained=True, pretrained_cfg=cfg, **small_options(NAME, num_classes=classes))
+
+
+def test_a_head_that_is_not_what_the_facts_say_is_no_reason_for_a_fresh_one(weights: Path) -> None:
+    cfg = replace(small_cfg(weights), num_classes=9)  # the file has CLASSES
+    with pytest.raises(WeightsError, match=r"head\.weight is"):
+        create_model(NAME, pretrained=True, pretrained_cfg=cfg, **small_options(NAME, num_classes=9))
 
 
 def test_an_overlay_changes_single_fields(weights: Path) -> None:
@@ -275,6 +287,17 @@ def test_options_go_before_those_of_the_folder(folder: str) -> None:
     assert torch.equal(model.cls_token, small_model(NAME).cls_token)
     with pytest.raises(UnknownNameError, match="did you mean 'skip'"):
         create_model(folder, skp="normalized")
+
+
+def test_the_pooling_of_the_folder_unless_another_is_given(folder: str, tmp_path: Path) -> None:
+    assert create_model(folder, pretrained=True, global_pool="").global_pool == ""
+    model = small_model(NAME)
+    model.reset_classifier(CLASSES, "")
+    saved = f"local-dir:{save_pretrained(model, tmp_path / 'unpooled')}"
+    for options in ({}, {"global_pool": None, "num_classes": None}):
+        loaded = create_model(saved, pretrained=True, **options)  # type: ignore[arg-type]
+        assert (loaded.global_pool, loaded.num_classes) == ("", CLASSES)
+    assert create_model(saved, pretrained=True, global_pool="token").global_pool == "token"
 
 
 @torch.no_grad()

@@ -147,8 +147,10 @@ def test_whatever_is_raised_while_writing_no_temporary_file_stays(tmp_path: Path
     with pytest.raises(KeyboardInterrupt):
         write_whole(tmp_path / "file.txt", broken)
     assert contents(tmp_path) == {"file.txt": b"old"}
+    (tmp_path / "same.txt").hardlink_to(tmp_path / "file.txt")
     write_whole(tmp_path / "file.txt", lambda path: path.write_text("new"))
-    assert contents(tmp_path) == {"file.txt": b"new"}
+    # Renamed, not written into: whoever has the old file open still has the whole old file.
+    assert contents(tmp_path) == {"file.txt": b"new", "same.txt": b"old"}
 
 
 # What is no model's folder

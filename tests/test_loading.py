@@ -196,6 +196,12 @@ def test_a_pickle_is_refused_and_never_run(tmp_path: Path, suffix: str) -> None:
         read_safetensors(path)
 
 
+def test_whatever_is_inside_only_safetensors_are_opened_by_path(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(1)}, tmp_path / "model.bin")
+    with pytest.raises(WeightsError, match=r"not a \.safetensors file"):
+        read_safetensors(tmp_path / "model.bin")
+
+
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no file"):
         read_safetensors(tmp_path / "gone.safetensors")

@@ -25,9 +25,9 @@ RULES = ("mean", "mass", "entries")
 NAMES = {"crate": "CRATE", "vit": "ViT, the control", "crate_untrained": "CRATE, untrained"}
 
 
-def batches(source: Composites, images: int, seed: int) -> list[Batch]:
+def batches(source: Composites, images: int, seed: int, size: int) -> list[Batch]:
     """`images` composites at full difficulty, in batches of 64."""
-    return [source.draw(64, seed=seed, step=step) for step in range(images // 64)]
+    return [source.draw(64, seed=seed, step=step, size=size) for step in range(images // 64)]
 
 
 @torch.inference_mode()
@@ -38,17 +38,18 @@ def accuracy(model: ImageTransformer, drawn: list[Batch]) -> float:
 
 
 @torch.inference_mode()
-def head_ious(model: ImageTransformer, drawn: list[Batch], rule: str) -> Tensor:
-    """IoU of every head's mask with the object's, (images, layers, heads)."""
-    found = []
+def head_ious(model: ImageTransformer, drawn: list[Batch]) -> dict[str, Tensor]:
+    """By rule: IoU of every head's mask with the object's, (images, layers, heads)."""
+    found: dict[str, list[Tensor]] = {rule: [] for rule in RULES}
     for batch in drawn:
-        rows, columns = model.grid_of(batch.images)
         with capture(model, "attention") as trace:
             model(normalize(batch.images, model))
         maps = torch.stack([trace["attention", layer][:, :, 0, 1:] for layer in trace.layers], dim=1)
-        masks = attention_masks(maps.unflatten(-1, (rows, columns)), 0.6, rule)
-        found.append(mask_iou(upsample(masks, batch.masks.shape[-2:]), batch.masks[:, None, None]))
-    return torch.cat(found)
+        maps = maps.unflatten(-1, model.grid_of(batch.images))
+        for rule in RULES:
+            masks = upsample(attention_masks(maps, 0.6, rule), batch.masks.shape[-2:])
+            found[rule].append(mask_iou(masks, batch.masks[:, None, None]))
+    return {rule: torch.cat(ious) for rule, ious in found.items()}
 
 
 def interval(values: Tensor, labels: Tensor) -> list[float]:
@@ -61,9 +62,9 @@ def localisation(model: ImageTransformer, choosing: list[Batch], scoring: list[B
     """By rule and layer: the best head of each image, and one head chosen on the training objects."""
     labels = torch.cat([batch.labels for batch in scoring])
     result: dict[str, Any] = {}
+    by_training, by_held_out = head_ious(model, choosing), head_ious(model, scoring)
     for rule in RULES:
-        chosen = head_ious(model, choosing, rule).mean(0)
-        ious = head_ious(model, scoring, rule)
+        chosen, ious = by_training[rule].mean(0), by_held_out[rule]
         layer, head = divmod(int(chosen.flatten().argmax()), chosen.shape[1])
         result[rule] = {
             "best_head_by_layer": [interval(ious[:, index].amax(-1), labels) for index in range(ious.shape[1])],
@@ -86,7 +87,7 @@ def trivial(scoring: list[Batch]) -> dict[str, list[float]]:
         margin = round(side * (1 - share) / 2)
         box[margin : side - margin, margin : side - margin] = True
         result[f"centred_box_{share}"] = interval(mask_iou(box, masks), labels)
-    scores = torch.rand(len(masks), 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    scores = torch.rand(len(masks), 4, side // 6, side // 6, generator=torch.Generator().manual_seed(0))
     noise = upsample(attention_masks(scores, rule="mean"), (side, side))
     result["best_of_4_random_maps"] = interval(mask_iou(noise, masks[:, None]).amax(-1), labels)
     return result
@@ -132,22 +133,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="crate_nano", help="name or local-dir:PATH")
     parser.add_argument("--control", help="folder of a ViT trained by the same recipe")
-    parser.add_argument("--images", type=int, default=1024)
+    parser.add_argument("--size", type=int, default=96, help="side of the composites, pixels")
+    parser.add_argument("--images", type=int, default=1024, help="of each kind, a multiple of 64")
     parser.add_argument("--seed", type=int, default=1000, help="of the composites; training used others")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
 
     names = {"crate": options.model} | ({"vit": f"local-dir:{options.control}"} if options.control else {})
-    models = {key: create_model(name, pretrained=True).eval() for key, name in names.items()}
+    models = {k: create_model(name, pretrained=True, dynamic_img_size=True).eval() for k, name in names.items()}
     torch.manual_seed(options.seed)
     models["crate_untrained"] = create_model("crate_nano").eval()
 
     trained_on, new_pictures = photographs("train"), wallpapers("held_out")
-    choosing = batches(Composites(trained_on, wallpapers("train")), options.images, options.seed)
-    naming = batches(Composites(trained_on, new_pictures), options.images, options.seed)
-    scoring = batches(Composites(photographs("held_out"), new_pictures), options.images, options.seed + 1)
+    choosing = batches(Composites(trained_on, wallpapers("train")), options.images, options.seed, options.size)
+    naming = batches(Composites(trained_on, new_pictures), options.images, options.seed, options.size)
+    scoring = batches(Composites(photographs("held_out"), new_pictures), options.images, options.seed + 1, options.size)
     results: dict[str, Any] = {
         "images": len(scoring) * 64,
+        "size": options.size,
         "seed": options.seed,
         "versions": {"whitebox_crate": whitebox_crate.__version__, "torch": torch.__version__},
         "trivial": trivial(scoring),

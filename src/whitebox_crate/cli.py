@@ -19,7 +19,7 @@ from . import __version__
 from .errors import InputError, OutputError, WhiteboxCrateError, require
 from .factory import create_model
 from .hub import save_pretrained, write_whole
-from .models import ImageTransformer
+from .models import ImageTransformer, PretrainedCfg
 from .models._base import resolve_index
 from .preprocess import image_to_tensor, load_image, resize_to_grid
 from .registry import list_models, list_pretrained
@@ -98,7 +98,7 @@ def _add_picture_options(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument("--model", default="crate_nano", help="name, name.tag or local-dir:PATH (%(default)s)")
     parser.add_argument("--checkpoint", type=Path, help="safetensors file, in place of the model's own weights")
     parser.add_argument("--layer", type=int, help="which layer (default: the weights' best, else -2)")
-    parser.add_argument("--size", type=int, help="shorter side for the model, pixels (default: as trained)")
+    parser.add_argument("--size", type=int, help="shorter side for the model, pixels (default: the weights' best)")
     parser.add_argument("--out", type=Path, default=Path(out), help="folder for the PNGs (%(default)s)")
 
 
@@ -176,13 +176,13 @@ def _draw_all(options: argparse.Namespace, model: ImageTransformer, draw: Any) -
     """Draws each image into a PNG of its own; one that fails is reported, and the others are drawn all the same."""
     wanted = model.pretrained_cfg.attention_layer if options.layer is None else options.layer
     layer = resolve_index("layer", wanted, len(model.blocks))
-    short_side = min(model.img_size) if options.size is None else options.size
+    cfg = model.pretrained_cfg
+    short_side = cfg.attention_size or min(model.img_size) if options.size is None else options.size
     failed, taken = 0, set[str]()
     for path in options.images or _samples():
         try:
             photo = load_image(path)
             seen = resize_to_grid(photo, model.patch_embed.patch_size, short_side)
-            cfg = model.pretrained_cfg
             pixels = image_to_tensor(seen, mean=cfg.mean, std=cfg.std)
             maps = cls_attention(model, pixels[None], layer=layer)[0]
             sheet, what = draw(_shown(photo, seen), maps, layer)
@@ -237,10 +237,7 @@ def _train(options: argparse.Namespace) -> int:
     size = max(recipe.sizes)
     defaults = {"num_classes": len(objects.class_names), "img_size": size, "dynamic_img_size": True}
     model = create_model(options.model, **{**defaults, **model_options})
-    model.pretrained_cfg = dataclasses.replace(
-        model.pretrained_cfg,
-        tag="",
-        file="",
+    model.pretrained_cfg = PretrainedCfg(
         input_size=(3, *model.img_size),
         num_classes=model.num_classes,
         label_names=objects.class_names,

@@ -65,7 +65,7 @@ def create_model(
         architecture, saved_options, cfg, saved_pool = hub.read_config(folder)
         given = {key: value for key, value in model_options.items() if value is not None or key not in saved_options}
         model_options = {**saved_options, **given}
-        if "global_pool" in given:
+        if given.get("global_pool") is not None:
             saved_pool = None
     else:
         architecture, tag = split_name(name)

@@ -179,6 +179,10 @@ NANO_CFG = PretrainedCfg(
     file="crate_nano_patch6_96.safetensors",
     input_size=(3, 96, 96),
     num_classes=258,
-    origin="trained by whitebox-crate train on composites of photographed objects; see docs/cards/crate_nano.md",
+    attention_layer=4,
+    attention_head=1,
+    attention_size=144,
+    license="apache-2.0",
+    origin="whitebox-crate train on composites of photographed objects; docs/cards/crate_nano.md has all of it",
 )
 _register_variants()

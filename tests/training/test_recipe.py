@@ -302,7 +302,7 @@ def run_and_die_in_every_way(folder: Path) -> None:
 def test_a_killed_run_is_the_same_run(tmp_path: Path) -> None:
     code = f"import test_recipe, pathlib; test_recipe.run_and_die_in_every_way(pathlib.Path({str(tmp_path)!r}))"
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, check=True)
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, check=True, timeout=600)
     assert content(tmp_path / "step") == ["checkpoint-0000006", "log.jsonl"]
     for at in ("saving", "renaming"):
         assert content(tmp_path / at) == ["checkpoint-0000002", "checkpoint.partial", "log.jsonl"]

@@ -23,6 +23,7 @@ class PretrainedCfg:
         label_names: Name of each class, empty if unknown.
         attention_layer: The layer whose [CLS] attention shows objects; the paper's penultimate one if not measured.
         attention_head: The head of it that does so best, if measured.
+        attention_size: Shorter side of an image, pixels, at which it does so best, if measured.
         license: Licence of the weights.
         origin: How the weights came about.
     """
@@ -37,5 +38,6 @@ class PretrainedCfg:
     label_names: tuple[str, ...] = ()
     attention_layer: int = -2
     attention_head: int | None = None
+    attention_size: int | None = None
     license: str = ""
     origin: str = ""

@@ -1,0 +1,82 @@
+"""Draws the README's and the card's pictures: photographs, CRATE's map and mask, and the control's map.
+
+    python docs/cards/pictures.py --out docs/images/first_light.png
+    python docs/cards/pictures.py --out docs/images/photographs.png --control RUN/model PHOTOGRAPH ...
+
+Photographs: those of the package, or names of scikit-image's (`astronaut`) or paths.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from PIL.Image import Image
+
+import whitebox_crate
+from whitebox_crate import ImageTransformer, create_model
+from whitebox_crate.hub import write_whole
+from whitebox_crate.preprocess import image_to_tensor, load_image, resize_to_grid
+from whitebox_crate.segmentation import attention_masks, cls_attention
+from whitebox_crate.segmentation.draw import draw_map, draw_mask, draw_panels
+
+PANEL = (200, 300)  # (height, width), pixels
+
+
+def find(name: str) -> Path:
+    """A path, or the file of that name among scikit-image's photographs."""
+    if Path(name).exists():
+        return Path(name)
+    package = find_spec("skimage")
+    if package is None or package.origin is None:
+        raise SystemExit(f"{name} is no file, and scikit-image is not installed: pip install scikit-image")
+    found = sorted((Path(package.origin).parent / "data").glob(f"{name}.*"))
+    if not found:
+        raise SystemExit(f"{name} is neither a file nor one of scikit-image's photographs")
+    return found[0]
+
+
+@torch.inference_mode()
+def map_of(model: ImageTransformer, photo: Image, short_side: int, layer: int, head: int | None) -> torch.Tensor:
+    """One head's map of a photograph, or the mean of the heads, (rows, columns)."""
+    facts = model.pretrained_cfg
+    seen = resize_to_grid(photo, model.patch_embed.patch_size, short_side)
+    maps = cls_attention(model, image_to_tensor(seen, mean=facts.mean, std=facts.std)[None], layer)[0]
+    return maps.mean(0) if head is None else maps[head]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("photographs", nargs="*")
+    parser.add_argument("--control", help="folder of a ViT trained by the same recipe")
+    parser.add_argument("--control-layer", type=int, default=-1)
+    parser.add_argument("--control-head", type=int)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    samples = Path(whitebox_crate.__file__).parent / "samples"
+    paths = [find(name) for name in options.photographs] or sorted(samples.glob("*.jpg"))
+
+    crate = create_model("crate_nano", pretrained=True, dynamic_img_size=True).eval()
+    control = options.control and create_model(f"local-dir:{options.control}", pretrained=True).eval()
+    facts = crate.pretrained_cfg
+    layer, head, side = facts.attention_layer, facts.attention_head, facts.attention_size or min(crate.img_size)
+    panels, captions = [], []
+    for path in paths:
+        photo = load_image(path)
+        shown = photo.resize((PANEL[1], PANEL[0]))
+        attention = map_of(crate, photo, side, layer, head)
+        panels += [shown, draw_map(attention, PANEL), draw_mask(shown, attention_masks(attention, rule="mean"))]
+        captions += [path.stem, f"CRATE, layer {layer}, head {head}", "mask: above the mean"]
+        if control:
+            panels.append(draw_map(map_of(control, photo, side, options.control_layer, options.control_head), PANEL))
+            captions.append(f"ViT, layer {options.control_layer}, head {options.control_head}")
+    sheet = draw_panels(panels, captions, columns=len(panels) // len(paths))
+    write_whole(options.out, partial(sheet.save, format="PNG"))
+    print(options.out)
+
+
+if __name__ == "__main__":
+    main()
