@@ -120,7 +120,7 @@ class TestPhotographs:
 
     def test_without_pillow_the_extra_is_named(self, stamps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "PIL.Image", None)
-        with pytest.raises(MissingExtraError, match=r"whitebox-crate\[images\]"):
+        with pytest.raises(MissingExtraError, match=r"whitebox-crate\[train\]"):
             data.photographs("all", stamps)
 
 
