@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from .data import Objects
+from .data import Objects, check_positive
 
 EASY_SCALE = 0.9
 HARD_SCALES = (0.5, 0.95)  # longer side of the object / side of the image
@@ -56,7 +56,7 @@ class Composites:
     def __init__(self, objects: Objects, backgrounds: Tensor, size: int = 96) -> None:
         _check_images("objects.images", objects.images, channels=4)
         _check_images("backgrounds", backgrounds, channels=3)
-        _check_positive("size", size)
+        check_positive("size", size)
         count, labels = len(objects.images), objects.labels
         if labels.shape != (count,) or labels.dtype != torch.int64:
             raise InputError(
@@ -88,8 +88,8 @@ class Composites:
             InputError: If `difficulty` is not in [0, 1], or `batch_size` or `size` is not positive.
         """
         size = self.size if size is None else size
-        _check_positive("batch_size", batch_size)
-        _check_positive("size", size)
+        check_positive("batch_size", batch_size)
+        check_positive("size", size)
         if not 0 <= difficulty <= 1:
             raise InputError(f"difficulty is {difficulty}; expected a number from 0 to 1")
         digest = hashlib.blake2b(f"{seed} {step}".encode(), digest_size=8).digest()
@@ -225,8 +225,3 @@ def _check_images(what: str, images: Tensor, channels: int) -> None:
             f"{what} is {images.dtype} {shape}; expected torch.uint8 (count, {channels}, side, side) with "
             "one image or more"
         )
-
-
-def _check_positive(what: str, value: int) -> None:
-    if value < 1:
-        raise InputError(f"{what} is {value}; expected at least 1")

@@ -86,7 +86,7 @@ def photographs(split: Literal["train", "held_out", "all"], root: Path = STAMPS,
         MissingExtraError: If Pillow is not installed.
     """
     _check_choice("split", split, ("train", "held_out", "all"))
-    _check_positive("side", side)
+    check_positive("side", side)
     _check_folder(root, "tuxpaint-stamps-default")
     found: dict[str, Any] = {}
     seen: set[bytes] = set()
@@ -125,7 +125,7 @@ def garments(split: Literal["train", "test"], root: Path = FASHION_MNIST, side: 
         InputError: If the folder or a file is missing, a file is not a valid idx file, or an argument is bad.
     """
     _check_choice("split", split, ("train", "test"))
-    _check_positive("side", side)
+    check_positive("side", side)
     _check_folder(root, "dataset-fashion-mnist")
     prefix = "train" if split == "train" else "t10k"
     grey = _read_idx(root, f"{prefix}-images-idx3-ubyte", dims=3)
@@ -167,8 +167,8 @@ def wallpapers(
         MissingExtraError: If Pillow is not installed.
     """
     _check_choice("split", split, ("train", "held_out"))
-    _check_positive("side", side)
-    _check_positive("count", count)
+    check_positive("side", side)
+    check_positive("count", count)
     pictures: dict[str, list[Path]] = defaultdict(list)
     for root in roots:
         _check_folder(root, "plasma-workspace-wallpapers gnome-backgrounds")
@@ -211,8 +211,8 @@ def noise_backgrounds(count: int, side: int, seed: int) -> Tensor:
     Raises:
         InputError: If `count` or `side` is not positive.
     """
-    _check_positive("count", count)
-    _check_positive("side", side)
+    check_positive("count", count)
+    check_positive("side", side)
     generator = torch.Generator().manual_seed(seed)
     frequency = torch.hypot(torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None, :])
     frequency[0, 0] = torch.inf  # no constant part
@@ -420,7 +420,8 @@ def _check_choice(what: str, value: object, known: tuple[str, ...]) -> None:
         raise InputError(f"{what} is {value!r}; expected one of {', '.join(map(repr, known))}")
 
 
-def _check_positive(what: str, value: int) -> None:
+def check_positive(what: str, value: int) -> None:
+    """Raises InputError if a count or a size is below 1."""
     if value < 1:
         raise InputError(f"{what} is {value}; expected at least 1")
 
