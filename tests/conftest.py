@@ -1,6 +1,9 @@
 """What every test relies on: one thread per worker, fixed seeds, a registry that is put back."""
 
+import os
 from collections.abc import Iterator
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test asks the real Hub
 
 import pytest
 import torch

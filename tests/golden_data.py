@@ -10,9 +10,15 @@ from torch import Tensor
 
 GOLDEN = Path(__file__).parent / "golden"
 MANIFEST: dict[str, Any] = json.loads((GOLDEN / "manifest.json").read_text())
-PARAM_COUNTS: dict[str, dict[str, int]] = json.loads((GOLDEN / "param_counts.json").read_text())["totals"]
+_COUNTS: dict[str, Any] = json.loads((GOLDEN / "param_counts.json").read_text())
+PARAM_COUNTS: dict[str, dict[str, int]] = _COUNTS["totals"]
+# Without the two parts of the official CRATE-MAE that its forward pass never uses.
+MAE_USED_COUNTS: dict[str, int] = {
+    name: counts["total"] - counts["by_top_level_key"]["pos_embed"] - counts["by_top_level_key"]["decoder_embed"]
+    for name, counts in _COUNTS["crate_mae"].items()
+}
 
-# Arguments of the official CRATE in our names.
+# Arguments of the official CRATE and CRATE-alpha in our names.
 _OURS = {
     "image_size": "img_size",
     "patch_size": "patch_size",
@@ -24,6 +30,8 @@ _OURS = {
     "ista": "step_size",
     "pool": "global_pool",
 }
+# Those of the official CRATE-MAE that have another name here or none: `None` where a value is fixed here.
+_OURS_OF_MAE = {"lambd": "sparsity", "decoder_embed_dim": None, "norm_layer_eps": None}
 
 
 @dataclass(frozen=True)
@@ -44,9 +52,14 @@ class Case:
         }
 
     def crate_options(self) -> dict[str, Any]:
-        """The arguments of the official CRATE as options of ours."""
+        """The arguments of the official CRATE or CRATE-alpha as options of ours."""
         options = {_OURS[key]: tuple(v) if isinstance(v, list) else v for key, v in self.kwargs.items()}
         return {**options, "global_pool": options.get("global_pool", "token")}
+
+    def mae_options(self) -> dict[str, Any]:
+        """The arguments of the official CRATE-MAE as options of ours."""
+        named = {_OURS_OF_MAE.get(key, key): value for key, value in self.kwargs.items()}
+        return {key: value for key, value in named.items() if key is not None}
 
 
 def load_case(name: str) -> Case:

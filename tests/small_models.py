@@ -4,7 +4,7 @@ import inspect
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from whitebox_crate import ImageTransformer, create_model, model_entrypoint
 
@@ -23,6 +23,12 @@ def small_options(name: str, **options: Any) -> dict[str, Any]:
     patch = patch_of(name)
     small = {"depth": DEPTH, "embed_dim": DIM, "num_heads": 2, "num_classes": CLASSES}
     return {**small, "img_size": (GRID[0] * patch, GRID[1] * patch), **options}
+
+
+def trained(model: ImageTransformer) -> dict[str, nn.Parameter]:
+    """The parameters that a loss on the logits trains: no fixed positions, and not CRATE-MAE's decoder."""
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: value for name, value in named.items() if not name.startswith(("mask_token", "decoder_"))}
 
 
 @torch.no_grad()

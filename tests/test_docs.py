@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hub_server import TOKEN, Hub
 
 import whitebox_crate
 from whitebox_crate.cli import build_parser
@@ -86,17 +87,30 @@ COMMANDS = [(b, words) for page in PAGES for b in blocks(page, "bash") for words
 
 @pytest.mark.parametrize("page", sorted({b.page for b in PYTHON if not is_marked_not_run(b)}), ids=lambda p: p.name)
 def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
-    """All blocks of a page run in order as one script, whose line numbers are those of the page."""
+    """All blocks of a page run in order as one script, whose line numbers are those of the page.
+
+    A Hub that they push to and load from is on this machine.
+    """
     lines = [""] * len(page.read_text(encoding="utf-8").splitlines())
     for block in blocks(page, "python"):
         if not is_marked_not_run(block):
             lines[block.first_line - 1 : block.first_line - 1 + len(block.code)] = block.code
     script = tmp_path / page.name
     script.write_text("\n".join(lines), encoding="utf-8")
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
+    hub = Hub()
+    hub.start()
+    here = {
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": TOKEN,
+        "HF_HOME": str(tmp_path / "hf"),
+        "NO_PROXY": "127.0.0.1,localhost",
+    }
+    settings = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")} | here | settings
     done = subprocess.run(
-        [sys.executable, script.name], cwd=tmp_path, env=offline, capture_output=True, text=True, timeout=600
+        [sys.executable, script.name], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
     )
+    hub.close()
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -134,11 +148,15 @@ def test_reference_has_every_public_module() -> None:
     assert described == public - {"cli"}  # the command line has a page of its own
 
 
-def test_readme_table_is_that_of_the_registry() -> None:
-    model_table = runpy.run_path(str(ROOT / "docs" / "model_table.py"))["model_table"]
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = readme.partition("<!-- models -->\n")[2].partition("\n<!-- /models -->")[0]
-    assert shown == model_table(), "put what `python docs/model_table.py` prints between the two markers"
+@pytest.mark.parametrize(
+    ("page", "marker", "script"),
+    [("README.md", "models", "model_table"), ("docs/weights.md", "weights", "weights_table")],
+)
+def test_tables_are_those_of_the_registry(page: str, marker: str, script: str) -> None:
+    table = runpy.run_path(str(ROOT / "docs" / f"{script}.py"))[script]
+    text = (ROOT / page).read_text(encoding="utf-8")
+    shown = text.partition(f"<!-- {marker} -->\n")[2].partition(f"\n<!-- /{marker} -->")[0]
+    assert shown == table(), f"put what `python docs/{script}.py` prints between the two markers"
 
 
 @pytest.mark.parametrize("measured", sorted((ROOT / "docs" / "cards").glob("*.json")), ids=lambda p: p.name)

@@ -202,7 +202,7 @@ def test_a_config_that_lacks_what_is_needed(folder: Path, changes: dict[str, Any
         load(folder)
 
 
-@pytest.mark.parametrize("size", [3, [3, 224], [3, 224, "224"], None])
+@pytest.mark.parametrize("size", [3, [3, 224], [3, 224, "224"], [3, 0, 224]])
 def test_a_config_with_a_size_that_is_none(folder: Path, size: object) -> None:
     edit(folder, pretrained_cfg={"input_size": size})
     with pytest.raises(WeightsError, match="'input_size'"):

@@ -1,21 +1,18 @@
 """Loading is all or nothing, and says what became of each tensor."""
 
-import io
-import pickle
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_file
-from small_models import GRID, small_model
+from small_models import GRID, images_for, small_model, small_options
 from torch import Tensor
 
-from whitebox_crate import ImageTransformer
-from whitebox_crate.errors import WeightsError, WhiteboxCrateError
+from whitebox_crate import ImageTransformer, create_model, list_models
+from whitebox_crate.errors import WeightsError
 from whitebox_crate.layers import resample_pos_embed
-from whitebox_crate.loading import LoadReport, load_state, read_json, read_safetensors
+from whitebox_crate.loading import LoadReport, load_state, read_json, weightless
 from whitebox_crate.models import Crate
 
 NAMES = ["crate_tiny_patch16_224", "vit_tiny_patch16_224"]
@@ -156,63 +153,6 @@ def test_the_report_reads_well() -> None:
     )
 
 
-# Files
-
-
-def test_a_file_comes_back_bit_equal(tmp_path: Path) -> None:
-    state = other_weights(small_model(NAMES[0]))
-    save_file(state, tmp_path / "good.safetensors")
-    assert equal(read_safetensors(tmp_path / "good.safetensors"), state)
-    assert equal(read_safetensors(str(tmp_path / "good.safetensors")), state)
-
-
-@given(st.floats(0, 0.999))
-def test_a_truncated_file_is_refused(tmp_path_factory: pytest.TempPathFactory, share: float) -> None:
-    path = tmp_path_factory.mktemp("cut") / "cut.safetensors"
-    save_file({"a": torch.ones(16, 16), "b": torch.ones(3)}, path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(WeightsError, match="damaged"):
-        read_safetensors(path)
-
-
-class Bomb:
-    """Says so if it is ever unpickled."""
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return pytest.fail, ("a pickle was executed",)
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".ckpt", ".safetensors", ""])
-def test_a_pickle_is_refused_and_never_run(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"bomb{suffix}"
-    path.write_bytes(pickle.dumps({"state_dict": Bomb()}))
-    with pytest.raises(WeightsError, match="safetensors"):
-        read_safetensors(path)
-    saved = io.BytesIO()
-    torch.save({"state_dict": Bomb()}, saved)
-    path.write_bytes(saved.getvalue())
-    with pytest.raises(WeightsError, match="safetensors"):
-        read_safetensors(path)
-
-
-def test_whatever_is_inside_only_safetensors_are_opened_by_path(tmp_path: Path) -> None:
-    save_file({"a": torch.ones(1)}, tmp_path / "model.bin")
-    with pytest.raises(WeightsError, match=r"not a \.safetensors file"):
-        read_safetensors(tmp_path / "model.bin")
-
-
-def test_files_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="no file"):
-        read_safetensors(tmp_path / "gone.safetensors")
-    (tmp_path / "folder.safetensors").mkdir()
-    with pytest.raises(WeightsError, match="no file"):
-        read_safetensors(tmp_path / "folder.safetensors")
-    for error in (WhiteboxCrateError, RuntimeError):
-        with pytest.raises(error):
-            read_safetensors(tmp_path / "gone.safetensors")
-
-
 @pytest.mark.parametrize("text", ["", "{", "[1]", "3", "\udcff"])
 def test_json_that_is_none(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.json"
@@ -226,3 +166,63 @@ def test_a_model_not_made_by_name_loads_too() -> None:
     state = other_weights(model)
     load_state(model, state, "a file")
     assert equal(copied(model), state)
+
+
+# Models without values
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_a_weightless_model_is_the_same_model_on_meta(name: str) -> None:
+    with weightless():
+        empty = create_model(name, **small_options(name))
+    full = small_model(name)
+    described = [(key, value.shape, value.dtype) for key, value in full.state_dict().items()]
+    assert [(key, value.shape, value.dtype) for key, value in empty.state_dict().items()] == described
+    assert all(value.is_meta for value in empty.state_dict().values())
+    assert [p.requires_grad for p in empty.parameters()] == [p.requires_grad for p in full.parameters()]
+    load_state(empty, full.state_dict(), "a file")
+    images = images_for(full)
+    with torch.no_grad():
+        assert torch.equal(empty.eval()(images), full(images))
+
+
+def test_a_weightless_model_computes_no_initial_value() -> None:
+    """A random number drawn inside would move the generator."""
+    before = torch.get_rng_state()
+    with weightless():
+        small = Crate(img_size=8, patch_size=4, embed_dim=8, depth=1, num_heads=2)
+        small.cls_token.requires_grad_(False)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not small.cls_token.requires_grad
+    assert torch.zeros(2).fill_(3).sum() == 6  # outside, all is as before
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_dtype_are_cast_to_that_of_the_model(dtype: torch.dtype) -> None:
+    state = {key: value.to(dtype) for key, value in small_model(NAMES[0]).state_dict().items()}
+    with weightless():
+        model = create_model(NAMES[0], **small_options(NAMES[0]))
+    load_state(model, state, "a file")
+    assert all(
+        value.dtype == torch.float32 and torch.equal(value, state[key].float())
+        for key, value in model.state_dict().items()
+    )
+
+
+def test_a_fresh_head_of_a_weightless_model_has_values() -> None:
+    with weightless():
+        model = create_model(NAMES[0], **small_options(NAMES[0], num_classes=9))
+    report = load_state(model, small_model(NAMES[0]).state_dict(), "a file", new_head=True)
+    assert set(report.reinitialised) == HEAD
+    assert not any(value.is_meta for value in model.state_dict().values())
+    assert 0 < model.head.weight.std() < 1
+
+
+def test_a_weightless_model_is_left_alone_by_weights_that_do_not_fit() -> None:
+    with weightless():
+        model = create_model(NAMES[0], **small_options(NAMES[0]))
+    state = small_model(NAMES[0]).state_dict()
+    del state["cls_token"]
+    with pytest.raises(WeightsError, match="cls_token is missing"):
+        load_state(model, state, "a file")
+    assert all(value.is_meta for value in model.state_dict().values())

@@ -1,10 +1,13 @@
 """Any image becomes the tensor that its pixels say, or a typed error that names it."""
 
 import io
+import math
 import struct
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from whitebox_crate.errors import InputError, MissingExtraError
-from whitebox_crate.preprocess import image_to_tensor, load_image, resize_to_grid
+from whitebox_crate import PretrainedCfg, create_model
+from whitebox_crate.errors import InputError, MissingExtraError, UnknownNameError
+from whitebox_crate.preprocess import (
+    create_transform,
+    image_to_tensor,
+    load_image,
+    resize_to_grid,
+    resolve_data_config,
+)
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
@@ -242,3 +252,238 @@ def test_bad_options_are_refused() -> None:
             image_to_tensor(image, **options)
     with pytest.raises(InputError, match="not resized"):
         image_to_tensor(torch.zeros(3, 4, 4), size=8)
+
+
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "hamming": Image.Resampling.HAMMING,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+def by_pillow(
+    image: Image.Image, size: tuple[int, int], interpolation: str, crop_pct: float, mean: Any, std: Any
+) -> torch.Tensor:
+    """The evaluation path of torchvision (square inputs) and timm (others), written out."""
+    goal_height, goal_width = math.floor(size[0] / crop_pct), math.floor(size[1] / crop_pct)
+    width, height = image.size
+    if goal_height != goal_width:
+        ratio = min(height / goal_height, width / goal_width)
+        new_width, new_height = round(width / ratio), round(height / ratio)
+    elif width <= height:
+        new_width, new_height = goal_width, int(goal_width * height / width)
+    else:
+        new_width, new_height = int(goal_height * width / height), goal_height
+    image = image.resize((new_width, new_height), FILTERS[interpolation])
+    left, top = int(round((new_width - size[1]) / 2.0)), int(round((new_height - size[0]) / 2.0))  # noqa: RUF046
+    array = np.asarray(image.crop((left, top, left + size[1], top + size[0])))
+    array = array.reshape(*size, -1).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+    mean, std = (np.asarray(values, dtype=np.float32)[:, None, None] for values in (mean, std))
+    return torch.from_numpy((array - mean) / std)
+
+
+@pytest.mark.parametrize("interpolation", FILTERS)
+@given(
+    image=st.tuples(st.integers(5, 90), st.integers(5, 90)),
+    size=st.integers(1, 40) | st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    crop_pct=st.sampled_from([1.0, 0.95, 0.9, 0.875, 0.5]),
+)
+def test_a_transform_is_bit_for_bit_what_pillow_gives(
+    interpolation: str, image: tuple[int, int], size: int | tuple[int, int], crop_pct: float
+) -> None:
+    array = pixels_of(*image, seed=sum(image))
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.1)
+    height, width = (size, size) if isinstance(size, int) else size
+    expected = by_pillow(Image.fromarray(array), (height, width), interpolation, crop_pct, mean, std)
+    transform = create_transform(size, interpolation, mean, std, crop_pct)
+    for source in (Image.fromarray(array), array, torch.from_numpy(array).permute(2, 0, 1)):
+        tensor = transform(source)
+        assert tensor.dtype == torch.float32
+        assert tensor.is_contiguous()
+        assert torch.equal(tensor, expected)
+
+
+def test_sizes_before_the_crop_in_numbers() -> None:
+    """A ramp along the columns shows where the crop begins: nearest keeps the values of whole pixels."""
+    for width, size, crop_pct, first in [
+        (9, 8, 1.0, 0),  # (9 - 8) / 2 rounds to 0,
+        (11, 8, 1.0, 2),  # and (11 - 8) / 2 to 2: halves go to the even one
+        (12, 8, 1.0, 2),
+        (8, 8, 1.0, 0),
+    ]:
+        ramp = np.broadcast_to(np.arange(width, dtype=np.uint8)[:, None], (8, width, 3))
+        pixels = create_transform(size, "nearest", **PLAIN, crop_pct=crop_pct)(ramp.copy()) * 255
+        assert pixels[0, 0].round().tolist() == list(range(first, first + size))
+    photo = Image.fromarray(pixels_of(480, 640))
+    for size, crop_pct, resized, corner in [
+        ((224, 224), 0.9, (330, 248), (53, 12)),  # timm's ViTs: Resize(248), CenterCrop(224)
+        ((224, 224), 0.875, (341, 256), (58, 16)),
+        ((224, 224), 1.0, (298, 224), (37, 0)),  # Resize(224), CenterCrop(224)
+        ((224, 112), 1.0, (299, 224), (94, 0)),  # 298.67 to the nearest, as in timm
+        ((96, 192), 1.0, (192, 144), (0, 24)),
+    ]:
+        left, top = corner
+        crop = photo.resize(resized, FILTERS["bicubic"]).crop((left, top, left + size[1], top + size[0]))
+        assert torch.equal(create_transform(size, crop_pct=crop_pct)(photo), image_to_tensor(crop))
+
+
+def test_batches_are_stacks_of_single_images() -> None:
+    transform = create_transform((8, 12), crop_pct=0.9)
+    array = np.stack([pixels_of(20, 30, seed) for seed in range(3)])
+    single = torch.stack([transform(image) for image in array])
+    mixed = [Image.fromarray(array[0]), array[1], torch.from_numpy(array[2]).permute(2, 0, 1)]
+    for batch in (array, torch.from_numpy(array).permute(0, 3, 1, 2), mixed, tuple(mixed)):
+        assert torch.equal(transform(batch), single)
+    assert transform([Image.new("RGB", size) for size in ((9, 9), (40, 13))]).shape == (2, 3, 8, 12)
+    assert transform(array[:1]).shape == (1, 3, 8, 12)
+
+
+def test_float_tensors_are_cropped_and_normalised_but_not_resized() -> None:
+    transform = create_transform(8, crop_pct=0.8)
+    array = pixels_of(10, 13)
+    floats = torch.from_numpy(array).permute(2, 0, 1).float() / 255
+    assert torch.equal(transform(floats), transform(array))
+    assert torch.equal(transform(floats[None].double()), transform(array[None]))
+    with pytest.raises(InputError, match=r"\(9, 13\) would have to become \(10, 14\).*255 \* image"):
+        transform(floats[:, :9])
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"])
+def test_every_opaque_mode_is_seen_as_rgb(mode: str) -> None:
+    image = Image.fromarray(pixels_of(9, 11)).convert(mode)
+    transform = create_transform(6)
+    assert torch.equal(transform(image), transform(image.convert("RGB")))
+    assert transform(image).std() > 0
+
+
+@pytest.mark.parametrize("mode", ["LA", "La", "PA", "RGBA", "RGBa"])
+def test_every_transparent_mode_is_laid_on_white(mode: str) -> None:
+    image = Image.new("RGBA", (6, 6), (0, 0, 0, 0)).convert("LA" if mode == "La" else "RGBA").convert(mode)
+    assert torch.equal(create_transform(6, **PLAIN)(image), torch.ones(3, 6, 6))
+
+
+@pytest.mark.parametrize("mode", ["I", "I;16", "I;16L", "I;16B"])
+def test_sixteen_bit_modes_are_scaled_to_eight(mode: str) -> None:
+    bytes_ = np.full((6, 6), 200 * 256, dtype=">u2" if mode == "I;16B" else "<u2").tobytes()
+    image = Image.frombytes("I;16" if mode == "I" else mode, (6, 6), bytes_)
+    image = image.convert("I") if mode == "I" else image
+    assert torch.equal(create_transform(6, **PLAIN)(image), torch.full((3, 6, 6), 200.0) / 255)
+
+
+def test_one_channel_is_grey() -> None:
+    photo = Image.fromarray(pixels_of(20, 31))
+    transform = create_transform((1, 8, 8), mean=(0.4,), std=(0.2,))
+    expected = by_pillow(photo.convert("L"), (8, 8), "bicubic", 1.0, (0.4,), (0.2,))
+    assert torch.equal(transform(photo), expected)
+    assert torch.equal(transform([photo, photo])[1], expected)
+    assert torch.allclose(transform(torch.full((1, 8, 8), 0.5)), torch.full((1, 8, 8), 0.5))
+
+
+class TestResolveDataConfig:
+    CFG = PretrainedCfg(
+        input_size=(3, 96, 64),
+        interpolation="bilinear",
+        mean=(0.1, 0.2, 0.6),
+        std=(0.5, 0.3, 0.1),
+        crop_pct=0.9,
+    )
+
+    def test_the_facts_are_given_in_timms_names(self) -> None:
+        assert resolve_data_config(self.CFG) == {
+            "input_size": (3, 96, 64),
+            "interpolation": "bilinear",
+            "mean": (0.1, 0.2, 0.6),
+            "std": (0.5, 0.3, 0.1),
+            "crop_pct": 0.9,
+        }
+
+    def test_of_a_model_the_size_is_its_own(self) -> None:
+        model = create_model("crate_nano", pretrained_cfg=self.CFG, depth=2)
+        expected = {**resolve_data_config(self.CFG), "input_size": (3, 96, 96)}
+        assert resolve_data_config(model) == expected
+        assert resolve_data_config(torch.compile(model)) == expected  # type: ignore[arg-type]
+        model.set_input_size((48, 36))
+        assert resolve_data_config(model)["input_size"] == (3, 48, 36)
+        features = create_model("crate_nano", pretrained_cfg=self.CFG, features_only=True, img_size=(12, 18))
+        assert resolve_data_config(features) == {**expected, "input_size": (3, 12, 18)}
+
+    def test_the_statistics_follow_the_channels(self) -> None:
+        grey = resolve_data_config(create_model("crate_nano", pretrained_cfg=self.CFG, in_chans=1))
+        assert grey["input_size"] == (1, 96, 96)
+        assert grey["mean"] == pytest.approx((0.3,))
+        assert grey["std"] == pytest.approx((0.3,))
+        four = resolve_data_config(create_model("crate_nano", pretrained_cfg=self.CFG, in_chans=4))
+        assert four["mean"] == (0.1, 0.2, 0.6, 0.1)
+        assert four["std"] == (0.5, 0.3, 0.1, 0.5)
+        with pytest.raises(InputError, match=r"4, make the tensors yourself"):
+            create_transform(**four)
+
+    @pytest.mark.parametrize("in_chans", [1, 3])
+    def test_a_model_takes_what_its_transform_gives(self, in_chans: int) -> None:
+        model = create_model("crate_nano", depth=1, in_chans=in_chans, img_size=(12, 18), num_classes=2)
+        batch = create_transform(**resolve_data_config(model))([Image.new("L", (50, 40)), pixels_of(7, 9)])
+        assert model(batch).shape == (2, 2)
+
+    def test_what_has_no_facts_is_refused(self) -> None:
+        for source in (torch.nn.Linear(2, 2), {}, None):
+            with pytest.raises(InputError, match=f"got {type(source).__name__}"):
+                resolve_data_config(source)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="no mean"):
+            resolve_data_config(replace(self.CFG, mean=()))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"input_size": 0}, "size"),
+        ({"input_size": (224,)}, "size"),
+        ({"input_size": (3, 224, 0)}, "size"),
+        ({"input_size": (3, 224.0, 224)}, "size"),
+        ({"input_size": (2, 224, 224)}, "takes 2"),
+        ({"mean": (0.5,)}, "3 finite numbers"),
+        ({"mean": (0.5, 0.5, float("nan"))}, "3 finite numbers"),
+        ({"mean": ("a", "b", "c")}, "3 finite numbers"),
+        ({"std": (0.0, 1.0, 1.0)}, "std positive"),
+        ({"crop_pct": 0}, "crop_pct"),
+        ({"crop_pct": 1.5}, "crop_pct"),
+        ({"crop_pct": float("nan")}, "crop_pct"),
+        ({"crop_pct": None}, "crop_pct"),
+    ],
+)
+def test_options_that_make_no_transform_are_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        create_transform(**options)
+
+
+def test_an_unknown_interpolation_lists_close_matches() -> None:
+    with pytest.raises(UnknownNameError, match=r"'bicubc'; did you mean 'bicubic'"):
+        create_transform(interpolation="bicubc")
+
+
+@pytest.mark.parametrize(
+    ("images", "says"),
+    [
+        ([], "batch is empty"),
+        (np.zeros((0, 4, 4, 3), dtype=np.uint8), "batch is empty"),
+        (torch.zeros(0, 3, 4, 4), "batch is empty"),
+        ([Image.new("RGB", (4, 4)), Image.new("RGB", (4, 0))], "image 1 of the batch: it is 4 x 0"),
+        ([np.zeros((4, 4, 3), dtype=np.uint8)] * 2 + ["photo.png"], "image 2 .* got str"),
+        ([[Image.new("RGB", (4, 4))]], "image 0 .* got list"),
+        (np.zeros((2, 3, 4, 4), dtype=np.uint8), "image 0 .*uint8 of"),
+        (torch.zeros(2, 4, 4, 3, dtype=torch.uint8), "image 0 .*uint8 of"),
+        (np.zeros((4, 4, 3), dtype=np.float32), "float32"),
+        (torch.zeros(3, 0, 4), "3, height, width"),
+        (torch.full((2, 3, 8, 8), 255.0), r"image 0 .*in \[0, 1\].*255"),
+        (torch.full((3, 8, 8), float("nan")), r"in \[0, 1\].*nan"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), "int64"),
+        (Image.new("F", (4, 4)), "8 or 16 bits"),
+        (Image.new("RGB", (900, 1)), "1 x 900 pixels would become 8 x 7200.*crop the image first"),
+        ("photo.png", "got str"),
+    ],
+)
+def test_what_a_transform_cannot_take_is_refused(images: Any, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        create_transform(8)(images)

@@ -106,7 +106,7 @@ def test_an_unknown_model_is_answered_with_its_neighbours(look_up: object) -> No
 
 
 def test_a_name_like_no_other_is_answered_with_what_exists() -> None:
-    with pytest.raises(UnknownNameError, match=r"known: 'crate_base'.*whitebox-crate list"):
+    with pytest.raises(UnknownNameError, match=r"known: 'crate_alpha_base'.*whitebox-crate list"):
         split_name("0123456789")
 
 

@@ -14,6 +14,7 @@ from .factory import create_model
 from .hub import save_pretrained
 from .loading import LoadReport
 from .models import ImageTransformer, PretrainedCfg
+from .preprocess import create_transform, resolve_data_config
 from .registry import (
     get_pretrained_cfg,
     is_model,
@@ -39,11 +40,13 @@ __all__ = [
     "WhiteboxCrateError",
     "capture",
     "create_model",
+    "create_transform",
     "get_pretrained_cfg",
     "is_model",
     "list_models",
     "list_pretrained",
     "model_entrypoint",
     "register_model",
+    "resolve_data_config",
     "save_pretrained",
 ]

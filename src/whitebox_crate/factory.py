@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from . import hub
-from .errors import InputError, UnknownNameError, WeightsError
-from .loading import load_state, read_safetensors
+from .checkpoints import read_checkpoint
+from .convert import convert
+from .errors import InputError, UnknownNameError, WeightsError, WhiteboxCrateError
+from .loading import load_state, weightless
 from .models import FeatureExtractor, ImageTransformer, PretrainedCfg
+from .models._base import GlobalPool
 from .registry import get_pretrained_cfg, model_entrypoint, split_name
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
@@ -22,9 +28,11 @@ def create_model(
     name: str,
     pretrained: bool = False,
     *,
-    pretrained_cfg: str | PretrainedCfg | None = None,
+    pretrained_cfg: str | Mapping[str, Any] | PretrainedCfg | None = None,
     pretrained_cfg_overlay: Mapping[str, Any] | None = None,
     checkpoint_path: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
     features_only: bool = False,
     out_indices: int | Sequence[int] | None = None,
     **model_options: Any,
@@ -32,12 +40,14 @@ def create_model(
     """Makes a model by name.
 
     Args:
-        name: "architecture", "architecture.tag", an alias, or "local-dir:PATH" for a folder that
-            `save_pretrained` wrote.
+        name: "architecture", "architecture.tag", an alias, "local-dir:PATH" for a folder that `save_pretrained` wrote,
+            or "hf-hub:org/name" or "hf-hub:org/name@revision" for such a folder on the Hugging Face Hub.
         pretrained: Whether to load the weights that the name stands for.
-        pretrained_cfg: Other facts about the weights: a tag, or a `PretrainedCfg`.
+        pretrained_cfg: Other facts about the weights: a tag, a `PretrainedCfg`, or its fields.
         pretrained_cfg_overlay: Single fields of it to change.
-        checkpoint_path: A safetensors file in the names of this package, loaded strictly.
+        checkpoint_path: A file of weights, in any format that `whitebox_crate.convert` knows, loaded strictly.
+        cache_dir: Folder for downloads; that of huggingface_hub if None.
+        token: Access token for the Hub, False for none; that of `hf auth login` or `HF_TOKEN` if None.
         features_only: Whether to return a `FeatureExtractor` (a list of feature maps) instead.
         out_indices: Its layers.
         **model_options: Options of the model's class, for example `num_classes`, `img_size`, `depth`; None stands for
@@ -55,70 +65,92 @@ def create_model(
     """
     if out_indices is not None and not features_only:
         raise InputError("out_indices chooses the maps of features_only=True; without it there are none")
-    folder, saved_pool = None, None
-    if name.startswith(HUB):
-        raise UnknownNameError(f"models are not fetched from the Hub: download {name} and give {LOCAL}PATH")
-    if name.startswith(LOCAL):
-        if pretrained_cfg is not None:
-            raise InputError(f"{name} has facts of its own; change single ones with pretrained_cfg_overlay")
-        folder = Path(name.removeprefix(LOCAL))
-        architecture, saved_options, cfg, saved_pool = hub.read_config(folder)
-        given = {key: value for key, value in model_options.items() if value is not None or key not in saved_options}
-        model_options = {**saved_options, **given}
-        if given.get("global_pool") is not None:
-            saved_pool = None
-    else:
-        architecture, tag = split_name(name)
-        cfg = _facts(architecture, tag, pretrained, pretrained_cfg)
+    source = _source(name, pretrained, pretrained_cfg, cache_dir, token)
     if pretrained_cfg_overlay:
-        cfg = replace(cfg, **_known_fields(pretrained_cfg_overlay))
-    weights = _package_file(cfg) if folder is None else folder / hub.WEIGHTS
-
-    options = _known_options(architecture, model_options)
-    if pretrained:
-        options.setdefault("num_classes", cfg.num_classes)
-    model = model_entrypoint(architecture)(**options)
-    if isinstance(model, ImageTransformer):
-        model.architecture, model.model_args = architecture, options
-        model.pretrained_cfg = cfg
-        if saved_pool is not None and saved_pool != model.global_pool:
-            model.reset_classifier(model.num_classes, saved_pool)
-        if checkpoint_path is not None:
-            load_state(model, read_safetensors(checkpoint_path), str(checkpoint_path))
-        elif pretrained:
-            if weights is None:
-                raise WeightsError(f"no weights come with {name!r}; give checkpoint_path=...")
-            new_head = model.num_classes != cfg.num_classes
-            size = cfg.input_size[1:]
-            load_state(model, read_safetensors(weights), str(name), new_head=new_head, img_size=size)
-        return FeatureExtractor(model, out_indices) if features_only else model
-    if pretrained or checkpoint_path is not None or features_only:
-        raise WeightsError(f"{name!r} makes a {type(model).__name__}, which is no ImageTransformer: load it yourself")
-    return model
+        source = replace(source, cfg=replace(source.cfg, **_known_fields(pretrained_cfg_overlay)))
+    cfg = source.cfg
+    options = _options(source, model_options, pretrained)
+    # Found first: a download that fails should not wait for the model.
+    weights = _weights_file(name, source, cache_dir, token) if pretrained and checkpoint_path is None else None
+    model = _make(source.architecture, options, empty=pretrained or checkpoint_path is not None)
+    if not isinstance(model, ImageTransformer):
+        if pretrained or checkpoint_path is not None or features_only:
+            raise WeightsError(f"{name!r} makes a {type(model).__name__}, no ImageTransformer: load it yourself")
+        return model
+    model.architecture, model.model_args, model.pretrained_cfg = source.architecture, options, cfg
+    if source.pool is not None and model_options.get("global_pool") is None and source.pool != model.global_pool:
+        model.reset_classifier(model.num_classes, source.pool)
+    if checkpoint_path is not None:
+        _load(model, Path(checkpoint_path), str(checkpoint_path))
+    elif weights is not None:
+        new_head = model.num_classes != cfg.num_classes
+        _load(model, weights, name, new_head=new_head, img_size=cfg.input_size[1:])
+    return FeatureExtractor(model, out_indices) if features_only else model
 
 
-def _facts(architecture: str, tag: str, pretrained: bool, given: str | PretrainedCfg | None) -> PretrainedCfg:
-    """The facts about the weights."""
+@dataclass(frozen=True)
+class _Source:
+    """What a name stands for: how to make the model, and the facts about its weights.
+
+    Attributes:
+        architecture: Registered name.
+        cfg: The facts.
+        options: Options that were saved with the weights.
+        pool: Pooling that was saved with them; that of `options` only says where the last norm is.
+        folder: Where the weights lie, if in a folder.
+    """
+
+    architecture: str
+    cfg: PretrainedCfg
+    options: Mapping[str, Any] = field(default_factory=dict)
+    pool: GlobalPool | None = None
+    folder: Path | None = None
+
+
+def _source(
+    name: str,
+    pretrained: bool,
+    given: str | Mapping[str, Any] | PretrainedCfg | None,
+    cache_dir: str | Path | None,
+    token: str | bool | None,
+) -> _Source:
+    """Looks a name up in the registry, in a folder or on the Hub."""
+    if not name.startswith((LOCAL, HUB)):
+        architecture, tag = split_name(name)
+        return _Source(architecture, _facts(architecture, tag, pretrained, given))
+    if given is not None:
+        raise InputError(f"{name} has facts of its own; change single ones with pretrained_cfg_overlay")
+    if name.startswith(LOCAL):
+        folder = Path(name.removeprefix(LOCAL))
+        architecture, options, cfg, pool = hub.read_config(folder)
+        return _Source(architecture, cfg, {"num_classes": cfg.num_classes, **options}, pool, folder)
+    repo_id, at, revision = name.removeprefix(HUB).partition("@")
+    if at and not revision:
+        raise InputError(f"{name} names no revision after '@'; give a branch, tag or commit, or leave the '@' out")
+    config = hub.fetch(repo_id, hub.CONFIG, revision=revision or None, cache_dir=cache_dir, token=token)
+    architecture, options, cfg, pool = hub.read_config(config.parent)
+    # The cache names a snapshot by its commit: the weights shall be of the same one.
+    cfg = replace(cfg, hf_hub_id=repo_id, file=hub.WEIGHTS, revision=config.parent.name)
+    return _Source(architecture, cfg, {"num_classes": cfg.num_classes, **options}, pool)
+
+
+def _facts(
+    architecture: str, tag: str, pretrained: bool, given: str | Mapping[str, Any] | PretrainedCfg | None
+) -> PretrainedCfg:
+    """The facts about the weights of a registered model."""
     if isinstance(given, PretrainedCfg):
-        cfg = given
-    elif pretrained or tag or given:
-        try:
-            cfg = get_pretrained_cfg(f"{architecture}.{given or tag}" if given or tag else architecture)
-        except UnknownNameError as error:
-            if tag or given:
-                raise
-            raise WeightsError(str(error)) from None
-    else:
-        try:
-            cfg = get_pretrained_cfg(architecture)
-        except UnknownNameError:
-            cfg = _default_cfg(architecture)
-    return cfg
-
-
-def _package_file(cfg: PretrainedCfg) -> Path | None:
-    """The file that comes with the package."""
-    return Path(str(resources.files("whitebox_crate") / "weights" / cfg.file)) if cfg.file else None
+        return given
+    if isinstance(given, Mapping):
+        return replace(_default_cfg(architecture), **_known_fields(given))
+    chosen = given or tag
+    if chosen:
+        return get_pretrained_cfg(f"{architecture}.{chosen}")
+    if not pretrained:
+        return _default_cfg(architecture)
+    try:
+        return get_pretrained_cfg(architecture)
+    except UnknownNameError as error:
+        raise WeightsError(str(error)) from None
 
 
 def _default_cfg(architecture: str) -> PretrainedCfg:
@@ -127,13 +159,74 @@ def _default_cfg(architecture: str) -> PretrainedCfg:
     return PretrainedCfg(input_size=(3, size, size), num_classes=classes)
 
 
-def _known_options(architecture: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    parameters = inspect.signature(model_entrypoint(architecture)).parameters
+def _options(source: _Source, given: Mapping[str, Any], pretrained: bool) -> dict[str, Any]:
+    """Options for the entrypoint: those given go before those of the weights; None stands for the default."""
+    parameters = inspect.signature(model_entrypoint(source.architecture)).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    for option in options:
+    merged = {**source.cfg.model_args, **source.options}
+    merged.update({key: value for key, value in given.items() if value is not None or key not in merged})
+    for option in merged:
         if option not in parameters and not takes_any:
-            raise UnknownNameError.of(f"option of {architecture}", option, parameters)
-    return {key: value for key, value in options.items() if value is not None}
+            raise UnknownNameError.of(f"option of {source.architecture}", option, parameters)
+    options = {key: value for key, value in merged.items() if value is not None}
+    if pretrained:
+        options.setdefault("num_classes", source.cfg.num_classes)
+    return options
+
+
+def _make(architecture: str, options: Mapping[str, Any], empty: bool) -> nn.Module:
+    """Runs the entrypoint, inside `weightless` if weights follow."""
+    try:
+        with weightless() if empty else nullcontext():
+            return model_entrypoint(architecture)(**options)
+    except WhiteboxCrateError:
+        raise
+    except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
+        raise InputError(f"{architecture} cannot be made with the options {options}: {error}") from error
+
+
+def _weights_file(name: str, source: _Source, cache_dir: str | Path | None, token: str | bool | None) -> Path:
+    """Where the weights are, after a download if they are on the Hub and not in the cache.
+
+    Raises:
+        WeightsError: If they cannot be had, or are not what they should be.
+    """
+    cfg = source.cfg
+    if source.folder is not None:
+        return source.folder / hub.WEIGHTS
+    if cfg.hf_hub_id:
+        return hub.fetch(
+            cfg.hf_hub_id,
+            cfg.file,
+            revision=cfg.revision or None,
+            sha256=cfg.sha256,
+            cache_dir=cache_dir,
+            token=token,
+        )
+    if cfg.url:
+        raise WeightsError(
+            f"the weights of {name} are on a page from which only a person can download them: {cfg.url} . Then run\n"
+            f"  whitebox-crate convert {cfg.file or 'FILE'} {source.architecture} --model {source.architecture}\n"
+            f"and load them by create_model('local-dir:{source.architecture}', pretrained=True)"
+        )
+    if cfg.file:
+        path = Path(str(resources.files("whitebox_crate") / "weights" / cfg.file))
+        hub.verify(path, cfg.sha256, f"{cfg.file} of the package")
+        return path
+    raise WeightsError(f"no weights come with {name!r}; give checkpoint_path=...")
+
+
+def _load(
+    model: ImageTransformer,
+    path: Path,
+    source: str,
+    *,
+    new_head: bool = False,
+    img_size: tuple[int, int] | None = None,
+) -> None:
+    pool: GlobalPool = "avg" if isinstance(model.norm, nn.Identity) else "token"  # where the last norm is
+    converted = convert(read_checkpoint(path), global_pool=pool)
+    load_state(model, converted.state, source, new_head=new_head, img_size=img_size, unused=converted.unused)
 
 
 def _known_fields(overlay: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,7 +1,8 @@
-"""Models as folders: config.json beside model.safetensors, in timm's fields."""
+"""Models as folders, here and on the Hugging Face Hub: config.json beside model.safetensors, in timm's fields."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -10,6 +11,16 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,6 +31,126 @@ from .models import ImageTransformer, PretrainedCfg
 from .models._base import GlobalPool
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# Facts of where weights lie, which are not true of a copy.
+_PLACE: dict[str, Any] = {"hf_hub_id": "", "file": "", "revision": "", "sha256": "", "url": "", "model_args": {}}
+_MAX_DEPTH = 1000  # a config that asks for more is not one: blocks are made one by one, and it would never end
+
+
+def fetch(
+    repo_id: str,
+    filename: str,
+    *,
+    revision: str | None = None,
+    sha256: str = "",
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+) -> Path:
+    """A file of a Hub repository, from huggingface_hub's cache or else by download.
+
+    Its SHA-256 is compared with `sha256`, or with the one that the Hub announces for large files; a file that differs
+    is deleted from the cache. That reads the file once, at about a second per gigabyte.
+
+    Args:
+        repo_id: "org/name".
+        filename: Path in the repository.
+        revision: Branch, tag or commit; the main branch if None.
+        sha256: What the file must hash to, in hex; "" for what the Hub says.
+        cache_dir: Cache folder; that of huggingface_hub (`HF_HUB_CACHE`) if None.
+        token: Access token, False for none; that of `hf auth login` or `HF_TOKEN` if None.
+        local_files_only: Whether to look in the cache only, as `HF_HUB_OFFLINE=1` does for all.
+        force_download: Whether to download a file that is in the cache again.
+
+    Returns:
+        The path of the file in the cache.
+
+    Raises:
+        WeightsError: If the file cannot be had, or is not what it should be; the message says what to do.
+    """
+    what = f"{filename} of {repo_id}" + (f" at revision {revision}" if revision else "") + " on the Hub"
+    try:
+        path = Path(
+            hf_hub_download(
+                repo_id,
+                filename,
+                revision=revision,
+                cache_dir=cache_dir,
+                token=token,
+                local_files_only=local_files_only,
+                force_download=force_download,
+                library_name="whitebox-crate",
+            )
+        )
+    except Exception as error:  # the client raises its own errors and those of HTTP, sockets, files and locks
+        raise WeightsError(f"{what} cannot be had: {_why(error, local_files_only)}") from error
+    verify(path, sha256 or _announced_sha256(path), what, discard=True)
+    return path
+
+
+def _why(error: Exception, local_files_only: bool) -> str:
+    """What went wrong and what to do, in a sentence."""
+    if isinstance(error, GatedRepoError):
+        return "the repository is gated; ask for access on its page, then log in by 'hf auth login'"
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            "there is no such repository, or it is private; check the name, or log in by 'hf auth login' "
+            "(HF_TOKEN, or token=...)"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return "there is no such revision; give a branch, tag or commit of the repository after '@'"
+    if isinstance(error, LocalEntryNotFoundError):
+        if local_files_only or constants.HF_HUB_OFFLINE:
+            return "it is not in the cache and the Hub is not to be asked; fetch it beforehand by 'hf download'"
+        return f"the Hub does not answer and it is not in the cache; check the connection and try again ({error})"
+    if isinstance(error, EntryNotFoundError):
+        return (
+            "the repository has no such file; if it holds weights of another kind, download them by 'hf download' "
+            "and run 'whitebox-crate convert' on the file"
+        )
+    if isinstance(error, HFValidationError):
+        return f"that is no name of a repository ({error}); write hf-hub:org/name or hf-hub:org/name@revision"
+    if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+        return f"the Hub refuses the token; renew it by 'hf auth login', HF_TOKEN or token=... ({error})"
+    return f"{type(error).__name__}: {error}; try again"
+
+
+def _announced_sha256(path: Path) -> str:
+    """The hash that the Hub announced: the cache names large files by it, and small ones by git's shorter one."""
+    name = path.resolve().name
+    return name if len(name) == 64 and set(name) <= set("0123456789abcdef") else ""
+
+
+def verify(path: Path, sha256: str, what: str, *, discard: bool = False) -> None:
+    """Compares a file with its hash.
+
+    Args:
+        path: The file, or a link to it in huggingface_hub's cache.
+        sha256: What it must hash to, in hex; "" for no comparison.
+        what: What to call it in the message.
+        discard: Whether a file that differs is deleted, and what it links to.
+
+    Raises:
+        WeightsError: If the hash differs or the file cannot be read.
+    """
+    if not sha256:
+        return
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    except OSError as error:
+        raise WeightsError(f"{what} cannot be read: {error}") from error
+    if digest.hexdigest() != sha256.lower():
+        if discard:  # the cache's snapshot links to a blob, or holds the file where links are not possible
+            path.resolve().unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        raise WeightsError(
+            f"{what} is not what it should be: its SHA-256 is {digest.hexdigest()}, expected {sha256}; "
+            + ("it was not kept. Try again" if discard else "install the package again")
+            + ", and if it stays so, do not use it"
+        )
 
 
 def save_pretrained(model: ImageTransformer, folder: str | Path) -> Path:
@@ -37,12 +168,15 @@ def save_pretrained(model: ImageTransformer, folder: str | Path) -> Path:
             know their types.
         OutputError: If the folder cannot be written; a file that was there stays whole.
     """
+    if not isinstance(model, ImageTransformer):
+        raise InputError(f"a {type(model).__name__} is not saved; save the ImageTransformer that it was made of")
     if not model.architecture:
         raise InputError(f"this {type(model).__name__} was not made by create_model, so its name is not known")
     folder = Path(folder)
     cfg = model.pretrained_cfg
     labels = cfg.label_names if len(cfg.label_names) == model.num_classes else ()
-    facts = replace(cfg, num_classes=model.num_classes, input_size=(model.in_chans, *model.img_size), label_names=())
+    size = (model.in_chans, *model.img_size)
+    facts = replace(cfg, num_classes=model.num_classes, input_size=size, label_names=(), **_PLACE)
     config = {
         "architecture": model.architecture,
         "num_classes": model.num_classes,
@@ -51,7 +185,7 @@ def save_pretrained(model: ImageTransformer, folder: str | Path) -> Path:
         "label_names": labels,
         # The pooling here is that of construction, which says where the last norm is.
         "model_args": {**model.model_args, "num_classes": model.num_classes, "img_size": model.img_size},
-        "pretrained_cfg": {k: v for k, v in asdict(facts).items() if k != "label_names"},
+        "pretrained_cfg": {k: v for k, v in asdict(facts).items() if k != "label_names" and k not in _PLACE},
     }
     try:
         text = json.dumps(config, indent=1) + "\n"
@@ -67,11 +201,33 @@ def save_pretrained(model: ImageTransformer, folder: str | Path) -> Path:
     return folder
 
 
+def model_card(model: ImageTransformer) -> str:
+    """The text of a README.md for a repository that holds this model: what it is and how to load it."""
+    cfg = model.pretrained_cfg
+    facts = {
+        "Architecture": f"`{model.architecture}`",
+        "Parameters": f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f} M",
+        "Images": f"{model.in_chans} x {model.img_size[0]} x {model.img_size[1]}, mean {cfg.mean}, std {cfg.std}",
+        "Classes": str(model.num_classes),
+        "Origin": cfg.origin,
+        "Paper": cfg.paper,
+        "Notes": cfg.notes,
+    }
+    head = ["---", "library_name: whitebox-crate", *([f"license: {cfg.license}"] if cfg.license else [])]
+    head += ["pipeline_tag: image-classification", "tags: [white-box-transformer, model_hub_mixin]", "---"]
+    lines = [f"- {name}: {value}" for name, value in facts.items() if value]
+    load = ["```python", "from whitebox_crate import create_model", ""]
+    load += ['model = create_model("hf-hub:ORG/NAME", pretrained=True)  # this repository', "```"]
+    return "\n".join([*head, "", f"# {model.architecture}", "", *lines, "", *load, ""])
+
+
 def read_config(folder: str | Path) -> tuple[str, dict[str, Any], PretrainedCfg, GlobalPool | None]:
-    """Architecture, options, facts and pooling from a folder's config.json.
+    """Architecture, options, facts and pooling from a folder's config.json, as this package or timm writes it.
+
+    Fields that are not known here are left out; they come from other libraries.
 
     Raises:
-        WeightsError: If it is missing or lacks what is needed.
+        WeightsError: If it is missing, lacks what is needed, or a field has a value of another kind.
     """
     path = Path(folder) / CONFIG
     config = read_json(path)
@@ -79,15 +235,43 @@ def read_config(folder: str | Path) -> tuple[str, dict[str, Any], PretrainedCfg,
     facts, labels = config.get("pretrained_cfg", {}), config.get("label_names", [])
     if not (isinstance(architecture, str) and isinstance(options, dict) and isinstance(facts, dict)):
         raise WeightsError(f"{path} needs 'architecture' (text), 'model_args' and 'pretrained_cfg' (objects)")
-    known = {field.name for field in fields(PretrainedCfg)}
-    kept: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items() if k in known}
-    kept["label_names"] = tuple(str(label) for label in labels) if isinstance(labels, list) else ()
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
-    cfg = PretrainedCfg(**kept)
-    if not isinstance(cfg.input_size, tuple) or [type(side) for side in cfg.input_size] != [int] * 3:
-        raise WeightsError(f"{path}: 'input_size' is (channels, height, width), not {cfg.input_size!r}")
+    known = {field.name: field for field in fields(PretrainedCfg) if field.name not in _PLACE}
+    values: dict[str, Any] = {k: _tupled(v) for k, v in facts.items() if k in known and v is not None}
+    values["label_names"] = tuple(str(label) for label in labels) if isinstance(labels, list) else ()
+    if isinstance(values.get("notes"), tuple):  # timm has a list of them
+        values["notes"] = "; ".join(map(str, values["notes"]))
+    if "num_classes" in config:  # timm's own place for it
+        values["num_classes"] = config["num_classes"]
+    for name, value in values.items():
+        if not _is_of_kind(value, known[name].default):
+            raise WeightsError(f"{path}: {name!r} is {value!r}; expected a value like {known[name].default!r}")
+    cfg = PretrainedCfg(**values)
+    if [type(side) for side in cfg.input_size] != [int] * 3 or min(cfg.input_size) < 1 or cfg.num_classes < 0:
+        raise WeightsError(
+            f"{path}: 'input_size' is (channels, height, width) and 'num_classes' at least 0, not {cfg.input_size!r} "
+            f"and {cfg.num_classes}"
+        )
+    options = {k: _tupled(v) for k, v in options.items()}
+    depth = options.get("depth")
+    if isinstance(depth, int) and depth > _MAX_DEPTH:
+        raise WeightsError(f"{path} asks for {depth} layers; at most {_MAX_DEPTH} are made from a file")
     pool: Any = config.get("global_pool")
     return architecture, options, cfg, pool
+
+
+def _tupled(value: object) -> object:
+    """JSON has no tuples, and options and facts have no lists."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _is_of_kind(value: object, default: object) -> bool:
+    """Whether a value from a file can stand where this default does."""
+    if default is None:
+        return value is None or type(value) is int
+    if isinstance(default, tuple):
+        kinds = (int, float) if default else (str,)
+        return isinstance(value, tuple) and all(type(entry) in kinds for entry in value)
+    return type(value) is type(default) or (type(default) is float and type(value) is int)
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from .adapt import fit_channels, fit_positions
 from .errors import WeightsError
-from .layers import resample_pos_embed
 from .models import ImageTransformer
+
+_MAX_JSON = 16 << 20  # bytes; 22,000 class names take less than 1 MiB
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,8 @@ class LoadReport:
         source: Where the weights came from.
         loaded: Parameters that took the value in the file as it was.
         adapted: Parameters whose value was changed to fit, and how.
-        reinitialised: Parameters that kept their fresh values; never any but the head's.
-        unused: Names in the file that the model has no place for; never any but the head's.
+        reinitialised: Parameters that have fresh values; never any but the head's.
+        unused: Names in the file that were left out: a head for other classes, or what a conversion drops.
     """
 
     source: str
@@ -42,24 +46,6 @@ class LoadReport:
         return "; ".join(parts)
 
 
-def read_safetensors(path: str | Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file. Nothing in such a file can run.
-
-    Raises:
-        WeightsError: If the file is missing, of another kind, or broken.
-    """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise WeightsError(f"{path} is not a .safetensors file; only that format is loaded from a path")
-    if not path.is_file():
-        raise WeightsError(f"there is no file {path}; check checkpoint_path")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is damaged or not safetensors ({error}); fetch or write it again") from error
-
-
 def load_state(
     model: ImageTransformer,
     state: Mapping[str, Tensor],
@@ -67,19 +53,22 @@ def load_state(
     *,
     new_head: bool = False,
     img_size: tuple[int, int] | None = None,
+    unused: Sequence[str] = (),
 ) -> LoadReport:
     """Puts weights into a model, or changes nothing and raises.
 
-    A position embedding of another grid is resampled. Everything else must fit, but for the head where `new_head`
-    allows it.
+    A position embedding of another grid is resampled, and a patch embedding fitted to another number of channels
+    (`whitebox_crate.adapt`). Everything else must fit, but for the head where `new_head` allows it. A model that was
+    made inside `weightless` takes the tensors as they are, without a copy where the dtype is its own.
 
     Args:
         model: The model; its `load_report` is set.
         state: Parameter name -> tensor, in the names of this package.
         source: What to call the weights in messages.
-        new_head: Whether a head for another number of classes may be left as it is in the model.
+        new_head: Whether a head for another number of classes may be left fresh.
         img_size: (height, width) of the images that the weights were made with, pixels. If None, or if it cannot be
             right, positions are taken to be on the model's own grid, or else on a square one.
+        unused: Names that were left out of `state` already, for the report.
 
     Returns:
         The report.
@@ -88,20 +77,17 @@ def load_state(
         WeightsError: If a tensor is missing, unknown, of another shape or not floating point.
     """
     target = model.state_dict()
-    fitting = dict(state)
-    adapted: dict[str, str] = {}
-    grid, new_grid = _grid_of_positions(fitting.get("pos_embed"), model, img_size), model.patch_embed.grid_size
-    if grid != new_grid:
-        fitting["pos_embed"] = resample_pos_embed(fitting["pos_embed"], grid, new_grid, model.num_prefix_tokens)
-        adapted["pos_embed"] = f"resampled from {grid[0]} x {grid[1]} to {new_grid[0]} x {new_grid[1]}"
-    kept_head: tuple[str, ...] = ()
-    unused: tuple[str, ...] = ()
+    fitting, positions = fit_positions(state, model, img_size)
+    fitting, channels = fit_channels(fitting, model.patch_embed)
+    adapted = {**positions, **channels}
+    head: dict[str, Tensor] = {}
+    left: tuple[str, ...] = tuple(unused)
     if new_head and _differ(fitting, target, "head."):
-        kept_head = tuple(name for name in target if name.startswith("head."))
-        unused = tuple(name for name in fitting if name.startswith("head."))
-        fitting = {name: value for name, value in fitting.items() if name not in unused}
+        head = _fresh_head(model)
+        left += tuple(name for name in fitting if name.startswith("head."))
+        fitting = {name: value for name, value in fitting.items() if not name.startswith("head.")}
 
-    problems = [f"{name} is missing" for name in target if name not in fitting and name not in kept_head]
+    problems = [f"{name} is missing" for name in target if name not in fitting and name not in head]
     problems += [f"{name} has no place in the model" for name in fitting if name not in target]
     for name in fitting.keys() & target.keys():
         have, want = tuple(fitting[name].shape), tuple(target[name].shape)
@@ -115,10 +101,23 @@ def load_state(
             f"the weights of {source} do not fit the model, which was left as it was: {shown}. "
             "Create the model with the options the weights were made with"
         )
-    model.load_state_dict({**{name: target[name] for name in kept_head}, **fitting})
+    if any(value.is_meta for value in target.values()):
+        device = torch.get_default_device()
+        values = {name: value.to(device, target[name].dtype) for name, value in {**head, **fitting}.items()}
+        model.load_state_dict(values, assign=True)
+    else:
+        model.load_state_dict({**head, **fitting})
     loaded = tuple(name for name in target if name in fitting and name not in adapted)
-    model.load_report = LoadReport(source, loaded, adapted, kept_head, unused)
+    model.load_report = LoadReport(source, loaded, adapted, tuple(head), left)
     return model.load_report
+
+
+def _fresh_head(model: ImageTransformer) -> dict[str, Tensor]:
+    """The model's own head, or initial values for it where it has none yet."""
+    head = model.get_classifier()
+    if any(parameter.is_meta for parameter in head.parameters()):
+        head = nn.Linear(model.embed_dim, model.num_classes)
+    return {f"head.{name}": value for name, value in head.state_dict().items()}
 
 
 def _differ(state: Mapping[str, Tensor], target: Mapping[str, Tensor], prefix: str) -> bool:
@@ -128,32 +127,40 @@ def _differ(state: Mapping[str, Tensor], target: Mapping[str, Tensor], prefix: s
     return shapes(state) != shapes(target)
 
 
-def _grid_of_positions(
-    pos_embed: Tensor | None, model: ImageTransformer, img_size: tuple[int, int] | None
-) -> tuple[int, int]:
-    """The patch grid that a position embedding is for; the model's own where it is none that could be resampled."""
-    own = model.patch_embed.grid_size
-    if pos_embed is None or pos_embed.ndim != 3 or pos_embed.shape[::2] != (1, model.embed_dim):
-        return own
-    patches = pos_embed.shape[1] - model.num_prefix_tokens
-    side = math.isqrt(max(patches, 0))
-    patch_height, patch_width = model.patch_embed.patch_size
-    told = own if img_size is None else (img_size[0] // patch_height, img_size[1] // patch_width)
-    for rows, columns in (told, own, (side, side)):
-        if rows * columns == patches > 0:
-            return rows, columns
-    return own
+@contextmanager
+def weightless() -> Iterator[None]:
+    """Modules made inside hold no values: their parameters are on the meta device, and loading gives them theirs.
+
+    No initial value is computed either, which saves as much time as loading takes.
+    """
+    with torch.device("meta"), _NoFills():
+        yield
+
+
+class _NoFills(TorchFunctionMode):
+    _FILLS = frozenset({"add_", "clamp_", "copy_", "erfinv_", "fill_", "mul_", "normal_", "uniform_", "zero_"})
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in self._FILLS and args and isinstance(args[0], Tensor) and args[0].is_meta:
+            return args[0]
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def read_json(path: Path) -> dict[str, object]:
     """A JSON object from a file.
 
     Raises:
-        WeightsError: If the file is missing or holds something else.
+        WeightsError: If the file is missing, holds something else, or is larger than a config can be.
     """
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        if path.stat().st_size > _MAX_JSON:
+            raise WeightsError(f"{path} is {path.stat().st_size} bytes long, which no config is; look at what it holds")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise WeightsError(f"{path} holds {type(value).__name__}, not an object")

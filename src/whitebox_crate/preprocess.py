@@ -1,21 +1,180 @@
-"""Images to tensors."""
+"""Images to tensors: the resize, crop and normalisation that a set of weights was evaluated with."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import InputError, require
+from .errors import InputError, UnknownNameError, require
 from .layers.embed import Size, to_pair
+from .models import FeatureExtractor, ImageTransformer, PretrainedCfg
 from .models._pretrained_cfg import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+AnyImage: TypeAlias = Union["Image", np.ndarray[Any, Any], Tensor]
+
+INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # Pillow's, in lower case
+MOST_CROPPED = 100  # a resized image is at most so many squares over the crop's longer side, for memory is finite
+
+
+def resolve_data_config(model_or_cfg: ImageTransformer | FeatureExtractor | PretrainedCfg) -> dict[str, Any]:
+    """What images a model expects: the keyword arguments of `create_transform`, under timm's names.
+
+    Of a model, the size is the one that it has now, which may differ from that of its weights. If it takes another
+    number of channels than the weights have means for, one channel gets the average of the means and that of the
+    standard deviations (the image becomes grey); any other number repeats them in turn.
+
+    Args:
+        model_or_cfg: A model, compiled or not, or the facts about weights, as `get_pretrained_cfg` gives them.
+
+    Returns:
+        input_size (channels, height, width); interpolation; mean and std, per channel, of images scaled to [0, 1];
+        crop_pct.
+
+    Raises:
+        InputError: If it is neither, or its facts have no mean or std.
+    """
+    source: Any = getattr(model_or_cfg, "_orig_mod", model_or_cfg)  # what torch.compile wraps
+    if isinstance(source, FeatureExtractor):
+        source = source.model
+    if isinstance(source, ImageTransformer):
+        cfg, input_size = source.pretrained_cfg, (source.in_chans, *source.img_size)
+    elif isinstance(source, PretrainedCfg):
+        cfg, input_size = source, source.input_size
+    else:
+        raise InputError(f"expected a model of this package or a PretrainedCfg, got {type(source).__name__}")
+    return {
+        "input_size": input_size,
+        "interpolation": cfg.interpolation,
+        "mean": _for_channels(cfg.mean, input_size[0]),
+        "std": _for_channels(cfg.std, input_size[0]),
+        "crop_pct": cfg.crop_pct,
+    }
+
+
+def create_transform(
+    input_size: Size | tuple[int, int, int] = (3, 224, 224),
+    interpolation: str = "bicubic",
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    crop_pct: float = 1.0,
+) -> Transform:
+    """The evaluation transform: `create_transform(**resolve_data_config(model))`.
+
+    Args:
+        input_size: (channels, height, width), pixels; or (height, width), or one number, of 3 channels.
+        interpolation: Pillow's filter: "nearest", "box", "bilinear", "hamming", "bicubic" or "lanczos".
+        mean: Per channel, of images scaled to [0, 1].
+        std: Per channel, likewise.
+        crop_pct: Side of the centre crop over the shorter side of the resized image, in (0, 1].
+
+    Returns:
+        A `Transform`, to be called with one image or with a batch.
+
+    Raises:
+        UnknownNameError: If there is no such interpolation; the message lists close matches.
+        InputError: If a value is out of range, or there are neither 1 nor 3 channels.
+    """
+    size: Any
+    shape: Any = input_size
+    channels, size = (shape[0], shape[1:]) if isinstance(shape, tuple | list) and len(shape) == 3 else (3, shape)
+    return Transform((channels, *to_pair(size)), interpolation, tuple(mean), tuple(std), crop_pct)
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Resize, centre crop, (pixels / 255 - mean) / std; of uint8 pixels, bit for bit what Pillow gives.
+
+    The image keeps its proportions and is resized until it covers floor(side / crop_pct) on both sides. Lengths are
+    rounded as in the evaluations that published accuracies come from: for square inputs as by torchvision's `Resize`
+    (the longer side down), for others as by timm (both to the nearest). `create_transform` says what the fields are;
+    of input_size, 1 channel is grey (ITU-R 601) and 3 are RGB.
+    """
+
+    input_size: tuple[int, int, int]
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float
+
+    def __post_init__(self) -> None:
+        channels = self.input_size[0]
+        if channels not in (1, 3):
+            raise InputError(
+                f"images have 3 channels, or 1 if grey; for a model that takes {channels!r}, make the tensors "
+                "yourself: (pixels / 255 - mean) / std"
+            )
+        to_pair(self.input_size[1:])
+        if self.interpolation not in INTERPOLATIONS:
+            raise UnknownNameError.of("interpolation", self.interpolation, INTERPOLATIONS)
+        _check_statistics(self.mean, self.std, channels)
+        if not (isinstance(self.crop_pct, int | float) and 0 < self.crop_pct <= 1):
+            raise InputError(f"crop_pct is a share in (0, 1], not {self.crop_pct!r}; 1 crops only what sticks out")
+
+    def __call__(self, images: AnyImage | Sequence[AnyImage]) -> Tensor:
+        """Turns one image, or a batch of images, into what the model takes.
+
+        Args:
+            images: A Pillow image of any mode; uint8 (height, width, 3) in numpy; uint8 (3, height, width) in torch;
+                a list or tuple of these, of any sizes; or an array or tensor of them with the batch first. Float
+                tensors (channels, height, width) in [0, 1] are cropped and normalised, but not resized.
+
+        Returns:
+            (channels, height, width), or (batch, channels, height, width) for a list or a batch; float32, on the
+            device of a tensor, else on the CPU.
+
+        Raises:
+            InputError: If an image is none of these, has no pixels, has values out of range, is a strip that resizing
+                would make huge (about 1 : 100), or holds floats and needs resizing; or the batch is empty.
+            MissingExtraError: If Pillow is needed and not installed.
+        """
+        if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
+            images = list(images)
+        if not isinstance(images, list | tuple):
+            return self._one(images)
+        if not images:
+            raise InputError("the batch is empty; give one image or more")
+        rows = []
+        for index, image in enumerate(images):
+            try:
+                rows.append(self._one(image))
+            except InputError as error:
+                raise InputError(f"image {index} of the batch: {error}") from error
+        return torch.stack(rows)
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        """The (height, width) before the crop, of an image of this size."""
+        target_height, target_width = self.input_size[1:]
+        tall, wide = math.floor(target_height / self.crop_pct), math.floor(target_width / self.crop_pct)
+        if tall == wide:
+            short = min(height, width)
+            size = tall * height // short, wide * width // short
+        else:
+            ratio = min(height / tall, width / wide)
+            size = round(height / ratio), round(width / ratio)
+        if size[0] * size[1] > MOST_CROPPED * max(target_height, target_width) ** 2:
+            raise InputError(
+                f"{height} x {width} pixels would become {size[0]} x {size[1]}, to be cropped to {target_height} x "
+                f"{target_width}; crop the image first"
+            )
+        return size
+
+    def _one(self, image: Any) -> Tensor:
+        pixels = _normalised(image, self._resized, self.interpolation, self.mean, self.std)
+        height, width = self.input_size[1:]
+        # Python rounds halves to even, and so do the evaluations.
+        top, left = (round((have - want) / 2) for have, want in zip(pixels.shape[1:], (height, width), strict=True))
+        return pixels[:, top : top + height, left : left + width].contiguous()
 
 
 def load_image(path: str | os.PathLike[str]) -> Image:
@@ -85,13 +244,13 @@ def resize_to_grid(image: Image, patch_size: Size, short_side: int, long_side: i
 
 
 def image_to_tensor(
-    image: Image | np.ndarray[Any, Any] | Tensor,
+    image: AnyImage,
     *,
     size: Size | None = None,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> Tensor:
-    """Turns one image into what a model takes: (pixels / 255 - mean) / std.
+    """Turns one image into a tensor as it is, nothing cut off: (pixels / 255 - mean) / std.
 
     Args:
         image: A Pillow image of any mode; uint8 (height, width, 3) in numpy; or uint8 in [0, 255] or float in
@@ -108,24 +267,49 @@ def image_to_tensor(
         InputError: If the image is none of these, or a value of it is out of range.
         MissingExtraError: If Pillow is needed and not installed.
     """
+    _check_statistics(mean, std, channels=3)
+    wanted = None if size is None else to_pair(size)
+    return _normalised(image, lambda height, width: wanted or (height, width), "bicubic", mean, std)
+
+
+def _normalised(
+    image: AnyImage,
+    resized: Callable[[int, int], tuple[int, int]],
+    interpolation: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Tensor:
+    """(pixels / 255 - mean) / std of an image at the size that `resized` makes of its own; as many channels as means.
+
+    Float tensors hold pixels / 255 already, and are not resized.
+    """
     if isinstance(image, Tensor) and image.is_floating_point():
-        pixels = _check_unit_range(image)
-        if size is not None and to_pair(size) != tuple(pixels.shape[1:]):
-            raise InputError("float tensors are not resized; give it the right size, or give uint8 pixels")
+        pixels = _check_unit_range(image, channels=len(mean))
+        size = resized(*pixels.shape[1:])
+        if size != pixels.shape[1:]:
+            raise InputError(
+                f"float tensors are not resized, and {tuple(pixels.shape[1:])} would have to become {size}; give it "
+                "that size, or give uint8 pixels: (255 * image).round().byte()"
+            )
     else:
-        pixels = _pixels(image, None if size is None else to_pair(size)).float() / 255
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise InputError(f"mean and std are three numbers each, std positive, not {mean!r} and {std!r}")
-    offset, scale = (pixels.new_tensor(values).view(3, 1, 1) for values in (mean, std))
-    return ((pixels - offset) / scale).contiguous()
+        pillow: Any = require("PIL.Image", extra="images")
+        photo = _to_pillow(image)
+        if len(mean) == 1:
+            photo = photo.convert("L")
+        height, width = resized(photo.height, photo.width)
+        photo = photo.resize((width, height), pillow.Resampling[interpolation.upper()])
+        array = np.array(photo).reshape(height, width, len(mean))
+        pixels = torch.from_numpy(array).permute(2, 0, 1).float() / 255
+    offset, scale = (pixels.new_tensor(values).view(-1, 1, 1) for values in (mean, std))
+    normalised = ((pixels - offset) / scale).contiguous()  # on the CPU if by Pillow: accelerators round otherwise
+    return normalised.to(image.device) if isinstance(image, Tensor) else normalised
 
 
-def _pixels(image: Any, size: tuple[int, int] | None) -> Tensor:
-    """uint8 (3, height, width) of any 8-bit input, resized if asked."""
+def _to_pillow(image: Any) -> Image:
+    """Any 8-bit input as a Pillow image in mode RGB."""
     pillow: Any = require("PIL.Image", extra="images")
-    device = None
     if isinstance(image, Tensor):
-        device, image = image.device, image.detach().cpu().numpy()
+        image = image.detach().cpu().numpy()
         image = image.transpose(1, 2, 0) if image.ndim == 3 else image
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
@@ -136,31 +320,51 @@ def _pixels(image: Any, size: tuple[int, int] | None) -> Tensor:
         image = pillow.fromarray(np.ascontiguousarray(image))
     elif not isinstance(image, pillow.Image):
         raise InputError(f"expected a Pillow image, a numpy array or a tensor, got {type(image).__name__}")
-    rgb = _to_rgb(image)
-    if size is not None:
-        rgb = rgb.resize((size[1], size[0]), pillow.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).to(device)
+    return _to_rgb(image)
 
 
 def _to_rgb(image: Image) -> Image:
     if image.mode == "F":
         raise InputError("its pixels are floats of unknown range; save it with 8 or 16 bits")
+    if min(image.size) < 1:
+        raise InputError(f"it is {image.width} x {image.height}: it has no pixels")
     if image.mode.startswith("I"):  # 16-bit grey, which convert would clip
-        image = image.point(lambda value: value / 256).convert("L")
-    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("I").point(lambda value: value / 256).convert("L")
+    if image.mode in ("La", "RGBa"):  # premultiplied
+        image = image.convert(image.mode.upper())
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         pillow: Any = require("PIL.Image", extra="images")
         rgba = image.convert("RGBA")
         white = pillow.new("RGBA", rgba.size, "white")
         image = pillow.alpha_composite(white, rgba)
-    return image.convert("RGB")
+    try:
+        return image.convert("RGB")
+    except ValueError as error:
+        raise InputError(f"its mode {image.mode} is not one that Pillow turns into RGB: {error}") from error
 
 
-def _check_unit_range(pixels: Tensor) -> Tensor:
-    if pixels.ndim != 3 or pixels.shape[0] != 3 or pixels.numel() == 0:
-        raise InputError(f"expected a tensor of shape (3, height, width), got {tuple(pixels.shape)}")
+def _check_unit_range(pixels: Tensor, channels: int) -> Tensor:
+    if pixels.ndim != 3 or pixels.shape[0] != channels or pixels.numel() == 0:
+        raise InputError(f"expected a tensor of shape ({channels}, height, width), got {tuple(pixels.shape)}")
     if not ((pixels >= 0) & (pixels <= 1)).all():
         raise InputError(
             f"float pixels are in [0, 1]; these are from {float(pixels.min())} to {float(pixels.max())}: divide by the "
             "largest value they can have; if some are NaN, look at how they were read"
         )
     return pixels.float()
+
+
+def _check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
+    finite = all(isinstance(value, Real) and math.isfinite(value) for value in (*mean, *std))
+    if len(mean) != channels or len(std) != channels or not finite or min(std) <= 0:
+        raise InputError(f"mean and std are {channels} finite numbers each, std positive, not {mean!r} and {std!r}")
+
+
+def _for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    if not values:
+        raise InputError("the facts about the weights have no mean or no std; give them by pretrained_cfg_overlay")
+    if len(values) == channels:
+        return tuple(values)
+    if channels == 1:
+        return (sum(values) / len(values),)
+    return tuple(values[index % len(values)] for index in range(channels))

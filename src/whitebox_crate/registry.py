@@ -13,6 +13,7 @@ from torch import nn
 from .errors import InputError, UnknownNameError
 from .models import PretrainedCfg
 from .models.variants import ALIASES, VARIANTS
+from .pretrained import PRETRAINED
 
 Entrypoint = Callable[..., nn.Module]
 E = TypeVar("E", bound=Entrypoint)
@@ -168,21 +169,9 @@ def _natural(name: str) -> list[str | int]:
 
 
 def _register_variants() -> None:
-    weights = {"crate_nano_patch6_96": [NANO_CFG]}
     for name, entrypoint in VARIANTS.items():
         aliases = [alias for alias, target in ALIASES.items() if target == name]
-        register_model(entrypoint, name=name, aliases=aliases, pretrained=weights.get(name, []))
+        register_model(entrypoint, name=name, aliases=aliases, pretrained=PRETRAINED.get(name, []))
 
 
-NANO_CFG = PretrainedCfg(
-    tag="tuxpaint_composites",
-    file="crate_nano_patch6_96.safetensors",
-    input_size=(3, 96, 96),
-    num_classes=258,
-    attention_layer=4,
-    attention_head=1,
-    attention_size=144,
-    license="apache-2.0",
-    origin="whitebox-crate train on composites of photographed objects; docs/cards/crate_nano.md has all of it",
-)
 _register_variants()

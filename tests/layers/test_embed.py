@@ -1,5 +1,7 @@
 """Patches come in the released order, any size that the patch divides works, and positions survive resampling."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,8 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from whitebox_crate.errors import InputError
-from whitebox_crate.layers import ConvPatchEmbed, NormedPatchEmbed, PatchEmbed, resample_pos_embed
+from whitebox_crate.errors import InputError, UnknownNameError
+from whitebox_crate.layers import (
+    ConvPatchEmbed,
+    NormedPatchEmbed,
+    PatchEmbed,
+    patchify,
+    resample_pos_embed,
+    sincos_pos_embed,
+    unpatchify,
+)
 
 sides = st.integers(1, 5)
 grids = st.tuples(sides, sides)
@@ -45,6 +55,24 @@ def test_crate_flattens_row_column_channel(grid: tuple[int, int], patch: tuple[i
         projected = normed @ layer.proj.weight.T + layer.proj.bias
         expected = F.layer_norm(projected, (6,), layer.norm2.weight, layer.norm2.bias, eps=1e-5)
         torch.testing.assert_close(tokens[sample], expected, rtol=0, atol=1e-10)
+
+
+@given(grids, st.tuples(st.integers(1, 3), st.integers(1, 3)), st.integers(1, 4))
+def test_images_come_back_from_their_patches(grid: tuple[int, int], patch: tuple[int, int], channels: int) -> None:
+    images = torch.randn(2, channels, grid[0] * patch[0], grid[1] * patch[1])
+    patches = patchify(images, patch)
+    for image, rows in zip(images, patches, strict=True):
+        assert torch.equal(rows, flat_patches(image, patch))
+    assert torch.equal(unpatchify(patches, patch, grid), images)
+
+
+def test_what_makes_no_patches_or_images_is_refused() -> None:
+    for shape in ((3, 8, 8), (1, 3, 9, 8), (1, 3, 8, 9)):
+        with pytest.raises(InputError, match="patches of 4 x 4"):
+            patchify(torch.zeros(shape), 4)
+    for shape in ((6, 48), (1, 5, 48), (1, 6, 49)):
+        with pytest.raises(InputError, match="a grid of 2 x 3"):
+            unpatchify(torch.zeros(shape), 4, (2, 3))
 
 
 @given(grids, st.tuples(st.integers(1, 3), st.integers(1, 3)), st.integers(1, 4))
@@ -159,6 +187,48 @@ def test_resampling_is_bicubic_with_antialias_by_target_size() -> None:
     expected = F.interpolate(grid, size=(3, 5), mode="bicubic", antialias=True, align_corners=False)
     resampled = resample_pos_embed(pos_embed, (6, 4), (3, 5))
     torch.testing.assert_close(resampled[:, 1:], expected.flatten(2).mT)
+
+
+@given(grids, grids)
+def test_resampling_by_scale_is_bicubic_at_factors_that_are_a_little_larger(
+    old: tuple[int, int], new: tuple[int, int]
+) -> None:
+    pos_embed = positions(old).double()
+    resampled = resample_pos_embed(pos_embed, old, new, rule="scale")
+    if old == new:
+        assert resampled is pos_embed
+        return
+    grid = pos_embed[:, 1:].mT.unflatten(2, old)
+    factors = ((new[0] + 0.1) / old[0], (new[1] + 0.1) / old[1])
+    expected = F.interpolate(grid, scale_factor=factors, mode="bicubic", align_corners=False)
+    torch.testing.assert_close(resampled[:, 1:], expected.flatten(2).mT, rtol=0, atol=1e-9)
+    assert torch.equal(resampled[:, :1], pos_embed[:, :1])
+
+
+def test_an_unknown_rule_of_resampling_is_refused() -> None:
+    with pytest.raises(UnknownNameError, match="'scale'"):
+        resample_pos_embed(positions((2, 2)), (2, 2), (2, 2), rule="scales")  # type: ignore[arg-type]
+
+
+@given(grids, st.integers(1, 4))
+def test_sines_and_cosines_tell_the_column_then_the_row(grid: tuple[int, int], quarter: int) -> None:
+    table = sincos_pos_embed(grid, 4 * quarter)
+    assert table.shape == (1, 1 + grid[0] * grid[1], 4 * quarter)
+    assert not table[0, 0].any()
+    for row in range(grid[0]):
+        for column in range(grid[1]):
+            waves = [
+                wave(place / 10000 ** (k / quarter))
+                for place in (column, row)
+                for wave in (math.sin, math.cos)
+                for k in range(quarter)
+            ]
+            torch.testing.assert_close(table[0, 1 + row * grid[1] + column], torch.tensor(waves))
+
+
+def test_sines_and_cosines_need_four_channels_each() -> None:
+    with pytest.raises(InputError, match="divisible by 4, not 6"):
+        sincos_pos_embed((2, 2), 6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])

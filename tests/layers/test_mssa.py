@@ -40,6 +40,14 @@ def test_its_parameters_are_the_bases_without_bias_and_the_projection_with_bias(
     assert MSSA(12, 3).head_dim == 4
 
 
+def test_without_a_bias_the_projection_has_the_same_weight() -> None:
+    layer, with_bias = MSSA(12, 3, proj_bias=False), MSSA(12, 3)
+    assert {name for name, _ in layer.named_parameters()} == {"qkv.weight", "proj.weight"}
+    with_bias.load_state_dict({**layer.state_dict(), "proj.bias": torch.arange(12.0)})
+    z = torch.randn(2, 5, 12)
+    torch.testing.assert_close(layer(z) + torch.arange(12.0), with_bias(z))
+
+
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     with pytest.raises(InputError, match="head_dim"):
         MSSA(10, 3)

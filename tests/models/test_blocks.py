@@ -11,13 +11,14 @@ from small_models import shake
 from torch import Tensor, nn
 
 from whitebox_crate.errors import UnknownNameError
-from whitebox_crate.models import Block, CrateBlock, CrateMhsaBlock, CrateMlpBlock, ViTBlock
+from whitebox_crate.models import Block, CrateAlphaBlock, CrateBlock, CrateMhsaBlock, CrateMlpBlock, ViTBlock
 
 DIM, HEADS = 12, 3
 MAKERS: dict[str, Callable[[], Block]] = {
     "crate": lambda: CrateBlock(DIM, HEADS),
     "crate, skip normalized": lambda: CrateBlock(DIM, HEADS, skip="normalized"),
     "crate-sth": lambda: CrateBlock(DIM, HEADS, threshold="soft"),
+    "crate-alpha": lambda: CrateAlphaBlock(DIM, HEADS),
     "crate-mlp": lambda: CrateMlpBlock(DIM, HEADS),
     "crate-mhsa": lambda: CrateMhsaBlock(DIM, HEADS),
     "vit": lambda: ViTBlock(DIM, HEADS),

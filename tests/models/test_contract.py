@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_models import CLASSES, DEPTH, DIM, GRID, images_for, patch_of, small_model, small_options
+from small_models import CLASSES, DEPTH, DIM, GRID, images_for, patch_of, small_model, small_options, trained
 from torch import Tensor, nn
 
 from whitebox_crate import (
@@ -20,7 +20,7 @@ from whitebox_crate import (
     save_pretrained,
 )
 from whitebox_crate.errors import InputError, UnknownNameError
-from whitebox_crate.models import FeatureExtractor
+from whitebox_crate.models import CrateMae, FeatureExtractor
 
 TOKENS = 1 + GRID[0] * GRID[1]
 
@@ -62,7 +62,7 @@ def test_at_its_own_size_it_is_what_its_cfg_says(name: str) -> None:
     assert model.pretrained_cfg.input_size == (model.in_chans, *model.img_size)
     assert model.pretrained_cfg.num_classes == model.num_classes
     assert model.default_cfg is model.pretrained_cfg
-    assert logits.shape == (2, model.num_classes)
+    assert logits.shape == (2, model.num_classes or model.embed_dim)
     patch, size = re.findall(r"patch(\d+)_(\d+)", name)[0]
     assert model.patch_embed.patch_size == (int(patch), int(patch))
     assert model.img_size == (int(size), int(size))
@@ -305,6 +305,22 @@ def test_features_only_gives_the_last_three_layers_unless_told(name: str) -> Non
 
 
 @torch.no_grad()
+def test_pruned_layers_are_gone_and_the_others_as_they_were(model: ImageTransformer, images: Tensor) -> None:
+    outputs, head = layer_outputs(model, images), model.head
+    normed = model.norm(outputs[1])
+    assert model.prune_intermediate_layers([1, 0], prune_head=False) == [1, 0]
+    assert len(model.blocks) == 2
+    assert model.get_classifier() is head
+    torch.testing.assert_close(model.forward_features(images), normed)
+    assert model.prune_intermediate_layers(1, prune_norm=True) == [1]
+    torch.testing.assert_close(model.forward_features(images), outputs[1])
+    assert model.num_classes == 0
+    assert {key.split(".")[0] for key in model.state_dict()} == {"cls_token", "pos_embed", "patch_embed", "blocks"}
+    with pytest.raises(UnknownNameError, match="layer 2"):
+        model.prune_intermediate_layers([2])
+
+
+@torch.no_grad()
 def test_set_input_size(name: str, model: ImageTransformer, images: Tensor) -> None:
     patch, before = patch_of(name), model.pos_embed.detach().clone()
     model.pos_embed.requires_grad_(False)
@@ -312,9 +328,12 @@ def test_set_input_size(name: str, model: ImageTransformer, images: Tensor) -> N
     assert model.img_size == (3 * patch, patch)
     assert model.pos_embed.shape == (1, 1 + 3, DIM)
     assert not model.pos_embed.requires_grad
-    grid = nn.functional.interpolate(
-        as_map(before[:, 1:]), size=(3, 1), mode="bicubic", antialias=True, align_corners=False
-    )
+    if isinstance(model, CrateMae):  # the rule that came with it
+        grid = nn.functional.interpolate(as_map(before[:, 1:]), scale_factor=(3.1 / 2, 1.1 / 3), mode="bicubic")
+    else:
+        grid = nn.functional.interpolate(
+            as_map(before[:, 1:]), size=(3, 1), mode="bicubic", antialias=True, align_corners=False
+        )
     torch.testing.assert_close(model.pos_embed[:, 1:], grid.flatten(2).mT)
     assert torch.equal(model.pos_embed[:, :1], before[:, :1])
     narrow = images_for(model)
@@ -373,7 +392,7 @@ def test_bfloat16_is_close_to_float32(model: ImageTransformer, images: Tensor) -
 
 def test_every_parameter_gets_a_gradient(model: ImageTransformer, images: Tensor) -> None:
     model(images).square().sum().backward()
-    for name, parameter in model.named_parameters():
+    for name, parameter in trained(model).items():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.any(), name
@@ -390,7 +409,7 @@ def test_gradient_checkpointing_changes_memory_and_not_gradients(model: ImageTra
         block.register_forward_pre_hook(count)
 
     def gradients() -> list[Tensor]:
-        return list(torch.autograd.grad(model(images).square().sum(), list(model.parameters())))
+        return list(torch.autograd.grad(model(images).square().sum(), list(trained(model).values())))
 
     plain = gradients()
     assert runs == DEPTH
@@ -426,6 +445,8 @@ def test_group_matcher_covers_all_but_what_follows_the_blocks(name: str, pool: s
                 assert numbers == [(parts[1],)], key
             elif parts[0] == "norm" and not coarse:
                 assert numbers == [()], key  # its own group, after the last block
+            elif parts[0] == "mask_token" or parts[0].startswith("decoder_"):
+                assert (stem, numbers) == (False, []), key  # left to the head's group, as timm does
             else:
                 assert numbers == [], key
                 assert stem or parts[0] in ("norm", "fc_norm", "head"), key

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from math import cos, sin
+from typing import Literal, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, UnknownNameError
 
 Size: TypeAlias = int | tuple[int, int]
+Resampling = Literal["size", "scale"]
 
 
 def to_pair(size: Size) -> tuple[int, int]:
@@ -25,6 +27,47 @@ def to_pair(size: Size) -> tuple[int, int]:
     if not is_pair or any(type(side) is not int or side < 1 for side in pair):
         raise InputError(f"a size is a positive int or a pair (height, width) of them, not {size!r}")
     return pair[0], pair[1]
+
+
+def patchify(images: Tensor, patch_size: Size) -> Tensor:
+    """The pixels of each patch as one row, in the order (row in patch, column in patch, channel).
+
+    Args:
+        images: (batch, channels, height, width), any dtype.
+        patch_size: (height, width) or one number, pixels.
+
+    Returns:
+        (batch, rows * columns, patch height * patch width * channels), rows of the grid first.
+
+    Raises:
+        InputError: If the rank is another, or the patch does not divide the image.
+    """
+    p, q = to_pair(patch_size)
+    if images.ndim != 4 or images.shape[2] % p or images.shape[3] % q:
+        raise InputError(f"images of shape {tuple(images.shape)} are no batch that patches of {p} x {q} divide")
+    return rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", p=p, q=q)
+
+
+def unpatchify(patches: Tensor, patch_size: Size, grid: tuple[int, int]) -> Tensor:
+    """The images that `patchify` took apart.
+
+    Args:
+        patches: (batch, rows * columns, patch height * patch width * channels), any dtype.
+        patch_size: (height, width) or one number, pixels.
+        grid: (rows, columns).
+
+    Returns:
+        (batch, channels, height, width).
+
+    Raises:
+        InputError: If `patches` has another shape.
+    """
+    p, q = to_pair(patch_size)
+    if patches.ndim != 3 or patches.shape[1] != grid[0] * grid[1] or patches.shape[2] % (p * q):
+        raise InputError(
+            f"patches of shape {tuple(patches.shape)} do not fill a grid of {grid[0]} x {grid[1]} with {p} x {q} pixels"
+        )
+    return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], w=grid[1], p=p, q=q)
 
 
 class PatchEmbed(nn.Module):
@@ -124,9 +167,7 @@ class NormedPatchEmbed(PatchEmbed):
 
     def forward(self, images: Tensor) -> Tensor:
         self.check(images)
-        p, q = self.patch_size
-        patches = rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", p=p, q=q)
-        tokens: Tensor = self.norm2(self.proj(self.norm1(patches)))
+        tokens: Tensor = self.norm2(self.proj(self.norm1(patchify(images, self.patch_size))))
         return tokens
 
 
@@ -155,23 +196,60 @@ class ConvPatchEmbed(PatchEmbed):
         return rearrange(features, "b d h w -> b (h w) d")
 
 
+def sincos_pos_embed(grid: tuple[int, int], dim: int) -> Tensor:
+    """A fixed position embedding: sines and cosines of the place in the grid (arXiv 2111.06377, as MAE has it).
+
+    The first half of the channels tells the column, the second the row; a half is the sines of the place times
+    `10000^(-k / (dim / 4))` for k = 0, 1, ..., dim / 4 - 1, then the cosines.
+
+    Args:
+        grid: (rows, columns).
+        dim: Width of a token.
+
+    Returns:
+        (1, 1 + rows * columns, dim), default dtype, zero for [CLS]; computed in double precision.
+
+    Raises:
+        InputError: If `dim` is not divisible by 4.
+    """
+    if dim % 4:
+        raise InputError(f"a sine-cosine position embedding has a width divisible by 4, not {dim}")
+    frequencies = [10000 ** (-4 * k / dim) for k in range(dim // 4)]
+
+    def along(side: int) -> Tensor:
+        return torch.tensor([[wave(place * f) for wave in (sin, cos) for f in frequencies] for place in range(side)])
+
+    columns = repeat(along(grid[1]), "w d -> (h w) d", h=grid[0])
+    rows = repeat(along(grid[0]), "h d -> (h w) d", w=grid[1])
+    return F.pad(torch.cat([columns, rows], dim=1), (0, 0, 1, 0))[None]
+
+
 def resample_pos_embed(
-    pos_embed: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], num_prefix_tokens: int = 1
+    pos_embed: Tensor,
+    old_grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    num_prefix_tokens: int = 1,
+    rule: Resampling = "size",
 ) -> Tensor:
-    """Resamples a learned position embedding to another patch grid, by target size, bicubic with antialias.
+    """Resamples a position embedding to another patch grid, bicubic.
 
     Args:
         pos_embed: (1, num_prefix_tokens + rows * columns, dim).
         old_grid: (rows, columns) of `pos_embed`.
         new_grid: (rows, columns) wanted.
         num_prefix_tokens: Leading rows that belong to no patch and are kept.
+        rule: "size" resamples to the target size, with antialias, as timm does; "scale" by the factors
+            `(new + 0.1) / old` without antialias, as DINO and CRATE-MAE were released.
 
     Returns:
         (1, num_prefix_tokens + new rows * new columns, dim), same dtype; `pos_embed` itself if the grid is the same.
 
     Raises:
         InputError: If `pos_embed` does not have the length that `old_grid` says.
+        UnknownNameError: If `rule` is neither of the two.
     """
+    if rule not in get_args(Resampling):
+        raise UnknownNameError.of("rule of resampling", rule, get_args(Resampling))
     if pos_embed.shape[1] != num_prefix_tokens + old_grid[0] * old_grid[1]:
         raise InputError(
             f"a position embedding of shape {tuple(pos_embed.shape)} does not hold {num_prefix_tokens} prefix tokens "
@@ -183,6 +261,37 @@ def resample_pos_embed(
     prefix, patches = pos_embed[:, :num_prefix_tokens], pos_embed[:, num_prefix_tokens:]
     precise = patches.to(torch.promote_types(patches.dtype, torch.float32))
     image = rearrange(precise, "1 (h w) d -> 1 d h w", h=old_grid[0])
-    image = F.interpolate(image, size=new_grid, mode="bicubic", antialias=True, align_corners=False)
+    if rule == "size":
+        image = F.interpolate(image, size=new_grid, mode="bicubic", antialias=True, align_corners=False)
+    else:
+        image = _interpolate_by_scale(image, new_grid)
     resampled = rearrange(image, "1 d h w -> 1 (h w) d").to(pos_embed.dtype)
     return torch.cat([prefix, resampled], dim=1)
+
+
+def _interpolate_by_scale(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bicubic interpolation of (1, channels, height, width) at the factors (new + 0.1) / old; none at the same size.
+
+    As `F.interpolate` does it, whose factors torch.export would bind to one size.
+    """
+    old_height, old_width = image.shape[-2:]
+    height, width = (torch.full((), side, dtype=image.dtype, device=image.device) for side in size)
+    offset = 0.1 * ((height != old_height) | (width != old_width)).to(image.dtype)
+    rows, columns = (torch.arange(side, dtype=image.dtype, device=image.device) for side in size)
+    down = _cubic_weights(rows, old_height, (height + offset) / old_height)
+    across = _cubic_weights(columns, old_width, (width + offset) / old_width)
+    return down @ image @ across.mT
+
+
+def _cubic_weights(places: Tensor, old_side: int, factor: Tensor) -> Tensor:
+    """(new side, old side): how much each old cell gives to each new one, by Keys' kernel with a = -0.75.
+
+    The old cells at the border stand for those beyond it.
+    """
+    centres = (places[:, None] + 0.5) / factor - 0.5
+    taps = centres.floor() + torch.arange(-1, 3, device=places.device)
+    near = (centres - taps).abs()
+    inner = (1.25 * near - 2.25) * near**2 + 1
+    outer = ((-0.75 * near + 3.75) * near - 6) * near + 3
+    none = torch.zeros(places.shape[0], old_side, dtype=places.dtype, device=places.device)
+    return none.scatter_add(1, taps.clamp(0, old_side - 1).long(), torch.where(near <= 1, inner, outer))

@@ -20,6 +20,7 @@ class MSSA(nn.Module):
         dim: Width of a token.
         num_heads: Number of subspaces.
         head_dim: Dimension of each subspace; `dim // num_heads` if None.
+        proj_bias: Whether the output projection has a bias.
 
     Shape:
         - Input: (batch, tokens, dim), any float dtype.
@@ -29,13 +30,14 @@ class MSSA(nn.Module):
         InputError: If the heads cannot share the width equally.
     """
 
-    def __init__(self, dim: int, num_heads: int, head_dim: int | None = None) -> None:
+    def __init__(self, dim: int, num_heads: int, head_dim: int | None = None, proj_bias: bool = True) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = head_width(dim, num_heads, head_dim)
         inner_dim = num_heads * self.head_dim
         self.qkv = nn.Linear(dim, inner_dim, bias=False)  # the rows are U_1^T, ..., U_K^T
-        self.proj = nn.Identity() if num_heads == 1 and inner_dim == dim else nn.Linear(inner_dim, dim)
+        needless = num_heads == 1 and inner_dim == dim
+        self.proj = nn.Identity() if needless else nn.Linear(inner_dim, dim, bias=proj_bias)
 
     def split_heads(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value of each head, which here are one tensor.

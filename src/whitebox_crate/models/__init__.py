@@ -1,16 +1,22 @@
-"""The models: CRATE, its ablations, and ViT, all on one contract."""
+"""The models: CRATE, its family and ablations, and ViT, all on one contract."""
 
 from ._base import Block, ImageTransformer
 from ._features import FeatureExtractor, FeatureInfo
 from ._pretrained_cfg import PretrainedCfg
 from .crate import Crate, CrateBlock
 from .crate_ablations import CrateMhsa, CrateMhsaBlock, CrateMlp, CrateMlpBlock
+from .crate_alpha import CrateAlpha, CrateAlphaBlock
+from .crate_mae import CrateMae, CrateMaeDecoderBlock, Reconstruction
 from .vit import ViT, ViTBlock
 
 __all__ = [
     "Block",
     "Crate",
+    "CrateAlpha",
+    "CrateAlphaBlock",
     "CrateBlock",
+    "CrateMae",
+    "CrateMaeDecoderBlock",
     "CrateMhsa",
     "CrateMhsaBlock",
     "CrateMlp",
@@ -19,6 +25,7 @@ __all__ = [
     "FeatureInfo",
     "ImageTransformer",
     "PretrainedCfg",
+    "Reconstruction",
     "ViT",
     "ViTBlock",
 ]

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import InputError, UnknownNameError
 from ..layers import MHSA, MSSA, PatchEmbed, resample_pos_embed
 from ..layers.embed import Size
+from ._hub_verbs import HubVerbs
 from ._pretrained_cfg import PretrainedCfg
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Block(nn.Module, ABC):
         """The operator that lets tokens see each other."""
 
 
-class ImageTransformer(nn.Module):
+class ImageTransformer(nn.Module, HubVerbs):
     """Patches, [CLS] and positions; blocks; norm; head.
 
     With `global_pool` "token" or "", `norm` is applied to all tokens and the head reads [CLS] or everything; with
@@ -91,8 +92,10 @@ class ImageTransformer(nn.Module):
         self.load_report: LoadReport | None = None
 
         self.patch_embed = patch_embed
-        self.cls_token = nn.Parameter(torch.randn(1, 1, embed_dim))
-        self.pos_embed = nn.Parameter(torch.randn(1, 1 + patch_embed.num_patches, embed_dim))
+        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + patch_embed.num_patches, embed_dim))
+        nn.init.normal_(self.cls_token)
+        nn.init.normal_(self.pos_embed)
         self.blocks = nn.ModuleList(blocks)
         pool_first = global_pool in ("avg", "mean")
         self.norm = nn.Identity() if pool_first else nn.LayerNorm(embed_dim, eps=norm_eps)
@@ -136,11 +139,29 @@ class ImageTransformer(nn.Module):
         Raises:
             InputError: If the channels or the size are not those of the model.
         """
-        grid = self.grid_of(images)
-        patches = self.patch_embed(images)
+        return self._place(self.patch_embed(images), self.grid_of(images))
+
+    def _place(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Puts [CLS] before the patch tokens of this grid and adds the positions."""
         cls_token = self.cls_token.expand(patches.shape[0], -1, -1)
-        positions = resample_pos_embed(self.pos_embed, self.patch_embed.grid_size, grid, self.num_prefix_tokens)
+        positions = self.resample_positions(self.pos_embed, self.patch_embed.grid_size, grid)
         return torch.cat([cls_token.to(patches.dtype), patches], dim=1) + positions
+
+    def resample_positions(self, pos_embed: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+        """A position embedding of this model on another patch grid.
+
+        Args:
+            pos_embed: (1, 1 + rows * columns, embed_dim), [CLS] first.
+            old_grid: (rows, columns) of `pos_embed`.
+            new_grid: (rows, columns) wanted.
+
+        Returns:
+            (1, 1 + new rows * new columns, embed_dim), same dtype; `pos_embed` itself if the grid is the same.
+
+        Raises:
+            InputError: If `pos_embed` does not have the length that `old_grid` says.
+        """
+        return resample_pos_embed(pos_embed, old_grid, new_grid, self.num_prefix_tokens)
 
     def _run_block(self, block: nn.Module, tokens: Tensor) -> Tensor:
         if self.grad_checkpointing and torch.is_grad_enabled():
@@ -253,6 +274,30 @@ class ImageTransformer(nn.Module):
             self.forward_intermediates(images, n, return_prefix_tokens, norm, False, fmt, intermediates_only=True)
         )
 
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drops the layers after the last asked one, for good (timm's name).
+
+        Args:
+            indices: Layers, as in `forward_intermediates`.
+            prune_norm: Whether the last norm goes too.
+            prune_head: Whether the head goes too, and whatever else follows the layers.
+
+        Returns:
+            The asked layers, counted from 0.
+
+        Raises:
+            UnknownNameError: If a layer does not exist.
+        """
+        take = resolve_layers(indices, len(self.blocks))
+        self.blocks = self.blocks[: max(take) + 1]
+        if prune_norm:
+            self.norm = self.fc_norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0)
+        return take
+
     def get_classifier(self) -> nn.Module:
         """The last Linear, or an identity if there is none."""
         return self.head
@@ -284,9 +329,7 @@ class ImageTransformer(nn.Module):
         """
         old_grid = self.patch_embed.grid_size
         self.patch_embed.set_input_size(img_size)
-        resampled = resample_pos_embed(
-            self.pos_embed.detach(), old_grid, self.patch_embed.grid_size, self.num_prefix_tokens
-        )
+        resampled = self.resample_positions(self.pos_embed.detach(), old_grid, self.patch_embed.grid_size)
         self.pos_embed = nn.Parameter(resampled.clone(), requires_grad=self.pos_embed.requires_grad)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

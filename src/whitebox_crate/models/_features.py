@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ._base import ImageTransformer, resolve_layers
+from ._base import ImageTransformer
 
 if TYPE_CHECKING:
     from ..loading import LoadReport
@@ -51,11 +51,9 @@ class FeatureExtractor(nn.Module):
     def __init__(self, model: ImageTransformer, out_indices: int | Sequence[int] | None = None) -> None:
         super().__init__()
         depth = len(model.blocks)
-        self.out_indices = resolve_layers(min(3, depth) if out_indices is None else out_indices, depth)
+        asked = min(3, depth) if out_indices is None else out_indices
+        self.out_indices = model.prune_intermediate_layers(asked, prune_norm=True)
         self.feature_info = FeatureInfo(self.out_indices, model.embed_dim, max(model.patch_embed.patch_size))
-        model.blocks = model.blocks[: max(self.out_indices) + 1]
-        model.norm = model.fc_norm = nn.Identity()
-        model.reset_classifier(0)
         self.pretrained_cfg = model.pretrained_cfg
         self.model = model
 

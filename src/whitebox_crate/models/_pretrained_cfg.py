@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -10,34 +12,56 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class PretrainedCfg:
-    """Facts about one set of weights; all fields have the meaning that they have in timm.
+    """Facts about one set of weights; fields that timm has mean what they mean there.
+
+    The weights lie in one of four places: on the Hub (`hf_hub_id` and `file`), in the package (`file` alone), on a page
+    from which only a person can fetch them (`url` and `file`), or nowhere (none of these).
 
     Attributes:
         tag: What follows the dot in `name.tag`; "" for weights that do not exist.
-        file: File name of the weights among those that come with the package; "" if there are none.
+        hf_hub_id: Repository on the Hugging Face Hub, "org/name".
+        file: Path of the weights in that repository, or their name in the package or on the page.
+        revision: Branch, tag or commit of the repository; "" for its main branch.
+        sha256: Of the file, in hex, where it is known; a file that differs is refused.
+        url: Page where a person can download the file, for weights that no client library serves.
         input_size: (channels, height, width) the weights were trained with.
         mean: Per channel, of images scaled to [0, 1].
         std: Per channel, of images scaled to [0, 1].
-        interpolation: Resampling used on images.
-        num_classes: Number of classes of the head.
+        interpolation: Pillow's resampling used on images: "bicubic", "bilinear" or another name of it.
+        crop_pct: Side of the centre crop over the shorter side of the resized image.
+        num_classes: Number of classes of the head; 0 if the weights have none.
         label_names: Name of each class, empty if unknown.
+        model_args: Options of the model that these weights need and its architecture does not have by default.
         attention_layer: The layer whose [CLS] attention shows objects; the paper's penultimate one if not measured.
         attention_head: The head of it that does so best, if measured.
         attention_size: Shorter side of an image, pixels, at which it does so best, if measured.
-        license: Licence of the weights.
-        origin: How the weights came about.
+        license: Licence of the weights; "" where none is stated.
+        origin: How the weights came about, and by whom.
+        paper: Where they are described.
+        checked: What of it was tried here: "file" for the weights themselves, "shapes" for a file of the same names and
+            shapes, "" for nothing.
+        notes: What deviates from the paper, and what its authors say of it.
     """
 
     tag: str = ""
+    hf_hub_id: str = ""
     file: str = ""
+    revision: str = ""
+    sha256: str = ""
+    url: str = ""
     input_size: tuple[int, int, int] = (3, 224, 224)
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: str = "bicubic"
+    crop_pct: float = 1.0
     num_classes: int = 1000
     label_names: tuple[str, ...] = ()
+    model_args: Mapping[str, Any] = field(default_factory=dict, hash=False)
     attention_layer: int = -2
     attention_head: int | None = None
     attention_size: int | None = None
     license: str = ""
     origin: str = ""
+    paper: str = ""
+    checked: str = ""
+    notes: str = ""

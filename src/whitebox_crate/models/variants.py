@@ -9,6 +9,8 @@ from typing import Any
 from ._base import ImageTransformer
 from .crate import Crate
 from .crate_ablations import CrateMhsa, CrateMlp
+from .crate_alpha import CrateAlpha
+from .crate_mae import CrateMae
 from .vit import ViT
 
 # Widths, depths and heads of the released code (github.com/Ma-Lab-Berkeley/CRATE, model/crate.py).
@@ -22,6 +24,14 @@ _RELEASED: dict[str, dict[str, Any]] = {
 _PAPER_SMALL: dict[str, Any] = {"embed_dim": 384, "depth": 12, "num_heads": 6}
 # B/8 of the paper's public demo has 6 heads, so p = 128, and ImageNet-21k's 21,842 classes.
 _DEMO_BASE: dict[str, Any] = {"embed_dim": 768, "depth": 12, "num_heads": 6, "num_classes": 21842}
+# Sizes and patches of CRATE-alpha (arXiv 2405.20299; github.com/UCSC-VLAA/CRATE-alpha, models/crate.py).
+_ALPHA: dict[str, dict[str, Any]] = {
+    "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
+    "small": {"embed_dim": 576, "depth": 12, "num_heads": 12},
+    "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
+    "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
+}
+_ALPHA_PATCHES = {"tiny": (16,), "small": (16,), "base": (32, 16, 8), "large": (32, 14, 8)}
 _VIT: dict[str, dict[str, Any]] = {
     "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
     "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
@@ -50,6 +60,12 @@ def _table() -> dict[str, Callable[..., ImageTransformer]]:
         table[f"crate_sth_paper_small_patch{patch}_224"] = partial(Crate, threshold="soft", **small)
         table[f"crate_mlp_paper_small_patch{patch}_224"] = partial(CrateMlp, **small)
         table[f"crate_mhsa_paper_small_patch{patch}_224"] = partial(CrateMhsa, **small)
+    for size, options in _ALPHA.items():
+        for patch in _ALPHA_PATCHES[size]:
+            table[f"crate_alpha_{size}_patch{patch}_224"] = partial(CrateAlpha, patch_size=patch, **options)
+    # CRATE-MAE has the widths, depths and heads of CRATE, and its decoder those of its encoder.
+    for size, options in _RELEASED.items():
+        table[f"crate_mae_{size}_patch16_224"] = partial(CrateMae, patch_size=16, **options)
     table["crate_demo_base_patch8_224"] = partial(Crate, patch_size=8, **_DEMO_BASE)
     table["crate_nano_patch6_96"] = partial(Crate, **_NANO)
     table["vit_nano_patch6_96"] = partial(ViT, **_NANO)
@@ -63,6 +79,14 @@ ALIASES = {
     "crate_small": "crate_small_patch16_224",
     "crate_base": "crate_base_patch16_224",
     "crate_large": "crate_large_patch16_224",
+    "crate_alpha_tiny": "crate_alpha_tiny_patch16_224",
+    "crate_alpha_small": "crate_alpha_small_patch16_224",
+    "crate_alpha_base": "crate_alpha_base_patch16_224",
+    "crate_alpha_large": "crate_alpha_large_patch14_224",
+    "crate_mae_tiny": "crate_mae_tiny_patch16_224",
+    "crate_mae_small": "crate_mae_small_patch16_224",
+    "crate_mae_base": "crate_mae_base_patch16_224",
+    "crate_mae_large": "crate_mae_large_patch16_224",
     "crate_sth": "crate_sth_paper_small_patch8_224",
     "crate_mlp": "crate_mlp_paper_small_patch8_224",
     "crate_mhsa": "crate_mhsa_paper_small_patch8_224",

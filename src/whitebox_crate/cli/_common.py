@@ -1,0 +1,81 @@
+"""What the commands share: their options, the model that they name, and where their files go."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, OutputError
+from ..factory import create_model
+from ..models import ImageTransformer
+
+
+def command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary)
+    parser.add_argument("--threads", type=positive, help="processor threads (default: PyTorch's choice)")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="*", type=Path, help="photographs (default: those of the package)")
+    parser.add_argument("--model", default="crate_nano", help="name, name.tag or local-dir:PATH (%(default)s)")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="file of weights of any known format, in place of the model's own"
+    )
+
+
+def load(options: argparse.Namespace, any_size: bool = True) -> ImageTransformer:
+    """The model, ready to look at photographs: of any size, or as it was made."""
+    own_weights = options.checkpoint is None
+    model = create_model(
+        options.model, pretrained=own_weights, checkpoint_path=options.checkpoint, dynamic_img_size=any_size or None
+    )
+    if not isinstance(model, ImageTransformer):
+        raise InputError(f"{options.model} makes a {type(model).__name__}, whose layers are not known")
+    return model.eval().requires_grad_(False)
+
+
+def samples() -> list[Path]:
+    folder = resources.files("whitebox_crate") / "samples"
+    return sorted(Path(str(file)) for file in folder.iterdir() if file.name.endswith(".jpg"))
+
+
+def free_name(folder: Path, stem: str, taken: set[str]) -> Path:
+    name, count = stem, 1
+    while name in taken:
+        count += 1
+        name = f"{stem}-{count}"
+    taken.add(name)
+    return folder / f"{name}.png"
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {folder}: {error}; give another with --out") from error
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a positive number, not {text!r}")
+    return int(text)
+
+
+def option(text: str) -> tuple[str, Any]:
+    """Reads "name=value": a size as 224x160, else JSON where the value is JSON, else text."""
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise InputError(f"--set takes OPTION=VALUE, for example depth=6, not {text!r}")
+    if re.fullmatch(r"\d{1,9}x\d{1,9}", value):
+        height, width = value.split("x")
+        return name, (int(height), int(width))
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

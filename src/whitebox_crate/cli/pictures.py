@@ -1,0 +1,173 @@
+"""classify, segment and attention: what a model sees in photographs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, WeightsError
+from ..hub import write_whole
+from ..models import ImageTransformer
+from ..models._base import resolve_index
+from ..preprocess import Transform, create_transform, image_to_tensor, load_image, resize_to_grid, resolve_data_config
+from ..segmentation import attention_masks, cls_attention
+from ..segmentation.attention import MaskRule
+from ..segmentation.draw import draw_map, draw_mask, draw_panels
+from ._common import add_model_options, command, free_name, load, make_folder, positive, samples
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SHOWN_SIDE = 320  # shorter side of a panel, pixels
+
+
+def add_classify(commands: Any) -> None:
+    """Adds the command `classify`."""
+    classify = command(commands, "classify", _classify, "the likeliest classes of photographs, with probabilities")
+    add_model_options(classify)
+    classify.add_argument("--top", type=positive, default=5, help="how many classes (%(default)s)")
+    classify.add_argument("--json", action="store_true", help="a line of JSON for each photograph")
+
+
+def add_segment(commands: Any) -> None:
+    """Adds the commands `segment` and `attention`."""
+    segment = command(commands, "segment", _segment, "the picture, a head's [CLS] map and its mask, as a PNG")
+    _add_picture_options(segment, "segmented")
+    segment.add_argument("--head", type=int, help="which head (default: the weights' best, else their mean)")
+    segment.add_argument("--rule", choices=get_args(MaskRule), help="what a mask keeps (default: mean)")
+    segment.add_argument("--keep", type=float, help="share kept (0.6) by mass, the rule if this is given, or entries")
+
+    attention = command(commands, "attention", _attention, "the [CLS] maps of all heads of a layer, as a PNG")
+    _add_picture_options(attention, "attention")
+
+
+def _add_picture_options(parser: argparse.ArgumentParser, out: str) -> None:
+    add_model_options(parser)
+    parser.add_argument("--layer", type=int, help="which layer (default: the weights' best, else -2)")
+    parser.add_argument("--size", type=int, help="shorter side for the model, pixels (default: the weights' best)")
+    parser.add_argument("--out", type=Path, default=Path(out), help="folder for the PNGs (%(default)s)")
+
+
+@torch.inference_mode()
+def _classify(options: argparse.Namespace) -> int:
+    """Names each image as the weights were evaluated: at the model's own size, cropped and normalised as they say."""
+    model = load(options, any_size=False)
+    if not model.num_classes or not model.global_pool:
+        raise InputError(
+            f"{options.model} has no head that classifies (num_classes {model.num_classes}, global_pool "
+            f"{model.global_pool!r}); choose weights with one: whitebox-crate list --pretrained"
+        )
+    transform = create_transform(**resolve_data_config(model))
+    names = model.pretrained_cfg.label_names
+    failed = 0
+    for path in options.images or samples():
+        try:
+            pixels = _transformed(path, transform)
+        except InputError as error:
+            print(f"whitebox-crate: error: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        probabilities = model(pixels[None])[0].float().softmax(-1)
+        if not probabilities.isfinite().all():
+            raise WeightsError(f"{options.model} gives numbers that are not finite; its weights are damaged")
+        top = probabilities.topk(min(options.top, model.num_classes))
+        classes = [
+            {"index": index, "label": names[index] if len(names) == model.num_classes else None, "probability": share}
+            for index, share in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        ]
+        if options.json:
+            print(json.dumps({"image": str(path), "model": options.model, "classes": classes}))
+        else:
+            print(f"{path}  ({options.model})")
+            for found in classes:
+                print(f"  {found['probability']:6.1%}  {found['label'] or 'class ' + str(found['index'])}")
+    return 1 if failed else 0
+
+
+def _transformed(path: Path, transform: Transform) -> Tensor:
+    photo = load_image(path)
+    try:
+        return transform(photo)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _segment(options: argparse.Namespace) -> int:
+    model = load(options)
+    facts = model.pretrained_cfg
+    rule: MaskRule = options.rule or ("mean" if options.keep is None else "mass")
+    if rule == "mean" and options.keep is not None:
+        raise InputError("the rule 'mean' has no share to keep: leave --keep out, or choose --rule mass or entries")
+    keep = 0.6 if options.keep is None else options.keep
+    head = facts.attention_head if options.head is None else options.head
+    if head is not None:
+        head = resolve_index("head", head, model.num_heads)
+
+    def draw(photo: Image, maps: Tensor, layer: int) -> tuple[Image, str]:
+        shown = maps.mean(0) if head is None else maps[head]
+        mask = attention_masks(shown, keep, rule)
+        what = f"layer {layer}, " + ("mean of the heads" if head is None else f"head {head}")
+        panels = [photo, draw_map(shown, (photo.height, photo.width)), draw_mask(photo, mask)]
+        return draw_panels(
+            panels,
+            [
+                "image",
+                f"[CLS] attention, {what}",
+                "mask: above the mean" if rule == "mean" else f"mask: {keep:.0%} of the {rule}",
+            ],
+        ), what
+
+    return _draw_all(options, model, draw)
+
+
+def _attention(options: argparse.Namespace) -> int:
+    model = load(options)
+
+    def draw(photo: Image, maps: Tensor, layer: int) -> tuple[Image, str]:
+        panels = [photo] + [draw_map(one, (photo.height, photo.width)) for one in maps]
+        captions = [f"image (layer {layer})"] + [f"head {index}" for index in range(len(maps))]
+        columns = min(len(panels), 5)
+        return draw_panels(panels, captions, columns), f"layer {layer}, {len(maps)} heads"
+
+    return _draw_all(options, model, draw)
+
+
+def _draw_all(options: argparse.Namespace, model: ImageTransformer, draw: Any) -> int:
+    """Draws each image into a PNG of its own; one that fails is reported, and the others are drawn all the same."""
+    if model.in_chans != 3:
+        raise InputError(f"{options.model} takes {model.in_chans} channels; photographs have 3")
+    wanted = model.pretrained_cfg.attention_layer if options.layer is None else options.layer
+    layer = resolve_index("layer", wanted, len(model.blocks))
+    cfg = model.pretrained_cfg
+    short_side = cfg.attention_size or min(model.img_size) if options.size is None else options.size
+    failed, taken = 0, set[str]()
+    for path in options.images or samples():
+        try:
+            photo = load_image(path)
+            seen = resize_to_grid(photo, model.patch_embed.patch_size, short_side)
+            pixels = image_to_tensor(seen, mean=cfg.mean, std=cfg.std)
+            maps = cls_attention(model, pixels[None], layer=layer)[0]
+            sheet, what = draw(shown(photo, seen), maps, layer)
+            target = free_name(options.out, path.stem, taken)
+            make_folder(options.out)
+            write_whole(target, partial(sheet.save, format="PNG"))
+        except InputError as error:
+            print(f"whitebox-crate: error: {error}", file=sys.stderr)
+            failed += 1
+        else:
+            grid = f"{maps.shape[-2]} x {maps.shape[-1]} patches"
+            print(f"{target}  ({options.model}, {what}, {grid})")
+    return 1 if failed else 0
+
+
+def shown(photo: Image, seen: Image) -> Image:
+    """The photograph at the size of a panel, in the proportions that the model saw."""
+    scale = SHOWN_SIDE / min(seen.size)
+    return photo.resize((round(seen.width * scale), round(seen.height * scale)))

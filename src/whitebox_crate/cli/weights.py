@@ -1,0 +1,67 @@
+"""list and convert: which models and weights there are, and other people's in our form."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints import read_checkpoint
+from ..convert import convert, infer_model
+from ..factory import create_model
+from ..hub import save_pretrained
+from ..loading import load_state, weightless
+from ..registry import list_models, list_pretrained
+from ._common import command, option
+
+
+def add_list(commands: Any) -> None:
+    """Adds the command `list`."""
+    listing = command(commands, "list", _list, "names of models, weights with --pretrained")
+    listing.add_argument("filter", nargs="*", help="wildcards, for example 'crate_*'")
+    listing.add_argument("--pretrained", action="store_true", help="only models with weights, with their tags")
+
+
+def add_convert(commands: Any) -> None:
+    """Adds the command `convert`."""
+    converting = command(commands, "convert", _convert, "other people's checkpoint to a folder that create_model loads")
+    converting.add_argument("file", type=Path, help="safetensors, PyTorch or JAX (npz) file, of a format we know")
+    converting.add_argument("out", type=Path, help="folder")
+    converting.add_argument(
+        "--model", default="", help="architecture, perhaps with a tag (default: what the file shows)"
+    )
+    converting.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="what the file does not show, for example num_heads=12 img_size=224x160",
+    )
+
+
+def _list(options: argparse.Namespace) -> int:
+    names = list_pretrained(options.filter) if options.pretrained else list_models(options.filter)
+    print(
+        "\n".join(names) if names else "no name fits; 'whitebox-crate list' shows all",
+        file=sys.stdout if names else sys.stderr,
+    )
+    return 0 if names else 1
+
+
+def _convert(options: argparse.Namespace) -> int:
+    given = dict(option(text) for text in options.set)
+    checkpoint = read_checkpoint(options.file)
+    name, model_options = infer_model(checkpoint, model=options.model, options=given)
+    with weightless():
+        model = create_model(name, **model_options)
+    converted = convert(checkpoint, global_pool=model_options.get("global_pool") or "token")
+    report = load_state(model, converted.state, str(options.file), unused=converted.unused)
+    folder = save_pretrained(model, options.out)
+    print(f"format: {converted.format}")
+    print(f"model: {name}")
+    print("options: " + (", ".join(f"{key}={value}" for key, value in model_options.items()) or "the model's own"))
+    print(f"loaded: {report}")
+    print(f"{folder}  (create_model('local-dir:{folder}', pretrained=True) loads it)")
+    return 0

@@ -1,0 +1,195 @@
+"""Which weights exist, as data: architecture -> facts about each set of weights, the default one first.
+
+Revisions, hashes and licences of files on the Hub were read from their pages there. None of those files could be
+fetched when this was written: each entry was tried with a file of the same names and shapes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib import resources
+
+from .models import PretrainedCfg
+
+
+def _labels(name: str) -> tuple[str, ...]:
+    file = resources.files("whitebox_crate") / "weights" / f"{name}.labels.txt"
+    return tuple(file.read_text(encoding="utf-8").splitlines())
+
+
+_NANO = PretrainedCfg(
+    tag="tuxpaint_composites",
+    file="crate_nano_patch6_96.safetensors",
+    sha256="793036643b7a060a67473409d8de87da3e877ec09733d80c7aad3d6f6736b1f9",
+    input_size=(3, 96, 96),
+    num_classes=258,
+    label_names=_labels("crate_nano_patch6_96"),
+    attention_layer=4,
+    attention_head=1,
+    attention_size=144,
+    license="apache-2.0",
+    origin="whitebox-crate train on composites of photographed objects; docs/cards/crate_nano.md has all of it",
+    paper="arXiv 2308.16271",
+    checked="file",
+)
+
+# Official CRATE: file hosts that serve people, not programs.
+_OFFICIAL = PretrainedCfg(checked="shapes", license="mit", origin="CRATE's authors, github.com/Ma-Lab-Berkeley/CRATE")
+_CRATE_SMALL = replace(
+    _OFFICIAL,
+    tag="in1k",
+    url="https://drive.google.com/file/d/1hYgDJl4EKHYfKprwhEjmWmWHuxnK6_h8/view",
+    paper="arXiv 2306.01129",
+    notes="Issue 30 of its repository says that the link is dead, issue 28 that these are not the weights of the paper.",
+)
+_CRATE_DEMO = replace(
+    _OFFICIAL,
+    tag="in21k",
+    file="crate-demo.pth",
+    url="https://colab.research.google.com/drive/1rYn_NlepyW7Fu5LDliyBDmFZylHco7ss",
+    num_classes=21842,
+    paper="arXiv 2308.16271",
+    notes="Its head is two Linears one after the other, which converting folds into one.",
+)
+_CRATE_MAE = replace(
+    _OFFICIAL,
+    tag="in1k",
+    url="https://drive.google.com/file/d/11i5BMwymqOsunq44WD3omN5mS6ZREQPO/view",
+    num_classes=0,
+    paper="arXiv 2404.02446",
+    notes="Encoder and decoder; no classifier.",
+)
+
+# CRATE-alpha; 19,167 classes where trained on ImageNet-21k. The torch files were evaluated by Resize(224) and
+# CenterCrop(224), the JAX originals by an area resize to 256 and a central crop of 224; the last norm of the originals
+# has eps 1e-6, that of the torch code 1e-5.
+_ALPHA = PretrainedCfg(
+    hf_hub_id="UCSC-VLAA/CRATE-alpha",
+    revision="24a82372e2d3d11fd173fd826999bc410c8f1341",
+    license="apache-2.0",
+    origin="CRATE-alpha's authors, github.com/UCSC-VLAA/CRATE-alpha",
+    paper="arXiv 2405.20299",
+    checked="shapes",
+)
+_ALPHA_IN1K = replace(_ALPHA, tag="in21k_ft_in1k", interpolation="bilinear")
+_ALPHA_IN21K = replace(
+    _ALPHA,
+    tag="in21k",
+    num_classes=19167,
+    interpolation="box",
+    crop_pct=0.875,
+)
+_ALPHA_JAX = replace(
+    _ALPHA, tag="in21k_ft_in1k_jax", interpolation="box", crop_pct=0.875, model_args={"norm_eps": 1e-6}
+)
+
+
+def _top1(percent: float) -> str:
+    return f"{percent}% top-1 on ImageNet-1k, as its authors report."
+
+
+# timm's conversions of the backbones that the segmentation paper compares with.
+_TIMM = PretrainedCfg(file="model.safetensors", crop_pct=0.9, checked="shapes", license="apache-2.0")
+_DINO = replace(
+    _TIMM,
+    tag="dino",
+    num_classes=0,
+    origin="DINO's authors, github.com/facebookresearch/dino, converted by timm",
+    paper="arXiv 2104.14294",
+)
+_AUGREG = replace(
+    _TIMM,
+    tag="augreg_in21k",
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    num_classes=21843,
+    origin="github.com/google-research/vision_transformer, converted by timm",
+    paper="arXiv 2106.10270",
+)
+
+PRETRAINED: dict[str, list[PretrainedCfg]] = {
+    "crate_nano_patch6_96": [_NANO],
+    "crate_small_patch16_224": [_CRATE_SMALL],
+    "crate_demo_base_patch8_224": [_CRATE_DEMO],
+    "crate_mae_base_patch16_224": [_CRATE_MAE],
+    "crate_alpha_base_patch32_224": [
+        replace(
+            _ALPHA_IN21K,
+            file="torch/in21k_Pretrain/crate_alpha_B32_in21k.pth",
+            sha256="b8a0678dc94ab84d72d4a2f61a19f92b83823b45a58bd291ace8ee82895adf35",
+        )
+    ],
+    "crate_alpha_base_patch16_224": [
+        replace(
+            _ALPHA_IN1K,
+            file="torch/crate_alpha_B16.pth",
+            sha256="079cac9145229af5f88e9500e3f95c4cc812509c8d93fdc99171e31808e3e781",
+            notes=_top1(81.2),
+        ),
+        replace(_ALPHA_JAX, file="jax/crate_alpha_B16_in1k.npz", notes=_top1(81.2)),
+        replace(
+            _ALPHA_IN21K,
+            file="torch/in21k_Pretrain/crate_alpha_B16_IN21K",
+            sha256="de8e8a71d9edc00822f1a98eafbbfa4fe555ea83c35c9a18eef2272e99b61aca",
+        ),
+    ],
+    "crate_alpha_base_patch8_224": [
+        replace(_ALPHA_JAX, file="jax/crate_alpha_B8_in1k.npz", notes=_top1(83.2)),
+        replace(
+            _ALPHA_IN21K,
+            file="torch/in21k_Pretrain/crate_alpha_B8_IN21K",
+            sha256="d79d1cb8f62143cb2cad00c0c26b2764d34212635babf140959792753e3b3eb0",
+        ),
+    ],
+    "crate_alpha_large_patch32_224": [
+        replace(
+            _ALPHA_IN21K,
+            file="torch/in21k_Pretrain/crate_alpha_L32_in21k.pth",
+            sha256="74e99f70f4783dfeb98a29d954e67793c5811b1156d3653d110f2356fd11ea34",
+        )
+    ],
+    "crate_alpha_large_patch14_224": [
+        replace(
+            _ALPHA_IN1K,
+            file="torch/crate_alpha_L14.pth",
+            sha256="35b042fb5249f3dc09ee43b6c8cb6a70b6cf3758d37ed760bcb79652e0013386",
+            notes=_top1(83.9),
+        ),
+        replace(_ALPHA_JAX, file="jax/crate_alpha_L14_in1k.npz", notes=_top1(83.9)),
+        replace(_ALPHA_IN21K, file="torch/in21k_Pretrain/crate_alpha_L14_IN21K"),
+    ],
+    "crate_alpha_large_patch8_224": [
+        replace(_ALPHA_JAX, file="jax/crate_alpha_L8_in1k.npz", notes=_top1(85.1)),
+        replace(_ALPHA_IN21K, file="torch/in21k_Pretrain/crate_alpha_L8_IN21K"),
+    ],
+    "vit_small_patch16_224": [
+        replace(_DINO, hf_hub_id="timm/vit_small_patch16_224.dino"),
+        replace(_AUGREG, hf_hub_id="timm/vit_small_patch16_224.augreg_in21k"),
+    ],
+    "vit_small_patch8_224": [
+        replace(
+            _DINO,
+            hf_hub_id="timm/vit_small_patch8_224.dino",
+            revision="06cd8ed4b3fcef6305223df082ef8c19bc775704",
+            sha256="e1b79616ce6d1b8dc3cc0d5952b6d0958356a189122882493e665d28f20654a0",
+        )
+    ],
+    "vit_base_patch16_224": [
+        replace(
+            _DINO,
+            hf_hub_id="timm/vit_base_patch16_224.dino",
+            revision="c4ae505355ab2ffd6d399d6ab7a71ce3f3852465",
+            sha256="93181583427d6de3e18ab0e6ee4df35736cfc51a3c1bf9ae0e9b53b1316598dc",
+        ),
+        replace(_AUGREG, hf_hub_id="timm/vit_base_patch16_224.augreg_in21k"),
+    ],
+    "vit_base_patch8_224": [
+        replace(
+            _DINO,
+            hf_hub_id="timm/vit_base_patch8_224.dino",
+            revision="57b4c6dac26b2cff845bfbed5bf37c9dd32ec496",
+            sha256="01be14b99784a4c0970a5703214513588daf27014e908ac7ea08967b7bd80f5f",
+        ),
+        replace(_AUGREG, hf_hub_id="timm/vit_base_patch8_224.augreg_in21k"),
+    ],
+}
