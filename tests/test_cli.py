@@ -230,8 +230,8 @@ class TestTrain:
         objects = Objects(images, torch.arange(3), ("a", "b", "c"))
         noise = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
         for source in ("photographs", "garments"):
-            monkeypatch.setattr(cli, source, lambda split: objects)
-        monkeypatch.setattr(cli, "wallpapers", lambda split: noise)
+            monkeypatch.setattr(cli.training, source, lambda split: objects)
+        monkeypatch.setattr(cli.training, "wallpapers", lambda split: noise)
 
     @pytest.mark.parametrize("data", ["photographs", "garments"])
     def test_ends_with_a_folder_that_loads(self, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

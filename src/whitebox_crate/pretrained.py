@@ -40,7 +40,7 @@ _CRATE_SMALL = replace(
     tag="in1k",
     url="https://drive.google.com/file/d/1hYgDJl4EKHYfKprwhEjmWmWHuxnK6_h8/view",
     paper="arXiv 2306.01129",
-    notes="Issue 30 of its repository says that the link is dead, issue 28 that these are not the weights of the paper.",
+    notes="Issue 30 of its repository says that the link is dead, issue 28 that the paper's weights are others.",
 )
 _CRATE_DEMO = replace(
     _OFFICIAL,
