@@ -9,6 +9,7 @@ import struct
 import time
 import warnings
 import zipfile
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -413,3 +414,17 @@ def test_nesting_without_end_is_refused(tmp_path: Path) -> None:
             content = b"\x80\x02" + deep if member.filename.endswith("data.pkl") else archive.read(member)
             changed.writestr(member.filename, content)
     refused(tmp_path / "file", "damaged")
+
+
+def test_the_settings_of_a_training_script_are_left_out(tmp_path: Path) -> None:
+    """MAE's and DINO's scripts save an argparse.Namespace beside the weights."""
+    settings = Namespace(lr=1e-3, output_dir="out", nested=Namespace(a=1))
+    for legacy in (False, True):
+        torch.save(
+            {"model": {"w": torch.ones(2)}, "args": settings, "epoch": 3},
+            tmp_path / "c.pth",
+            _use_new_zipfile_serialization=not legacy,
+        )
+        [(name, state)] = read_checkpoint(tmp_path / "c.pth").items()
+        assert name == "model" and torch.equal(state["w"], torch.ones(2))
+    assert Namespace not in torch.serialization.get_safe_globals()

@@ -119,7 +119,7 @@ def write(path: Path, published: Published, wrapped: str = "") -> None:
 
 
 def training_state(shapes: Shapes, wrapped: str) -> dict[str, Any]:
-    """What training scripts save in which the weights, of a DataParallel, are one thing among others."""
+    """What a training script saves: the weights of a DataParallel, the optimizer's state and more."""
     moments = {n: {"step": torch.zeros(()), "exp_avg": torch.empty(s)} for n, s in enumerate(shapes.values())}
     return {
         "epoch": 90,
@@ -233,7 +233,7 @@ def test_no_other_number_of_classes_that_imagenet_21k_has_fits_the_published_siz
 
 @pytest.mark.parametrize("name", ON_THE_HUB)
 def test_a_file_like_the_one_on_the_hub_loads_whole(name: str, folder: Path) -> None:
-    """From the client's cache, by the entry's own repository, file and revision; its hash is of other numbers."""
+    """From the client's cache, by the entry's own repository, file and revision; only the hash is of other numbers."""
     published, cfg = PUBLISHED[name], get_pretrained_cfg(name)
     options: dict[str, Any] = {}
     if published.kind == "jax" and published.width == 1024:
@@ -305,7 +305,7 @@ def test_a_file_from_a_page_loads_after_the_command_that_the_error_gives(
     assert cfg.url in said
     architecture = name.partition(".")[0]
     [command] = [line.strip() for line in said.splitlines() if line.strip().startswith("whitebox-crate ")]
-    assert command == f"whitebox-crate convert {cfg.file or 'FILE'} {architecture} --model {architecture}"
+    assert command == f"whitebox-crate convert {cfg.file or 'FILE'} {architecture} --model {name}"
 
     downloaded = folder / (cfg.file or "as it was called.pth")
     write(downloaded, published, wrapped)

@@ -6,6 +6,7 @@ import io
 import math
 import re
 import zipfile
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -94,10 +95,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path, mmap: bool = False) -> Any:
+    # A Namespace holds the settings of a training script, MAE's and DINO's for example; making one runs nothing.
     # torch.load maps only what it is given by name, and goes by the name where that ends in .safetensors.
     mmap = mmap and path.suffix != ".safetensors"
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as file, torch.serialization.safe_globals([Namespace]):
             return torch.load(path if mmap else file, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))

@@ -199,7 +199,7 @@ _DEMO = "crate_demo_base_patch8_224"
 
 
 def infer_model(
-    checkpoint: Mapping[str, Any], *, model: str = "", options: Mapping[str, Any] | None = None
+    checkpoint: Mapping[str, Any] | Converted, *, model: str = "", options: Mapping[str, Any] | None = None
 ) -> tuple[str, dict[str, Any]]:
     """The registered model that a checkpoint is for, and the options that differ from its defaults.
 
@@ -209,7 +209,7 @@ def infer_model(
     name is taken: "crate_tiny", not "crate_sth_paper_small".
 
     Args:
-        checkpoint: As of `convert`.
+        checkpoint: As of `convert`, or what it made of one.
         model: Its registered name, if that is known, with or without a tag.
         options: Options that are known; they go before what the shapes say.
 
@@ -222,7 +222,9 @@ def infer_model(
         UnknownNameError: If there is no such model.
     """
     given = dict(options or {})
-    converted = convert(checkpoint, global_pool=given.get("global_pool") or "token")
+    converted = checkpoint
+    if not isinstance(converted, Converted):
+        converted = convert(converted, global_pool=given.get("global_pool") or "token")
     wanted = {**converted.options, **given}
     architecture, tag = split_name(model) if model else ("", "")
     if model:

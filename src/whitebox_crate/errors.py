@@ -51,6 +51,10 @@ class OutputError(WhiteboxCrateError, OSError):
     """A file or folder that cannot be written."""
 
 
+class ProcessError(WhiteboxCrateError, RuntimeError):
+    """Another process of the same run that failed, or does not answer."""
+
+
 class CaptureError(WhiteboxCrateError, RuntimeError):
     """A state that was asked of a capture but never came by."""
 

@@ -204,9 +204,10 @@ def _weights_file(name: str, source: _Source, cache_dir: str | Path | None, toke
             token=token,
         )
     if cfg.url:
+        full_name = f"{source.architecture}.{cfg.tag}" if cfg.tag else source.architecture
         raise WeightsError(
             f"the weights of {name} are on a page from which only a person can download them: {cfg.url} . Then run\n"
-            f"  whitebox-crate convert {cfg.file or 'FILE'} {source.architecture} --model {source.architecture}\n"
+            f"  whitebox-crate convert {cfg.file or 'FILE'} {source.architecture} --model {full_name}\n"
             f"and load them by create_model('local-dir:{source.architecture}', pretrained=True)"
         )
     if cfg.file:

@@ -52,11 +52,10 @@ def _list(options: argparse.Namespace) -> int:
 
 def _convert(options: argparse.Namespace) -> int:
     given = dict(option(text) for text in options.set)
-    checkpoint = read_checkpoint(options.file)
-    name, model_options = infer_model(checkpoint, model=options.model, options=given)
+    converted = convert(read_checkpoint(options.file), global_pool=given.get("global_pool") or "token")
+    name, model_options = infer_model(converted, model=options.model, options=given)
     with weightless():
         model = create_model(name, **model_options)
-    converted = convert(checkpoint, global_pool=model_options.get("global_pool") or "token")
     report = load_state(model, converted.state, str(options.file), unused=converted.unused)
     folder = save_pretrained(model, options.out)
     print(f"format: {converted.format}")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from math import cos, sin
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..errors import InputError, UnknownNameError
@@ -214,14 +214,16 @@ def sincos_pos_embed(grid: tuple[int, int], dim: int) -> Tensor:
     """
     if dim % 4:
         raise InputError(f"a sine-cosine position embedding has a width divisible by 4, not {dim}")
-    frequencies = [10000 ** (-4 * k / dim) for k in range(dim // 4)]
+    rows, columns = grid
+    frequencies = 10000.0 ** (-4 * np.arange(dim // 4) / dim)
 
-    def along(side: int) -> Tensor:
-        return torch.tensor([[wave(place * f) for wave in (sin, cos) for f in frequencies] for place in range(side)])
+    def along(side: int) -> np.ndarray[Any, Any]:
+        angles = np.outer(np.arange(side), frequencies)
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
-    columns = repeat(along(grid[1]), "w d -> (h w) d", h=grid[0])
-    rows = repeat(along(grid[0]), "h d -> (h w) d", w=grid[1])
-    return F.pad(torch.cat([columns, rows], dim=1), (0, 0, 1, 0))[None]
+    patches = np.concatenate([np.tile(along(columns), (rows, 1)), np.repeat(along(rows), columns, axis=0)], axis=1)
+    table = np.concatenate([np.zeros((1, dim)), patches])
+    return torch.tensor(table[None], dtype=torch.get_default_dtype())
 
 
 def resample_pos_embed(

@@ -1,0 +1,319 @@
+"""One record for each item, written as soon as it is measured: a killed run goes on, and any number of processes share."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias, TypeVar
+
+import torch.distributed as dist
+
+from ..errors import InputError, OutputError, ProcessError
+from ..hub import write_whole
+
+if sys.platform != "win32":
+    import fcntl
+
+JSON: TypeAlias = Any
+Item = TypeVar("Item")
+
+SETTINGS = "settings.json"
+REPORT_EVERY = 10.0  # seconds
+WAIT = timedelta(hours=2)  # how much later than the first process the last one may be done
+
+
+class Records:
+    """A folder of measurements: settings.json, and records-RANK.jsonl with a line for each item.
+
+    A line is there whole or it does not count, so that a run may be killed at any moment and started again: what was
+    measured is not measured again, by however many processes then or now. Processes are those of torchrun (RANK and
+    WORLD_SIZE in the environment) or of an initialised torch.distributed; all of them need to see the folder.
+
+    Args:
+        folder: Made if it does not exist.
+        settings: What the measurements depend on, as JSON holds it. A folder with records of other settings is refused.
+
+    Raises:
+        InputError: If the folder's settings are others, or no settings are readable where records are.
+        OutputError: If the folder cannot be written.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, JSON]) -> None:
+        self.folder = Path(folder)
+        self._order: tuple[str, ...] = ()
+        self._index = _Index()
+        wanted: dict[str, JSON] = json.loads(json.dumps(settings))
+        path = self.folder / SETTINGS
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot make the folder {self.folder}: {error}; give another") from error
+        if not path.exists():
+            if any(self.folder.glob("records-*.jsonl")):
+                raise InputError(f"{self.folder} holds records but no {SETTINGS}; give another folder")
+            # Processes that start together may all come here: each writes the same, whole.
+            write_whole(path, lambda temporary: temporary.write_text(json.dumps(wanted, indent=1) + "\n"))
+        try:
+            found = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be read: {error}; give another folder") from error
+        if found != wanted:
+            raise InputError(
+                f"{self.folder} holds records of other settings: {_differences(found, wanted)}; give another folder, "
+                "or the same settings to go on with it"
+            )
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one (of rank 0) that reports and writes results."""
+        return _rank_and_count()[0] == 0
+
+    @property
+    def broken(self) -> list[tuple[str, str]]:
+        """(item, what was wrong) of those that `measure` could not read and skipped, in their order."""
+        return [(name, self._index.broken[name]) for name in self._order if name in self._index.broken]
+
+    def measure(
+        self,
+        items: Sequence[tuple[str, Item]],
+        score: Callable[[Item], JSON],
+        *,
+        skip_broken: bool = False,
+        report: Callable[[str], object] | None = None,
+    ) -> None:
+        """Measures what has not been measured yet; returns when all processes have done their share.
+
+        Items that were broken in an earlier run are tried again.
+
+        Args:
+            items: (name, what to score), names unique; the same list in all processes.
+            score: The measurement: what JSON can hold, keys of objects being text.
+            skip_broken: Whether an item whose `score` raises InputError is recorded as broken, and the run goes on.
+            report: Takes lines on progress, in the main process; to stderr if None.
+
+        Raises:
+            InputError: If names repeat, a score is not finite or not JSON, or an item is broken and `skip_broken` is
+                False; the message names it. What was measured before is kept.
+            OutputError: If a record cannot be written, as on a full disk, or another run is writing to the folder.
+            ProcessError: If another process failed.
+        """
+        names = [name for name, _ in items]
+        if len(set(names)) != len(names):
+            twice = next(name for index, name in enumerate(names) if name in names[:index])
+            raise InputError(f"names of items are unique, but {twice!r} is there twice")
+        self._order = tuple(names)
+        rank, count = _rank_and_count()
+        with ExitStack() as stack:
+            meet = stack.enter_context(_together())
+            file = stack.enter_context(_open_whole(self.folder / f"records-{rank}.jsonl"))
+            index = _Index.of(self.folder)
+            meet()  # nobody writes before all have seen what there is, so that the shares below are disjoint
+            waiting = [item for item in items if item[0] not in index.places]
+            share = waiting[rank::count]
+            progress = _Progress(len(items) - len(waiting), len(share), count, (report or _to_stderr) if rank == 0 else None)
+            for name, item in share:
+                try:
+                    line = {"item": name, "record": score(item)}
+                except InputError as error:
+                    if not skip_broken:
+                        raise InputError(
+                            f"{name}: {error}. What was measured is kept in {self.folder}; repair or take out this "
+                            "one and run again, or skip broken ones"
+                        ) from error
+                    line = {"item": name, "broken": str(error)}
+                    progress.say(f"skipped, broken: {name}: {error}")
+                _append(file, line)
+                progress.advance()
+            progress.finish()
+            meet()
+        self._index = _Index.of(self.folder)
+
+    def items(self) -> Iterator[tuple[str, JSON]]:
+        """The records of the last `measure`, in the order of its items, without the broken ones.
+
+        The order does not depend on which process measured what, so that sums come out the same to the bit. One record
+        is in memory at a time.
+
+        Raises:
+            InputError: If an item was not measured.
+        """
+        with ExitStack() as stack:
+            files: dict[Path, BinaryIO] = {}
+            for name in self._order:
+                if name in self._index.broken:
+                    continue
+                if name not in self._index.places:
+                    raise InputError(f"{name} has not been measured; run the measurement to its end")
+                path, offset = self._index.places[name]
+                if path not in files:
+                    files[path] = stack.enter_context(path.open("rb"))
+                files[path].seek(offset)
+                yield name, json.loads(files[path].readline())["record"]
+
+
+class _Index:
+    """Where the record of each item is: (file, offset in bytes). Of items without a record, what was wrong."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, tuple[Path, int]] = {}
+        self.broken: dict[str, str] = {}
+
+    @classmethod
+    def of(cls, folder: Path) -> _Index:
+        index = cls()
+        for path in sorted(folder.glob("records-*.jsonl")):
+            offset = 0
+            with path.open("rb") as file:
+                for line in file:
+                    index._add(line, path, offset)
+                    offset += len(line)
+        for name in index.places:
+            index.broken.pop(name, None)
+        return index
+
+    def _add(self, line: bytes, path: Path, offset: int) -> None:
+        if not line.endswith(b"\n"):
+            return  # cut short by a kill or a full disk
+        try:
+            entry = json.loads(line)
+            name: str = entry["item"]
+            if "broken" in entry:
+                self.broken[name] = entry["broken"]
+            else:
+                entry["record"]
+                self.places.setdefault(name, (path, offset))
+        except (ValueError, LookupError, TypeError):
+            return  # a power cut can leave anything: the item is measured again
+
+
+class _Progress:
+    """Says how far a share is, how fast it goes and how long it will take."""
+
+    def __init__(self, before: int, share: int, processes: int, report: Callable[[str], object] | None) -> None:
+        self._share, self._report, self._done = share, report, 0
+        self._started = self._said = time.monotonic()
+        self._of = f" of the share of one of {processes} processes" if processes > 1 else ""
+        if before:
+            self.say(f"{before:,} measured before")
+
+    def say(self, text: str) -> None:
+        if self._report is not None:
+            self._report(text)
+
+    def advance(self) -> None:
+        self._done += 1
+        now = time.monotonic()
+        if now - self._said >= REPORT_EVERY:
+            self._said = now
+            rate = self._done / (now - self._started)
+            left = timedelta(seconds=round((self._share - self._done) / rate))
+            self.say(
+                f"{self._done:,} of {self._share:,}{self._of} ({self._done / self._share:.0%}), {rate:.3g} a second, "
+                f"{left} left"
+            )
+
+    def finish(self) -> None:
+        seconds = timedelta(seconds=round(time.monotonic() - self._started))
+        self.say(f"{self._done:,}{self._of} measured in {seconds}")
+
+
+def _rank_and_count() -> tuple[int, int]:
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    try:
+        return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    except ValueError as error:
+        raise InputError(f"RANK and WORLD_SIZE are whole numbers ({error}); start several processes by torchrun") from error
+
+
+@contextmanager
+def _together() -> Iterator[Callable[[], None]]:
+    """Yields a function that returns when all processes have called it.
+
+    A process that fails leaves its connections closed, which the others notice when they wait for it.
+    """
+    if _rank_and_count()[1] == 1:
+        yield lambda: None
+        return
+    group = None
+    try:
+        if dist.is_initialized():
+            group = dist.new_group(backend="gloo", timeout=WAIT)
+        else:
+            dist.init_process_group("gloo", timeout=WAIT)
+            group = dist.group.WORLD
+    except (RuntimeError, ValueError) as error:
+        raise ProcessError(f"the processes do not find each other: {error}; start them by torchrun") from error
+
+    def meet() -> None:
+        try:
+            dist.barrier(group)
+        except RuntimeError as error:
+            raise ProcessError(
+                "another process failed or did not answer; look at its own message. What was measured is kept: run the "
+                f"same command again ({error})"
+            ) from error
+
+    try:
+        yield meet
+    finally:
+        dist.destroy_process_group(group)
+
+
+@contextmanager
+def _open_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to append lines to, for this process alone, without the half line that a kill left at its end."""
+    try:
+        file: Any = open(path, "ab+", buffering=0)  # noqa: SIM115, closed below; its own errors are told from others
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error}; give another folder") from error
+    with file:
+        if sys.platform != "win32":
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed when the process ends, however it does
+            except BlockingIOError as error:
+                raise OutputError(f"another run is writing to {path}; wait for it, or give another folder") from error
+        end = whole = file.seek(0, os.SEEK_END)
+        while whole:
+            start = max(0, whole - (1 << 16))
+            file.seek(start)
+            piece = file.read(whole - start)
+            if b"\n" in piece:
+                whole = start + piece.rindex(b"\n") + 1
+                break
+            whole = start
+        if whole < end:
+            file.truncate(whole)
+        yield file
+
+
+def _append(file: BinaryIO, entry: Mapping[str, JSON]) -> None:
+    try:
+        line = memoryview(json.dumps(entry, allow_nan=False).encode() + b"\n")
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the measurement of {entry['item']} is not finite or no JSON: {error}") from error
+    try:
+        while line:  # a disk that fills up takes a part first
+            line = line[file.write(line) :]
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {file.name}: {error}; what was measured is kept. Make room and run the same command again"
+        ) from error
+
+
+def _differences(found: JSON, wanted: Mapping[str, JSON]) -> str:
+    if not isinstance(found, dict):
+        return f"{found!r}"
+    none = "none"
+    keys = [key for key in {**found, **wanted} if found.get(key, none) != wanted.get(key, none)]
+    return "; ".join(f"{key} is {found.get(key, none)!r} there, {wanted.get(key, none)!r} here" for key in keys)
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
