@@ -11,6 +11,7 @@ import warnings
 import zipfile
 from argparse import Namespace
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -428,3 +429,13 @@ def test_the_settings_of_a_training_script_are_left_out(tmp_path: Path) -> None:
         [(name, state)] = read_checkpoint(tmp_path / "c.pth").items()
         assert name == "model" and torch.equal(state["w"], torch.ones(2))
     assert Namespace not in torch.serialization.get_safe_globals()
+
+
+def test_threads_may_read_at_once_and_the_users_own_list_stays(tmp_path: Path) -> None:
+    torch.save({"model": {"w": torch.ones(2)}, "args": Namespace(a=1)}, tmp_path / "c.pth")
+    with ThreadPoolExecutor(8) as pool:
+        for state in pool.map(read_checkpoint, [tmp_path / "c.pth"] * 64):
+            assert torch.equal(state["model"]["w"], torch.ones(2))
+    with torch.serialization.safe_globals([Namespace]):
+        read_checkpoint(tmp_path / "c.pth")
+        assert Namespace in torch.serialization.get_safe_globals()

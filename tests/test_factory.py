@@ -142,10 +142,12 @@ def test_bad_option_values_are_typed_errors(options: dict[str, Any]) -> None:
         create_model("crate_tiny", depth=1, **options)
 
 
-def test_what_a_registered_function_makes_is_handed_on(own_registry: None) -> None:
+def test_what_a_registered_function_makes_is_handed_on(own_registry: None, tmp_path: Path) -> None:
     register_model(lambda width=3: nn.Linear(width, width), name="plain")
     assert create_model("plain", width=5).in_features == 5
-    for options in ({"pretrained": True}, {"features_only": True}, {"checkpoint_path": "x.safetensors"}):
+    weights = tmp_path / "x.safetensors"
+    save_file(small_model(NAME).state_dict(), weights)
+    for options in ({"pretrained": True}, {"features_only": True}, {"checkpoint_path": weights}):
         with pytest.raises(WeightsError, match=r"plain"):
             create_model("plain", **options)  # type: ignore[arg-type]
 
@@ -332,3 +334,56 @@ def test_the_weights_of_the_package_load(name: str) -> None:
 def test_every_option_of_the_signature_is_documented() -> None:
     text = inspect.getdoc(create_model) or ""
     assert all(f"{name}:" in text for name in inspect.signature(create_model).parameters)
+
+
+def test_a_tag_means_the_same_network_with_and_without_weights() -> None:
+    assert create_model("vit_small_patch16_224.dino", depth=1).num_classes == 0
+    assert create_model("vit_small_patch16_224.dino", depth=1, num_classes=3).num_classes == 3
+    assert create_model("vit_small_patch16_224", depth=1).num_classes == 1000
+
+
+@pytest.mark.parametrize("name", [Path("crate_tiny"), None, 3])
+def test_a_name_that_is_no_text(name: object) -> None:
+    with pytest.raises(InputError, match="name is text"):
+        create_model(name)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("overlay", [{"input_size": 96}, {"mean": 0.5}, {"num_classes": "3"}, {"tag": None}])
+def test_an_overlay_of_another_kind(overlay: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(overlay))):
+        create_model("crate_nano", pretrained_cfg_overlay=overlay)
+
+
+def test_a_model_with_a_buffer_that_no_file_holds_keeps_its_values(own_registry: None, weights: Path) -> None:
+    class WithBuffer(Crate):
+        def __init__(self, drop: float = 0.1, **options: Any) -> None:
+            super().__init__(**options)
+            self.register_buffer("table", torch.arange(3.0), persistent=False)
+            self.rates = [rate.item() for rate in torch.linspace(0, drop, len(self.blocks))]
+
+    register_model(WithBuffer, name="with_buffer")
+    model = create_model("with_buffer", checkpoint_path=weights, **small_options(NAME), patch_size=16)
+    assert torch.equal(model.table, torch.arange(3.0))
+    assert model.rates[-1] == pytest.approx(0.1)
+    assert torch.equal(model.cls_token, small_model(NAME).cls_token)
+
+
+@pytest.mark.parametrize("name", ["crate_alpha_tiny", "vit_tiny_patch16_224", "crate_mae_tiny"])
+def test_a_fresh_head_has_the_initial_values_of_its_kind(name: str) -> None:
+    model = create_model(name, depth=1)
+    model.reset_classifier(7)
+    assert not model.head.bias.any() and model.head.weight.std() > 0
+    for wrong in (-3, "7", 2.0, True):
+        with pytest.raises(InputError, match="num_classes"):
+            model.reset_classifier(wrong)
+
+
+def test_an_encoder_loads_without_its_decoder(tmp_path: Path) -> None:
+    whole = small_model("crate_mae_tiny_patch16_224")
+    folder = save_pretrained(whole, tmp_path)
+    encoder = create_model(f"local-dir:{folder}", pretrained=True, decoder_depth=0).eval()
+    assert all(name.startswith(("mask_token", "decoder_")) for name in encoder.load_report.unused)
+    assert encoder.load_report.unused
+    images = images_for(whole)
+    with torch.no_grad():
+        assert torch.equal(encoder(images), whole(images))

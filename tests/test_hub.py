@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError, safe_open
-from small_models import CLASSES, DIM, small_model
+from small_models import CLASSES, DIM, images_for, small_model
 
 from whitebox_crate import PretrainedCfg, create_model, hub, register_model, save_pretrained
 from whitebox_crate.errors import InputError, OutputError, UnknownNameError, WeightsError, WhiteboxCrateError
@@ -26,7 +26,7 @@ def test_a_folder_holds_timms_fields(tmp_path: Path) -> None:
     model = small_model(NAME)
     folder = save_pretrained(model, tmp_path / "some" / "where")
     assert folder == tmp_path / "some" / "where"
-    assert set(contents(folder)) == {"config.json", "model.safetensors"}
+    assert set(contents(folder)) == {"config.json", "model.safetensors", "README.md"}
     config = json.loads((folder / "config.json").read_text())
     assert config["architecture"] == NAME
     assert (config["num_classes"], config["num_features"], config["global_pool"]) == (CLASSES, DIM, "token")
@@ -69,7 +69,7 @@ def test_a_folder_is_written_over(tmp_path: Path) -> None:
     save_pretrained(model, str(tmp_path))
     loaded = create_model(f"local-dir:{tmp_path}", pretrained=True)
     assert torch.equal(loaded.head.weight, model.head.weight)
-    assert set(contents(tmp_path)) == {"config.json", "model.safetensors"}
+    assert set(contents(tmp_path)) == {"config.json", "model.safetensors", "README.md"}
 
 
 def test_a_model_without_a_name_is_refused(tmp_path: Path) -> None:
@@ -228,3 +228,53 @@ def test_a_config_that_does_not_fit_its_weights(folder: Path) -> None:
 def test_fields_of_timm_that_are_not_ours_are_passed_over(folder: Path) -> None:
     edit(folder, pretrained_cfg={"crop_pct": 0.9, "std": [1, 1, 1]}, architectures=["x"])
     assert load(folder).pretrained_cfg.std == (1, 1, 1)
+
+
+def test_a_pruned_model_is_saved_with_the_layers_that_it_has(tmp_path: Path) -> None:
+    model = small_model(NAME)
+    model.prune_intermediate_layers([1], prune_head=False)
+    save_pretrained(model, tmp_path)
+    again = create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert len(again.blocks) == 2
+    assert again.state_dict().keys() == model.state_dict().keys()
+
+
+def test_a_model_that_its_options_do_not_make_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    model = small_model(NAME)
+    model.prune_intermediate_layers([1], prune_norm=True)
+    with pytest.raises(InputError, match=r"norm\.weight"):
+        save_pretrained(model, tmp_path)
+    assert contents(tmp_path) == {}
+
+
+def test_the_readme_says_how_to_load_and_is_not_written_over(tmp_path: Path) -> None:
+    save_pretrained(small_model(NAME), tmp_path, repo_id="org/mine")
+    text = (tmp_path / "README.md").read_text()
+    assert 'create_model("hf-hub:org/mine", pretrained=True)' in text
+    assert NAME in text
+    (tmp_path / "README.md").write_text("mine")
+    save_pretrained(small_model(NAME), tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_a_folder_without_options_has_the_pooling_of_timms_place(tmp_path: Path) -> None:
+    """timm writes no model_args where all is as the name says, and `global_pool` says where the last norm is."""
+    folder = save_pretrained(small_model(NAME, global_pool="avg"), tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model_args"].pop("global_pool") == "avg"
+    (folder / "config.json").write_text(json.dumps(config))
+    for options in ({}, {"global_pool": "avg"}, {"global_pool": "mean"}):
+        model = create_model(f"local-dir:{folder}", pretrained=True, **options)
+        assert "fc_norm.weight" in model.load_report.loaded
+        assert model.global_pool == (options or {"global_pool": "avg"})["global_pool"]
+
+
+def test_another_pooling_leaves_the_norm_where_the_weights_have_it(tmp_path: Path) -> None:
+    folder = save_pretrained(small_model(NAME), tmp_path)
+    model = create_model(f"local-dir:{folder}", pretrained=True, global_pool="avg")
+    assert model.global_pool == "avg" and "norm.weight" in model.load_report.loaded
+    again = create_model(f"local-dir:{save_pretrained(model, tmp_path / 'again')}", pretrained=True)
+    assert again.global_pool == "avg"
+    images = images_for(model)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(images), model.eval()(images))

@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from small_models import GRID, images_for, small_model, small_options
 from torch import Tensor
 
-from whitebox_crate import ImageTransformer, create_model, list_models
+from whitebox_crate import ImageTransformer, create_model, list_models, save_pretrained
 from whitebox_crate.errors import WeightsError
 from whitebox_crate.layers import resample_pos_embed
 from whitebox_crate.loading import LoadReport, load_state, read_json, weightless
@@ -226,3 +227,37 @@ def test_a_weightless_model_is_left_alone_by_weights_that_do_not_fit() -> None:
     with pytest.raises(WeightsError, match="cls_token is missing"):
         load_state(model, state, "a file")
     assert all(value.is_meta for value in model.state_dict().values())
+
+
+def test_tensors_of_one_memory_get_memory_of_their_own() -> None:
+    with weightless():
+        model = create_model(NAMES[0], **small_options(NAMES[0]))
+    state = small_model(NAMES[0]).state_dict()
+    state["blocks.1.norm1.weight"] = state["blocks.0.norm1.weight"]
+    state["head.weight"] = state["head.weight"].T.contiguous().T
+    before = state["blocks.0.norm1.weight"].clone()
+    load_state(model, state, "a file")
+    with torch.no_grad():
+        model.blocks[0].norm1.weight.add_(1)
+    assert torch.equal(model.blocks[1].norm1.weight, before)
+    assert model.head.weight.is_contiguous()
+
+
+def test_outside_meta_weights_are_real_whatever_the_default_device(tmp_path: Path) -> None:
+    folder = save_pretrained(small_model(NAMES[0]), tmp_path)
+    with torch.device("meta"):
+        model = create_model(f"local-dir:{folder}", pretrained=True)
+    assert not any(value.is_meta for value in model.state_dict().values())
+
+
+def test_saving_over_the_file_that_a_model_was_loaded_from(tmp_path: Path) -> None:
+    for name, save in (("w.safetensors", save_file), ("w.pth", torch.save)):
+        path, state = tmp_path / name, small_model(NAMES[0]).state_dict()
+        save(state, path)
+        model = create_model(NAMES[0], checkpoint_path=path, **small_options(NAMES[0]))
+        with torch.no_grad():
+            model.cls_token.add_(1)
+        save(model.state_dict(), path)
+        again = create_model(NAMES[0], checkpoint_path=path, **small_options(NAMES[0]))
+        assert torch.equal(again.cls_token, state["cls_token"] + 1)
+        assert torch.equal(again.pos_embed, state["pos_embed"])

@@ -18,6 +18,7 @@ from .preprocess import create_transform, resolve_data_config
 from .registry import (
     get_pretrained_cfg,
     is_model,
+    is_model_pretrained,
     list_models,
     list_pretrained,
     model_entrypoint,
@@ -43,6 +44,7 @@ __all__ = [
     "create_transform",
     "get_pretrained_cfg",
     "is_model",
+    "is_model_pretrained",
     "list_models",
     "list_pretrained",
     "model_entrypoint",

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import math
+import pickletools
 import re
+import threading
 import zipfile
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -32,6 +36,15 @@ _MISTAKEN = {
     b"\x1f\x8b": "compressed with gzip; unpack it with gunzip first",
 }
 _AGAIN = "fetch or write it again"
+
+# What a pickle of weights may call. torch.load would also take makers of memory without end from a few bytes.
+_CALLS = re.compile(
+    r"collections\.(OrderedDict|Counter|defaultdict)|(__builtin__|builtins)\.(set|complex)|argparse\.Namespace|"
+    r"torch\.(Size|[a-z]\w*|[A-Za-z0-9]+Storage)|torch\.nn\.parameter\.Parameter|torch\.serialization\._get_layout|"
+    r"torch\._utils\._rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state)"
+)
+_READING = threading.Lock()
+_CALLING = ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ")
 
 LONGEST_HEADER = 1 << 17  # of an array, bytes; numpy takes none near it
 _HEADERS: dict[tuple[int, int], Callable[[BinaryIO], Any]] = {
@@ -94,23 +107,50 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def _read_pickle(path: Path, mmap: bool = False) -> Any:
-    # A Namespace holds the settings of a training script, MAE's and DINO's for example; making one runs nothing.
-    # torch.load maps only what it is given by name, and goes by the name where that ends in .safetensors.
-    mmap = mmap and path.suffix != ".safetensors"
+def _read_pickle(path: Path, zipped: bool = False) -> Any:
+    # Not mapped: torch.save over a file that is mapped truncates it first, which kills the process.
     try:
-        with path.open("rb") as file, torch.serialization.safe_globals([Namespace]):
-            return torch.load(path if mmap else file, map_location="cpu", weights_only=True, mmap=mmap)
+        with path.open("rb") as file, _namespaces_allowed():
+            if not zipped:
+                _check_calls(file, 4)  # a magic number, the version, the sizes of C's types, the content
+                file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=False)
+    except WeightsError:
+        raise
     except Exception as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         if asked is None and "weights_only" not in str(error):
             raise
         what = f"it asks for {asked[1]}" if asked else "torch.load(weights_only=True) does not take it"
-        raise WeightsError(
-            f"holds more than tensors, or is damaged: {what}. It is refused, for such a file can run any code. Take "
-            "the same weights as safetensors; or, where you trust whoever made it, load it where nothing can be lost, "
-            "and save its dict of tensors alone"
-        ) from error
+        raise _more_than_tensors(what) from error
+
+
+@contextmanager
+def _namespaces_allowed() -> Iterator[None]:
+    """Lets torch.load take a Namespace, the settings of a training script as MAE's; making one runs nothing."""
+    with _READING:  # what torch allows is one list for all threads, to which a user may have added
+        if Namespace in torch.serialization.get_safe_globals():
+            yield
+        else:
+            with torch.serialization.safe_globals([Namespace]):
+                yield
+
+
+def _check_calls(file: IO[bytes], pickles: int = 1) -> None:
+    """Refuses pickles that call what no weights need."""
+    for _ in range(pickles):
+        for opcode, argument, _ in pickletools.genops(file):
+            called = str(argument).replace(" ", ".")
+            if opcode.name in _CALLING and not _CALLS.fullmatch(called):
+                raise _more_than_tensors(f"it asks for {called if argument else 'more'}")
+
+
+def _more_than_tensors(what: str) -> WeightsError:
+    return WeightsError(
+        f"holds more than tensors, or is damaged: {what}. It is refused, for such a file can run any code. Take "
+        "the same weights as safetensors; or, where you trust whoever made it, load it where nothing can be lost, "
+        "and save its dict of tensors alone"
+    )
 
 
 def _read_zip(path: Path) -> Any:
@@ -123,7 +163,12 @@ def _read_zip(path: Path) -> Any:
         if any(name.name == "data.pkl" and len(name.parts) == 2 for name in names):
             if any(member.compress_type or member.compress_size != member.file_size for member in members):
                 raise WeightsError(f"is no file of torch.save, which compresses nothing; {_AGAIN}")
-            return _read_pickle(path, mmap=True)
+            _check_end(archive, path)
+            for member, name in zip(members, names, strict=True):
+                if name.name == "data.pkl":
+                    with archive.open(member) as pickled:
+                        _check_calls(pickled)
+            return _whole(_read_pickle(path, zipped=True), members)
         if all(name.suffix == ".npy" for name in names):
             return {
                 member.filename.removesuffix(".npy"): _read_array(archive, member)
@@ -148,6 +193,31 @@ def _check_members(members: list[zipfile.ZipInfo], end: int, size: int) -> None:
     total = sum(member.file_size for member in members)
     if total > max(MAX_EXPANSION * size, SMALL):
         raise WeightsError(f"would expand from {size} to {total} bytes, which no weights do; do not trust this file")
+
+
+def _whole(content: Any, members: list[zipfile.ZipInfo]) -> dict[str, Any]:
+    """The tensors, if each has a member of its size: torch.load takes as many bytes as it is told to."""
+    known: dict[int, dict[str, Any]] = {}
+    kept = _without_the_rest(content, known)
+    tensors = [value for held in known.values() for value in held.values() if isinstance(value, Tensor)]
+    storages = {storage.data_ptr(): storage.nbytes() for storage in (tensor.untyped_storage() for tensor in tensors)}
+    if Counter(size for size in storages.values() if size) - Counter(member.file_size for member in members):
+        raise WeightsError(f"has tensors of which it does not hold all bytes; {_AGAIN}")
+    return kept
+
+
+def _check_end(archive: zipfile.ZipFile, path: Path) -> None:
+    """Refuses archives of which torch would read another directory than zipfile, and members that were not checked."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(size - 98, 0))
+        end = file.read()
+    place = int.from_bytes(end[-6:-2], "little")
+    if end[-42:-38] == b"PK\x06\x07":  # large archives have a longer end before the usual one, and a pointer to it
+        at_its_place = int.from_bytes(end[-34:-26], "little") == size - 98
+        place = int.from_bytes(end[48:56], "little") if at_its_place else -1
+    if end[-22:-18] != b"PK\x05\x06" or place != archive.start_dir:
+        raise WeightsError(f"is a zip archive whose end is not where its directory ends; {_AGAIN}")
 
 
 def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Tensor:
@@ -190,4 +260,5 @@ def _checked(name: str, tensor: Tensor) -> Tensor:
         raise WeightsError(f"holds {name!r}, which is no plain dense tensor; save it as one, in floating point")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise WeightsError(f"holds {name!r}, whose {tuple(tensor.shape)} is more than the file has; do not trust it")
+    tensor = tensor.resolve_neg()
     return tensor.detach() if tensor.requires_grad or type(tensor) is not Tensor else tensor

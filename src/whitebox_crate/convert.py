@@ -178,6 +178,8 @@ def _fold_two_part_head(state: dict[str, Tensor]) -> bool:
     try:
         first, first_bias = state["head.weight"].double(), state["head.bias"].double()
         second, second_bias = state.pop("second.weight"), state.pop("second.bias")
+        if len(second) * first.shape[-1] > 10 * (first.numel() + second.numel()):
+            raise RuntimeError(f"{tuple(second.shape)} times {tuple(first.shape)} would be larger than any head")
         weight, bias = second.double() @ first, second.double() @ first_bias + second_bias.double()
     except (KeyError, RuntimeError) as error:
         raise WeightsError(f"the two Linears of the head, mlp_head.1 and head, do not fit together: {error}") from error

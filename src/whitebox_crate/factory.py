@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib import resources
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,13 @@ from torch import nn
 
 from . import hub
 from .checkpoints import read_checkpoint
-from .convert import convert
+from .convert import Converted, convert
 from .errors import InputError, UnknownNameError, WeightsError, WhiteboxCrateError
+from .layers.embed import to_pair
 from .loading import load_state, weightless
 from .models import FeatureExtractor, ImageTransformer, PretrainedCfg
-from .models._base import GlobalPool
-from .registry import get_pretrained_cfg, model_entrypoint, split_name
+from .models._base import GlobalPool, known_pool
+from .registry import Entrypoint, get_pretrained_cfg, model_entrypoint, split_name
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
 
@@ -65,27 +68,53 @@ def create_model(
     """
     if out_indices is not None and not features_only:
         raise InputError("out_indices chooses the maps of features_only=True; without it there are none")
+    if not isinstance(name, str):
+        raise InputError(f"a model's name is text, not {name!r}; write 'local-dir:PATH' for a folder")
     source = _source(name, pretrained, pretrained_cfg, cache_dir, token)
     if pretrained_cfg_overlay:
         source = replace(source, cfg=replace(source.cfg, **_known_fields(pretrained_cfg_overlay)))
-    cfg = source.cfg
+    named = checkpoint_path is not None
+    # Weights decide whether their last norm comes before or after pooling; another pooling is set afterwards.
+    pool = model_options.pop("global_pool", None) if pretrained and not named else None
     options = _options(source, model_options, pretrained)
-    # Found first: a download that fails should not wait for the model.
-    weights = _weights_file(name, source, cache_dir, token) if pretrained and checkpoint_path is None else None
-    model = _make(source.architecture, options, empty=pretrained or checkpoint_path is not None)
+    path = Path(checkpoint_path) if checkpoint_path is not None else None
+    if pretrained and path is None:
+        path = _weights_file(name, source, cache_dir, token)
+    converted = None
+    if path is not None:
+        converted = convert(read_checkpoint(path), global_pool=options.get("global_pool") or "token")
+        options = _with_what_a_file_shows(options, converted, source.architecture, path)
+    model = _make(source.architecture, options, empty=converted is not None)
     if not isinstance(model, ImageTransformer):
-        if pretrained or checkpoint_path is not None or features_only:
+        if converted is not None or features_only:
             raise WeightsError(f"{name!r} makes a {type(model).__name__}, no ImageTransformer: load it yourself")
         return model
+    cfg = source.cfg
     model.architecture, model.model_args, model.pretrained_cfg = source.architecture, options, cfg
-    if source.pool is not None and model_options.get("global_pool") is None and source.pool != model.global_pool:
-        model.reset_classifier(model.num_classes, source.pool)
-    if checkpoint_path is not None:
-        _load(model, Path(checkpoint_path), str(checkpoint_path))
-    elif weights is not None:
-        new_head = model.num_classes != cfg.num_classes
-        _load(model, weights, name, new_head=new_head, img_size=cfg.input_size[1:])
+    if converted is not None and named:
+        load_state(model, converted.state, str(path), unused=converted.unused)
+    elif converted is not None:
+        new_head, size = model.num_classes != cfg.num_classes, cfg.input_size[1:]
+        load_state(model, converted.state, name, new_head=new_head, img_size=size, unused=converted.unused)
+    wanted = pool if pool is not None else None if model_options.get("global_pool") else source.pool
+    if wanted is not None:
+        model.global_pool = known_pool(wanted)
     return FeatureExtractor(model, out_indices) if features_only else model
+
+
+def _with_what_a_file_shows(
+    options: dict[str, Any], converted: Converted, architecture: str, path: Path
+) -> dict[str, Any]:
+    """Adds what a file shows beside its tensors, which no shape could contradict: heads and eps of a JAX file.
+
+    Raises:
+        WeightsError: If something else was asked for.
+    """
+    known = inspect.signature(model_entrypoint(architecture)).parameters
+    for key, value in converted.options.items():
+        if options.get(key, value) != value:
+            raise WeightsError(f"{path} was made with {key}={value}, not {options[key]}; leave {key} out")
+    return {**options, **{key: value for key, value in converted.options.items() if key in known}}
 
 
 @dataclass(frozen=True)
@@ -117,7 +146,8 @@ def _source(
     """Looks a name up in the registry, in a folder or on the Hub."""
     if not name.startswith((LOCAL, HUB)):
         architecture, tag = split_name(name)
-        return _Source(architecture, _facts(architecture, tag, pretrained, given))
+        cfg = _facts(architecture, tag, pretrained, given)
+        return _Source(architecture, cfg, {"num_classes": cfg.num_classes} if tag or isinstance(given, str) else {})
     if given is not None:
         raise InputError(f"{name} has facts of its own; change single ones with pretrained_cfg_overlay")
     if name.startswith(LOCAL):
@@ -155,8 +185,8 @@ def _facts(
 
 def _default_cfg(architecture: str) -> PretrainedCfg:
     defaults = {k: p.default for k, p in inspect.signature(model_entrypoint(architecture)).parameters.items()}
-    size, classes = defaults.get("img_size", 224), defaults.get("num_classes", 1000)
-    return PretrainedCfg(input_size=(3, size, size), num_classes=classes)
+    height, width = to_pair(defaults.get("img_size", 224))
+    return PretrainedCfg(input_size=(3, height, width), num_classes=defaults.get("num_classes", 1000))
 
 
 def _options(source: _Source, given: Mapping[str, Any], pretrained: bool) -> dict[str, Any]:
@@ -169,20 +199,51 @@ def _options(source: _Source, given: Mapping[str, Any], pretrained: bool) -> dic
         if option not in parameters and not takes_any:
             raise UnknownNameError.of(f"option of {source.architecture}", option, parameters)
     options = {key: value for key, value in merged.items() if value is not None}
+    for key, value in options.items():  # constants enter no shape: a wrong one would show only where it is used
+        if key in parameters and type(parameters[key].default) is float and not _is_finite(value):
+            raise InputError(f"{key} of {source.architecture} is a finite number, not {value!r}")
     if pretrained:
         options.setdefault("num_classes", source.cfg.num_classes)
+    if source.pool is not None and "global_pool" in parameters:  # timm saves it apart from the options
+        options.setdefault("global_pool", source.pool)
     return options
 
 
-def _make(architecture: str, options: Mapping[str, Any], empty: bool) -> nn.Module:
-    """Runs the entrypoint, inside `weightless` if weights follow."""
+def _is_finite(value: object) -> bool:
     try:
-        with weightless() if empty else nullcontext():
-            return model_entrypoint(architecture)(**options)
+        return isinstance(value, Real) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _make(architecture: str, options: Mapping[str, Any], empty: bool) -> nn.Module:
+    """Runs the entrypoint, inside `weightless` if weights follow and the model needs no values while it is made."""
+    entrypoint = model_entrypoint(architecture)
+    try:
+        if empty:
+            with suppress(_NeedsValues), weightless():
+                return _without_hidden_buffers(entrypoint, options)
+        return entrypoint(**options)
     except WhiteboxCrateError:
         raise
     except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
         raise InputError(f"{architecture} cannot be made with the options {options}: {error}") from error
+
+
+class _NeedsValues(Exception):
+    """A model that cannot be made without values."""
+
+
+def _without_hidden_buffers(entrypoint: Entrypoint, options: Mapping[str, Any]) -> nn.Module:
+    try:
+        model = entrypoint(**options)
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta" in str(error):  # it computes with what it makes, a schedule for example
+            raise _NeedsValues from error
+        raise
+    if {name for name, _ in model.named_buffers()} - model.state_dict().keys():  # which no file holds
+        raise _NeedsValues
+    return model
 
 
 def _weights_file(name: str, source: _Source, cache_dir: str | Path | None, token: str | bool | None) -> Path:
@@ -215,19 +276,6 @@ def _weights_file(name: str, source: _Source, cache_dir: str | Path | None, toke
         hub.verify(path, cfg.sha256, f"{cfg.file} of the package")
         return path
     raise WeightsError(f"no weights come with {name!r}; give checkpoint_path=...")
-
-
-def _load(
-    model: ImageTransformer,
-    path: Path,
-    source: str,
-    *,
-    new_head: bool = False,
-    img_size: tuple[int, int] | None = None,
-) -> None:
-    pool: GlobalPool = "avg" if isinstance(model.norm, nn.Identity) else "token"  # where the last norm is
-    converted = convert(read_checkpoint(path), global_pool=pool)
-    load_state(model, converted.state, source, new_head=new_head, img_size=img_size, unused=converted.unused)
 
 
 def _known_fields(overlay: Mapping[str, Any]) -> Mapping[str, Any]:

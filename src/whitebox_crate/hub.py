@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import tempfile
@@ -11,7 +12,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, hf_hub_download
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -26,13 +27,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import InputError, OutputError, WeightsError
-from .loading import read_json
+from .loading import read_json, weightless
 from .models import ImageTransformer, PretrainedCfg
 from .models._base import GlobalPool
+from .registry import model_entrypoint
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-# Facts of where weights lie, which are not true of a copy.
-_PLACE: dict[str, Any] = {"hf_hub_id": "", "file": "", "revision": "", "sha256": "", "url": "", "model_args": {}}
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+# Facts of where weights lie and what was seen of them, which are not true of a copy that may have changed.
+_PLACE: dict[str, Any] = {
+    **dict.fromkeys(("hf_hub_id", "file", "revision", "sha256", "url", "checked", "notes"), ""),
+    "model_args": {},
+}
 _MAX_DEPTH = 1000  # a config that asks for more is not one: blocks are made one by one, and it would never end
 
 
@@ -49,8 +54,8 @@ def fetch(
 ) -> Path:
     """A file of a Hub repository, from huggingface_hub's cache or else by download.
 
-    Its SHA-256 is compared with `sha256`, or with the one that the Hub announces for large files; a file that differs
-    is deleted from the cache. That reads the file once, at about a second per gigabyte.
+    Its SHA-256 is compared with `sha256` if given, else, after a download, with the one that the Hub announces for
+    large files; a file that differs is deleted from the cache. That reads the file once.
 
     Args:
         repo_id: "org/name".
@@ -70,6 +75,7 @@ def fetch(
     """
     what = f"{filename} of {repo_id}" + (f" at revision {revision}" if revision else "") + " on the Hub"
     try:
+        cached = try_to_load_from_cache(repo_id, filename, cache_dir, revision)
         path = Path(
             hf_hub_download(
                 repo_id,
@@ -84,7 +90,9 @@ def fetch(
         )
     except Exception as error:  # the client raises its own errors and those of HTTP, sockets, files and locks
         raise WeightsError(f"{what} cannot be had: {_why(error, local_files_only)}") from error
-    verify(path, sha256 or _announced_sha256(path), what, discard=True)
+    if not sha256 and (force_download or str(path) != cached):
+        sha256 = _announced_sha256(path)
+    verify(path, sha256, what, discard=True)
     return path
 
 
@@ -153,25 +161,34 @@ def verify(path: Path, sha256: str, what: str, *, discard: bool = False) -> None
         )
 
 
-def save_pretrained(model: ImageTransformer, folder: str | Path) -> Path:
+def save_pretrained(model: ImageTransformer, folder: str | Path, *, repo_id: str = "") -> Path:
     """Writes a model that `create_model` made to a folder that `create_model("local-dir:...")` loads.
+
+    The folder gets config.json, model.safetensors, and README.md if it has none yet.
 
     Args:
         model: The model.
         folder: Made if it does not exist.
+        repo_id: "org/name" of the Hub repository that README.md shall say to load from, if there is one.
 
     Returns:
         The folder.
 
     Raises:
         InputError: If `create_model` did not make the model, so that its options are not known, or JSON does not
-            know their types.
+            know their types, or parts of it were taken out or exchanged since.
         OutputError: If the folder cannot be written; a file that was there stays whole.
     """
     if not isinstance(model, ImageTransformer):
-        raise InputError(f"a {type(model).__name__} is not saved; save the ImageTransformer that it was made of")
+        raise InputError(f"a {type(model).__name__} is not saved; save the whole model before its features are taken")
     if not model.architecture:
-        raise InputError(f"this {type(model).__name__} was not made by create_model, so its name is not known")
+        raise InputError(
+            f"this {type(model).__name__} was not made by create_model, so that its name is not known: register_model "
+            "makes a class known, and create_model makes one that can be saved"
+        )
+    options = _options_of(model)
+    state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
+    _check_description(model, options)
     folder = Path(folder)
     cfg = model.pretrained_cfg
     labels = cfg.label_names if len(cfg.label_names) == model.num_classes else ()
@@ -183,25 +200,48 @@ def save_pretrained(model: ImageTransformer, folder: str | Path) -> Path:
         "num_features": model.num_features,
         "global_pool": model.global_pool,
         "label_names": labels,
-        # The pooling here is that of construction, which says where the last norm is.
-        "model_args": {**model.model_args, "num_classes": model.num_classes, "img_size": model.img_size},
+        "model_args": options,
         "pretrained_cfg": {k: v for k, v in asdict(facts).items() if k != "label_names" and k not in _PLACE},
     }
     try:
         text = json.dumps(config, indent=1) + "\n"
     except TypeError as error:
         raise InputError(f"the options {model.model_args} cannot be written as JSON ({error})") from error
-    state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the folder {folder}: {error}; give another") from error
     write_whole(folder / WEIGHTS, lambda path: _save_tensors(state, path))
     write_whole(folder / CONFIG, lambda path: path.write_text(text))
+    if not (folder / CARD).exists():
+        write_whole(folder / CARD, lambda path: path.write_text(model_card(model, repo_id), encoding="utf-8"))
     return folder
 
 
-def model_card(model: ImageTransformer) -> str:
+def _options_of(model: ImageTransformer) -> dict[str, Any]:
+    """The options that make a model of these sizes; its pooling is that of construction, which places the last norm."""
+    known = inspect.signature(model_entrypoint(model.architecture)).parameters
+    now = {"num_classes": model.num_classes, "img_size": model.img_size, "depth": len(model.blocks)}
+    options = {**model.model_args, **{key: value for key, value in now.items() if key in known}}
+    if "global_pool" in known:
+        options.setdefault("global_pool", known["global_pool"].default)
+    return options
+
+
+def _check_description(model: ImageTransformer, options: dict[str, Any]) -> None:
+    """Whether these options make a model of the same names and shapes, so that what is saved can be loaded."""
+    with weightless():
+        again = model_entrypoint(model.architecture)(**options)
+    have, made = ({k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (model, again))
+    differ = sorted(name for name in have.keys() | made.keys() if have.get(name) != made.get(name))
+    if differ:
+        raise InputError(
+            f"this {type(model).__name__} is not what {model.architecture} makes with its options: {differ[:5]} "
+            "differ. Save the whole model, before parts are taken out, or its state_dict() by safetensors"
+        )
+
+
+def model_card(model: ImageTransformer, repo_id: str = "") -> str:
     """The text of a README.md for a repository that holds this model: what it is and how to load it."""
     cfg = model.pretrained_cfg
     facts = {
@@ -209,15 +249,15 @@ def model_card(model: ImageTransformer) -> str:
         "Parameters": f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f} M",
         "Images": f"{model.in_chans} x {model.img_size[0]} x {model.img_size[1]}, mean {cfg.mean}, std {cfg.std}",
         "Classes": str(model.num_classes),
-        "Origin": cfg.origin,
+        "Made from": cfg.origin,
         "Paper": cfg.paper,
-        "Notes": cfg.notes,
     }
     head = ["---", "library_name: whitebox-crate", *([f"license: {cfg.license}"] if cfg.license else [])]
     head += ["pipeline_tag: image-classification", "tags: [white-box-transformer, model_hub_mixin]", "---"]
     lines = [f"- {name}: {value}" for name, value in facts.items() if value]
     load = ["```python", "from whitebox_crate import create_model", ""]
-    load += ['model = create_model("hf-hub:ORG/NAME", pretrained=True)  # this repository', "```"]
+    name = f"hf-hub:{repo_id}" if repo_id else "local-dir:PATH"
+    load += [f'model = create_model("{name}", pretrained=True)', "```"]
     return "\n".join([*head, "", f"# {model.architecture}", "", *lines, "", *load, ""])
 
 
@@ -238,23 +278,19 @@ def read_config(folder: str | Path) -> tuple[str, dict[str, Any], PretrainedCfg,
     known = {field.name: field for field in fields(PretrainedCfg) if field.name not in _PLACE}
     values: dict[str, Any] = {k: _tupled(v) for k, v in facts.items() if k in known and v is not None}
     values["label_names"] = tuple(str(label) for label in labels) if isinstance(labels, list) else ()
-    if isinstance(values.get("notes"), tuple):  # timm has a list of them
-        values["notes"] = "; ".join(map(str, values["notes"]))
     if "num_classes" in config:  # timm's own place for it
         values["num_classes"] = config["num_classes"]
-    for name, value in values.items():
-        if not _is_of_kind(value, known[name].default):
-            raise WeightsError(f"{path}: {name!r} is {value!r}; expected a value like {known[name].default!r}")
-    cfg = PretrainedCfg(**values)
-    if [type(side) for side in cfg.input_size] != [int] * 3 or min(cfg.input_size) < 1 or cfg.num_classes < 0:
-        raise WeightsError(
-            f"{path}: 'input_size' is (channels, height, width) and 'num_classes' at least 0, not {cfg.input_size!r} "
-            f"and {cfg.num_classes}"
-        )
+    try:
+        cfg = PretrainedCfg(**values)
+    except InputError as error:
+        raise WeightsError(f"{path}: {error}") from error
     options = {k: _tupled(v) for k, v in options.items()}
-    depth = options.get("depth")
-    if isinstance(depth, int) and depth > _MAX_DEPTH:
-        raise WeightsError(f"{path} asks for {depth} layers; at most {_MAX_DEPTH} are made from a file")
+    for depth in (options.get("depth"), options.get("decoder_depth")):
+        if isinstance(depth, int) and depth > _MAX_DEPTH:
+            raise WeightsError(f"{path} asks for {depth} layers; at most {_MAX_DEPTH} are made from a file")
+    classes = options.get("num_classes", cfg.num_classes)
+    if type(classes) is not int or classes != cfg.num_classes:  # the head would be taken for one to be left fresh
+        raise WeightsError(f"{path} has {cfg.num_classes} classes as 'num_classes' and {classes!r} in 'model_args'")
     pool: Any = config.get("global_pool")
     return architecture, options, cfg, pool
 
@@ -262,16 +298,6 @@ def read_config(folder: str | Path) -> tuple[str, dict[str, Any], PretrainedCfg,
 def _tupled(value: object) -> object:
     """JSON has no tuples, and options and facts have no lists."""
     return tuple(value) if isinstance(value, list) else value
-
-
-def _is_of_kind(value: object, default: object) -> bool:
-    """Whether a value from a file can stand where this default does."""
-    if default is None:
-        return value is None or type(value) is int
-    if isinstance(default, tuple):
-        kinds = (int, float) if default else (str,)
-        return isinstance(value, tuple) and all(type(entry) in kinds for entry in value)
-    return type(value) is type(default) or (type(default) is float and type(value) is int)
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

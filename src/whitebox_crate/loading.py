@@ -10,12 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .adapt import fit_channels, fit_positions
 from .errors import WeightsError
 from .models import ImageTransformer
+
+# What weights are: complex numbers and integers are none, and 8 bits are not without a scale beside them.
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+# A model has no more numbers than so many times those of its weights: options from a file could ask for any. A small
+# one may, for another head.
+MAX_GROWTH, SMALL = 10, 1 << 26
 
 _MAX_JSON = 16 << 20  # bytes; 22,000 class names take less than 1 MiB
 
@@ -74,37 +80,41 @@ def load_state(
         The report.
 
     Raises:
-        WeightsError: If a tensor is missing, unknown, of another shape or not floating point.
+        WeightsError: If a tensor is missing, unknown, of another shape or not floating point of 16 bits or more, or the
+            model so much larger that these cannot be its weights.
     """
     target = model.state_dict()
+    problems = [f"{name} is {t.dtype}, not floating point" for name, t in state.items() if t.dtype not in _FLOATS]
+    given, wanted = (sum(value.numel() for value in of.values()) for of in (state, target))
+    if wanted > max(MAX_GROWTH * given, SMALL):  # looked at before anything of that size is made
+        problems.append(f"they are {given} numbers, and the model has {wanted}")
+    if problems:
+        raise _misfit(source, problems)
     fitting, positions = fit_positions(state, model, img_size)
     fitting, channels = fit_channels(fitting, model.patch_embed)
     adapted = {**positions, **channels}
     head: dict[str, Tensor] = {}
-    left: tuple[str, ...] = tuple(unused)
+    needless = [name for name in fitting if name not in target and model.does_without(name)]
+    fitting = {name: value for name, value in fitting.items() if name not in needless}
+    left: tuple[str, ...] = (*unused, *needless)
     if new_head and _differ(fitting, target, "head."):
         head = _fresh_head(model)
         left += tuple(name for name in fitting if name.startswith("head."))
         fitting = {name: value for name, value in fitting.items() if not name.startswith("head.")}
 
-    problems = [f"{name} is missing" for name in target if name not in fitting and name not in head]
+    problems += [f"{name} is missing" for name in target if name not in fitting and name not in head]
     problems += [f"{name} has no place in the model" for name in fitting if name not in target]
     for name in fitting.keys() & target.keys():
         have, want = tuple(fitting[name].shape), tuple(target[name].shape)
         if have != want:
             problems.append(f"{name} is {have}, the model has {want}")
-        elif not fitting[name].is_floating_point():
-            problems.append(f"{name} is {fitting[name].dtype}, not floating point")
     if problems:
-        shown = "; ".join(sorted(problems)[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise WeightsError(
-            f"the weights of {source} do not fit the model, which was left as it was: {shown}. "
-            "Create the model with the options the weights were made with"
-        )
+        raise _misfit(source, problems)
     if any(value.is_meta for value in target.values()):
         device = torch.get_default_device()
+        device = torch.device("cpu") if device.type == "meta" else device
         values = {name: value.to(device, target[name].dtype) for name, value in {**head, **fitting}.items()}
-        model.load_state_dict(values, assign=True)
+        model.load_state_dict(_apart(values), assign=True)
     else:
         model.load_state_dict({**head, **fitting})
     loaded = tuple(name for name in target if name in fitting and name not in adapted)
@@ -112,11 +122,29 @@ def load_state(
     return model.load_report
 
 
+def _misfit(source: str, problems: list[str]) -> WeightsError:
+    shown = "; ".join(sorted(problems)[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+    return WeightsError(
+        f"the weights of {source} do not fit the model, which was left as it was: {shown}. "
+        "Create the model with the options the weights were made with"
+    )
+
+
+def _apart(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, contiguous and none in the memory of another: training would change both."""
+    seen, own = set[int](), dict[str, Tensor]()
+    for name, value in values.items():
+        place = value.untyped_storage().data_ptr()
+        own[name] = value.clone(memory_format=torch.contiguous_format) if place in seen else value.contiguous()
+        seen.add(place)
+    return own
+
+
 def _fresh_head(model: ImageTransformer) -> dict[str, Tensor]:
     """The model's own head, or initial values for it where it has none yet."""
     head = model.get_classifier()
     if any(parameter.is_meta for parameter in head.parameters()):
-        head = nn.Linear(model.embed_dim, model.num_classes)
+        head = model.new_head(model.num_classes)
     return {f"head.{name}": value for name, value in head.state_dict().items()}
 
 
@@ -157,6 +185,8 @@ def read_json(path: Path) -> dict[str, object]:
         WeightsError: If the file is missing, holds something else, or is larger than a config can be.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device would be read for ever
+            raise WeightsError(f"{path} is no file; look at what it is")
         if path.stat().st_size > _MAX_JSON:
             raise WeightsError(f"{path} is {path.stat().st_size} bytes long, which no config is; look at what it holds")
         value = json.loads(path.read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
 """Which weights exist, as data: architecture -> facts about each set of weights, the default one first.
 
-Revisions, hashes and licences of files on the Hub were read from their pages there. None of those files could be
-fetched when this was written: each entry was tried with a file of the same names and shapes.
+Revisions, hashes and licences of files on the Hub are those of their pages there. `checked` says how far each entry was
+tried: most with a file of the same names and shapes, not with the published one.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ _CRATE_SMALL = replace(
     _OFFICIAL,
     tag="in1k",
     url="https://drive.google.com/file/d/1hYgDJl4EKHYfKprwhEjmWmWHuxnK6_h8/view",
+    interpolation="bilinear",  # Resize(256) and CenterCrop(224) of its main.py
+    crop_pct=0.875,
     paper="arXiv 2306.01129",
     notes="Issue 30 of its repository says that the link is dead, issue 28 that the paper's weights are others.",
 )
@@ -49,12 +51,13 @@ _CRATE_DEMO = replace(
     url="https://colab.research.google.com/drive/1rYn_NlepyW7Fu5LDliyBDmFZylHco7ss",
     num_classes=21842,
     paper="arXiv 2308.16271",
-    notes="Its head is two Linears one after the other, which converting folds into one.",
+    notes="Its head is two Linears one after the other, folded into one by converting. Preprocessing is not stated.",
 )
 _CRATE_MAE = replace(
     _OFFICIAL,
     tag="in1k",
     url="https://drive.google.com/file/d/11i5BMwymqOsunq44WD3omN5mS6ZREQPO/view",
+    crop_pct=0.875,  # as MAE evaluates
     num_classes=0,
     paper="arXiv 2404.02446",
     notes="Encoder and decoder; no classifier.",

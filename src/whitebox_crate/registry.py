@@ -93,6 +93,15 @@ def is_model(name: str) -> bool:
     return architecture in _models or architecture in _aliases
 
 
+def is_model_pretrained(name: str) -> bool:
+    """Whether weights are known for a name: for its tag, or for the architecture if it has none."""
+    try:
+        get_pretrained_cfg(name)
+    except UnknownNameError:
+        return False
+    return True
+
+
 def model_entrypoint(name: str) -> Entrypoint:
     """The function or class behind a name.
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import re
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, OutputError
+from ..errors import InputError, OutputError, UnknownNameError
 from ..factory import create_model
 from ..models import ImageTransformer
+from ..registry import model_entrypoint
 
 
 def command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
@@ -23,6 +26,10 @@ def command(commands: Any, name: str, run: Any, summary: str) -> argparse.Argume
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="*", type=Path, help="photographs (default: those of the package)")
+    add_model_choice(parser)
+
+
+def add_model_choice(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="crate_nano", help="name, name.tag or local-dir:PATH (%(default)s)")
     parser.add_argument(
         "--checkpoint", type=Path, help="file of weights of any known format, in place of the model's own"
@@ -79,3 +86,15 @@ def option(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:
         return name, value
+
+
+def check_options(name: str, given: Mapping[str, Any]) -> None:
+    """Refuses what --set gives and the model of this name does not take.
+
+    Raises:
+        UnknownNameError: With close matches.
+    """
+    known = inspect.signature(model_entrypoint(name)).parameters
+    for key in given:
+        if key not in known:
+            raise UnknownNameError.of(f"option of {name}", key, known)

@@ -15,7 +15,7 @@ from ..factory import create_model
 from ..hub import save_pretrained
 from ..models import PretrainedCfg
 from ..training import Composites, Recipe, garments, noise_backgrounds, photographs, train, wallpapers
-from ._common import command, option
+from ._common import check_options, command, option
 
 
 def add_train(commands: Any) -> None:
@@ -46,6 +46,7 @@ def _train(options: argparse.Namespace) -> int:
         backgrounds = noise_backgrounds(2000, max(recipe.sizes), recipe.seed)
     torch.manual_seed(recipe.seed)
     model_options = dict(option(text) for text in options.set)
+    check_options(options.model, model_options)
     size = max(recipe.sizes)
     defaults = {"num_classes": len(objects.class_names), "img_size": size, "dynamic_img_size": True}
     model = create_model(options.model, **{**defaults, **model_options})

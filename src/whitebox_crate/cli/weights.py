@@ -12,8 +12,9 @@ from ..convert import convert, infer_model
 from ..factory import create_model
 from ..hub import save_pretrained
 from ..loading import load_state, weightless
+from ..models import PretrainedCfg
 from ..registry import list_models, list_pretrained
-from ._common import command, option
+from ._common import check_options, command, option
 
 
 def add_list(commands: Any) -> None:
@@ -54,6 +55,7 @@ def _convert(options: argparse.Namespace) -> int:
     given = dict(option(text) for text in options.set)
     converted = convert(read_checkpoint(options.file), global_pool=given.get("global_pool") or "token")
     name, model_options = infer_model(converted, model=options.model, options=given)
+    check_options(name, given)
     with weightless():
         model = create_model(name, **model_options)
     report = load_state(model, converted.state, str(options.file), unused=converted.unused)
@@ -61,6 +63,17 @@ def _convert(options: argparse.Namespace) -> int:
     print(f"format: {converted.format}")
     print(f"model: {name}")
     print("options: " + (", ".join(f"{key}={value}" for key, value in model_options.items()) or "the model's own"))
+    print(f"images: {_images(model.pretrained_cfg)}{_tags(name)}")
     print(f"loaded: {report}")
     print(f"{folder}  (create_model('local-dir:{folder}', pretrained=True) loads it)")
     return 0
+
+
+def _images(cfg: PretrainedCfg) -> str:
+    return f"{cfg.interpolation}, crop {cfg.crop_pct:g}, mean {cfg.mean}, std {cfg.std}"
+
+
+def _tags(name: str) -> str:
+    """What to do where the facts are only defaults."""
+    known = [] if "." in name else list_pretrained(f"{name}.*")
+    return f"; if these are the weights of {' or '.join(known)}, say so by --model, for its facts" if known else ""

@@ -83,7 +83,7 @@ class ImageTransformer(nn.Module, HubVerbs):
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.num_heads = blocks[0].attention.num_heads
         self.num_prefix_tokens = 1
-        self.global_pool = _known_pool(global_pool)
+        self.global_pool = known_pool(global_pool)
         self.grad_checkpointing = False
         self.pretrained_cfg = PretrainedCfg(num_classes=num_classes)
         # Set by create_model: the registered name, the options given to it, and what was loaded.
@@ -100,7 +100,7 @@ class ImageTransformer(nn.Module, HubVerbs):
         pool_first = global_pool in ("avg", "mean")
         self.norm = nn.Identity() if pool_first else nn.LayerNorm(embed_dim, eps=norm_eps)
         self.fc_norm = nn.LayerNorm(embed_dim, eps=norm_eps) if pool_first else nn.Identity()
-        self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+        self.head = self.new_head(num_classes)
 
     @property
     def img_size(self) -> tuple[int, int]:
@@ -121,6 +121,10 @@ class ImageTransformer(nn.Module, HubVerbs):
     def default_cfg(self) -> PretrainedCfg:
         """timm's other name of `pretrained_cfg`."""
         return self.pretrained_cfg
+
+    def does_without(self, name: str) -> bool:
+        """Whether weights of this name, which the model has no place for, may be left out when it is loaded."""
+        return False
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:
         """The patch grid (rows, columns) of a batch (batch, in_chans, height, width).
@@ -298,6 +302,10 @@ class ImageTransformer(nn.Module, HubVerbs):
             self.reset_classifier(0)
         return take
 
+    def new_head(self, num_classes: int) -> nn.Module:
+        """A last Linear with this model's initial values, or an identity for 0 classes; the model is left as it is."""
+        return nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
+
     def get_classifier(self) -> nn.Module:
         """The last Linear, or an identity if there is none."""
         return self.head
@@ -311,12 +319,14 @@ class ImageTransformer(nn.Module, HubVerbs):
 
         Raises:
             UnknownNameError: If `global_pool` is not known.
+            InputError: If `num_classes` is no number of classes.
         """
+        if type(num_classes) is not int or num_classes < 0:
+            raise InputError(f"num_classes is a whole number, at least 0, not {num_classes!r}")
         if global_pool is not None:
-            self.global_pool = _known_pool(global_pool)
+            self.global_pool = known_pool(global_pool)
         self.num_classes = num_classes
-        head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
-        self.head = head.to(self.cls_token.device, self.cls_token.dtype)
+        self.head = self.new_head(num_classes).to(self.cls_token.device, self.cls_token.dtype)
 
     def set_input_size(self, img_size: Size) -> None:
         """Makes the model expect another image size: the position embedding is resampled once, in place.
@@ -348,7 +358,7 @@ class ImageTransformer(nn.Module, HubVerbs):
         }
 
 
-def _known_pool(global_pool: GlobalPool) -> GlobalPool:
+def known_pool(global_pool: GlobalPool) -> GlobalPool:
     if global_pool not in get_args(GlobalPool):
         raise UnknownNameError.of("global_pool", global_pool, get_args(GlobalPool))
     return global_pool

@@ -5,6 +5,7 @@ What they do is in `whitebox_crate.hub` and `whitebox_crate.factory`, above this
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,10 +50,14 @@ class HubVerbs(ModelHubMixin, library_name="whitebox-crate"):
         from ..factory import create_model
         from ..hub import CONFIG, WEIGHTS, fetch
 
-        folder, source = Path(pretrained_model_name_or_path), str(pretrained_model_name_or_path)
-        if not folder.is_dir():
-            for file in (CONFIG, WEIGHTS):
-                folder = fetch(
+        not_of_models = sorted(model_options.keys() & inspect.signature(create_model).parameters.keys())
+        if not_of_models:
+            raise InputError(f"{not_of_models} are no options of a model; call create_model for them")
+        source = str(pretrained_model_name_or_path)
+        name = f"local-dir:{source}"
+        if not Path(source).is_dir():
+            for file in (CONFIG, WEIGHTS):  # into the cache, where create_model finds them
+                place = fetch(
                     source,
                     file,
                     revision=revision,
@@ -60,9 +65,10 @@ class HubVerbs(ModelHubMixin, library_name="whitebox-crate"):
                     token=token,
                     local_files_only=local_files_only,
                     force_download=force_download,
-                ).parent
-                revision = folder.name  # the cache names a snapshot by its commit: both files are of one
-        model = create_model(f"local-dir:{folder}", pretrained=True, **model_options)
+                )
+                revision = place.parent.name  # the cache names a snapshot by its commit: both files are of one
+            name = f"hf-hub:{source}@{revision}"
+        model = create_model(name, pretrained=True, cache_dir=cache_dir, token=token, **model_options)
         if not isinstance(model, cls):
             raise InputError(
                 f"{source} holds a {type(model).__name__}, not a {cls.__name__}; call from_pretrained on that class, "
@@ -81,34 +87,49 @@ class HubVerbs(ModelHubMixin, library_name="whitebox-crate"):
         model_card_kwargs: dict[str, Any] | None = None,
         **push_to_hub_kwargs: Any,
     ) -> str | None:
-        """Writes config.json and model.safetensors, and README.md where there is none yet.
+        """As `whitebox_crate.save_pretrained`, and pushes what it wrote if asked.
 
         Args:
             save_directory: The folder, made if it does not exist.
             config: None; config.json is written from the model.
             repo_id: Repository to push to; the name of the folder if None.
             push_to_hub: Whether to push as well.
-            model_card_kwargs: None or empty; the card is written from the model.
+            model_card_kwargs: As `generate_model_card` takes them.
             **push_to_hub_kwargs: As `push_to_hub` takes them.
 
         Returns:
             The address of the commit if pushed, else None.
 
         Raises:
-            InputError: If `create_model` did not make the model, or a config or card is given.
+            InputError: If `create_model` did not make the model, or a config is given.
             OutputError: If the folder cannot be written.
         """
         from .. import hub
 
-        if config is not None or model_card_kwargs:
-            raise InputError("config.json and README.md are written from the model; change the files afterwards")
-        folder = hub.save_pretrained(self, save_directory)  # type: ignore[arg-type]  # as above
-        if not (folder / "README.md").exists():
-            hub.write_whole(folder / "README.md", self.generate_model_card().save)
+        if config is not None:
+            raise InputError("config.json is written from the model; change the file afterwards")
+        named = (model_card_kwargs or {}).get("repo_id") or repo_id or ""
+        folder = hub.save_pretrained(self, save_directory, repo_id=named)  # type: ignore[arg-type]  # as above
         return self.push_to_hub(repo_id or folder.name, **push_to_hub_kwargs) if push_to_hub else None
 
-    def generate_model_card(self) -> ModelCard:
-        """The README.md of the model's repository: what it is, where it comes from, how to load it."""
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Saves the model and uploads it; all arguments are huggingface_hub's (`ModelHubMixin.push_to_hub`).
+
+        Args:
+            repo_id: "org/name", made if it does not exist.
+            **kwargs: `private`, `token`, `branch`, `commit_message`, `create_pr` and the others.
+
+        Returns:
+            The address of the commit.
+        """
+        return super().push_to_hub(repo_id, **{"model_card_kwargs": {"repo_id": repo_id}, **kwargs})
+
+    def generate_model_card(self, repo_id: str = "") -> ModelCard:
+        """The README.md of the model's repository: what it is, what it was made from, how to load it.
+
+        Args:
+            repo_id: "org/name" of the repository, if it is known.
+        """
         from ..hub import model_card
 
-        return ModelCard(model_card(self))  # type: ignore[arg-type]  # as above
+        return ModelCard(model_card(self, repo_id))  # type: ignore[arg-type]  # as above

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
+
+from ..errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -41,6 +43,9 @@ class PretrainedCfg:
         checked: What of it was tried here: "file" for the weights themselves, "shapes" for a file of the same names and
             shapes, "" for nothing.
         notes: What deviates from the paper, and what its authors say of it.
+
+    Raises:
+        InputError: If a field has a value of another kind than its default.
     """
 
     tag: str = ""
@@ -65,3 +70,26 @@ class PretrainedCfg:
     paper: str = ""
     checked: str = ""
     notes: str = ""
+
+    def __post_init__(self) -> None:
+        for fact in fields(self):
+            default = {} if fact.default is MISSING else fact.default
+            if not _is_of_kind(getattr(self, fact.name), default):
+                raise InputError(f"{fact.name!r} is {getattr(self, fact.name)!r}; expected a value like {default!r}")
+        if [type(side) for side in self.input_size] != [int] * 3 or min(self.input_size) < 1 or self.num_classes < 0:
+            raise InputError(
+                f"'input_size' is (channels, height, width) and 'num_classes' at least 0, not {self.input_size!r} and "
+                f"{self.num_classes}"
+            )
+
+
+def _is_of_kind(value: object, default: object) -> bool:
+    """Whether a value can stand where this default does."""
+    if default is None:
+        return value is None or type(value) is int
+    if isinstance(default, Mapping):
+        return isinstance(value, Mapping)
+    if isinstance(default, tuple):
+        kinds = (int, float) if default else (str,)
+        return isinstance(value, tuple) and all(type(entry) in kinds for entry in value)
+    return type(value) is type(default) or (type(default) is float and type(value) is int)

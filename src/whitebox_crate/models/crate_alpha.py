@@ -112,9 +112,18 @@ class CrateAlpha(ImageTransformer):
         nn.init.normal_(self.cls_token, std=1e-6)
         nn.init.normal_(self.pos_embed, std=0.02)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_uniform_(module.weight)
-            elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+            _init_projection(module)
+
+    def new_head(self, num_classes: int) -> nn.Module:
+        """As `ImageTransformer.new_head`."""
+        return _init_projection(super().new_head(num_classes))
+
+
+def _init_projection(module: nn.Module) -> nn.Module:
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_uniform_(module.weight)
+    elif isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+    return module

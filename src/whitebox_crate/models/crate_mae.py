@@ -120,7 +120,9 @@ class CrateMae(ImageTransformer):
             norm_eps=NORM_EPS,
         )
         self.norm_pix_loss = norm_pix_loss
-        self.pos_embed = nn.Parameter(sincos_pos_embed(self.patch_embed.grid_size, embed_dim), requires_grad=False)
+        self.pos_embed.requires_grad_(False)
+        if not self.pos_embed.is_meta:
+            self.pos_embed.data.copy_(sincos_pos_embed(self.patch_embed.grid_size, embed_dim))
         layers = depth if decoder_depth is None else decoder_depth
         if layers < 0:
             raise InputError(f"decoder_depth is at least 0, not {layers}")
@@ -139,13 +141,18 @@ class CrateMae(ImageTransformer):
         """MAE's (arXiv 2111.06377, appendix A.1): Xavier, the convolution as a Linear; A as ISTA's dictionary."""
         nn.init.normal_(self.cls_token, std=0.02)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.xavier_uniform_(module.weight.detach().flatten(1))  # shares the memory of the weight
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+            _init_projection(module)
         for module in self.modules():
             if isinstance(module, CrateMaeDecoderBlock):
                 nn.init.kaiming_uniform_(module.linear.weight)
+
+    def does_without(self, name: str) -> bool:
+        """True of the decoder's weights where the model has no decoder."""
+        return not self.decoder_blocks and name.startswith(("mask_token", "decoder_"))
+
+    def new_head(self, num_classes: int) -> nn.Module:
+        """As `ImageTransformer.new_head`."""
+        return _init_projection(super().new_head(num_classes))
 
     def resample_positions(self, pos_embed: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
         """As `ImageTransformer.resample_positions`, by the rule that was released with CRATE-MAE ("scale")."""
@@ -217,3 +224,11 @@ def _random_mask(shape: tuple[int, int], mask_ratio: float, noise: Tensor | None
     kept = min(int(shape[1] * (1 - mask_ratio)), shape[1] - 1)
     rank = noise.argsort(dim=1, stable=True).argsort(dim=1)
     return rank >= kept
+
+
+def _init_projection(module: nn.Module) -> nn.Module:
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.xavier_uniform_(module.weight.detach().flatten(1))  # shares the memory of the weight
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    return module

@@ -89,7 +89,16 @@ class ViT(ImageTransformer):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.normal_(self.cls_token, std=1e-6)
         for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+            _init_linear(module)
+
+    def new_head(self, num_classes: int) -> nn.Module:
+        """As `ImageTransformer.new_head`."""
+        return _init_linear(super().new_head(num_classes))
+
+
+def _init_linear(module: nn.Module) -> nn.Module:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    return module
