@@ -167,3 +167,10 @@ def test_the_card_says_what_was_measured(measured: Path) -> None:
     facts = whitebox_crate.get_pretrained_cfg("crate_nano")
     chosen = results["crate"]["mean"]["chosen"]
     assert (chosen["layer"], chosen["head"]) == (facts.attention_layer, facts.attention_head)
+
+
+def test_the_page_on_weights_says_what_was_measured() -> None:
+    measured = json.loads((ROOT / "docs" / "benchmarks" / "load.json").read_text())
+    table = runpy.run_path(str(ROOT / "docs" / "benchmarks" / "load.py"))["table"]
+    assert table(measured) in (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
+    assert measured["peak_memory_over_file"]["model"] < 1.2

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load, load_file
@@ -124,6 +125,18 @@ def summary(runs: dict[str, dict[str, list[dict[str, float]]]], size: int) -> di
         "versions": {p: version(p) for p in ("torch", "safetensors", "whitebox-crate")}
         | {"python": platform.python_version()},
     }
+
+
+def table(results: dict[str, Any]) -> str:
+    """The measurements in Markdown."""
+    rows = ["| | mapped | values read | values read, from disk |", "|---|---|---|---|"]
+    names = {"dict": "safetensors, mapped", "bytes": "safetensors, in memory", "model": "`create_model`"}
+    for kind, name in names.items():
+        rows.append(f"| {name} | " + " | ".join(f"{results['seconds'][s][kind]:.3f} s" for s in STATES) + " |")
+    for kind in ("dict", "bytes"):
+        ratios = " | ".join(f"{results['time_of_model_over'][kind][s]:.2f}" for s in STATES)
+        rows.append(f"| `create_model` over {names[kind]} | {ratios} |")
+    return "\n".join(rows)
 
 
 if __name__ == "__main__":
