@@ -1,4 +1,4 @@
-"""The `whitebox-crate` command: list models, classify and segment photographs, show attention, convert, train."""
+"""The `whitebox-crate` command: list models, classify and segment photographs, evaluate, convert, train."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import torch
 
 from .. import __version__
 from ..errors import WhiteboxCrateError
+from .curves import add_curves
+from .evaluate import add_evaluate
+from .figures import add_heads, add_noise, add_pca
 from .pictures import add_classify, add_segment
 from .training import add_train
 from .weights import add_convert, add_list
@@ -43,6 +46,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("whitebox-crate", description=__doc__)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_list, add_classify, add_segment, add_convert, add_train):
+    for add in (
+        add_list,
+        add_classify,
+        add_segment,
+        add_pca,
+        add_heads,
+        add_noise,
+        add_convert,
+        add_evaluate,
+        add_curves,
+        add_train,
+    ):
         add(commands)
     return parser

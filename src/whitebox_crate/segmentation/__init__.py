@@ -1,14 +1,39 @@
 """Segmentation without a segmentation head: attention maps, masks, and how good they are."""
 
 from .attention import attention_masks, cls_attention, upsample
+from .crf import dense_crf
+from .maskcut import (
+    CutRound,
+    Objects,
+    bipartition,
+    connected_component,
+    mask_boxes,
+    maskcut,
+    maskcut_of,
+    maskcut_rounds,
+)
 from .metrics import best_head_iou, group_means, mask_iou, mean_iou
+from .ncut import affinity, ncut_eigenvector
+from .pca import patch_features
 
 __all__ = [
+    "CutRound",
+    "Objects",
+    "affinity",
     "attention_masks",
     "best_head_iou",
+    "bipartition",
     "cls_attention",
+    "connected_component",
+    "dense_crf",
     "group_means",
+    "mask_boxes",
     "mask_iou",
+    "maskcut",
+    "maskcut_of",
+    "maskcut_rounds",
     "mean_iou",
+    "ncut_eigenvector",
+    "patch_features",
     "upsample",
 ]

@@ -1,7 +1,8 @@
-"""One record for each item, written as soon as it is measured: a killed run goes on, and any number of processes share."""
+"""A line for each item, written once it is measured: a killed run goes on, and any number of processes share a run."""
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import sys
@@ -25,7 +26,8 @@ Item = TypeVar("Item")
 
 SETTINGS = "settings.json"
 REPORT_EVERY = 10.0  # seconds
-WAIT = timedelta(hours=2)  # how much later than the first process the last one may be done
+START = timedelta(minutes=5)  # how much later than the first process the last one may start
+WAIT = timedelta(hours=2)  # and be done
 
 
 class Records:
@@ -54,8 +56,9 @@ class Records:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"cannot make the folder {self.folder}: {error}; give another") from error
+        begun = any(self.folder.glob("records-*.jsonl"))  # looked at first: another process may be just beginning
         if not path.exists():
-            if any(self.folder.glob("records-*.jsonl")):
+            if begun:
                 raise InputError(f"{self.folder} holds records but no {SETTINGS}; give another folder")
             # Processes that start together may all come here: each writes the same, whole.
             write_whole(path, lambda temporary: temporary.write_text(json.dumps(wanted, indent=1) + "\n"))
@@ -95,7 +98,7 @@ class Records:
             items: (name, what to score), names unique; the same list in all processes.
             score: The measurement: what JSON can hold, keys of objects being text.
             skip_broken: Whether an item whose `score` raises InputError is recorded as broken, and the run goes on.
-            report: Takes lines on progress, in the main process; to stderr if None.
+            report: Takes lines on progress (of the main process) and on broken items; to stderr if None.
 
         Raises:
             InputError: If names repeat, a score is not finite or not JSON, or an item is broken and `skip_broken` is
@@ -109,14 +112,15 @@ class Records:
             raise InputError(f"names of items are unique, but {twice!r} is there twice")
         self._order = tuple(names)
         rank, count = _rank_and_count()
-        with ExitStack() as stack:
-            meet = stack.enter_context(_together())
-            file = stack.enter_context(_open_whole(self.folder / f"records-{rank}.jsonl"))
+        say = report or _to_stderr
+        meet = _together()
+        with _open_whole(self.folder / f"records-{rank}.jsonl") as file:
+            meet()  # all files are there
             index = _Index.of(self.folder)
             meet()  # nobody writes before all have seen what there is, so that the shares below are disjoint
             waiting = [item for item in items if item[0] not in index.places]
             share = waiting[rank::count]
-            progress = _Progress(len(items) - len(waiting), len(share), count, (report or _to_stderr) if rank == 0 else None)
+            progress = _Progress(len(items) - len(waiting), len(share), count, say if rank == 0 else _nowhere)
             for name, item in share:
                 try:
                     line = {"item": name, "record": score(item)}
@@ -127,11 +131,11 @@ class Records:
                             "one and run again, or skip broken ones"
                         ) from error
                     line = {"item": name, "broken": str(error)}
-                    progress.say(f"skipped, broken: {name}: {error}")
+                    say(f"skipped, broken: {name}: {error}")
                 _append(file, line)
                 progress.advance()
             progress.finish()
-            meet()
+        meet()  # after the files are closed, which is when a network file system shows them to others
         self._index = _Index.of(self.folder)
 
     def items(self) -> Iterator[tuple[str, JSON]]:
@@ -195,7 +199,7 @@ class _Index:
 class _Progress:
     """Says how far a share is, how fast it goes and how long it will take."""
 
-    def __init__(self, before: int, share: int, processes: int, report: Callable[[str], object] | None) -> None:
+    def __init__(self, before: int, share: int, processes: int, report: Callable[[str], object]) -> None:
         self._share, self._report, self._done = share, report, 0
         self._started = self._said = time.monotonic()
         self._of = f" of the share of one of {processes} processes" if processes > 1 else ""
@@ -203,8 +207,7 @@ class _Progress:
             self.say(f"{before:,} measured before")
 
     def say(self, text: str) -> None:
-        if self._report is not None:
-            self._report(text)
+        self._report(text)
 
     def advance(self) -> None:
         self._done += 1
@@ -229,25 +232,24 @@ def _rank_and_count() -> tuple[int, int]:
     try:
         return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     except ValueError as error:
-        raise InputError(f"RANK and WORLD_SIZE are whole numbers ({error}); start several processes by torchrun") from error
+        raise InputError(
+            f"RANK and WORLD_SIZE are whole numbers ({error}); start several processes by torchrun"
+        ) from error
 
 
-@contextmanager
-def _together() -> Iterator[Callable[[], None]]:
-    """Yields a function that returns when all processes have called it.
+def _together() -> Callable[[], None]:
+    """A function that returns when all processes have called it.
 
-    A process that fails leaves its connections closed, which the others notice when they wait for it.
+    A process that ends, however it does, closes its connections, which the others notice when they wait for it.
     """
     if _rank_and_count()[1] == 1:
-        yield lambda: None
-        return
-    group = None
+        return lambda: None
     try:
-        if dist.is_initialized():
-            group = dist.new_group(backend="gloo", timeout=WAIT)
-        else:
-            dist.init_process_group("gloo", timeout=WAIT)
-            group = dist.group.WORLD
+        if not dist.is_initialized():
+            # Once for all measurements: a second group would find the addresses of the first and take them for its own.
+            dist.init_process_group("gloo", timeout=START)
+            atexit.register(dist.destroy_process_group)
+        group = dist.new_group(backend="gloo", timeout=WAIT)
     except (RuntimeError, ValueError) as error:
         raise ProcessError(f"the processes do not find each other: {error}; start them by torchrun") from error
 
@@ -260,10 +262,7 @@ def _together() -> Iterator[Callable[[], None]]:
                 f"same command again ({error})"
             ) from error
 
-    try:
-        yield meet
-    finally:
-        dist.destroy_process_group(group)
+    return meet
 
 
 @contextmanager
@@ -279,6 +278,8 @@ def _open_whole(path: Path) -> Iterator[BinaryIO]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed when the process ends, however it does
             except BlockingIOError as error:
                 raise OutputError(f"another run is writing to {path}; wait for it, or give another folder") from error
+            except OSError:
+                pass  # a file system without locks: two runs at once are not noticed there
         end = whole = file.seek(0, os.SEEK_END)
         while whole:
             start = max(0, whole - (1 << 16))
@@ -317,3 +318,7 @@ def _differences(found: JSON, wanted: Mapping[str, JSON]) -> str:
 
 def _to_stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def _nowhere(text: str) -> None:
+    pass

@@ -1,0 +1,287 @@
+"""curves: segmentation by attention over a data set, by layer, by checkpoint, and under noise."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints import read_checkpoint
+from ..convert import infer_model
+from ..errors import InputError, WeightsError, require
+from ..factory import create_model
+from ..hub import CONFIG, WEIGHTS, write_whole
+from ..loading import read_json
+from ..models import ImageTransformer
+from ..models._base import resolve_index
+from ..segmentation.attention_eval import RULES, score_image
+from ..segmentation.curves import LayerMeans, check_noise, generator_of, layer_means, noisy
+from ..segmentation.datasets import LabelledImage, LabelledImages, read_folder, read_voc
+from ..segmentation.records import Records
+from ._common import command, load
+from .evaluate import add_run_options, load_for_evaluation, names_digest
+
+RUN = "run.json"  # beside the weights in the checkpoints of `train`
+WEIGHT_SUFFIXES = frozenset({".safetensors", ".pth", ".pt", ".bin", ".npz", ".ckpt"})
+# A label, and the numbers of each rule by x: {"x", "images", "best_head", "mean_head"}.
+Curve = dict[str, Any]
+
+
+def add_curves(commands: Any) -> None:
+    """Adds the command `curves`, with a command of its own for each kind of curve."""
+    summary = "how well attention segments a data set: by layer, by checkpoint, and under noise"
+    curves = commands.add_parser("curves", help=summary, description=summary)
+    kinds = curves.add_subparsers(required=True, metavar="KIND")
+    layers = command(kinds, "layers", partial(_curves, _by_layer, "layer"), "IoU by layer")
+    _add_against(layers)
+    _add_options(layers, one_layer=False)
+    epochs = command(kinds, "epochs", partial(_curves, _by_checkpoint, "epoch or step"), "IoU by checkpoint")
+    epochs.add_argument("checkpoints", type=Path, help="folder of checkpoints: files, or folders with weights")
+    _add_options(epochs)
+    noise = command(kinds, "noise", partial(_curves, _by_noise, "standard deviation of the noise"), "IoU under noise")
+    _add_against(noise)
+    add_noise_options(noise, [0, 10, 25, 50, 75])
+    _add_options(noise)
+
+
+def add_noise_options(parser: argparse.ArgumentParser, strengths: list[float]) -> None:
+    """Strengths, shares and seed of noise on pixels."""
+    parser.add_argument(
+        "--strengths", nargs="+", type=float, default=strengths, help="standard deviations, of 255 (%(default)s)"
+    )
+    parser.add_argument("--shares", nargs="+", type=float, default=[0.5], help="of the pixels (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
+
+
+def _add_against(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--against", nargs="+", default=[], metavar="MODEL", help="other models, for curves beside it")
+
+
+def _add_options(parser: argparse.ArgumentParser, one_layer: bool = True) -> None:
+    add_run_options(parser, "the data set")
+    parser.add_argument(
+        "--data", choices=("voc", "folder"), default="voc", help="its layout, as in evaluate (%(default)s)"
+    )
+    parser.add_argument("--split", default="val", help="list in ImageSets/Segmentation of voc (%(default)s)")
+    parser.add_argument("--void", type=int, help="label of pixels that count for nothing, of a folder (none)")
+    parser.add_argument("--keep", type=float, default=0.6, help="share that mass and entries keep (%(default)s)")
+    parser.add_argument("--rule", choices=RULES, default="mean", help="rule that is drawn; JSON has all (%(default)s)")
+    if one_layer:
+        parser.add_argument("--layer", type=int, help="which layer (default: the weights' best, else -2)")
+
+
+def _curves(measure: Any, x_label: str, options: argparse.Namespace) -> int:
+    if not 0 < options.keep <= 1:
+        raise InputError(f"--keep is a share in (0, 1], not {options.keep}")
+    figure_class = require("matplotlib.figure", extra="plots").Figure  # missing it is better known before
+    voc = options.data == "voc"
+    data = read_voc(options.root, options.split) if voc else read_folder(options.root, options.void)
+    if not options.skip_broken:
+        data.check_files()
+    run = _Run(options, data)
+    curves: list[Curve] = measure(run, options)
+    if run.is_main:
+        about = {"x": x_label, "data": options.data, "keep": options.keep, "curves": curves, "broken": run.broken}
+        target = options.out / "curves.json"
+        write_whole(target, lambda path: path.write_text(json.dumps(about, indent=1) + "\n"))
+        figure = _plot(figure_class(figsize=(6, 4), layout="constrained"), curves, x_label, options.rule)
+        write_whole(target.with_suffix(".png"), partial(figure.savefig, dpi=120))
+        print(_table(curves, x_label, options.rule))
+        print(f"{target}  {target.with_suffix('.png')}")
+    return 0
+
+
+class _Run:
+    """Measures one model after the other on one data set, each into records of its own, so that a run can go on."""
+
+    def __init__(self, options: argparse.Namespace, data: LabelledImages) -> None:
+        self.options, self.data = options, data
+        self.broken: dict[str, str] = {}
+        self.is_main = True
+
+    def measure(
+        self, model: ImageTransformer, name: str, folder: str, noise: tuple[float, float, int] | None = None
+    ) -> LayerMeans:
+        """All layers and heads of a model; under noise of (strength, share, seed)."""
+        options = argparse.Namespace(**{**vars(self.options), "model": name})
+        model, size, about = load_for_evaluation(options, model)
+        settings = {
+            "measurement": "curves",
+            "data": options.data,
+            "void": self.data.void,
+            "images": names_digest([item for item, _ in self.data.items]),
+            **about,
+            "keep": options.keep,
+            "noise": noise,
+        }
+
+        def score(item: tuple[str, LabelledImage]) -> Any:
+            name, pair = item
+            disturbed = noisy(model, *noise[:2], generator_of(noise[2], name)) if noise else nullcontext()
+            with disturbed:
+                return score_image(model, pair, size=size, keep=options.keep, void=self.data.void)
+
+        records = Records(options.out / "records" / folder, settings)
+        named = [(image, (image, pair)) for image, pair in self.data.items]
+        records.measure(named, score, skip_broken=options.skip_broken, report=partial(_report, folder))
+        self.is_main = records.is_main
+        self.broken.update(records.broken)
+        return layer_means(records.items())
+
+
+def _by_layer(run: _Run, options: argparse.Namespace) -> list[Curve]:
+    curves = []
+    for word, name, model in _models(options):
+        means = run.measure(model, name, word)
+        curves.append({"label": name, "points": [_point(layer, means, layer) for layer in range(len(model.blocks))]})
+    return curves
+
+
+def _by_checkpoint(run: _Run, options: argparse.Namespace) -> list[Curve]:
+    points, layer = [], 0
+    for number, path in find_checkpoints(options.checkpoints):
+        model = load_checkpoint(path, options.model)
+        layer = _layer_of(model, options)
+        means = run.measure(model, str(path), _as_name(path.name))
+        points.append(_point(number, means, layer))
+    return [{"label": options.checkpoints.name, "layer": layer, "points": points}]
+
+
+def _by_noise(run: _Run, options: argparse.Namespace) -> list[Curve]:
+    for strength in options.strengths:
+        for share in options.shares:
+            check_noise(strength, share)
+    curves = []
+    for word, name, model in _models(options):
+        layer = _layer_of(model, options)
+        for share in options.shares:
+            points = []
+            for strength in options.strengths:
+                noise = (strength, share, options.seed)
+                means = run.measure(model, name, f"{word}-{share:g}-{strength:g}", noise)
+                points.append(_point(strength, means, layer))
+            curves.append({"label": f"{name}, {share:.0%} of pixels", "layer": layer, "points": points})
+    return curves
+
+
+def find_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """What a folder holds of weight files and folders with weights, by the last number in their names, ascending.
+
+    Raises:
+        InputError: If there are none, one has no number, or two have the same.
+    """
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}")
+    found = [
+        path
+        for path in folder.iterdir()
+        if (path / WEIGHTS).is_file() or (path.is_file() and path.suffix.lower() in WEIGHT_SUFFIXES)
+    ]
+    if not found:
+        raise InputError(
+            f"{folder} holds no checkpoint: neither a folder with {WEIGHTS} nor a file of weights "
+            f"({', '.join(sorted(WEIGHT_SUFFIXES))})"
+        )
+    numbered: dict[int, Path] = {}
+    for path in sorted(found):
+        numbers = re.findall(r"\d+", path.name if path.is_dir() else path.stem)
+        if not numbers:
+            raise InputError(f"{path} has no number in its name; name checkpoints by epoch or step, as epoch-12")
+        if int(numbers[-1]) in numbered:
+            raise InputError(f"{numbered[int(numbers[-1])]} and {path} have one number; take one of them out")
+        numbered[int(numbers[-1])] = path
+    return sorted(numbered.items())
+
+
+def load_checkpoint(path: Path, model: str = "") -> ImageTransformer:
+    """A model from a folder of `save_pretrained`, from a checkpoint of `train`, or from a file of weights.
+
+    Args:
+        path: The folder or file.
+        model: The architecture of a file; its names and shapes tell the options.
+
+    Raises:
+        WeightsError: If it is broken, or no such thing.
+        InputError: If names and shapes do not tell enough.
+    """
+    if (path / CONFIG).is_file():
+        made = create_model(f"local-dir:{path}", pretrained=True, dynamic_img_size=True)
+    elif (path / RUN).is_file():
+        run: Any = read_json(path / RUN).get("run")
+        if not isinstance(run, dict) or not isinstance(run.get("model_args"), dict) or "architecture" not in run:
+            raise WeightsError(f"{path / RUN} does not say which model it is of; use one that train wrote")
+        saved: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in run["model_args"].items()}
+        saved["dynamic_img_size"] = True
+        made = create_model(str(run["architecture"]), checkpoint_path=path / WEIGHTS, **saved)
+    else:
+        file = path / WEIGHTS if path.is_dir() else path
+        name, found = infer_model(read_checkpoint(file), model=model)
+        made = create_model(name, checkpoint_path=file, **{**found, "dynamic_img_size": True})
+    if not isinstance(made, ImageTransformer):
+        raise InputError(f"{path} makes a {type(made).__name__}, whose layers are not known")
+    return made.eval().requires_grad_(False)
+
+
+def _models(options: argparse.Namespace) -> Iterator[tuple[str, str, ImageTransformer]]:
+    """--model and those --against it: a word for files, the name, the model; --checkpoint is for the first."""
+    for number, name in enumerate((options.model, *options.against)):
+        checkpoint = options.checkpoint if number == 0 else None
+        model = load(argparse.Namespace(model=name, checkpoint=checkpoint))
+        yield f"{number}-{_as_name(name)}", name, model
+
+
+def _layer_of(model: ImageTransformer, options: argparse.Namespace) -> int:
+    wanted = model.pretrained_cfg.attention_layer if options.layer is None else options.layer
+    return resolve_index("layer", wanted, len(model.blocks))
+
+
+def _report(folder: str, text: str) -> None:
+    print(f"{folder}: {text}", file=sys.stderr, flush=True)
+
+
+def _point(x: float, means: LayerMeans, layer: int) -> dict[str, Any]:
+    kinds = {"best_head": means.best_head, "mean_head": means.mean_head}
+    values = {kind: {rule: by_layer[layer] for rule, by_layer in of.items()} for kind, of in kinds.items()}
+    return {"x": x, "images": means.images, **values}
+
+
+def _as_name(text: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", text).strip("._") or "model"
+
+
+def _plot(figure: Any, curves: Sequence[Curve], x_label: str, rule: str) -> Any:
+    axes = figure.add_subplot()
+    for number, curve in enumerate(curves):
+        xs = [point["x"] for point in curve["points"]]
+        for kind, line, what in (("best_head", "-o", "best head"), ("mean_head", "--", "mean of heads")):
+            ys = [point[kind][rule] for point in curve["points"]]
+            axes.plot(xs, ys, line, color=f"C{number}", markersize=4, label=f"{curve['label']}, {what}")
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(f"mIoU ({rule})")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return figure
+
+
+def _table(curves: Sequence[Curve], x_label: str, rule: str) -> str:
+    lines = []
+    for curve in curves:
+        points = curve["points"]
+        lines += [
+            f"{curve['label']}, {points[0]['images']} images, mIoU in % ({rule})",
+            "",
+            f"| {x_label} | {' | '.join(format(point['x'], 'g') for point in points)} |",
+            "|---" * (len(points) + 1) + "|",
+        ]
+        for kind, what in (("best_head", "best head"), ("mean_head", "mean of heads")):
+            lines.append(f"| {what} | {' | '.join(f'{100 * point[kind][rule]:.1f}' for point in points)} |")
+        lines.append("")
+    return "\n".join(lines)

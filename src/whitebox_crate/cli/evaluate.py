@@ -1,0 +1,224 @@
+"""evaluate: the paper's measurements over whole data sets, by any number of processes, resumed after a kill."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..errors import InputError, require
+from ..hub import write_whole
+from ..models import ImageTransformer
+from ..models._base import resolve_index
+from ..segmentation.attention_eval import RULES, Record, score_image, summarize, tables
+from ..segmentation.coco import check_images, maskcut_results, read_annotations, score
+from ..segmentation.datasets import LabelledImage, LabelledImages, read_folder, read_voc
+from ..segmentation.records import Records
+from ._common import add_model_choice, command, load, positive
+
+
+def add_evaluate(commands: Any) -> None:
+    """Adds the command `evaluate`, with a command of its own for each kind of data set."""
+    summary = "how well a model finds objects in a data set, measured as in the paper"
+    evaluate = commands.add_parser("evaluate", help=summary, description=summary)
+    kinds = evaluate.add_subparsers(required=True, metavar="DATA")
+    for add in (_add_voc, _add_folder, _add_coco):
+        add(kinds)
+
+
+def _add_voc(kinds: Any) -> None:
+    voc = command(kinds, "voc", _voc, "mIoU of [CLS] attention on Pascal VOC 2012, by layer, head and class")
+    voc.add_argument("--split", default="val", help="list in ImageSets/Segmentation (%(default)s)")
+    _add_attention_options(voc, "folder with JPEGImages, SegmentationClass and ImageSets, or with VOC2012")
+
+
+def _add_folder(kinds: Any) -> None:
+    folder = command(kinds, "folder", _folder, "the same on any folder of images/ and masks/, PNGs of labels")
+    folder.add_argument("--void", type=int, help="label of pixels that count for nothing, for example 255 (none)")
+    folder.add_argument(
+        "--objects", action="store_true", help="labels number the objects of an image, and are no classes"
+    )
+    _add_attention_options(folder, "folder with images/ and masks/")
+
+
+def _add_coco(kinds: Any) -> None:
+    coco = command(
+        kinds, "coco", _coco, "AP of MaskCut's boxes and masks on COCO, whatever the class, by its evaluator"
+    )
+    coco.add_argument(
+        "--split", default="val2017", help="folder of images, and part of the annotations' name (val2017)"
+    )
+    coco.add_argument("--annotations", type=Path, help="file (default: ROOT/annotations/instances_SPLIT.json)")
+    add_run_options(coco, "folder with annotations/ and a folder of images, val2017/")
+    coco.add_argument("--layer", type=int, help="layer of the projections (default: the weights' best, else -2)")
+    coco.add_argument("--tau", type=float, default=0.15, help="patches of a larger cosine are linked (%(default)s)")
+    coco.add_argument("--n", type=positive, default=3, help="most masks of an image (%(default)s)")
+
+
+def _add_attention_options(parser: argparse.ArgumentParser, root: str) -> None:
+    add_run_options(parser, root)
+    parser.add_argument("--layer", type=int, help="layer of the table by class (default: the weights' best, else -2)")
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES, help="what a mask keeps (all)")
+    parser.add_argument("--keep", type=float, default=0.6, help="share that mass and entries keep (%(default)s)")
+
+
+def add_run_options(parser: argparse.ArgumentParser, root: str) -> None:
+    """Options of every evaluation."""
+    add_model_choice(parser)
+    parser.add_argument("--root", type=Path, required=True, help=root)
+    parser.add_argument("--size", type=positive, help="shorter side for the model, pixels (default: the weights' best)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda (each process its own) or cuda:N (%(default)s)")
+    parser.add_argument("--skip-broken", action="store_true", help="report and leave out what cannot be read")
+    parser.add_argument("--out", type=Path, required=True, help="folder of results; one that was begun is gone on with")
+
+
+def load_for_evaluation(
+    options: argparse.Namespace, model: ImageTransformer | None = None
+) -> tuple[ImageTransformer, int, dict[str, Any]]:
+    """The model on its device (that of the options, or a loaded one), the shorter side of its images, and its settings.
+
+    The settings are what of them belongs to those of a run.
+    """
+    model = load(options) if model is None else model
+    if model.in_chans != 3:
+        raise InputError(f"{options.model} takes {model.in_chans} channels; photographs have 3")
+    size: int = options.size or model.pretrained_cfg.attention_size or min(model.img_size)
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
+    settings = {"whitebox_crate": __version__, "model": options.model, "weights": digest.hexdigest()[:16], "size": size}
+    return model.to(_device(options.device)), size, settings
+
+
+def _device(text: str) -> torch.device:
+    try:
+        device = torch.device(text)
+        if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"there is no device {text!r} here: {error}".splitlines()[0]) from error
+    return device
+
+
+def names_digest(names: list[str]) -> str:
+    """What tells one list of items from another in a run's settings."""
+    return f"{len(names)} ({hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]})"
+
+
+def finish(records: Records, results: Mapping[str, Any], table: str, name: str = "results") -> None:
+    """Writes NAME.json and the table, NAME.md, beside the records, prints the table, and says where they are."""
+    written = {**results, "versions": {"whitebox_crate": __version__, "torch": torch.__version__}}
+    path = records.folder / f"{name}.json"
+    write_whole(path, lambda temporary: temporary.write_text(json.dumps(written, indent=1) + "\n"))
+    write_whole(path.with_suffix(".md"), lambda temporary: temporary.write_text(table))
+    print(table)
+    print(path)
+
+
+def _voc(options: argparse.Namespace) -> int:
+    about = {"data": "voc", "split": options.split}
+    return _attention(options, read_voc(options.root, options.split), about, by_class=True)
+
+
+def _folder(options: argparse.Namespace) -> int:
+    about = {"data": "folder", "objects": options.objects}
+    return _attention(options, read_folder(options.root, options.void), about, by_class=not options.objects)
+
+
+def _attention(options: argparse.Namespace, data: LabelledImages, about: Mapping[str, Any], by_class: bool) -> int:
+    if not 0 < options.keep <= 1:
+        raise InputError(f"--keep is a share in (0, 1], not {options.keep}")
+    if not options.skip_broken:
+        data.check_files()
+    model, size, about_model = load_for_evaluation(options)
+    layer = resolve_index(
+        "layer", model.pretrained_cfg.attention_layer if options.layer is None else options.layer, len(model.blocks)
+    )
+    rules = [rule for rule in RULES if rule in options.rules]
+    settings = {
+        "measurement": "attention",
+        **about,
+        "void": data.void,
+        "images": names_digest([name for name, _ in data.items]),
+        **about_model,
+        "rules": rules,
+        "keep": options.keep,
+    }
+    class_names = data.class_names if by_class else None
+    records = Records(options.out, settings)
+    score: Callable[[LabelledImage], Record] = partial(
+        score_image, model, size=size, rules=rules, keep=options.keep, void=data.void, class_names=class_names
+    )
+    records.measure(data.items, score, skip_broken=options.skip_broken)
+    if records.is_main:
+        broken = [{"image": name, "why": why} for name, why in records.broken]
+        if len(broken) == len(data.items):
+            raise InputError(
+                f"all {len(data.items)} images are broken; the first, {broken[0]['image']}: {broken[0]['why']}"
+            )
+        found = summarize(records.items(), layer=layer, by_class=by_class)
+        table = f"{options.model}, {found['images']} images at {size} pixels"
+        if found["images_without_objects"]:
+            table += f"; {found['images_without_objects']} more have no object"
+        if broken:
+            table += f"; {len(broken)} broken ones left out, named in results.json"
+        finish(records, {"settings": settings, **found, "broken": broken}, f"{table}\n\n{tables(found)}")
+    return 0
+
+
+def _coco(options: argparse.Namespace) -> int:
+    require("faster_coco_eval", "eval")  # or its lack would be told after the first image
+    if not 0 <= options.tau < 1:
+        raise InputError(f"--tau is a cosine in [0, 1), not {options.tau}")
+    folder: Path = options.root / options.split
+    annotations = read_annotations(
+        options.annotations or options.root / "annotations" / f"instances_{options.split}.json"
+    )
+    if not options.skip_broken:
+        check_images(annotations, folder)
+    model, size, about_model = load_for_evaluation(options)
+    layer = resolve_index(
+        "layer", model.pretrained_cfg.attention_layer if options.layer is None else options.layer, len(model.blocks)
+    )
+    items = [(image["file_name"], image) for image in annotations["images"]]
+    settings = {
+        "measurement": "maskcut",
+        "data": "coco",
+        "split": options.split,
+        "images": names_digest([f"{image['id']} {name}" for name, image in items]),
+        **about_model,
+        "layer": layer,
+        "n": options.n,
+        "tau": options.tau,
+    }
+    records = Records(options.out, settings)
+    find = partial(maskcut_results, model, folder=folder, size=size, layer=layer, n=options.n, tau=options.tau)
+    records.measure(items, find, skip_broken=options.skip_broken)
+    if records.is_main:
+        broken = [{"image": name, "why": why} for name, why in records.broken]
+        if len(broken) == len(items):
+            raise InputError(f"all {len(items)} images are broken; the first, {broken[0]['image']}: {broken[0]['why']}")
+        results = [result for _, found in records.items() for result in found]
+        write_whole(records.folder / "results.json", lambda path: path.write_text(json.dumps(results) + "\n"))
+        scores = {
+            "detection": score(annotations, results, "bbox"),
+            "segmentation": score(annotations, results, "segm"),
+        }
+        title = f"{options.model}, MaskCut on layer {layer}, {len(items)} images at {size} pixels, {len(results)} masks"
+        if broken:
+            title += f"; in {len(broken)} broken images, named in scores.json, nothing was found"
+        lines = [title, "", "| in percent | AP50 | AP75 | AP |", "|---|---|---|---|"]
+        lines += [f"| {kind} | {' | '.join(f'{100 * of[key]:.1f}' for key in of)} |" for kind, of in scores.items()]
+        about = {"settings": settings, "images": len(items), "masks": len(results), **scores, "broken": broken}
+        finish(records, about, "\n".join(lines) + "\n", "scores")
+    return 0

@@ -1,0 +1,306 @@
+"""Class-agnostic AP on COCO by its official evaluator (arXiv 2308.16271, table 1): masks in, AP50, AP75 and AP out."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InputError, UnknownNameError, WeightsError, require
+from ..models import ImageTransformer
+from ..preprocess import image_to_tensor, load_image, resize_to_grid
+from .attention import upsample
+from .maskcut import mask_boxes, maskcut
+from .pca import patch_features
+
+Kind: TypeAlias = Literal["bbox", "segm"]
+Document: TypeAlias = dict[str, Any]  # a parsed instances_*.json
+Result: TypeAlias = dict[str, Any]  # one detection, as results files hold it
+
+OBJECT = 1  # the one category
+
+
+def read_annotations(path: str | os.PathLike[str]) -> Document:
+    """Reads annotations in COCO's JSON (instances_val2017.json) and checks what the evaluation relies on.
+
+    Args:
+        path: The file. It is held in memory, as the evaluator does: val2017 takes about 0.2 GB.
+
+    Returns:
+        The document: "images" with id, file_name, height and width; "annotations" with image_id and bbox (x, y, width,
+        height, pixels) and segmentation (polygons or run lengths).
+
+    Raises:
+        InputError: If the file is unreadable, is no such JSON, lists no image or one twice, or annotates one that it
+            does not list.
+    """
+    document = _read_json(path)
+    if not isinstance(document, dict) or not all(isinstance(document.get(k), list) for k in ("images", "annotations")):
+        raise InputError(f"{path} has no lists 'images' and 'annotations'; give a file like instances_val2017.json")
+    sizes: dict[int, list[int]] = {}
+    for image in document["images"]:
+        if not isinstance(image, dict) or not _is_image(image):
+            raise InputError(f"{path}: an image has id, file_name, height and width, but one is {_brief(image)}")
+        if image["id"] in sizes:
+            raise InputError(f"{path} lists the image {image['id']} twice; repair the file")
+        sizes[image["id"]] = [image["height"], image["width"]]
+    if not sizes:
+        raise InputError(f"{path} lists no images")
+    for annotation in document["annotations"]:
+        if not isinstance(annotation, dict) or not _is_annotation(annotation):
+            raise InputError(
+                f"{path}: an annotation has image_id, bbox and segmentation, but one is {_brief(annotation)}; captions "
+                "and keypoints have files of their own: give one like instances_val2017.json"
+            )
+        if annotation["image_id"] not in sizes:
+            raise InputError(f"{path} annotates the image {annotation['image_id']}, which it does not list; repair it")
+        _check_size(annotation, sizes)
+    return document
+
+
+def read_results(path: str | os.PathLike[str]) -> list[Result]:
+    """Reads a results file in COCO's JSON, of whatever method.
+
+    Raises:
+        InputError: If the file is unreadable or holds no list of objects.
+    """
+    results = _read_json(path)
+    if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
+        raise InputError(f"{path} is no list of results [{{image_id, category_id, segmentation, bbox, score}}, ...]")
+    return results
+
+
+def check_images(annotations: Document, folder: str | os.PathLike[str]) -> None:
+    """Looks whether all images are there, before hours are spent on the others.
+
+    Raises:
+        InputError: If some are not; the message names the first ones.
+    """
+    names = [image["file_name"] for image in annotations["images"]]
+    missing = [name for name in names if not (Path(folder) / name).is_file()]
+    if missing:
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise InputError(f"{len(missing)} of {len(names)} images are not in {folder}: {shown}; add them, or skip them")
+
+
+def maskcut_results(
+    model: ImageTransformer,
+    image: Mapping[str, Any],
+    folder: str | os.PathLike[str],
+    *,
+    size: int,
+    layer: int = -2,
+    n: int = 3,
+    tau: float = 0.15,
+) -> list[Result]:
+    """What MaskCut finds in an image by the `projections` of a layer (arXiv 2308.16271, appendix B).
+
+    The whole image is seen, scaled so that patches tile it (`resize_to_grid`) and normalised as the model's weights ask
+    for. Masks are brought from the patch grid to the image's own size by the nearest patch.
+
+    Args:
+        model: A model of this package that takes images of any size (`dynamic_img_size`).
+        image: One of a document's "images".
+        folder: Where its file is.
+        size: Shorter side for the model, pixels.
+        layer: Which layer, from 0; negative from the end. The paper takes -2 of CRATE and -1 of ViT.
+        n: How many masks at most.
+        tau: Patches are linked where their cosine is above this, in [0, 1).
+
+    Returns:
+        As `to_results`.
+
+    Raises:
+        InputError: If the file cannot be read or has not the listed size, or an argument is not as above.
+        WeightsError: If the features are not finite.
+        MissingExtraError: If Pillow or the evaluator is not installed.
+    """
+    photo = load_image(Path(folder) / image["file_name"])
+    own_size = image["height"], image["width"]
+    if (photo.height, photo.width) != own_size:
+        raise InputError(
+            f"{image['file_name']} has {photo.height} x {photo.width} pixels (height x width), but the annotations say "
+            f"{own_size[0]} x {own_size[1]}: it is another image or a resized one"
+        )
+    cfg = model.pretrained_cfg
+    seen = resize_to_grid(photo, model.patch_embed.patch_size, size)
+    pixels = image_to_tensor(seen, mean=cfg.mean, std=cfg.std).to(model.cls_token.device)
+    with torch.inference_mode():
+        features, grid = patch_features(model, pixels[None], layer)
+    if not features.isfinite().all():
+        raise WeightsError(f"the features of {image['file_name']} are not finite; the weights are damaged")
+    return to_results(image["id"], upsample(maskcut(features[0], grid, n, tau), own_size))
+
+
+def to_results(image_id: int, masks: Tensor, scores: Sequence[float] | None = None) -> list[Result]:
+    """The masks found in an image as COCO's results: run lengths, tight boxes, and the one category, 1.
+
+    Args:
+        image_id: COCO's number of the image.
+        masks: (n, height, width), bool, at the image's own size. Empty ones are left out, for COCO has no box for them.
+        scores: n numbers. None for methods that find the clearest object first and give no score, as MaskCut: 1, 1/2,
+            1/3, ..., so that all first masks rank before all second ones.
+
+    Returns:
+        [{image_id, category_id, segmentation, bbox, score}], bbox being [x, y, width, height] in pixels.
+
+    Raises:
+        InputError: If masks or scores are not as above, or a score is not finite.
+        MissingExtraError: If the evaluator is not installed.
+    """
+    if masks.ndim != 3 or masks.dtype != torch.bool:
+        raise InputError(f"expected masks bool (n, height, width), got {masks.dtype} {tuple(masks.shape)}")
+    ranked = [1 / (rank + 1) for rank in range(len(masks))] if scores is None else [float(score) for score in scores]
+    if len(ranked) != len(masks) or not all(map(math.isfinite, ranked)):
+        raise InputError(f"expected {len(masks)} finite scores, one for each mask, got {ranked}")
+    coding = require("faster_coco_eval", "eval").mask
+    results = []
+    for mask, box, confidence in zip(masks.cpu().numpy(), mask_boxes(masks).tolist(), ranked, strict=True):
+        if mask.any():
+            counts: bytes = coding.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"]
+            results.append(
+                {
+                    "image_id": image_id,
+                    "category_id": OBJECT,
+                    "segmentation": {"size": list(mask.shape), "counts": counts.decode("ascii")},
+                    "bbox": box,
+                    "score": confidence,
+                }
+            )
+    return results
+
+
+def score(annotations: Document, results: Sequence[Mapping[str, Any]], kind: Kind) -> dict[str, float]:
+    """Average precision of results against all annotated objects, whatever their class.
+
+    The paper's columns (arXiv 2308.16271, table 1): all categories are one, up to 100 results an image, objects of all
+    areas; crowds are ignored as COCO ignores them. An image without a result counts: nothing was found in it.
+
+    Args:
+        annotations: As `read_annotations` gives them.
+        results: As `to_results` makes them: image_id and score, and bbox or segmentation.
+        kind: "bbox" for detection, "segm" for segmentation.
+
+    Returns:
+        {"AP50", "AP75", "AP"}: at IoU 0.5, at 0.75, and the mean from 0.5 to 0.95 in steps of 0.05; each in [0, 1].
+
+    Raises:
+        InputError: If a result is of an image that is not annotated, has another size than it or lacks something, or
+            there is no object to find.
+        UnknownNameError: If there is no such kind.
+        MissingExtraError: If the evaluator is not installed.
+    """
+    if kind not in get_args(Kind):
+        raise UnknownNameError.of("kind", kind, get_args(Kind))
+    evaluator = require("faster_coco_eval", "eval")
+    objects = [_as_object(annotation, number) for number, annotation in enumerate(annotations["annotations"], start=1)]
+    if all(one["iscrowd"] for one in objects):
+        raise InputError(f"the {len(annotations['images'])} annotated images have no object to find, crowds apart")
+    found = _as_found(annotations, results, kind)
+    if not found:
+        return {"AP50": 0.0, "AP75": 0.0, "AP": 0.0}
+    truth = evaluator.COCO()
+    truth.dataset = {
+        "info": {},
+        "images": annotations["images"],
+        "annotations": objects,
+        "categories": [{"id": OBJECT, "name": "object"}],
+    }
+    try:
+        truth.createIndex()
+        evaluation = evaluator.COCOeval_faster(truth, truth.loadRes(found), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    except Exception as error:  # the evaluator raises nearly anything on damaged polygons or run lengths
+        raise InputError(
+            f"COCO's evaluator cannot read a {kind} of the annotations or results: {type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else error!r}; masks are run lengths or polygons"
+        ) from error
+    average, at_50, at_75 = (float(value) for value in evaluation.stats[:3])
+    return {"AP50": at_50, "AP75": at_75, "AP": average}
+
+
+def _as_object(annotation: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """An annotation as the evaluator takes it; numbered from 1, for it takes the number 0 as no object."""
+    x, y, width, height = annotation["bbox"]
+    return {
+        "id": number,
+        "image_id": annotation["image_id"],
+        "category_id": OBJECT,
+        "segmentation": annotation["segmentation"],
+        "bbox": [x, y, width, height],
+        "area": annotation.get("area", width * height),
+        "iscrowd": int(annotation.get("iscrowd", 0)),
+    }
+
+
+def _as_found(annotations: Document, results: Sequence[Mapping[str, Any]], kind: Kind) -> list[dict[str, Any]]:
+    """The results as the evaluator takes them, with that alone of which it shall judge."""
+    sizes = {image["id"]: [image["height"], image["width"]] for image in annotations["images"]}
+    shape = "bbox" if kind == "bbox" else "segmentation"
+    found = []
+    for result in results:
+        if not {"image_id", "score", shape} <= result.keys():
+            raise InputError(f"a result has an image_id, a score and a {shape}, but one is {_brief(result)}")
+        if result["image_id"] not in sizes:
+            raise InputError(
+                f"a result is of the image {result['image_id']}, which the annotations do not list: they are of "
+                "another split or data set"
+            )
+        if kind == "segm":
+            _check_size(result, sizes)
+        if kind == "bbox" and not _is_box(result["bbox"]):
+            raise InputError(
+                f"a bbox is [x, y, width, height], four finite numbers, but one is {_brief(result['bbox'])}"
+            )
+        if not isinstance(result["score"], int | float) or not math.isfinite(result["score"]):
+            raise InputError(f"a score is a finite number, but one is {result['score']!r}")
+        found.append({"image_id": result["image_id"], "category_id": OBJECT, "score": result["score"]})
+        found[-1][shape] = result[shape]
+    return found
+
+
+def _check_size(of: Mapping[str, Any], sizes: Mapping[int, list[int]]) -> None:
+    """Refuses run lengths of another size than the image's, with which no IoU can be right."""
+    mask, size = of["segmentation"], sizes[of["image_id"]]
+    if isinstance(mask, Mapping) and mask.get("size") != size:
+        raise InputError(
+            f"a mask of the image {of['image_id']} has the size {mask.get('size')}, but the image has {size} (height, "
+            "width); it is of another image or of a resized one"
+        )
+
+
+def _is_image(image: Mapping[str, Any]) -> bool:
+    named = isinstance(image.get("id"), int) and isinstance(image.get("file_name"), str)
+    return named and all(isinstance(image.get(side), int) and image[side] > 0 for side in ("height", "width"))
+
+
+def _is_annotation(annotation: Mapping[str, Any]) -> bool:
+    return {"image_id", "segmentation"} <= annotation.keys() and _is_box(annotation.get("bbox"))
+
+
+def _is_box(box: object) -> bool:
+    return isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) and math.isfinite(v) for v in box)
+
+
+def _read_json(path: str | os.PathLike[str]) -> Any:
+    try:
+        with open(path, "rb") as file:
+            return json.load(file)
+    except OSError as error:
+        raise InputError(f"{path} cannot be opened: {error}; look at the path") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no JSON, or is cut short: {error}") from error
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else text[:200] + "..."

@@ -1,0 +1,309 @@
+"""MaskCut: objects found one after the other by normalised cuts of patch features (arXiv 2301.11320, section 3.2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..capture import State
+from ..errors import InputError
+from ..models import ImageTransformer
+from .attention import upsample
+from .ncut import TIE, Solver, affinity, first_peak, ncut_eigenvector
+from .pca import patch_features
+
+Refine: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class CutRound:
+    """One round of MaskCut, step by step. Masks are bool (grid_h, grid_w); patches count row by row.
+
+    Attributes:
+        painted: The patches of earlier accepted masks, whose features are zero in this round.
+        eigenvector: float64 (tokens,); all zero where there is nothing to cut.
+        salient: Where the eigenvector is above its mean.
+        corners: How many of the four corners are salient.
+        foreground: `salient` or its complement, as the rules decide.
+        seed: The patch where the foreground is strongest; None where there is nothing to cut.
+        component: The part of the foreground that is connected with the seed.
+        accepted: `component`, or empty where that is refused.
+    """
+
+    painted: Tensor
+    eigenvector: Tensor
+    salient: Tensor
+    corners: int
+    foreground: Tensor
+    seed: int | None
+    component: Tensor
+    accepted: Tensor
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What MaskCut finds in a batch of images.
+
+    Attributes:
+        masks: bool (batch, n, height, width), at the size of the images, disjoint within an image. A mask may be
+            empty: then that round found nothing.
+        boxes: int64 (batch, n, 4): x, y, width, height of each mask, pixels; zeros for an empty one.
+    """
+
+    masks: Tensor
+    boxes: Tensor
+
+
+def maskcut(
+    features: Tensor, grid: tuple[int, int], n: int = 3, tau: float = 0.15, *, solver: Solver = "lanczos"
+) -> Tensor:
+    """Cuts objects out of an image, from the features of its patches (arXiv 2301.11320, section 3.2).
+
+    Each round halves the patches by the normalised cut, takes one side as foreground, and keeps what is connected
+    with its strongest patch; the features of these patches are zero from then on. `maskcut_rounds` shows each step.
+
+    Args:
+        features: (tokens, dim), float, finite: one row per patch of one image, row by row of the grid, no [CLS].
+        grid: (rows, columns), rows * columns = tokens.
+        n: How many rounds, each with one mask.
+        tau: Patches are linked where their cosine is above this, in [0, 1).
+        solver: "lanczos", or "dense" for the reference; see `ncut_eigenvector`.
+
+    Returns:
+        bool (n, grid_h, grid_w), on the device of `features`, disjoint. A mask is empty where a round finds nothing
+        new: a part of the last mask, a speck, or no difference between the patches.
+
+    Raises:
+        InputError: If an argument is not as above.
+        UnknownNameError: If the solver does not exist.
+    """
+    rounds = maskcut_rounds(features, grid, n, tau, solver=solver)
+    return torch.stack([cut.accepted & ~cut.painted for cut in rounds]).to(features.device)
+
+
+def maskcut_rounds(
+    features: Tensor, grid: tuple[int, int], n: int = 3, tau: float = 0.15, *, solver: Solver = "lanczos"
+) -> list[CutRound]:
+    """The rounds of `maskcut`, with every step; same arguments and errors.
+
+    From the second round on, a component is refused if it has at most 1% of the patches, or an intersection over
+    union above 0.5 with the mask that the round before accepted. A refused mask changes no feature: the next round
+    finds the same component, and may then accept it. Patches of earlier masks can be in a later one; `maskcut` leaves
+    these out of it.
+
+    Where all patches are linked, or none are, no cut is better than another: that round is empty.
+    """
+    _check_count(n)
+    linked = affinity(features, tau)
+    _check_grid(grid, len(linked))
+    return _rounds(linked, grid, n, partial(ncut_eigenvector, solver=solver))
+
+
+def maskcut_of(
+    model: ImageTransformer,
+    images: Tensor,
+    layer: int = -2,
+    *,
+    state: State = "projections",
+    n: int = 3,
+    tau: float = 0.15,
+    solver: Solver = "lanczos",
+    refine: Refine | None = None,
+) -> Objects:
+    """Finds objects in images with the features of a model, as in arXiv 2308.16271, appendix B.
+
+    The model runs in the mode it is in, without autograd.
+
+    Args:
+        model: A model of this package, compiled or not.
+        images: (batch, in_chans, height, width), float, of a size the model takes.
+        layer: Which layer, from 0; negative from the end. The paper takes -2 of CRATE and -1 of ViT.
+        state: What to cut by: "projections", [U_1^T z, ..., U_K^T z] of CRATE and the keys of ViT, all heads side by
+            side; or "tokens", "compressed" or "output", see `capture`.
+        n: How many masks per image.
+        tau: Patches are linked where their cosine is above this, in [0, 1).
+        solver: "lanczos", or "dense" for the reference.
+        refine: Called with an image (in_chans, height, width), as given, and each mask of it that is not empty,
+            bool (height, width); returns the mask to use instead: `dense_crf`, for example. Refined masks may
+            overlap. None, as in the paper, leaves the masks as they are.
+
+    Returns:
+        Masks at the size of the images, and their boxes.
+
+    Raises:
+        InputError: If an argument is not as above, the features are not finite, or `refine` returns no mask.
+        UnknownNameError: If there is no such layer, state or solver.
+    """
+    _check_count(n)
+    with torch.no_grad():
+        features, grid = patch_features(model, images, layer, state)
+    size = (images.shape[-2], images.shape[-1])
+    masks = torch.empty(len(features), n, *size, dtype=torch.bool, device=features.device)
+    for of_image, patches in zip(masks, features, strict=True):
+        of_image.copy_(upsample(maskcut(patches, grid, n, tau, solver=solver), size))
+    if refine is not None:
+        for image, of_image in zip(images, masks, strict=True):
+            for mask in of_image:
+                if mask.any():
+                    mask.copy_(_refined(refine, image, mask))
+    return Objects(masks, mask_boxes(masks))
+
+
+def bipartition(eigenvector: Tensor, grid: tuple[int, int]) -> tuple[Tensor, int]:
+    """Which side of the cut is foreground, and its seed (arXiv 2301.11320, section 3.2).
+
+    A patch is salient where the eigenvector is above its mean. Salient patches are the foreground, unless they hold
+    three or four corners of the grid, or do not hold the entry of largest magnitude: then the others are. The seed is
+    the largest entry in the foreground, or the smallest where the sides were exchanged.
+
+    Entries that differ by less than `TIE` of the largest magnitude are equal: not above the mean if that is the
+    difference, and of several peaks or seeds the first, row by row.
+
+    Args:
+        eigenvector: (tokens,), float, of any sign; see `ncut_eigenvector` for why it matters.
+        grid: (rows, columns), rows * columns = tokens.
+
+    Returns:
+        (foreground, seed): bool (grid_h, grid_w), and the index of a patch in it.
+
+    Raises:
+        InputError: If the shapes do not fit, or the eigenvector is constant.
+    """
+    salient = _salient(eigenvector, grid)
+    if not salient.any():
+        raise InputError("all entries of the eigenvector are equal: that is no cut")
+    if _corners(salient) >= 3 or not salient.flatten()[first_peak(eigenvector.abs())]:
+        return ~salient, first_peak(-eigenvector)
+    return salient, first_peak(eigenvector)
+
+
+def connected_component(mask: Tensor, seed: int) -> Tensor:
+    """The part of a mask that can be reached from the seed, going up, down, left and right.
+
+    Args:
+        mask: bool (height, width).
+        seed: Index into the flattened mask.
+
+    Returns:
+        bool (height, width); empty if the mask does not hold the seed.
+
+    Raises:
+        InputError: If the mask is not as above, or the seed is not in its range.
+    """
+    if mask.ndim != 2 or mask.dtype != torch.bool:
+        raise InputError(f"expected a bool mask (height, width), got {mask.dtype} of shape {tuple(mask.shape)}")
+    if not 0 <= seed < mask.numel():
+        raise InputError(f"the seed is an index in [0, {mask.numel()}), not {seed}")
+    height, width = mask.shape
+    inside: list[bool] = mask.flatten().tolist()
+    reached = [False] * len(inside)
+    waiting = [seed]
+    while waiting:
+        index = waiting.pop()
+        if inside[index] and not reached[index]:
+            reached[index] = True
+            row, column = divmod(index, width)
+            if row > 0:
+                waiting.append(index - width)
+            if row < height - 1:
+                waiting.append(index + width)
+            if column > 0:
+                waiting.append(index - 1)
+            if column < width - 1:
+                waiting.append(index + 1)
+    return torch.tensor(reached, device=mask.device).view(height, width)
+
+
+def mask_boxes(masks: Tensor) -> Tensor:
+    """The tight box around each mask, as in COCO's results.
+
+    Args:
+        masks: bool (..., height, width).
+
+    Returns:
+        int64 (..., 4): x and y of the upper left pixel, width, height; zeros for an empty mask.
+
+    Raises:
+        InputError: If the masks are not as above.
+    """
+    if masks.ndim < 2 or masks.dtype != torch.bool or 0 in masks.shape[-2:]:
+        raise InputError(
+            f"expected bool masks of shape (..., height, width), got {masks.dtype} of shape {tuple(masks.shape)}"
+        )
+    edges = []
+    for across in (masks.any(dim=-2), masks.any(dim=-1)):
+        flags = across.to(torch.uint8)
+        first = flags.argmax(dim=-1)
+        beyond = flags.shape[-1] - flags.flip(-1).argmax(dim=-1)
+        edges.append((first, (beyond - first) * flags.amax(dim=-1)))
+    (x, width), (y, height) = edges
+    return torch.stack([x, y, width, height], dim=-1)
+
+
+def _rounds(linked: Tensor, grid: tuple[int, int], n: int, solve: Callable[[Tensor], Tensor]) -> list[CutRound]:
+    """The rounds of MaskCut on an affinity; `solve` finds the eigenvector of one, sign included."""
+    painted = torch.zeros(grid, dtype=torch.bool)
+    nothing = torch.zeros_like(painted)
+    rounds: list[CutRound] = []
+    for _ in range(n):
+        # What makes a feature zero unlinks it from all patches: the cosines need not be computed again.
+        kept = ~painted.flatten().to(linked.device)
+        links = linked & kept & kept[:, None]
+        if links.all() or not links.any():
+            blank = torch.zeros(len(linked), dtype=torch.float64)
+            rounds.append(CutRound(painted, blank, nothing, 0, nothing, None, nothing, nothing))
+            continue
+        vector = solve(links).cpu()
+        salient = _salient(vector, grid)
+        foreground, seed = bipartition(vector, grid)
+        component = connected_component(foreground, seed)
+        accepted = nothing if rounds and _refused(component, rounds[-1].accepted) else component
+        rounds.append(CutRound(painted, vector, salient, _corners(salient), foreground, seed, component, accepted))
+        painted = painted | accepted
+    return rounds
+
+
+def _refused(component: Tensor, previous: Tensor) -> bool:
+    """Whether a later round's component is a speck, or the mask of the round before once more."""
+    union, shared = int((component | previous).sum()), int((component & previous).sum())
+    return 100 * int(component.sum()) <= component.numel() or 2 * shared > union
+
+
+def _salient(eigenvector: Tensor, grid: tuple[int, int]) -> Tensor:
+    if eigenvector.ndim != 1:
+        raise InputError(f"expected an eigenvector of shape (tokens,), got {tuple(eigenvector.shape)}")
+    _check_grid(grid, len(eigenvector))
+    salient = eigenvector > eigenvector.mean() + TIE * eigenvector.abs().max()
+    return salient.view(grid[0], grid[1])
+
+
+def _corners(mask: Tensor) -> int:
+    """How many corners of the grid are set; where a grid has one row or column, two of them are one patch."""
+    return int(mask[[0, 0, -1, -1], [0, -1, 0, -1]].sum())
+
+
+def _check_count(n: int) -> None:
+    if n < 1:
+        raise InputError(f"n is the number of masks, at least 1, not {n!r}")
+
+
+def _check_grid(grid: tuple[int, int], tokens: int) -> None:
+    if len(grid) != 2 or min(grid) < 1 or math.prod(grid) != tokens:
+        raise InputError(
+            f"grid is (rows, columns) with as many patches as there are tokens, but {tuple(grid)} does not make "
+            f"{tokens}; leave [CLS] and other prefix tokens out of the features"
+        )
+
+
+def _refined(refine: Refine, image: Tensor, mask: Tensor) -> Tensor:
+    refined: object = refine(image, mask.clone())
+    if not isinstance(refined, Tensor) or refined.dtype != torch.bool or refined.shape != mask.shape:
+        told = f"{refined.dtype} of {tuple(refined.shape)}" if isinstance(refined, Tensor) else type(refined).__name__
+        raise InputError(f"refine must return a bool tensor of shape {tuple(mask.shape)}, not {told}")
+    return refined

@@ -1,0 +1,201 @@
+"""The normalised cut of patches by what their features have in common: one eigenvector, found by iteration.
+
+The affinity takes two values, 1 and `EPSILON`, so that a matrix of bools says all of it. Of the normalised affinity
+M = D^-1/2 A D^-1/2, the largest eigenvalue is 1 and its eigenvector is known; Lanczos iteration in the space that is
+orthogonal to it finds the second in a few products with M, where the dense solver takes tokens^3 steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, UnknownNameError
+
+Solver: TypeAlias = Literal["lanczos", "dense"]
+
+EPSILON = 1e-5  # the affinity of patches that are not linked: keeps the graph connected
+TIE = 1e-9  # entries of an eigenvector that differ by less than this share of its largest are equal
+SAME = 1e-10  # eigenvalues this close are one eigenvalue
+TOLERANCE = 1e-12  # largest angle between the eigenvector and what the iteration may return, radians
+MAX_STEPS = 320  # beyond these, reading the basis costs as much as the products
+BREAKDOWN = 1e-13  # a next basis vector shorter than this is rounding: the space is complete
+
+
+def affinity(features: Tensor, tau: float = 0.15) -> Tensor:
+    """Which patches are linked: those whose features have a cosine above tau (arXiv 2202.11539, section 3.2).
+
+    The affinity matrix A of the papers is 1 where this is True and `EPSILON` elsewhere. A feature of zero length is
+    linked to nothing, itself included. Cosines are computed in float64, so that they do not depend on the scale of
+    the features, nor on the precision that a GPU is set to.
+
+    Args:
+        features: (tokens, dim), float, finite: one row per patch, no [CLS].
+        tau: The threshold, in [0, 1).
+
+    Returns:
+        bool (tokens, tokens), symmetric.
+
+    Raises:
+        InputError: If the features or tau are not as above.
+    """
+    if features.ndim != 2 or features.numel() == 0 or not features.is_floating_point():
+        raise InputError(
+            f"expected float features of shape (tokens, dim), one image at a time, got {features.dtype} of shape "
+            f"{tuple(features.shape)}"
+        )
+    if not 0 <= tau < 1:
+        raise InputError(f"tau is a cosine in [0, 1), not {tau!r}")
+    values = features.detach()
+    if values.device.type not in ("cpu", "cuda"):
+        values = values.cpu()  # float64 is not everywhere
+    values = values.to(torch.float64)
+    bad = ~values.isfinite()
+    if bad.any():
+        token, column = bad.nonzero()[0].tolist()
+        raise InputError(
+            f"{int(bad.sum())} values of the features are NaN or infinite, the first ({float(values[token, column])}) "
+            f"in row {token}, column {column}; look at the images and weights they came from"
+        )
+    largest = values.abs().amax(dim=1, keepdim=True)
+    values = values / torch.where(largest > 0, largest, 1.0)  # so that no square overflows or vanishes
+    lengths = values.norm(dim=1, keepdim=True)
+    unit = values / torch.where(lengths > 0, lengths, 1.0)
+    linked = unit @ unit.mT > tau
+    return linked & linked.mT  # the product is symmetric but for rounding
+
+
+def ncut_eigenvector(linked: Tensor, solver: Solver = "lanczos") -> Tensor:
+    """The eigenvector v of (D - A) v = lambda D v with the second smallest lambda (Shi and Malik 2000, equation 6).
+
+    A is 1 where `linked` and `EPSILON` elsewhere, D the diagonal matrix of its row sums. v^T D v = 1.
+
+    An eigenvector has no sign of its own, but the rules of `bipartition` depend on it. Here the entry of largest
+    magnitude is positive, the first of several. The peak is then on the side above the mean, and whether that side is
+    foreground is left to the corners; with the other sign, the peak's side would be foreground however many corners
+    it holds.
+
+    Where several eigenvectors share lambda, v is the projection of one fixed vector onto their span, whichever solver
+    runs.
+
+    Args:
+        linked: bool (tokens, tokens), symmetric, at least two tokens; see `affinity`.
+        solver: "lanczos", which turns to "dense" where it does not converge (eigenvalues that nearly coincide), or
+            "dense", the reference.
+
+    Returns:
+        float64 (tokens,).
+
+    Raises:
+        InputError: If `linked` is not as above.
+        UnknownNameError: If the solver does not exist.
+    """
+    if solver not in get_args(Solver):
+        raise UnknownNameError.of("solver", solver, get_args(Solver))
+    if linked.dtype != torch.bool or linked.ndim != 2 or linked.shape[0] != linked.shape[1] or len(linked) < 2:
+        raise InputError(
+            f"expected a bool matrix (tokens, tokens) of at least two tokens, got {linked.dtype} of shape "
+            f"{tuple(linked.shape)}"
+        )
+    if not torch.equal(linked, linked.mT):
+        raise InputError("the affinity is not symmetric: if i is linked to j, j must be linked to i")
+    scale = degrees(linked).rsqrt()
+    found = _lanczos(linked, scale) if solver == "lanczos" else None
+    vector = scale * (_dense(linked, scale) if found is None else found)
+    return vector * vector[first_peak(vector.abs())].sign()
+
+
+def degrees(linked: Tensor) -> Tensor:
+    """The row sums of the affinity, float64 (tokens,): the diagonal of D."""
+    links = linked.sum(dim=1).to(torch.float64)
+    return links + EPSILON * (len(linked) - links)
+
+
+def first_peak(values: Tensor) -> int:
+    """The index of the largest of the values (tokens,); of those equal to it up to rounding, the first."""
+    return int((values >= values.max() - TIE * values.abs().max()).nonzero()[0])
+
+
+def _dense(linked: Tensor, scale: Tensor) -> Tensor:
+    """The unit eigenvector of the second largest eigenvalue of M, from all of them; float64 (tokens,)."""
+    trivial = _unit(1 / scale)
+    matrix = torch.full_like(linked, EPSILON, dtype=torch.float64).masked_fill_(linked, 1) * scale * scale[:, None]
+    # Takes the largest eigenvalue from 1 to -1. The others sum to at least 0, so that one of them is then largest.
+    values, vectors = torch.linalg.eigh(matrix - 2 * torch.outer(trivial, trivial))
+    span = vectors[:, values >= values[-1] - SAME]
+    return _unit(span @ (span.mT @ _start(len(linked), linked.device)))
+
+
+def _lanczos(linked: Tensor, scale: Tensor) -> Tensor | None:
+    """What `_dense` returns, by Lanczos iteration with full reorthogonalisation; None if it did not converge."""
+    tokens = len(linked)
+    steps = min(MAX_STEPS, tokens - 1)
+    links = linked.to(torch.float64)
+
+    def multiply(vector: Tensor) -> Tensor:
+        scaled = scale * vector
+        return scale * (EPSILON * scaled.sum() + (1 - EPSILON) * (links @ scaled))
+
+    basis = links.new_empty(steps + 1, tokens)
+    basis[0] = _unit(1 / scale)  # the eigenvector of the largest eigenvalue: all others are orthogonal to it
+    diagonal: list[float] = []
+    beside: list[float] = []  # the diagonal next to it
+    # Multiplied once, so that patches with the same links have the same entry from the start.
+    following = _apart(multiply(_apart(_start(tokens, linked.device), basis[:1])), basis[:1])
+    length, check = float(following.norm()), 10
+    if length < BREAKDOWN:
+        return None
+    for step in range(1, steps + 1):
+        basis[step] = following / length
+        following = multiply(basis[step])
+        diagonal.append(float(basis[step] @ following))
+        following = _apart(following, basis[: step + 1])
+        length = float(following.norm())
+        complete = length < BREAKDOWN or step == tokens - 1
+        if complete or step in (check, steps):
+            mixture = _converged(diagonal, beside, 0.0 if complete else length)
+            if mixture is not None or complete:
+                return None if mixture is None else _unit(mixture.to(links) @ basis[1 : step + 1])
+            check += max(5, check // 4)
+        beside.append(length)
+    return None
+
+
+def _converged(diagonal: Sequence[float], beside: Sequence[float], length: float) -> Tensor | None:
+    """How to mix the basis vectors into the eigenvector; None if what comes out is not yet within TOLERANCE of it.
+
+    `diagonal` and `beside` hold M within the basis, `length` how far M leads out of it from the last vector.
+    """
+    off = torch.tensor(beside, dtype=torch.float64)
+    within = torch.diag(torch.tensor(diagonal, dtype=torch.float64)) + torch.diag(off, 1) + torch.diag(off, -1)
+    values, vectors = torch.linalg.eigh(within)
+    top = values >= values[-1] - SAME
+    mixture = _unit(vectors[:, top] @ vectors[0, top])  # the projection of the first basis vector
+    if length == 0:
+        return mixture
+    if top.all():
+        return None
+    gap = float(values[-1] - values[~top][-1])
+    residual = length * abs(float(mixture[-1]))
+    return mixture if residual <= TOLERANCE * gap else None
+
+
+def _apart(vector: Tensor, basis: Tensor) -> Tensor:
+    """The vector without its part in the span of the orthonormal rows; twice, because the first leaves rounding."""
+    for _ in range(2):
+        vector = vector - (basis @ vector) @ basis
+    return vector
+
+
+def _unit(vector: Tensor) -> Tensor:
+    unit: Tensor = vector / vector.norm()
+    return unit
+
+
+def _start(tokens: int, device: torch.device) -> Tensor:
+    """A fixed vector without a pattern, so that it leans towards every eigenvector a little; float64 (tokens,)."""
+    return torch.sin(math.pi / 3 + torch.arange(1, tokens + 1, dtype=torch.float64, device=device) ** 2)

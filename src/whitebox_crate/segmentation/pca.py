@@ -1,0 +1,250 @@
+"""PCA of patch features over images of one class: one basis, so that a colour means the same in all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..capture import State, capture
+from ..errors import InputError, UnknownNameError
+from ..models import ImageTransformer
+
+Grid: TypeAlias = tuple[int, int]
+Features: TypeAlias = Tensor | Sequence[Tensor]
+
+PATCH_STATES: tuple[State, ...] = ("projections", "tokens", "compressed", "output")
+NOTHING = 1e-6  # a spread this much smaller than what it is a part of is rounding
+
+
+@dataclass(frozen=True)
+class PatchPCA:
+    """What the PCA of a set shows of each image of it; (rows, columns) is the grid of that image.
+
+    Attributes:
+        first: The first component of all patches, float32 (rows, columns) for each image, 0 to 1 over the set; larger
+            on the side of the foreground.
+        foreground: bool (rows, columns) for each image.
+        rgb: Three components of the foreground, float32 (3, rows, columns) for each image, each 0 to 1 over the set; 0
+            outside of the foreground.
+    """
+
+    first: list[Tensor]
+    foreground: list[Tensor]
+    rgb: list[Tensor]
+
+
+def patch_features(
+    model: ImageTransformer, images: Tensor, layer: int = -2, state: State = "projections"
+) -> tuple[Tensor, Grid]:
+    """The features of patches that the paper takes: [U_1^T z, ..., U_K^T z] of CRATE, the keys of ViT (appendix B.2).
+
+    Args:
+        model: A model of this package; it runs as it is.
+        images: (batch, in_chans, height, width), float, of a size the model takes.
+        layer: Which layer, from 0; negative from the end.
+        state: "projections", of all heads side by side, or "tokens", "compressed" or "output"; see `capture`.
+
+    Returns:
+        (features, grid): (batch, rows * columns, dim) without [CLS] and other prefix tokens, and (rows, columns).
+
+    Raises:
+        InputError: If the model is not of this package or is wrapped (features-only, distributed), or the images are
+            not of its shape.
+        UnknownNameError: If there is no such layer or state.
+    """
+    if state not in PATCH_STATES:
+        raise UnknownNameError.of("state of patches", state, PATCH_STATES)
+    with capture(model, state, layers=[layer]) as trace:
+        if not hasattr(model, "grid_of"):
+            raise InputError(f"give the model itself, not the {type(model).__name__} around it")
+        grid = model.grid_of(images)
+        model(images)
+    tokens = trace[state, layer]
+    if state == "projections":
+        tokens = tokens.transpose(1, 2).flatten(2)
+    return tokens[:, model.num_prefix_tokens :], grid
+
+
+def pca_maps(features: Features, grids: Grid | Sequence[Grid], components: int = 4) -> list[Tensor]:
+    """Principal components of the patches of a set of images, as maps; one basis for all images.
+
+    The layer-wise pictures of arXiv 2308.16271 (Fig. 6 and 9) show the first in grey and the next three as RGB, of all
+    patches: `unit_range` brings them to [0, 1].
+
+    The patches are centred at their mean over the set. (Appendix B.2 writes eigenvectors of Z*Z and does not speak of
+    the mean; PCA, and the works it follows, take it off.) Signs depend on the maps alone, so that neither the order of
+    the images nor a rotation of the feature space changes them. The first component is on average lower along the
+    borders of the images than inside, because objects touch the borders less than the background does. Where that
+    does not decide, and of the other components, the longer tail is positive (the third moment); where all is
+    symmetric, the first patch is.
+
+    Args:
+        features: (images, tokens, dim), or (tokens, dim) for each image: patches alone, rows of the grid first. Float,
+            finite. See `patch_features`.
+        grids: (rows, columns) for each image, or one for all.
+        components: How many, at least 1.
+
+    Returns:
+        float32 (components, rows, columns) for each image, on the device of its features, in their units. Components
+        that the set does not have are 0.
+
+    Raises:
+        InputError: If a shape, a grid or a number is not as above, or all patches are the same.
+    """
+    if components < 1:
+        raise InputError(f"components is at least 1, not {components!r}")
+    stacked, grids = _stack(features, grids)
+    return _as_maps(_scores(stacked, grids, components), grids, features)
+
+
+def patch_pca(features: Features, grids: Grid | Sequence[Grid], threshold: float | None = None) -> PatchPCA:
+    """Foreground and parts of the objects in a set of images of one class (arXiv 2308.16271, appendix B.2, Fig. 3).
+
+    A threshold on the first component of all patches (`pca_maps` says which side is up) leaves the foreground, and the
+    first three components of the foreground alone are red, green and blue (equation 12).
+
+    Args:
+        features: As of `pca_maps`.
+        grids: As of `pca_maps`.
+        threshold: Foreground is above so many standard deviations of the first component from its mean, over the set.
+            (The paper's lambda is in the units of its features, which another model does not share.) None for the
+            cut between the two groups of patches that vary least within (Otsu's).
+
+    Raises:
+        InputError: As of `pca_maps`, or if the threshold is not finite.
+    """
+    stacked, grids = _stack(features, grids)
+    first = _scores(stacked, grids, 1)
+    if threshold is None:
+        cut = _otsu(first)
+    elif math.isfinite(threshold):
+        cut = threshold * float(first.square().mean().sqrt())
+    else:
+        raise InputError(f"threshold is a finite number of standard deviations, not {threshold!r}")
+    foreground = first[:, 0] > cut
+    colours = first.new_zeros(len(stacked), 3)
+    if foreground.any():
+        colours[foreground] = _unit(_principal_scores(stacked[foreground], 3))
+    return PatchPCA(
+        first=[one[0] for one in _as_maps(_unit(first), grids, features)],
+        foreground=[one[0] > 0 for one in _as_maps(foreground[:, None], grids, features)],
+        rgb=_as_maps(colours, grids, features),
+    )
+
+
+def unit_range(maps: Sequence[Tensor]) -> list[Tensor]:
+    """Brings each component to [0, 1] over a set, for drawing.
+
+    Args:
+        maps: Float (components, rows, columns) for each image, as `pca_maps` returns.
+
+    Returns:
+        The same shapes; a component that is the same everywhere is 0.
+
+    Raises:
+        InputError: If there are no maps, or they differ in the number of components.
+    """
+    if not maps or {one.ndim for one in maps} != {3} or len({len(one) for one in maps}) > 1:
+        raise InputError(f"expected maps (components, rows, columns), got {[tuple(one.shape) for one in maps]}")
+    united = _unit(torch.cat([one.flatten(1).T for one in maps]))
+    sizes = [one[0].numel() for one in maps]
+    return [part.T.view_as(one) for part, one in zip(united.split(sizes), maps, strict=True)]
+
+
+def _stack(features: Features, grids: Grid | Sequence[Grid]) -> tuple[Tensor, list[Grid]]:
+    """All patches under each other, float64 (patches, dim) on the CPU, and the grid of each image."""
+    shapes = [tuple(one.shape) for one in features]
+    if not shapes or any(len(shape) != 2 or 0 in shape for shape in shapes) or len({dim for _, dim in shapes}) > 1:
+        raise InputError(f"expected features (tokens, dim) for each image, of one dim, got shapes {shapes[:10]}")
+    pairs: list[Grid] = [grids] * len(shapes) if _is_grid(grids) else list(grids)  # type: ignore[list-item, arg-type]
+    if len(pairs) != len(shapes) or not all(map(_is_grid, pairs)):
+        raise InputError(f"expected (rows, columns) for each of {len(shapes)} images, or one for all, got {grids!r}")
+    for index, ((tokens, _), (rows, columns)) in enumerate(zip(shapes, pairs, strict=True)):
+        if rows * columns != tokens:
+            raise InputError(
+                f"image {index} has {tokens} tokens, but its grid is {rows} x {columns}; leave out [CLS] and other "
+                "tokens that are no patches"
+            )
+    if not all(one.is_floating_point() for one in features):
+        raise InputError(f"features are float, not {[str(one.dtype) for one in features][:10]}")
+    stacked = torch.cat([one.detach().to("cpu", torch.float64) for one in features])
+    bad = int((~stacked.isfinite()).sum())
+    if bad:
+        raise InputError(f"{bad} values of the features are NaN or infinite; look at the images they came from")
+    return stacked, pairs
+
+
+def _is_grid(grid: object) -> bool:
+    return isinstance(grid, tuple) and len(grid) == 2 and all(isinstance(side, int) and side > 0 for side in grid)
+
+
+def _scores(stacked: Tensor, grids: Sequence[Grid], components: int) -> Tensor:
+    """(patches, components), the first with its low side along the borders."""
+    scores = _principal_scores(stacked, components)
+    first = scores[:, 0]
+    if not first.any():
+        raise InputError("all patches of all images have the same features; there is nothing to tell apart")
+    along = first[torch.cat([_border(rows, columns) for rows, columns in grids])].mean()
+    if along > NOTHING * first.abs().mean():
+        first.neg_()
+    return scores
+
+
+def _border(rows: int, columns: int) -> Tensor:
+    border = torch.ones(rows, columns, dtype=torch.bool)
+    border[1:-1, 1:-1] = False
+    return border.flatten()
+
+
+def _principal_scores(stacked: Tensor, components: int) -> Tensor:
+    """(patches, components): projections on the principal directions, longer tail up; 0 for what is not there."""
+    centred = stacked - stacked.mean(0)
+    variances, directions = torch.linalg.eigh(centred.T @ centred)  # ascending
+    scores = stacked.new_zeros(len(stacked), components)
+    there = min(components, stacked.shape[1])
+    scores[:, :there] = centred @ directions.flip(1)[:, :there]
+    lengths, largest = scores.norm(dim=0), variances[-1].clamp_min(0).sqrt()
+    scores[:, lengths <= NOTHING * largest] = 0
+    if largest <= NOTHING * stacked.norm():
+        scores.zero_()
+    for component in scores.T:
+        cubes = component**3
+        tail = cubes.sum()
+        if tail.abs() <= NOTHING * cubes.abs().sum():
+            nonzero = component[component.abs() > NOTHING * component.abs().max()]
+            tail = nonzero[0] if len(nonzero) else tail
+        if tail < 0:
+            component.neg_()
+    return scores
+
+
+def _otsu(values: Tensor) -> float:
+    """The cut that leaves the least variance within its two sides, half way between the values next to it."""
+    ascending = values.flatten().sort().values
+    count = len(ascending)
+    below = torch.arange(1, count, dtype=torch.float64)
+    sums = ascending.cumsum(0)
+    apart = (sums[:-1] / below - (sums[-1] - sums[:-1]) / (count - below)).square() * below * (count - below)
+    apart[ascending[:-1] == ascending[1:]] = -1  # no cut goes between equal values
+    at = int(apart.argmax())
+    return float((ascending[at] + ascending[at + 1]) / 2)
+
+
+def _unit(scores: Tensor) -> Tensor:
+    """Each column to [0, 1]."""
+    low, high = scores.amin(0), scores.amax(0)
+    return (scores - low) / torch.where(high > low, high - low, 1.0)
+
+
+def _as_maps(scores: Tensor, grids: Sequence[Grid], features: Features) -> list[Tensor]:
+    """(patches, components) as float32 (components, rows, columns) for each image, on the device of its features."""
+    parts = scores.split([rows * columns for rows, columns in grids])
+    return [
+        part.T.reshape(-1, rows, columns).to(one.device, torch.float32)
+        for part, (rows, columns), one in zip(parts, grids, features, strict=True)
+    ]

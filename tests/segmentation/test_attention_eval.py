@@ -1,0 +1,215 @@
+"""The paper's measurement: against IoUs counted by hand, and against its equations written out with `metrics`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from labelled_images import labels, noise, save_mask
+from small_models import images_for, small_model
+from torch import Tensor
+
+from whitebox_crate import create_model
+from whitebox_crate.errors import InputError, UnknownNameError, WeightsError
+from whitebox_crate.segmentation import attention_masks, best_head_iou, cls_attention, mask_iou, mean_iou, upsample
+from whitebox_crate.segmentation.attention_eval import (
+    RULES,
+    all_cls_attention,
+    score_image,
+    score_maps,
+    summarize,
+    tables,
+)
+from whitebox_crate.segmentation.datasets import LabelledImage
+
+
+@st.composite
+def maps_and_labels(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+    """Maps (layers, heads, rows, columns) of few values, so that there are ties; labels of a size that need not fit."""
+    rows, columns = draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    height, width = draw(st.integers(1, 23)), draw(st.integers(1, 23))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
+    maps = torch.randint(0, 4, (2, 3, rows, columns), generator=generator).float()
+    maps[0, 0, 0, 0] = 1.0
+    return maps, torch.tensor([0, 3, 7, 255])[torch.randint(0, 4, (height, width), generator=generator)]
+
+
+class TestScoreMaps:
+    def test_counted_by_hand(self) -> None:
+        """Of the map's four patches, 4 pixels each, "entries" keeps the two of 3 and 4."""
+        maps = torch.tensor([[1.0, 4.0], [3.0, 2.0]])
+        labels = torch.tensor([[0, 0, 5, 5], [0, 0, 5, 255], [5, 9, 0, 0], [9, 255, 0, 0]])
+        found = score_maps(maps, labels, rules=["entries"], keep=0.5, void=255)
+        # Of 16 pixels 2 are void: the mask has 6; 5 has 4, all of them in it; 9 has 2, both of them in it.
+        assert {label: float(of["entries"]) for label, of in found.items()} == pytest.approx({5: 4 / 6, 9: 2 / 6})
+        # As a class, void fills the rest of the mask: 8 pixels.
+        with_void = score_maps(maps, labels, rules=["entries"], keep=0.5)
+        expected = {5: 4 / 8, 9: 2 / 8, 255: 2 / 8}
+        assert {label: float(of["entries"]) for label, of in with_void.items()} == pytest.approx(expected)
+
+    @given(case=maps_and_labels(), keep=st.sampled_from([0.3, 0.6, 1.0]), void=st.sampled_from([255, None]))
+    def test_it_is_mask_iou_of_upsampled_masks_to_the_bit(
+        self, case: tuple[Tensor, Tensor], keep: float, void: int | None
+    ) -> None:
+        maps, labels = case
+        found = score_maps(maps, labels, keep=keep, void=void)
+        assert list(found) == sorted(set(labels.flatten().tolist()) - {0, void})
+        dark = maps.flatten(-2).amax(-1) == 0
+        for rule in RULES:
+            masks = torch.zeros(*maps.shape[:2], *labels.shape, dtype=torch.bool)
+            masks[~dark] = upsample(attention_masks(maps[~dark], keep, rule), tuple(labels.shape))
+            for label, ious in found.items():
+                expected = mask_iou(masks, labels == label, valid=None if void is None else labels != void)
+                assert torch.equal(ious[rule], expected)
+
+    def test_plain_tensors_of_any_backbone(self) -> None:
+        maps = torch.rand(7, 4, 4, dtype=torch.float64)
+        found = score_maps(maps, torch.ones(16, 16, dtype=torch.uint8))
+        assert {rule: ious.shape for rule, ious in found[1].items()} == dict.fromkeys(RULES, torch.Size([7]))
+
+    def test_no_object_no_score(self) -> None:
+        assert score_maps(torch.rand(2, 2), torch.tensor([[0, 255]]), void=255) == {}
+
+    def test_what_it_refuses(self) -> None:
+        maps, labels = torch.rand(2, 2), torch.ones(4, 4, dtype=torch.int64)
+        for bad in (labels.float(), labels[0], labels[:0]):
+            with pytest.raises(InputError, match="integer labels"):
+                score_maps(maps, bad)
+        with pytest.raises(InputError, match="grid_h, grid_w"):
+            score_maps(maps[0], labels)
+        with pytest.raises(InputError, match="NaN"):
+            score_maps(maps * torch.nan, labels)
+        with pytest.raises(InputError, match="keep"):
+            score_maps(maps, labels, keep=0)
+        with pytest.raises(UnknownNameError, match="'mas'"):
+            score_maps(maps, labels, rules=["mas"])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("name", ["crate_nano", "vit_nano", "crate_mhsa_paper_small_patch16_224"])
+def test_all_layers_in_one_pass_are_those_of_each(name: str) -> None:
+    model = small_model(name)
+    images = images_for(model)
+    together = all_cls_attention(model, images)
+    apart = [cls_attention(model, images, layer) for layer in range(len(model.blocks))]
+    assert torch.equal(together, torch.stack(apart, dim=1))
+    with pytest.raises(InputError, match="the model itself"):
+        all_cls_attention(torch.nn.DataParallel(model), images)  # type: ignore[arg-type]
+
+
+class TestScoreImage:
+    @pytest.fixture
+    def pair(self, tmp_path: Path) -> LabelledImage:
+        noise(1).save(tmp_path / "image.png")
+        save_mask(labels(1), tmp_path / "mask.png")
+        return LabelledImage(tmp_path / "image.png", tmp_path / "mask.png")
+
+    def test_a_record_is_json_by_class(self, pair: LabelledImage) -> None:
+        model = create_model("crate_nano", pretrained=True, dynamic_img_size=True).eval()
+        record = score_image(model, pair, size=48, void=255, class_names={2: "bicycle", 15: "person"})
+        assert json.loads(json.dumps(record)) == record
+        assert list(record) == ["bicycle", "person"]
+        ious = torch.tensor(record["person"]["mass"])
+        assert ious.shape == (len(model.blocks), model.num_heads)
+        assert ((ious >= 0) & (ious < 1)).all()
+        assert list(score_image(model, pair, size=48)) == ["2", "15", "255"]
+
+    def test_labels_that_are_no_classes_are_refused(self, pair: LabelledImage) -> None:
+        model = create_model("crate_nano", dynamic_img_size=True).eval()
+        with pytest.raises(InputError, match=r"mask\.png has labels that are no classes: \[2, 255\]; known are \[15\]"):
+            score_image(model, pair, size=48, class_names={15: "person"})
+
+    def test_damaged_weights_are_no_fault_of_the_image(self, pair: LabelledImage) -> None:
+        model = create_model("crate_nano", dynamic_img_size=True).eval()
+        torch.nn.init.constant_(model.blocks[2].norm1.bias, float("nan"))
+        with pytest.raises(WeightsError, match="not finite"):
+            score_image(model, pair, size=48)
+
+
+def record(*classes: str, seed: int) -> dict[str, Any]:
+    """IoUs of 2 layers of 3 heads."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: {"mass": torch.rand(2, 3, generator=generator).tolist()} for name in classes}
+
+
+class TestSummary:
+    def test_equations_13_and_14(self) -> None:
+        """The records of random masks, against `best_head_iou` and `mean_iou` of the same masks."""
+        generator = torch.Generator().manual_seed(3)
+        ious, images, classes, records = [], [], [], []
+        for index in range(5):
+            maps = torch.rand(2, 3, 4, 4, generator=generator)
+            labels = torch.randint(0, 4, (16, 16), generator=generator)
+            labels[labels == index % 4] = 0
+            scores = score_maps(maps, labels, rules=["mass"])
+            records.append((f"{index}", {str(k): {r: v.tolist() for r, v in of.items()} for k, of in scores.items()}))
+            masks = upsample(attention_masks(maps), (16, 16))
+            for label in scores:
+                ious.append(best_head_iou(masks, labels == label)[0])
+                images.append(index)
+                classes.append(label)
+        best = torch.stack(ious, dim=1)  # (layers, pairs)
+        assert len(set(images)) < len(images) < 15  # else the grouping would not matter
+        found = summarize(records, layer=-1)
+        rule = found["rules"]["mass"]
+        expected = [mean_iou(of, torch.tensor(images)) for of in best]
+        assert rule["miou_by_layer"] == pytest.approx(expected)
+        assert rule["miou"] == pytest.approx(expected[1])
+        assert (found["layer"], found["images"], found["images_without_objects"]) == (1, 5, 0)
+        assert rule["class_mean"] == pytest.approx(mean_iou(best[1], torch.tensor(classes)))
+        assert {name: of["images"] for name, of in rule["by_class"].items()} == {
+            str(label): classes.count(label) for label in (1, 2, 3)
+        }
+
+    def test_one_head_is_scored_where_it_was_not_chosen(self) -> None:
+        def one(ious: list[list[float]]) -> dict[str, Any]:
+            return {"cat": {"mean": ious}}
+
+        records = [
+            ("a", one([[0.1, 0.9], [0.2, 0.3]])),  # even: head 1 of layer 0
+            ("b", one([[0.2, 0.4], [0.8, 0.0]])),  # odd: head 0 of layer 1
+            ("nothing", {}),
+            ("c", one([[0.3, 0.7], [0.6, 0.3]])),  # even, for what has no object does not count
+        ]
+        found = summarize(records, layer=0)
+        assert found["images_without_objects"] == 1
+        halves = found["rules"]["mean"]["one_head"]["halves"]
+        assert halves[0] == {"chosen_on": "even", "scored_on": "odd", "layer": 0, "head": 1, "miou": 0.4}
+        assert halves[1] == {"chosen_on": "odd", "scored_on": "even", "layer": 1, "head": 0, "miou": 0.4}
+        assert found["rules"]["mean"]["one_head"]["miou"] == pytest.approx((0.4 + 0.2 + 0.6) / 3)
+        assert summarize(records[:1], layer=0)["rules"]["mean"]["one_head"] is None
+
+    def test_classes_of_an_image_weigh_as_one_image(self) -> None:
+        two, one = {"cat": {"mass": [[0.2]]}, "dog": {"mass": [[0.4]]}}, {"cat": {"mass": [[0.9]]}}
+        rule = summarize([("a", two), ("b", one)], layer=0)["rules"]["mass"]
+        assert rule["miou"] == pytest.approx((0.3 + 0.9) / 2)
+        assert rule["by_class"] == {
+            "cat": {"images": 2, "iou": pytest.approx(0.55)},
+            "dog": {"images": 1, "iou": pytest.approx(0.4)},
+        }
+
+    def test_numbers_of_objects_are_no_classes(self) -> None:
+        found = summarize([("a", record("1", "2", seed=0))], layer=0, by_class=False)
+        assert set(found["rules"]["mass"]) == {"miou", "miou_by_layer", "one_head"}
+        assert "Class" not in tables(found)
+
+    def test_nothing_to_average(self) -> None:
+        with pytest.raises(InputError, match="2 images were scored and none has an object"):
+            summarize([("a", {}), ("b", {})], layer=0)
+        with pytest.raises(UnknownNameError):
+            summarize([("a", record("cat", seed=0))], layer=2)
+
+    def test_the_tables_show_all_of_it(self) -> None:
+        records = [(str(seed), record("cat", "dog", seed=seed)) for seed in range(3)]
+        found = summarize(records, layer=1)
+        text = tables(found)
+        rule = found["rules"]["mass"]
+        shown = [*rule["miou_by_layer"], rule["one_head"]["miou"], rule["class_mean"]]
+        shown += [of["iou"] for of in rule["by_class"].values()] + [of["miou"] for of in rule["one_head"]["halves"]]
+        for value in shown:
+            assert f" {100 * value:.1f} " in text
+        assert "| Class, layer 1 | images | mass |" in text

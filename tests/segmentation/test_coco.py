@@ -1,0 +1,335 @@
+"""COCO's AP: by hand on tiny cases, and as the evaluator says when it is asked directly."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+from torch import Tensor
+
+from whitebox_crate import create_model
+from whitebox_crate.errors import InputError, MissingExtraError, UnknownNameError, WeightsError
+from whitebox_crate.preprocess import image_to_tensor, load_image, resize_to_grid
+from whitebox_crate.segmentation import maskcut, patch_features, upsample
+from whitebox_crate.segmentation.coco import (
+    check_images,
+    maskcut_results,
+    read_annotations,
+    read_results,
+    score,
+    to_results,
+)
+
+coding = pytest.importorskip("faster_coco_eval").mask
+
+HEIGHT, WIDTH = 20, 30
+
+
+def rectangle(x: int, y: int, width: int, height: int) -> Tensor:
+    mask = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
+    mask[y : y + height, x : x + width] = True
+    return mask
+
+
+def document(*objects: tuple[int, tuple[int, int, int, int]], images: int = 2, category: int = 1) -> dict[str, Any]:
+    """Rectangles as polygons, in images 1, 2, ...; (image, box) each."""
+    return {
+        "images": [{"id": 1 + i, "file_name": f"{1 + i}.jpg", "height": HEIGHT, "width": WIDTH} for i in range(images)],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": image,
+                "category_id": category,
+                "bbox": list(box),
+                "area": box[2] * box[3],
+                "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+                "iscrowd": 0,
+            }
+            for number, (image, box) in enumerate(objects)
+            for x, y, w, h in [box]
+        ],
+    }
+
+
+def found(*rectangles: tuple[int, tuple[int, int, int, int]]) -> list[dict[str, Any]]:
+    """Results, the first with the highest score."""
+    return [
+        result
+        for rank, (image, box) in enumerate(rectangles)
+        for result in to_results(image, rectangle(*box)[None], [1 - rank / 10])
+    ]
+
+
+def triple(at_50: float, at_75: float, average: float) -> Any:
+    return pytest.approx({"AP50": at_50, "AP75": at_75, "AP": average}, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+class TestByHand:
+    def test_perfect_masks(self, kind: Any) -> None:
+        truth = document((1, (2, 3, 10, 8)), (1, (15, 1, 5, 6)), (2, (0, 0, 30, 20)))
+        results = found((1, (2, 3, 10, 8)), (1, (15, 1, 5, 6)), (2, (0, 0, 30, 20)))
+        assert score(truth, results, kind) == triple(1, 1, 1)
+
+    def test_a_shifted_box_counts_up_to_its_iou(self, kind: Any) -> None:
+        """Moved by a fifth of its length: IoU 8 / 12, which passes 0.5, 0.55, 0.6 and 0.65 of ten thresholds."""
+        assert score(document((1, (2, 3, 10, 8))), found((1, (4, 3, 10, 8))), kind) == triple(1, 0, 0.4)
+
+    def test_a_miss(self, kind: Any) -> None:
+        """Recall one half: precision 1 at 51 of the 101 recalls, 0 at the others."""
+        truth = document((1, (2, 3, 10, 8)), (2, (2, 3, 10, 8)))
+        assert score(truth, found((1, (2, 3, 10, 8))), kind) == triple(*[51 / 101] * 3)
+
+    def test_a_wrong_mask_costs_where_it_ranks_first(self, kind: Any) -> None:
+        truth = document((1, (2, 3, 10, 8)))
+        right, wrong = (1, (2, 3, 10, 8)), (2, (0, 0, 3, 3))
+        assert score(truth, found(right, wrong), kind) == triple(1, 1, 1)
+        assert score(truth, found(wrong, right), kind) == triple(0.5, 0.5, 0.5)
+
+    def test_a_second_mask_of_an_object_is_wrong(self, kind: Any) -> None:
+        truth = document((1, (2, 3, 10, 8)), (1, (15, 3, 10, 8)))
+        results = found((1, (2, 3, 10, 8)), (1, (2, 3, 10, 8)), (1, (15, 3, 10, 8)))
+        assert score(truth, results, kind) == triple(*[(51 + 50 * 2 / 3) / 101] * 3)
+
+    def test_nothing_found(self, kind: Any) -> None:
+        assert score(document((1, (2, 3, 10, 8))), [], kind) == triple(0, 0, 0)
+
+    def test_the_class_does_not_matter(self, kind: Any) -> None:
+        truth = document((1, (2, 3, 10, 8)), category=7)
+        truth["annotations"] += document((1, (15, 3, 10, 8)), category=90)["annotations"]
+        results = found((1, (2, 3, 10, 8)), (1, (15, 3, 10, 8)))
+        results[0]["category_id"] = 3
+        assert score(truth, results, kind) == triple(1, 1, 1)
+
+    def test_a_mask_on_a_crowd_is_neither_right_nor_wrong(self, kind: Any) -> None:
+        truth = document((1, (2, 3, 10, 8)), (1, (14, 0, 16, 20)))
+        crowd = truth["annotations"][1]
+        crowd["iscrowd"], crowd["segmentation"] = 1, {"size": [HEIGHT, WIDTH], "counts": [14 * HEIGHT, 16 * HEIGHT]}
+        results = found((1, (16, 2, 4, 4)), (1, (2, 3, 10, 8)))
+        assert score(truth, results, kind) == triple(1, 1, 1)
+
+    def test_results_of_masks_or_boxes_alone_do(self, kind: Any) -> None:
+        other = "segmentation" if kind == "bbox" else "bbox"
+        results = [{k: v for k, v in result.items() if k != other} for result in found((1, (2, 3, 10, 8)))]
+        assert score(document((1, (2, 3, 10, 8))), results, kind) == triple(1, 1, 1)
+
+    def test_nothing_that_is_given_changes(self, kind: Any) -> None:
+        truth, results = document((1, (2, 3, 10, 8)), (2, (1, 1, 5, 5)), category=4), found((1, (2, 3, 10, 8)))
+        before = copy.deepcopy((truth, results))
+        first = score(truth, results, kind)
+        assert (truth, results) == before and score(truth, results, kind) == first
+
+
+def random_case(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Objects of three classes and crowds in eight images, and masks that are shifted, wrong or missing."""
+    random = np.random.default_rng(seed)
+
+    def box() -> tuple[int, int, int, int]:
+        x, y = random.integers(0, WIDTH - 4), random.integers(0, HEIGHT - 4)
+        return int(x), int(y), int(random.integers(3, WIDTH - x)), int(random.integers(3, HEIGHT - y))
+
+    objects = [(int(random.integers(1, 9)), box()) for _ in range(20)]
+    truth = document(*objects, images=8)
+    for annotation in truth["annotations"]:
+        annotation["id"] += 1
+        annotation["category_id"] = int(random.integers(1, 4))
+        annotation["iscrowd"] = int(random.random() < 0.1)
+    results = []
+    for image, (x, y, width, height) in objects:
+        if random.random() < 0.8:
+            dx, dy = (int(random.integers(0, 1 + length // 3)) for length in (width, height))
+            results += to_results(image, rectangle(x + dx, y + dy, width, height)[None], [random.random()])
+    return truth, results + to_results(3, rectangle(*box())[None], [random.random()])
+
+
+def evaluator_of(library: str) -> tuple[Any, Any]:
+    if library == "faster_coco_eval":
+        module = importlib.import_module(library)
+        return module.COCO, module.COCOeval_faster
+    pytest.importorskip(library)
+    return importlib.import_module("pycocotools.coco").COCO, importlib.import_module("pycocotools.cocoeval").COCOeval
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+@pytest.mark.parametrize("library", ["faster_coco_eval", "pycocotools"])
+def test_it_is_what_the_evaluator_says_without_categories(library: str, kind: Any) -> None:
+    """COCO's own way to ignore classes is useCats = 0."""
+    dataset, evaluator = evaluator_of(library)
+    for seed in range(4):
+        truth, results = random_case(seed)
+        with contextlib.redirect_stdout(io.StringIO()):
+            official = dataset()
+            official.dataset = {**copy.deepcopy(truth), "info": {}, "categories": [{"id": n} for n in (1, 2, 3)]}
+            official.createIndex()
+            evaluation = evaluator(official, official.loadRes(copy.deepcopy(results)), kind)
+            evaluation.params.useCats = 0
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        average, at_50, at_75 = evaluation.stats[:3]
+        assert 0 < average < at_50 < 1
+        assert score(truth, results, kind) == triple(at_50, at_75, average)
+
+
+class TestResults:
+    @given(arrays(bool, st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9))))
+    def test_masks_come_back_and_boxes_are_tight(self, masks: np.ndarray) -> None:
+        results = to_results(5, torch.from_numpy(masks))
+        kept = [mask for mask in masks if mask.any()]
+        assert len(results) == len(kept)
+        assert json.loads(json.dumps(results)) == results
+        for result, mask in zip(results, kept, strict=True):
+            assert (coding.decode(result["segmentation"]) == mask).all()
+            x, y, width, height = result["bbox"]
+            inside = mask[y : y + height, x : x + width]
+            assert inside.sum() == mask.sum()
+            assert all(edge.any() for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
+            assert (result["image_id"], result["category_id"]) == (5, 1)
+
+    def test_without_scores_masks_rank_by_their_round(self) -> None:
+        masks = torch.stack(
+            [rectangle(0, 0, 3, 3), torch.zeros(HEIGHT, WIDTH, dtype=torch.bool), rectangle(9, 9, 2, 2)]
+        )
+        assert [result["score"] for result in to_results(1, masks)] == [1, 1 / 3]
+
+    def test_bad_masks_and_scores(self) -> None:
+        with pytest.raises(InputError, match=r"float32 \(1, 4, 4\)"):
+            to_results(1, torch.ones(1, 4, 4))
+        with pytest.raises(InputError, match=r"bool \(4, 4\)"):
+            to_results(1, torch.ones(4, 4, dtype=torch.bool))
+        with pytest.raises(InputError, match="2 finite scores"):
+            to_results(1, torch.ones(2, 4, 4, dtype=torch.bool), [1.0])
+        with pytest.raises(InputError, match="finite scores"):
+            to_results(1, torch.ones(1, 4, 4, dtype=torch.bool), [float("nan")])
+
+    def test_without_the_evaluator_the_extra_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+        with pytest.raises(MissingExtraError, match=r"whitebox-crate\[eval\]"):
+            to_results(1, torch.ones(1, 4, 4, dtype=torch.bool))
+        with pytest.raises(MissingExtraError, match=r"whitebox-crate\[eval\]"):
+            score(document((1, (0, 0, 2, 2))), [], "bbox")
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"image_id": 3}, "image 3, which the annotations do not list"),
+            (
+                {"segmentation": {"size": [WIDTH, HEIGHT], "counts": "0"}},
+                r"size \[30, 20\], but the image has \[20, 30\]",
+            ),
+            ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": "o" * 20}}, "cannot read a segm"),
+            ({"score": float("nan")}, "score is a finite number"),
+            ({"score": "high"}, "score is a finite number"),
+        ],
+    )
+    def test_results(self, change: dict[str, Any], said: str) -> None:
+        results = [{**found((1, (0, 0, 2, 2)))[0], **change}]
+        with pytest.raises(InputError, match=said):
+            score(document((1, (0, 0, 2, 2))), results, "segm")
+
+    def test_results_that_lack_something(self) -> None:
+        truth = document((1, (0, 0, 2, 2)))
+        with pytest.raises(InputError, match="a segmentation"):
+            score(truth, [{"image_id": 1, "score": 1.0, "bbox": [0, 0, 2, 2]}], "segm")
+        with pytest.raises(InputError, match=r"\[x, y, width, height\]"):
+            score(truth, [{"image_id": 1, "score": 1.0, "bbox": [0, 0, 2]}], "bbox")
+        with pytest.raises(UnknownNameError, match="segm"):
+            score(truth, [], "segmentation")  # type: ignore[arg-type]
+
+    def test_nothing_to_find(self) -> None:
+        with pytest.raises(InputError, match="no object to find"):
+            score(document(), found((1, (0, 0, 2, 2))), "bbox")
+
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [
+            (b"\xff\xd8\xff", "no JSON"),
+            (b'{"images": [', "cut short"),
+            (b"[]", "no lists 'images' and 'annotations'"),
+            (b'{"images": [], "annotations": []}', "lists no images"),
+            (b'{"images": [{"id": 1}], "annotations": []}', "file_name"),
+        ],
+    )
+    def test_annotations(self, content: bytes, said: str, tmp_path: Path) -> None:
+        (tmp_path / "a.json").write_bytes(content)
+        with pytest.raises(InputError, match=said):
+            read_annotations(tmp_path / "a.json")
+
+    def test_annotations_that_do_not_fit_their_images(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="cannot be opened"):
+            read_annotations(tmp_path / "gone.json")
+        path = tmp_path / "a.json"
+        twice, strange, caption, other = (document((1, (0, 0, 2, 2))) for _ in range(4))
+        twice["images"][1]["id"] = 1
+        strange["annotations"][0]["image_id"] = 9
+        del caption["annotations"][0]["bbox"]
+        other["annotations"][0]["segmentation"] = {"size": [4, 4], "counts": [16]}
+        cases = {"1 twice": twice, "image 9": strange, "captions": caption, r"size \[4, 4\]": other}
+        for said, content in cases.items():
+            path.write_text(json.dumps(content))
+            with pytest.raises(InputError, match=said):
+                read_annotations(path)
+
+    def test_a_results_file_that_is_none(self, tmp_path: Path) -> None:
+        path = tmp_path / "results.json"
+        path.write_text(json.dumps(found((1, (0, 0, 2, 2)))))
+        assert read_results(path) == found((1, (0, 0, 2, 2)))
+        path.write_text('{"images": []}')
+        with pytest.raises(InputError, match="no list of results"):
+            read_results(path)
+
+    def test_missing_images_are_counted_and_named(self, tmp_path: Path) -> None:
+        (tmp_path / "2.jpg").touch()
+        with pytest.raises(InputError, match=r"2 of 3 images .*: 1\.jpg, 3\.jpg"):
+            check_images(document(images=3), tmp_path)
+
+
+class TestMaskCut:
+    @pytest.fixture
+    def photo(self, tmp_path: Path) -> dict[str, Any]:
+        """A bright disc on the right of a dark, noisy picture."""
+        y, x = np.mgrid[0:50, 0:73]
+        pixels = np.random.default_rng(0).integers(0, 60, (50, 73, 3))
+        pixels[(x - 52) ** 2 + (y - 25) ** 2 < 15**2] += 180
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "a.png")
+        return {"id": 4, "file_name": "a.png", "height": 50, "width": 73}
+
+    def test_masks_are_those_of_the_projections_at_the_images_own_size(
+        self, photo: dict[str, Any], tmp_path: Path
+    ) -> None:
+        model = create_model("crate_nano", pretrained=True, dynamic_img_size=True).eval()
+        results = maskcut_results(model, photo, tmp_path, size=60, layer=2, n=2, tau=0.2)
+        seen = resize_to_grid(load_image(tmp_path / "a.png"), 6, 60)
+        assert seen.size == (90, 60)
+        pixels = image_to_tensor(seen, mean=model.pretrained_cfg.mean, std=model.pretrained_cfg.std)
+        with torch.inference_mode():
+            features, grid = patch_features(model, pixels[None], 2)
+        assert results == to_results(4, upsample(maskcut(features[0], grid, 2, 0.2), (50, 73)))
+        assert results and all(result["segmentation"]["size"] == [50, 73] for result in results)
+
+    def test_another_size_than_the_annotations_say(self, photo: dict[str, Any], tmp_path: Path) -> None:
+        model = create_model("crate_nano", depth=1, dynamic_img_size=True)
+        with pytest.raises(InputError, match=r"a\.png has 50 x 73 .* say 50 x 74"):
+            maskcut_results(model, {**photo, "width": 74}, tmp_path, size=24)
+
+    def test_damaged_weights(self, photo: dict[str, Any], tmp_path: Path) -> None:
+        model = create_model("crate_nano", depth=1, dynamic_img_size=True).requires_grad_(False)
+        model.cls_token.fill_(torch.nan)
+        model.pos_embed.fill_(torch.nan)
+        with pytest.raises(WeightsError, match="not finite"):
+            maskcut_results(model, photo, tmp_path, size=24, layer=0)

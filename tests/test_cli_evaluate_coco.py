@@ -1,0 +1,287 @@
+"""`evaluate coco` as a whole, on a toy data set; and what docs/toy/make.py writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from toy_data import make, write_sources, write_toy
+
+import whitebox_crate.cli as cli
+from whitebox_crate.errors import InputError, OutputError
+from whitebox_crate.segmentation.coco import read_annotations, read_results, score
+
+coding = pytest.importorskip("faster_coco_eval").mask
+
+IMAGES = 6
+OPTIONS = ("--size", "48", "--threads", "1")
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy(tmp_path_factory.mktemp("toy"), IMAGES)
+
+
+@pytest.fixture
+def root(toy: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(toy / "COCO", tmp_path / "COCO"))
+
+
+def evaluate(root: Path, out: Path, *words: str) -> int:
+    return cli.main(["evaluate", "coco", "--root", str(root), "--out", str(out), *OPTIONS, *words])
+
+
+def results_of(out: Path) -> dict[str, bytes]:
+    return {name: (out / name).read_bytes() for name in ("results.json", "scores.json", "scores.md")}
+
+
+@pytest.fixture(scope="module")
+def whole(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was not stopped."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    assert evaluate(toy / "COCO", out) == 0
+    return out
+
+
+class TestEvaluate:
+    def test_scores_are_those_of_the_results(self, toy: Path, whole: Path) -> None:
+        annotations = read_annotations(toy / "COCO/annotations/instances_val2017.json")
+        results = read_results(whole / "results.json")
+        scores = json.loads((whole / "scores.json").read_text())
+        assert scores["detection"] == score(annotations, results, "bbox")
+        assert scores["segmentation"] == score(annotations, results, "segm")
+        assert scores["images"] == IMAGES and scores["masks"] == len(results) > IMAGES / 2 and not scores["broken"]
+        assert scores["settings"]["layer"] == 4 and scores["settings"]["tau"] == 0.15  # the weights' best layer
+        table = (whole / "scores.md").read_text()
+        shown = re.findall(r"\| (detection|segmentation) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", table)
+        assert shown == [(k, *(f"{100 * scores[k][ap]:.1f}" for ap in ("AP50", "AP75", "AP"))) for k, *_ in shown]
+        assert len(shown) == 2
+
+    def test_a_finished_run_measures_nothing_again(
+        self,
+        toy: Path,
+        whole: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        out = Path(shutil.copytree(whole, tmp_path / "out"))
+        for name in results_of(out):
+            (out / name).unlink()
+        monkeypatch.setattr("whitebox_crate.cli.evaluate.maskcut_results", lambda *_, **__: pytest.fail("measured"))
+        assert evaluate(toy / "COCO", out) == 0
+        assert results_of(out) == results_of(whole)
+        assert "| segmentation |" in capsys.readouterr().out
+
+    def test_a_killed_run_goes_on(self, toy: Path, whole: Path, tmp_path: Path) -> None:
+        out = Path(shutil.copytree(whole, tmp_path / "out"))
+        records = out / "records-0.jsonl"
+        records.write_bytes(records.read_bytes()[: records.stat().st_size // 2])
+        assert evaluate(toy / "COCO", out) == 0
+        assert results_of(out) == results_of(whole)
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="gloo")
+    def test_two_processes_find_the_same(self, toy: Path, whole: Path, tmp_path: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, "-m", "whitebox_crate.cli", "evaluate", "coco", "--root", str(toy / "COCO")]
+        started = [
+            subprocess.Popen(
+                [*command, "--out", str(tmp_path / "out"), *OPTIONS],
+                env=os.environ
+                | {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+                stdout=subprocess.DEVNULL,
+            )
+            for rank in range(2)
+        ]
+        assert [process.wait(timeout=120) for process in started] == [0, 0]
+        for rank in range(2):
+            assert (tmp_path / "out" / f"records-{rank}.jsonl").stat().st_size
+        assert results_of(tmp_path / "out") == results_of(whole)
+
+    def test_other_settings_are_refused(self, toy: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        before = results_of(whole)
+        assert evaluate(toy / "COCO", whole, "--tau", "0.3") == 1
+        assert "tau is 0.15 there, 0.3 here" in capsys.readouterr().err
+        assert results_of(whole) == before
+
+
+class TestBadInput:
+    def test_a_missing_image_is_told_before_anything_is_measured(
+        self, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (root / "val2017" / "000000000004.jpg").unlink()
+        assert evaluate(root, tmp_path / "out") == 1
+        assert "1 of 6 images" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+    def test_a_damaged_image_stops_the_run_or_is_reported(
+        self, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = root / "val2017" / "000000000003.jpg"
+        path.write_bytes(path.read_bytes()[:300])
+        assert evaluate(root, tmp_path / "out") == 1
+        assert "000000000003.jpg" in capsys.readouterr().err
+        assert not (tmp_path / "out" / "scores.json").exists()
+        assert evaluate(root, tmp_path / "out", "--skip-broken") == 0
+        shown = capsys.readouterr()
+        assert "2 measured before" in shown.err and "000000000003.jpg" in shown.err
+        assert "in 1 broken images, named in scores.json, nothing was found" in shown.out
+        scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+        assert [broken["image"] for broken in scores["broken"]] == ["000000000003.jpg"]
+        assert 3 not in {result["image_id"] for result in read_results(tmp_path / "out" / "results.json")}
+
+    def test_an_image_of_another_size(self, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        Image.new("RGB", (40, 40)).save(root / "val2017" / "000000000001.jpg")
+        assert evaluate(root, tmp_path / "out") == 1
+        assert "40 x 40" in capsys.readouterr().err
+
+    def test_only_broken_images(self, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        shutil.rmtree(root / "val2017")
+        assert evaluate(root, tmp_path / "out", "--skip-broken") == 1
+        assert "all 6 images are broken" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (["--split", "train2017"], "instances_train2017.json"),
+            (["--annotations", "gone.json"], "gone.json"),
+            (["--tau", "1.5"], "--tau"),
+            (["--tau", "nan"], "--tau"),
+            (["--layer", "6"], "layer 6"),
+            (["--model", "crate_nan"], "crate_nano"),
+            (["--device", "cuda:99"], "cuda:99"),
+        ],
+    )
+    def test_bad_options(
+        self, words: list[str], said: str, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert evaluate(toy / "COCO", tmp_path / "out", *words) == 1
+        shown = capsys.readouterr().err
+        assert said in shown and "Traceback" not in shown
+        assert not (tmp_path / "out").exists()
+
+    def test_without_the_evaluator_the_extra_is_named_at_once(
+        self, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+        assert evaluate(toy / "COCO", tmp_path / "out") == 1
+        assert "whitebox-crate[eval]" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def objects_of(document: dict[str, Any], image_id: int) -> list[tuple[int, np.ndarray]]:
+    """(category, mask) of each object of an image, from its run lengths."""
+    found = []
+    for annotation in document["annotations"]:
+        if annotation["image_id"] == image_id:
+            height, width = annotation["segmentation"]["size"]
+            counts = annotation["segmentation"]["counts"]
+            flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+            found.append((annotation["category_id"], flat.reshape(width, height).T))
+    return found
+
+
+class TestToy:
+    def test_both_layouts_tell_the_same(self, toy: Path) -> None:
+        names = (toy / "VOC2012/ImageSets/Segmentation/val.txt").read_text().split()
+        document = read_annotations(toy / "COCO/annotations/instances_val2017.json")
+        assert len(names) == len(document["images"]) == IMAGES
+        shapes = set()
+        for name, image in zip(names, document["images"], strict=True):
+            photo = toy / "COCO/val2017" / image["file_name"]
+            assert photo.read_bytes() == (toy / f"VOC2012/JPEGImages/{name}.jpg").read_bytes()
+            assert Image.open(photo).size == (image["width"], image["height"])
+            shapes.add((image["width"], image["height"]))
+            labels = np.array(Image.open(toy / f"VOC2012/SegmentationClass/{name}.png"))
+            assert labels.shape == (image["height"], image["width"])
+            expected = np.zeros_like(labels)
+            objects = objects_of(document, image["id"])
+            assert 1 <= len(objects) <= 2
+            for category, mask in objects:
+                expected[mask] = category
+            assert (labels[labels != 255] == expected[labels != 255]).all()
+            inside = expected > 0
+            padded = np.pad(inside, 1)
+            height, width = inside.shape
+            near = np.any([padded[y : y + height, x : x + width] for y in range(3) for x in range(3)], axis=0)
+            assert ((labels == 255) == (near & ~inside)).all()  # a border of one pixel, outside
+        assert len(shapes) > 1 and {min(shape) for shape in shapes} == {48}
+
+    def test_areas_boxes_and_run_lengths_are_cocos(self, toy: Path) -> None:
+        document = read_annotations(toy / "COCO/annotations/instances_val2017.json")
+        for annotation in document["annotations"]:
+            height, width = annotation["segmentation"]["size"]
+            run_lengths = coding.frPyObjects(annotation["segmentation"], height, width)
+            assert coding.area(run_lengths) == annotation["area"] > 100
+            assert coding.toBbox(run_lengths).tolist() == annotation["bbox"]
+
+    def test_an_object_is_where_its_mask_says(self, toy: Path) -> None:
+        """Stamps are noise and wallpapers smooth: neighbours differ inside of the masks alone."""
+        document = read_annotations(toy / "COCO/annotations/instances_val2017.json")
+        for image in document["images"]:
+            pixels = np.asarray(Image.open(toy / "COCO/val2017" / image["file_name"]).convert("L"), np.float32)
+            rough = np.abs(np.diff(pixels, axis=1, append=pixels[:, -1:]))
+            inside = np.any([mask for _, mask in objects_of(document, image["id"])], axis=0)
+            assert rough[inside].mean() > 3 * rough[~inside].mean()
+
+    def test_masks_are_palette_images_in_vocs_colours(self, toy: Path) -> None:
+        mask = Image.open(sorted((toy / "VOC2012/SegmentationClass").iterdir())[0])
+        assert mask.mode == "P"
+        colours = np.array(mask.getpalette()).reshape(-1, 3)
+        assert colours[[0, 1, 2, 15, 20, 255]].tolist() == [
+            [0, 0, 0],
+            [128, 0, 0],
+            [0, 128, 0],
+            [192, 128, 128],
+            [0, 64, 128],
+            [224, 224, 192],
+        ]
+        assert (toy / "VOC2012/classes.txt").read_text() == "1 birds\n2 tools\n"
+
+    def test_the_same_seed_gives_the_same_bytes(self, toy: Path, tmp_path: Path) -> None:
+        for name in ("again", "other"):
+            (tmp_path / name).mkdir()
+        assert files_of(write_toy(tmp_path / "again", IMAGES)) == files_of(toy)
+        assert files_of(write_toy(tmp_path / "other", IMAGES, seed=1)) != files_of(toy)
+
+    def test_nothing_is_overwritten_or_half_written(
+        self, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        words = ["--images", "2", "--size", "32", *write_sources(tmp_path)]
+        before = files_of(toy)
+        with pytest.raises(InputError, match="is there already"):
+            make.main(["--out", str(toy), *words])
+        assert files_of(toy) == before
+
+        def full(*_: object) -> None:
+            raise OSError("no space left")
+
+        monkeypatch.setattr(make, "write_coco", full)
+        there = set(tmp_path.iterdir())
+        with pytest.raises(OutputError, match="no space left"):
+            make.main(["--out", str(tmp_path / "toy"), *words])
+        assert set(tmp_path.iterdir()) == there
+
+    def test_what_it_is_made_of_is_missing(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="apt-get install tuxpaint-stamps-default"):
+            make.main(["--out", str(tmp_path / "toy"), "--stamps", str(tmp_path / "gone")])
+        with pytest.raises(InputError, match="at least 1 image"):
+            make.main(["--out", str(tmp_path / "toy"), "--images", "0"])
+        assert not list(tmp_path.iterdir())
