@@ -278,3 +278,13 @@ def test_another_pooling_leaves_the_norm_where_the_weights_have_it(tmp_path: Pat
     images = images_for(model)
     with torch.no_grad():
         assert torch.equal(again.eval()(images), model.eval()(images))
+
+
+def test_a_model_that_was_never_given_weights_does_not_claim_their_origin(tmp_path: Path) -> None:
+    name = "crate_alpha_base_patch16_224.in21k_ft_in1k"
+    model = create_model(name, depth=1, embed_dim=16, num_heads=2, img_size=32)
+    save_pretrained(model, tmp_path)
+    facts = json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"]
+    assert (facts["tag"], facts["license"], facts["origin"]) == ("", "", "")
+    assert facts["interpolation"] == "bilinear"
+    assert "authors" not in (tmp_path / "README.md").read_text()

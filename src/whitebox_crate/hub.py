@@ -30,6 +30,7 @@ from .errors import InputError, OutputError, WeightsError
 from .loading import read_json, weightless
 from .models import ImageTransformer, PretrainedCfg
 from .models._base import GlobalPool
+from .pretrained import PRETRAINED
 from .registry import model_entrypoint
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -190,7 +191,7 @@ def save_pretrained(model: ImageTransformer, folder: str | Path, *, repo_id: str
     state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
     _check_description(model, options)
     folder = Path(folder)
-    cfg = model.pretrained_cfg
+    cfg = _facts_of(model)
     labels = cfg.label_names if len(cfg.label_names) == model.num_classes else ()
     size = (model.in_chans, *model.img_size)
     facts = replace(cfg, num_classes=model.num_classes, input_size=size, label_names=(), **_PLACE)
@@ -218,6 +219,14 @@ def save_pretrained(model: ImageTransformer, folder: str | Path, *, repo_id: str
     return folder
 
 
+def _facts_of(model: ImageTransformer) -> PretrainedCfg:
+    """The model's facts, without the origin of known weights if these were never loaded."""
+    cfg = model.pretrained_cfg
+    if model.load_report is None and cfg in PRETRAINED.get(model.architecture, ()):
+        return replace(cfg, tag="", license="", origin="", paper="")
+    return cfg
+
+
 def _options_of(model: ImageTransformer) -> dict[str, Any]:
     """The options that make a model of these sizes; its pooling is that of construction, which places the last norm."""
     known = inspect.signature(model_entrypoint(model.architecture)).parameters
@@ -243,7 +252,7 @@ def _check_description(model: ImageTransformer, options: dict[str, Any]) -> None
 
 def model_card(model: ImageTransformer, repo_id: str = "") -> str:
     """The text of a README.md for a repository that holds this model: what it is and how to load it."""
-    cfg = model.pretrained_cfg
+    cfg = _facts_of(model)
     facts = {
         "Architecture": f"`{model.architecture}`",
         "Parameters": f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f} M",
