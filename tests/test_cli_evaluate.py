@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from labelled_images import labels, make_folder, make_voc, save_mask
+from labelled_images import labels, make_folder, make_voc, noise, save_mask
 from PIL import Image
 
 import whitebox_crate.cli as cli
 from whitebox_crate import create_model, save_pretrained
 from whitebox_crate.preprocess import image_to_tensor, load_image, resize_to_grid
-from whitebox_crate.segmentation import attention_masks, mask_iou, upsample
-from whitebox_crate.segmentation.attention_eval import all_cls_attention
+from whitebox_crate.segmentation import all_cls_attention, attention_masks, mask_iou, upsample
+
+SMALL = {"depth": 4, "embed_dim": 32, "num_heads": 2, "img_size": 48, "num_classes": 3}
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -109,6 +110,51 @@ class TestVoc:
         assert evaluate(*words, "--checkpoint", checkpoint) == 1
         assert "weights is '" in capsys.readouterr().err
 
+    def test_a_folder_of_records_is_of_one_data_set(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """The names of another one may be the same."""
+        (name, *_) = make_voc(tmp_path, 2)
+        home = tmp_path / "VOCdevkit" / "VOC2012"
+        words = ["voc", "--root", tmp_path, "--size", 48, "--out", tmp_path / "out"]
+        assert evaluate(*words) == 0
+        before = (tmp_path / "out" / "results.json").read_bytes()
+        for path in (home / "JPEGImages" / f"{name}.jpg", home / "SegmentationClass" / f"{name}.png"):
+            own = path.read_bytes()
+            path.write_bytes(path.with_stem("2007_000000").read_bytes() + b"0")
+            assert evaluate(*words) == 1
+            assert f"{name} has other content than when it was measured" in capsys.readouterr().err
+            path.write_bytes(own)
+        assert evaluate(*words) == 0
+        assert (tmp_path / "out" / "results.json").read_bytes() == before
+        (home / "classes.txt").write_text("15 someone\n2 bike\n")
+        assert evaluate(*words) == 1
+        assert "'15': 'person'" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("part", "name", "value"), [("model_args", "step_size", 0.2), ("pretrained_cfg", "mean", [0.5, 0.5, 0.5])]
+    )
+    def test_a_model_is_more_than_its_weights(
+        self, part: str, name: str, value: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        make_voc(tmp_path, 1)
+        folder = save_pretrained(create_model("crate_nano", depth=2, step_size=0.1), tmp_path / "model")
+        words = ["voc", "--root", tmp_path, "--size", 48, "--model", f"local-dir:{folder}", "--out", tmp_path / "out"]
+        assert evaluate(*words) == 0
+        config = json.loads((folder / "config.json").read_text())
+        assert config[part][name] != value
+        config[part][name] = value
+        (folder / "config.json").write_text(json.dumps(config))
+        assert evaluate(*words) == 1
+        said = capsys.readouterr().err
+        assert "records of other settings" in said and ("'step_size': 0.1" in said or "mean is [0.485" in said)
+
+    @pytest.mark.parametrize(("name", "layer"), [("vit_nano", 3), ("crate_nano", 2), ("crate_mhsa", 2)])
+    def test_a_layer_that_was_not_measured_is_the_papers(self, name: str, layer: int, tmp_path: Path) -> None:
+        make_voc(tmp_path, 1)
+        folder = save_pretrained(create_model(name, **SMALL), tmp_path / "model")
+        words = ["voc", "--root", tmp_path, "--size", 48, "--model", f"local-dir:{folder}", "--out", tmp_path / "out"]
+        assert evaluate(*words) == 0
+        assert results(tmp_path / "out")["layer"] == layer
+
     @pytest.mark.parametrize(
         ("words", "says"),
         [
@@ -116,6 +162,7 @@ class TestVoc:
             (["--keep", "0"], "--keep is a share"),
             (["--layer", "9"], "layer 9"),
             (["--device", "abacus"], "no device 'abacus'"),
+            (["--device", "meta"], "no device 'meta'"),
             (["--root", "nowhere"], "no JPEGImages"),
             (["--out", "/dev/null/out"], "cannot make the folder"),
         ],
@@ -166,7 +213,8 @@ class TestFolder:
             mask.unlink()
         words = ["folder", "--root", tmp_path, "--size", 48, "--out", tmp_path / "out"]
         assert evaluate(*words) == 1
-        assert (image if damage == "jpeg" else mask).name in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert (image if damage == "jpeg" else mask).name in said and "--skip-broken" in said
         assert not (tmp_path / "out" / "results.json").exists()
         assert evaluate(*words, "--skip-broken") == 0
         shown = capsys.readouterr()
@@ -175,6 +223,13 @@ class TestFolder:
         assert found["images"] == 5
         assert "1 broken ones left out" in shown.out
         assert f"skipped, broken: {names[2]}" in shown.err
+        # Repaired, it is measured, and the others are not again.
+        noise(2).save(image)
+        Image.fromarray(labels(2)).save(mask)
+        before = lines(tmp_path / "out")
+        assert evaluate(*words) == 0
+        assert results(tmp_path / "out")["images"] == 6
+        assert [line["item"] for line in lines(tmp_path / "out")[len(before) :]] == [names[2]]
 
     def test_all_broken_is_an_error(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         for name in make_folder(tmp_path, 2):

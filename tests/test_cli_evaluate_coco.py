@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from toy_data import make, write_sources, write_toy
 
 import whitebox_crate.cli as cli
 from whitebox_crate.errors import InputError, OutputError
 from whitebox_crate.segmentation.coco import read_annotations, read_results, score
+from whitebox_crate.training import Objects
 
 coding = pytest.importorskip("faster_coco_eval").mask
 
@@ -117,6 +119,26 @@ class TestEvaluate:
         assert "tau is 0.15 there, 0.3 here" in capsys.readouterr().err
         assert results_of(whole) == before
 
+    def test_other_images_or_annotations_of_the_same_names_are_refused(
+        self, root: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out = Path(shutil.copytree(whole, tmp_path / "out"))
+        path = root / "val2017" / "000000000003.jpg"
+        path.write_bytes(path.read_bytes() + b"0")
+        assert evaluate(root, out) == 1
+        assert "000000000003.jpg has other content" in capsys.readouterr().err
+        path.write_bytes(path.read_bytes()[:-1])
+        path = root / "annotations" / "instances_val2017.json"
+        path.write_text(path.read_text() + " ")
+        assert evaluate(root, out) == 1
+        assert "annotations is '" in capsys.readouterr().err
+
+    def test_features_of_another_state(self, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert evaluate(toy / "COCO", tmp_path / "out", "--state", "output", "--layer", "5") == 0
+        assert "MaskCut on output of layer 5" in capsys.readouterr().out
+        settings = json.loads((tmp_path / "out" / "scores.json").read_text())["settings"]
+        assert (settings["state"], settings["layer"]) == ("output", 5)
+
 
 class TestBadInput:
     def test_a_missing_image_is_told_before_anything_is_measured(
@@ -124,7 +146,8 @@ class TestBadInput:
     ) -> None:
         (root / "val2017" / "000000000004.jpg").unlink()
         assert evaluate(root, tmp_path / "out") == 1
-        assert "1 of 6 images" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "1 of 6 images" in said and "--skip-broken" in said
         assert not (tmp_path / "out").exists()
 
     def test_a_damaged_image_stops_the_run_or_is_reported(
@@ -163,6 +186,7 @@ class TestBadInput:
             (["--layer", "6"], "layer 6"),
             (["--model", "crate_nan"], "crate_nano"),
             (["--device", "cuda:99"], "cuda:99"),
+            (["--device", "meta"], "meta"),
         ],
     )
     def test_bad_options(
@@ -260,6 +284,23 @@ class TestToy:
             (tmp_path / name).mkdir()
         assert files_of(write_toy(tmp_path / "again", IMAGES)) == files_of(toy)
         assert files_of(write_toy(tmp_path / "other", IMAGES, seed=1)) != files_of(toy)
+
+    def test_objects_without_a_pixel_are_drawn_again(self) -> None:
+        """Scaled to a few pixels, a diagonal covers none of them by more than a half; what is faint never does."""
+        images = torch.full((3, 4, 16, 16), 200, dtype=torch.uint8)
+        images[0, 3] = 255 * torch.eye(16, dtype=torch.uint8)
+        images[2, 3] = 100
+        backgrounds = np.zeros((20, 3, 24, 24), np.uint8)
+
+        def composed(*which: int) -> list[Any]:
+            objects = Objects(images[list(which)], torch.arange(len(which)), tuple(f"a/{index}" for index in which))
+            return list(make.compose(objects, backgrounds, ["a"], seed=0))
+
+        pictures = composed(0, 1)
+        assert len(pictures) == 20 and {len(picture.masks) for picture in pictures} == {1, 2}
+        assert all(mask.any() for picture in pictures for mask in picture.masks)
+        with pytest.raises(InputError, match="larger --size"):
+            composed(2, 2)
 
     def test_nothing_is_overwritten_or_half_written(
         self, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

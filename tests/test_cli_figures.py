@@ -141,6 +141,24 @@ def test_heads_are_ordered_by_iou_where_masks_are_given(data: Path, tmp_path: Pa
     assert [head["iou"] for head in found["heads"]] == pytest.approx(sorted(means, reverse=True))
 
 
+def test_masks_of_heads_are_found_whatever_the_case_of_their_suffix(data: Path, tmp_path: Path) -> None:
+    for path in (data / "masks").iterdir():
+        path.rename(path.with_suffix(".PNG"))
+    words = ("heads", *images_of(data), "--size", 48, "--masks", data / "masks")
+    assert run(*words, "--out", tmp_path / "out") == 0
+
+
+@pytest.mark.parametrize("command", ["segment", "attention", "pca", "heads", "noise"])
+def test_the_last_layer_of_a_vit_is_drawn(
+    command: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_pretrained(create_model("vit_nano", depth=3, img_size=48, num_classes=0), tmp_path / "vit")
+    words = (command, *images_of(data)[:2], "--model", f"local-dir:{folder}", "--size", 48)
+    few = ("--strengths", 10) if command == "noise" else ()
+    assert run(*words, *few, "--out", tmp_path / "out") == 0
+    assert "layer 2" in capsys.readouterr().out
+
+
 def test_heads_of_one_image_or_of_an_empty_mask_are_refused(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -205,6 +223,10 @@ def test_what_was_measured_is_not_measured_again(
     capsys.readouterr()
     assert curves(data, *words, "--seed", 1)[0] == 1
     assert "other settings" in capsys.readouterr().err
+    path = data / "images" / "1.png"
+    path.write_bytes(path.read_bytes() + b"0")
+    assert curves(data, *words)[0] == 1
+    assert "1 has other content" in capsys.readouterr().err
 
 
 def test_noise_makes_a_curve_for_each_share_that_begins_without_noise(data: Path, tmp_path: Path) -> None:
@@ -229,7 +251,8 @@ def test_a_broken_image_stops_the_curve_or_is_left_out(
 ) -> None:
     (data / "images" / "1.png").write_bytes(b"no image")
     assert curves(data, "layers", "--out", tmp_path / "out")[0] == 1
-    assert "1.png" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "1.png" in said and "--skip-broken" in said
     code, found = curves(data, "layers", "--skip-broken", "--out", tmp_path / "out")
     assert code == 0 and list(found["broken"]) == ["1"] and found["curves"][0]["points"][0]["images"] == 2
 

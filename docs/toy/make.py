@@ -33,6 +33,7 @@ VOID = 255
 SCALES = (0.5, 0.95)  # longer side of an object / shorter side of its place
 LONG = 1.5  # longer side of a picture that is not square / shorter side
 MOST_CLASSES = 20  # of VOC
+TRIES = 100  # at a picture whose objects are all there
 
 Mask = npt.NDArray[np.bool_]
 
@@ -47,22 +48,36 @@ class Picture:
 
 
 def compose(objects: Objects, backgrounds: npt.NDArray[np.uint8], classes: list[str], seed: int) -> Iterator[Picture]:
-    """A picture for each background, (count, 3, side, side): square, wide or tall, of one object or of two apart."""
+    """A picture for each background, (count, 3, side, side): square, wide or tall, of one object or of two apart.
+
+    Scaled to a few pixels, a thin object may leave no pixel that is more than half covered: such a picture is drawn
+    again.
+    """
     random = np.random.default_rng(seed)
-    side = backgrounds.shape[-1]
-    short = round(side / LONG)
     for background in backgrounds:
-        width, height = [(short, short), (side, short), (short, side)][random.integers(3)]
-        image = Image.fromarray(background.transpose(1, 2, 0)).crop((0, 0, width, height))
-        places = [(0, 0, width, height)]
-        if random.random() < 0.5:  # the longer side is cut in two
-            middle_x, middle_y = (width // 2, height) if width >= height else (width, height // 2)
-            places = [(0, 0, middle_x, middle_y), (width - middle_x, height - middle_y, width, height)]
-        chosen = random.choice(len(objects.labels), len(places), replace=False)
-        cuts = [cut_out(objects, int(index)) for index in chosen]
-        masks = [paste(image, cut, place, random) for cut, place in zip(cuts, places, strict=True)]
-        names = [objects.class_names[int(objects.labels[index])] for index in chosen]
-        yield Picture(image, tuple(classes.index(group(name)) + 1 for name in names), tuple(masks))
+        tries = (draw(objects, background, classes, random) for _ in range(TRIES))
+        found = next((picture for picture in tries if all(mask.any() for mask in picture.masks)), None)
+        if found is None:
+            raise InputError(f"in {TRIES} tries, objects had no pixel left at this size; choose a larger --size")
+        yield found
+
+
+def draw(
+    objects: Objects, background: npt.NDArray[np.uint8], classes: list[str], random: np.random.Generator
+) -> Picture:
+    side = background.shape[-1]
+    short = round(side / LONG)
+    width, height = [(short, short), (side, short), (short, side)][random.integers(3)]
+    image = Image.fromarray(background.transpose(1, 2, 0)).crop((0, 0, width, height))
+    places = [(0, 0, width, height)]
+    if random.random() < 0.5:  # the longer side is cut in two
+        middle_x, middle_y = (width // 2, height) if width >= height else (width, height // 2)
+        places = [(0, 0, middle_x, middle_y), (width - middle_x, height - middle_y, width, height)]
+    chosen = random.choice(len(objects.labels), len(places), replace=False)
+    cuts = [cut_out(objects, int(index)) for index in chosen]
+    masks = [paste(image, cut, place, random) for cut, place in zip(cuts, places, strict=True)]
+    names = [objects.class_names[int(objects.labels[index])] for index in chosen]
+    return Picture(image, tuple(classes.index(group(name)) + 1 for name in names), tuple(masks))
 
 
 def paste(image: Image.Image, cut: Image.Image, place: Sequence[int], random: np.random.Generator) -> Mask:

@@ -177,13 +177,14 @@ class Transform:
         return pixels[:, top : top + height, left : left + width].contiguous()
 
 
-def load_image(path: str | os.PathLike[str]) -> Image:
+def load_image(path: str | os.PathLike[str], *, upright: bool = True) -> Image:
     """Reads an image as a viewer shows it: turned upright by its EXIF tag, transparency laid on white.
 
     Of an animation, the first frame; 16-bit grey is scaled to 8 bits.
 
     Args:
         path: Any file that Pillow reads.
+        upright: False leaves the pixels as they are stored, whatever the EXIF tag says.
 
     Returns:
         A Pillow image in mode RGB.
@@ -203,7 +204,7 @@ def load_image(path: str | os.PathLike[str]) -> Image:
     with file:
         try:
             with pillow.open(file) as image:
-                return _to_rgb(transpose(image))
+                return _to_rgb(transpose(image) if upright else image)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
         except pillow.DecompressionBombError as error:

@@ -7,11 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from small_models import small_model
 from torch import Tensor
 
 from whitebox_crate import create_model
 from whitebox_crate.errors import InputError, UnknownNameError
-from whitebox_crate.segmentation import attention_masks, cls_attention, upsample
+from whitebox_crate.models import PretrainedCfg
+from whitebox_crate.segmentation import attention_masks, cls_attention, default_layer, upsample
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "attention_masks.safetensors"
 RULES = ("mass", "entries", "mean")
@@ -277,3 +279,18 @@ def test_cls_attention_refuses_sizes_and_layers_that_are_not_there() -> None:
         cls_attention(model, torch.zeros(1, 3, 48, 48))
     with pytest.raises(UnknownNameError, match="12"):
         cls_attention(model, torch.zeros(1, 3, 32, 32), layer=12)
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "layer"),
+    [("crate_nano", 5, 3), ("crate_mhsa_paper_small_patch16_224", 4, 2), ("vit_nano", 5, 4), ("crate_nano", 1, 0)],
+)
+def test_the_papers_layer_unless_one_was_measured(name: str, depth: int, layer: int) -> None:
+    model = small_model(name, depth=depth)
+    model.pretrained_cfg = PretrainedCfg()
+    assert default_layer(model) == layer
+    model.pretrained_cfg = PretrainedCfg(attention_layer=-depth)
+    assert default_layer(model) == 0
+    model.pretrained_cfg = PretrainedCfg(attention_layer=9)
+    with pytest.raises(UnknownNameError):
+        default_layer(model)

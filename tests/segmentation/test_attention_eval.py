@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +20,49 @@ from torch import Tensor
 
 from whitebox_crate import create_model
 from whitebox_crate.errors import InputError, UnknownNameError, WeightsError
-from whitebox_crate.segmentation import attention_masks, best_head_iou, cls_attention, mask_iou, mean_iou, upsample
+from whitebox_crate.segmentation import (
+    all_cls_attention,
+    attention_masks,
+    best_head_iou,
+    cls_attention,
+    mask_iou,
+    mean_iou,
+    upsample,
+)
 from whitebox_crate.segmentation.attention_eval import (
     RULES,
-    all_cls_attention,
     score_image,
     score_maps,
     summarize,
     tables,
 )
+from whitebox_crate.segmentation.curves import layer_means
 from whitebox_crate.segmentation.datasets import LabelledImage
+
+# Measures one pair of files under many names, and prints by how much the memory that the process had at most grew.
+MEMORY = """
+import resource, sys
+from pathlib import Path
+from whitebox_crate import create_model
+from whitebox_crate.segmentation.attention_eval import score_image, summarize
+from whitebox_crate.segmentation.datasets import LabelledImage
+from whitebox_crate.segmentation.records import Records
+
+folder = Path(sys.argv[1])
+pair = LabelledImage(folder / "image.png", folder / "mask.png")
+model = create_model("crate_nano", depth=2, dynamic_img_size=True).eval()
+
+def peak(count):
+    records = Records(folder / str(count), {})
+    score = lambda pair: score_image(model, pair, size=96)
+    items = [(str(index), pair) for index in range(count)]
+    records.measure(items, score, content=LabelledImage.content, report=lambda text: None)
+    summarize(records.items(), layer=0)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+few = peak(30)
+print(peak(300) - few)
+"""
 
 
 @st.composite
@@ -72,6 +109,17 @@ class TestScoreMaps:
         found = score_maps(maps, torch.ones(16, 16, dtype=torch.uint8))
         assert {rule: ious.shape for rule, ious in found[1].items()} == dict.fromkeys(RULES, torch.Size([7]))
 
+    def test_dark_maps_mark_nothing_and_negative_ones_are_refused(self) -> None:
+        maps = torch.stack([torch.zeros(2, 2), torch.eye(2)])
+        found = score_maps(maps, torch.ones(4, 4, dtype=torch.int64))
+        assert {rule: ious.tolist() for rule, ious in found[1].items()} == {
+            "mass": [0, 0.5],
+            "entries": [0, 0.5],
+            "mean": [0, 0.5],
+        }
+        with pytest.raises(InputError, match=r"not negative, but its least value is -1"):
+            score_maps(torch.tensor([[-1.0, 0.0], [0.0, 0.0]]), torch.ones(4, 4, dtype=torch.int64))
+
     def test_no_object_no_score(self) -> None:
         assert score_maps(torch.rand(2, 2), torch.tensor([[0, 255]]), void=255) == {}
 
@@ -99,6 +147,9 @@ def test_all_layers_in_one_pass_are_those_of_each(name: str) -> None:
     assert torch.equal(together, torch.stack(apart, dim=1))
     with pytest.raises(InputError, match="the model itself"):
         all_cls_attention(torch.nn.DataParallel(model), images)  # type: ignore[arg-type]
+    images[1, 0, 0, 0] = torch.inf
+    with pytest.raises(InputError, match=r"in images \[1\] of 2"):
+        all_cls_attention(model, images)
 
 
 class TestScoreImage:
@@ -117,6 +168,20 @@ class TestScoreImage:
         assert ious.shape == (len(model.blocks), model.num_heads)
         assert ((ious >= 0) & (ious < 1)).all()
         assert list(score_image(model, pair, size=48)) == ["2", "15", "255"]
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="resource")
+    def test_memory_does_not_grow_with_the_number_of_images(self, pair: LabelledImage) -> None:
+        """To keep the pixels of 270 images more would take 40 MB (float32, 3 x 96 x 126 and more)."""
+        done = subprocess.run(
+            [sys.executable, "-c", MEMORY, str(pair.image.parent)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr
+        grown = int(done.stdout) * (1 if sys.platform == "darwin" else 1024)  # bytes
+        assert grown < 16e6
 
     def test_labels_that_are_no_classes_are_refused(self, pair: LabelledImage) -> None:
         model = create_model("crate_nano", dynamic_img_size=True).eval()
@@ -196,6 +261,29 @@ class TestSummary:
         found = summarize([("a", record("1", "2", seed=0))], layer=0, by_class=False)
         assert set(found["rules"]["mass"]) == {"miou", "miou_by_layer", "one_head"}
         assert "Class" not in tables(found)
+
+    def test_labels_without_names_are_in_the_order_of_numbers_and_before_names(self) -> None:
+        found = summarize([("a", record("10", "cat", "9", "1", seed=0))], layer=0)
+        assert list(found["rules"]["mass"]["by_class"]) == ["1", "9", "10", "cat"]
+
+    @pytest.mark.parametrize(
+        ("other", "says"),
+        [
+            ({"cat": {"mean": [[0.1] * 3] * 2}}, "of b has the rules"),
+            ({"cat": {"mass": [[0.1] * 3] * 2, "mean": [[0.1] * 3] * 2}}, "of b has the rules"),
+            ({"cat": {"mass": [[0.1] * 3] * 2}, "dog": {"mass": [[0.1] * 3] * 2, "mean": [[0.1] * 3] * 2}}, "of b has"),
+            ({"cat": {"mass": [[0.1] * 2] * 2}}, r"\(2, 2\)}, those before it {'mass': \(2, 3\)}"),
+            ({"cat": {"mass": [[0.1] * 3] * 2}, "dog": {"mass": [[0.1] * 2]}}, "of b has not one shape"),
+            ({"cat": {"mass": [[0.1] * 3] * 2}, "dog": {}}, "of b has not one shape and the same rules"),
+            ({"cat": {"mass": [[0.1], [0.1, 0.2]]}}, "of b has not one shape"),
+            ({"cat": {"mass": 0.5}}, "no layers and heads"),
+            ({"cat": {}}, "of b has no rules"),
+        ],
+    )
+    def test_records_that_do_not_go_together(self, other: Any, says: str) -> None:
+        for average in (partial(summarize, layer=0), layer_means):
+            with pytest.raises(InputError, match=says):
+                average([("a", record("cat", seed=0)), ("none", {}), ("b", other)])
 
     def test_nothing_to_average(self) -> None:
         with pytest.raises(InputError, match="2 images were scored and none has an object"):

@@ -235,6 +235,9 @@ class TestBadInput:
             ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": "o" * 20}}, "cannot read a segm"),
             ({"score": float("nan")}, "score is a finite number"),
             ({"score": "high"}, "score is a finite number"),
+            ({"image_id": "1"}, "image_id is a whole number"),
+            ({"image_id": [1]}, "image_id is a whole number"),
+            ({"image_id": True}, "image_id is a whole number"),
         ],
     )
     def test_results(self, change: dict[str, Any], said: str) -> None:
@@ -248,6 +251,8 @@ class TestBadInput:
             score(truth, [{"image_id": 1, "score": 1.0, "bbox": [0, 0, 2, 2]}], "segm")
         with pytest.raises(InputError, match=r"\[x, y, width, height\]"):
             score(truth, [{"image_id": 1, "score": 1.0, "bbox": [0, 0, 2]}], "bbox")
+        with pytest.raises(InputError, match=r"one is \[1, 2\]"):
+            score(truth, [[1, 2]], "segm")  # type: ignore[list-item]
         with pytest.raises(UnknownNameError, match="segm"):
             score(truth, [], "segmentation")  # type: ignore[arg-type]
 
@@ -279,8 +284,20 @@ class TestBadInput:
         strange["annotations"][0]["image_id"] = 9
         del caption["annotations"][0]["bbox"]
         other["annotations"][0]["segmentation"] = {"size": [4, 4], "counts": [16]}
+        crowded, unknown, textual, listed = (document((1, (0, 0, 2, 2))) for _ in range(4))
+        crowded["annotations"][0]["iscrowd"] = 1
+        unknown["annotations"][0]["iscrowd"] = None
+        textual["annotations"][0]["image_id"] = "1"
+        listed["annotations"][0]["image_id"] = [1]
+        more = [
+            ("no object to find", crowded),
+            ("iscrowd is 0 or 1, or not there, but that of one is None", unknown),
+            ("image_id \\(a whole number\\)", textual),
+            ("image_id \\(a whole number\\)", listed),
+            ("no object to find", document()),
+        ]
         cases = {"1 twice": twice, "image 9": strange, "captions": caption, r"size \[4, 4\]": other}
-        for said, content in cases.items():
+        for said, content in [*cases.items(), *more]:
             path.write_text(json.dumps(content))
             with pytest.raises(InputError, match=said):
                 read_annotations(path)
@@ -321,6 +338,38 @@ class TestMaskCut:
             features, grid = patch_features(model, pixels[None], 2)
         assert results == to_results(4, upsample(maskcut(features[0], grid, 2, 0.2), (50, 73)))
         assert results and all(result["segmentation"]["size"] == [50, 73] for result in results)
+
+    def test_features_of_another_state(self, photo: dict[str, Any], tmp_path: Path) -> None:
+        model = create_model("crate_nano", pretrained=True, dynamic_img_size=True).eval()
+        found = {s: maskcut_results(model, photo, tmp_path, size=60, state=s) for s in ("projections", "tokens")}
+        with torch.inference_mode():
+            cfg = model.pretrained_cfg
+            seen = resize_to_grid(load_image(tmp_path / "a.png"), 6, 60)
+            features, grid = patch_features(
+                model, image_to_tensor(seen, mean=cfg.mean, std=cfg.std)[None], -2, "tokens"
+            )
+        assert found["tokens"] == to_results(4, upsample(maskcut(features[0], grid), (50, 73)))
+        assert found["tokens"] != found["projections"]
+        with pytest.raises(UnknownNameError, match="attention"):
+            maskcut_results(model, photo, tmp_path, size=60, state="attention")
+
+    @pytest.mark.parametrize("orientation", [3, 6])
+    def test_a_photograph_with_an_exif_tag_is_read_as_it_is_stored(
+        self, orientation: int, photo: dict[str, Any], tmp_path: Path
+    ) -> None:
+        """Or upright, where the annotations list the upright size."""
+        model = create_model("crate_nano", pretrained=True, dynamic_img_size=True).eval()
+        expected = maskcut_results(model, photo, tmp_path, size=48)
+        with Image.open(tmp_path / "a.png") as image:
+            exif = Image.Exif()
+            exif[0x0112] = orientation
+            image.save(tmp_path / "turned.png", exif=exif)
+        turned = {**photo, "file_name": "turned.png"}
+        assert load_image(tmp_path / "turned.png") != load_image(tmp_path / "a.png")
+        assert maskcut_results(model, turned, tmp_path, size=48) == expected
+        if orientation == 6:
+            (first, *_) = maskcut_results(model, {**turned, "height": 73, "width": 50}, tmp_path, size=48)
+            assert first["segmentation"]["size"] == [73, 50]
 
     def test_another_size_than_the_annotations_say(self, photo: dict[str, Any], tmp_path: Path) -> None:
         model = create_model("crate_nano", depth=1, dynamic_img_size=True)

@@ -113,8 +113,31 @@ class TestFolder:
     def test_two_images_for_one_mask(self, tmp_path: Path) -> None:
         make_folder(tmp_path)
         noise(0).save(tmp_path / "images" / "photo 00.bmp")
-        with pytest.raises(InputError, match=r"photo 00\.bmp and .*photo 00\.jpg would have the same mask"):
+        with pytest.raises(InputError, match=r"photo 00\.bmp and .*photo 00\.jpg differ by their suffix alone"):
             read_folder(tmp_path)
+
+    def test_masks_are_found_whatever_the_case_of_their_suffix(self, tmp_path: Path) -> None:
+        make_folder(tmp_path, 2)
+        mask = tmp_path / "masks" / "photo 00.png"
+        mask.rename(mask.with_suffix(".PNG"))
+        data = read_folder(tmp_path)
+        data.check_files()
+        assert [pair.mask.name for _, pair in data.items] == ["photo 00.PNG", "photo 01.png"]
+        save_mask(labels(0), mask)
+        with pytest.raises(InputError, match="differ by their suffix alone"):
+            read_folder(tmp_path)
+
+    def test_the_content_of_a_pair_is_that_of_both_files(self, tmp_path: Path) -> None:
+        make_folder(tmp_path, 1)
+        ((_, pair),) = read_folder(tmp_path).items
+        seen = {pair.content()}
+        for path in (pair.image, pair.mask):
+            path.write_bytes(path.read_bytes() + b"0")
+            seen.add(pair.content())
+        assert len(seen) == 3
+        pair.mask.unlink()
+        with pytest.raises(InputError, match="cannot be read"):
+            pair.content()
 
 
 class TestMasks:

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whitebox_crate.errors import InputError, OutputError, ProcessError
-from whitebox_crate.segmentation.records import Records
+from whitebox_crate.segmentation.records import Records, content_of
 
 SETTINGS = {"size": 96, "rules": ["mass", "mean"]}
 ITEMS = [(f"image {index}", index) for index in range(12)]
@@ -110,6 +110,11 @@ class TestOneProcess:
     def test_names_repeat(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="'image 0' is there twice"):
             measured(tmp_path, ITEMS + ITEMS[:1])
+
+    def test_items_come_after_measuring(self, tmp_path: Path) -> None:
+        measured(tmp_path)
+        with pytest.raises(InputError, match="call measure first"):
+            list(Records(tmp_path, SETTINGS).items())
 
     def test_an_item_that_was_not_measured_is_no_gap(self, tmp_path: Path) -> None:
         records = measured(tmp_path)
@@ -200,6 +205,60 @@ class TestFolder:
         assert list(records.items()) == EXPECTED
 
 
+class TestContent:
+    @staticmethod
+    def content(index: int) -> str:
+        return f"of {index}"
+
+    def test_the_same_content_goes_on_and_other_is_refused(self, tmp_path: Path) -> None:
+        measured(tmp_path, ITEMS[:5], content=self.content)
+        assert list(measured(tmp_path, content=self.content).items()) == EXPECTED
+        changed = [*ITEMS[:4], ("image 4", 40), *ITEMS[5:]]
+        with pytest.raises(InputError, match="image 4 has other content than when it was measured"):
+            measured(tmp_path, changed, content=self.content)
+        assert list(measured(tmp_path, by=refuse, content=self.content).items()) == EXPECTED
+
+    def test_records_that_do_not_say_of_what_are_refused(self, tmp_path: Path) -> None:
+        measured(tmp_path)
+        with pytest.raises(InputError, match="image 0 has other content"):
+            measured(tmp_path, content=self.content)
+
+    def test_a_broken_item_may_be_repaired(self, tmp_path: Path) -> None:
+        def damaged(index: int) -> Any:
+            if index == 3:
+                raise InputError("cut short")
+            return score(index)
+
+        measured(tmp_path, by=damaged, content=self.content, skip_broken=True)
+        records = measured(tmp_path, content=lambda index: "new" if index == 3 else self.content(index))
+        assert list(records.items()) == EXPECTED and records.broken == []
+
+    def test_processes_share_the_look_at_what_was_measured(self, tmp_path: Path) -> None:
+        measured(tmp_path, content=self.content)
+
+        def run() -> None:
+            seen: list[int] = []
+            records = measured(
+                tmp_path,
+                by=refuse,
+                content=lambda index: seen.append(index) or self.content(index),  # type: ignore[func-returns-value]
+            )
+            assert seen == list(range(12))[int(os.environ["RANK"]) :: 2]
+            assert list(records.items()) == EXPECTED
+
+        assert exit_codes(processes(2, run)) == [0, 0]
+
+    def test_files_are_told_apart_by_every_byte_and_by_where_one_ends(self, tmp_path: Path) -> None:
+        for name, content in {"a": b"xy", "b": b"z", "c": b"x", "d": b"yz", "long": b"0" * (3 << 20)}.items():
+            (tmp_path / name).write_bytes(content)
+        a, b, c, d, long = (tmp_path / name for name in ("a", "b", "c", "d", "long"))
+        before = content_of(long)
+        assert content_of(a, b) != content_of(c, d)
+        assert len({content_of(a), content_of(b), content_of(a, b), content_of(b, a), before}) == 5
+        long.write_bytes(b"0" * ((3 << 20) - 1) + b"1")
+        assert content_of(long) != before
+
+
 class TestBroken:
     def damaged(self, index: int) -> Any:
         if index in (3, 7):
@@ -210,6 +269,8 @@ class TestBroken:
         with pytest.raises(InputError, match=r"image 3: file 3 is cut short. What was measured is kept"):
             measured(tmp_path, by=self.damaged)
         assert names_in(tmp_path) == ["image 0", "image 1", "image 2"]
+        with pytest.raises(InputError, match=r"; call the photographer$"):
+            measured(tmp_path, by=self.damaged, advice="call the photographer")
 
     def test_skipped_items_are_reported_and_named(self, tmp_path: Path) -> None:
         lines: list[str] = []
@@ -332,5 +393,16 @@ class TestSeveralProcesses:
         with pytest.raises(ProcessError, match="start them by torchrun"):
             measured(tmp_path)
         monkeypatch.setenv("RANK", "first")
-        with pytest.raises(InputError, match="whole numbers"):
+        with pytest.raises(InputError, match="RANK is a whole number, not 'first'"):
+            measured(tmp_path)
+
+    @pytest.mark.parametrize(("rank", "count"), [("1", None), ("2", "2"), ("-1", "2"), ("0", "0")])
+    def test_a_rank_that_would_leave_items_out_is_refused(
+        self, rank: str, count: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.delenv("WORLD_SIZE", raising=False)
+        if count is not None:
+            monkeypatch.setenv("WORLD_SIZE", count)
+        with pytest.raises(InputError, match="RANK is a number below WORLD_SIZE"):
             measured(tmp_path)

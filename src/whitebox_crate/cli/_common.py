@@ -14,7 +14,12 @@ from typing import Any
 from ..errors import InputError, OutputError, UnknownNameError
 from ..factory import create_model
 from ..models import ImageTransformer
+from ..models._base import resolve_index
 from ..registry import model_entrypoint
+from ..segmentation import default_layer
+
+# What --layer is if it is not given, for the help of commands; see `layer_of`.
+LAYER = "the weights' best, else -2 of CRATE, -1 of ViT"
 
 
 def command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
@@ -45,6 +50,15 @@ def load(options: argparse.Namespace, any_size: bool = True) -> ImageTransformer
     if not isinstance(model, ImageTransformer):
         raise InputError(f"{options.model} makes a {type(model).__name__}, whose layers are not known")
     return model.eval().requires_grad_(False)
+
+
+def layer_of(model: ImageTransformer, wanted: int | None) -> int:
+    """The layer that was asked for, from 0, else `default_layer`.
+
+    Raises:
+        UnknownNameError: If there is no such layer.
+    """
+    return default_layer(model) if wanted is None else resolve_index("layer", wanted, len(model.blocks))
 
 
 def samples() -> list[Path]:

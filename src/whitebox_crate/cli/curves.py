@@ -19,13 +19,12 @@ from ..factory import create_model
 from ..hub import CONFIG, WEIGHTS, write_whole
 from ..loading import read_json
 from ..models import ImageTransformer
-from ..models._base import resolve_index
 from ..segmentation.attention_eval import RULES, score_image
 from ..segmentation.curves import LayerMeans, check_noise, generator_of, layer_means, noisy
 from ..segmentation.datasets import LabelledImage, LabelledImages, read_folder, read_voc
 from ..segmentation.records import Records
-from ._common import command, load
-from .evaluate import add_run_options, load_for_evaluation, names_digest
+from ._common import LAYER, command, layer_of, load
+from .evaluate import ADVICE, add_run_options, check_files, load_for_evaluation, names_digest
 
 RUN = "run.json"  # beside the weights in the checkpoints of `train`
 WEIGHT_SUFFIXES = frozenset({".safetensors", ".pth", ".pt", ".bin", ".npz", ".ckpt"})
@@ -73,7 +72,7 @@ def _add_options(parser: argparse.ArgumentParser, one_layer: bool = True) -> Non
     parser.add_argument("--keep", type=float, default=0.6, help="share that mass and entries keep (%(default)s)")
     parser.add_argument("--rule", choices=RULES, default="mean", help="rule that is drawn; JSON has all (%(default)s)")
     if one_layer:
-        parser.add_argument("--layer", type=int, help="which layer (default: the weights' best, else -2)")
+        parser.add_argument("--layer", type=int, help=f"which layer (default: {LAYER})")
 
 
 def _curves(measure: Any, x_label: str, options: argparse.Namespace) -> int:
@@ -82,8 +81,7 @@ def _curves(measure: Any, x_label: str, options: argparse.Namespace) -> int:
     figure_class = require("matplotlib.figure", extra="plots").Figure  # missing it is better known before
     voc = options.data == "voc"
     data = read_voc(options.root, options.split) if voc else read_folder(options.root, options.void)
-    if not options.skip_broken:
-        data.check_files()
+    check_files(options, data.check_files)
     run = _Run(options, data)
     curves: list[Curve] = measure(run, options)
     if run.is_main:
@@ -121,6 +119,9 @@ class _Run:
             "noise": noise,
         }
 
+        def content(item: tuple[str, LabelledImage]) -> str:
+            return item[1].content()
+
         def score(item: tuple[str, LabelledImage]) -> Any:
             name, pair = item
             disturbed = noisy(model, *noise[:2], generator_of(noise[2], name)) if noise else nullcontext()
@@ -129,7 +130,14 @@ class _Run:
 
         records = Records(options.out / "records" / folder, settings)
         named = [(image, (image, pair)) for image, pair in self.data.items]
-        records.measure(named, score, skip_broken=options.skip_broken, report=partial(_report, folder))
+        records.measure(
+            named,
+            score,
+            content=content,
+            skip_broken=options.skip_broken,
+            advice=ADVICE,
+            report=partial(_report, folder),
+        )
         self.is_main = records.is_main
         self.broken.update(records.broken)
         return layer_means(records.items())
@@ -147,7 +155,7 @@ def _by_checkpoint(run: _Run, options: argparse.Namespace) -> list[Curve]:
     points, layer = [], 0
     for number, path in find_checkpoints(options.checkpoints):
         model = load_checkpoint(path, options.model)
-        layer = _layer_of(model, options)
+        layer = layer_of(model, options.layer)
         means = run.measure(model, str(path), _as_name(path.name))
         points.append(_point(number, means, layer))
     return [{"label": options.checkpoints.name, "layer": layer, "points": points}]
@@ -159,7 +167,7 @@ def _by_noise(run: _Run, options: argparse.Namespace) -> list[Curve]:
             check_noise(strength, share)
     curves = []
     for word, name, model in _models(options):
-        layer = _layer_of(model, options)
+        layer = layer_of(model, options.layer)
         for share in options.shares:
             points = []
             for strength in options.strengths:
@@ -234,11 +242,6 @@ def _models(options: argparse.Namespace) -> Iterator[tuple[str, str, ImageTransf
         checkpoint = options.checkpoint if number == 0 else None
         model = load(argparse.Namespace(model=name, checkpoint=checkpoint))
         yield f"{number}-{_as_name(name)}", name, model
-
-
-def _layer_of(model: ImageTransformer, options: argparse.Namespace) -> int:
-    wanted = model.pretrained_cfg.attention_layer if options.layer is None else options.layer
-    return resolve_index("layer", wanted, len(model.blocks))
 
 
 def _report(folder: str, text: str) -> None:

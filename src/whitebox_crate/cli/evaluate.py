@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,12 +16,14 @@ from .. import __version__
 from ..errors import InputError, require
 from ..hub import write_whole
 from ..models import ImageTransformer
-from ..models._base import resolve_index
 from ..segmentation.attention_eval import RULES, Record, score_image, summarize, tables
 from ..segmentation.coco import check_images, maskcut_results, read_annotations, score
 from ..segmentation.datasets import LabelledImage, LabelledImages, read_folder, read_voc
-from ..segmentation.records import Records
-from ._common import add_model_choice, command, load, positive
+from ..segmentation.records import Records, content_of, whole_number
+from ._common import LAYER, add_model_choice, command, layer_of, load, positive
+
+# What to do about a broken item; the functions beneath know no options.
+ADVICE = "repair this one and run again, or leave out what is broken with --skip-broken"
 
 
 def add_evaluate(commands: Any) -> None:
@@ -58,14 +59,17 @@ def _add_coco(kinds: Any) -> None:
     )
     coco.add_argument("--annotations", type=Path, help="file (default: ROOT/annotations/instances_SPLIT.json)")
     add_run_options(coco, "folder with annotations/ and a folder of images, val2017/")
-    coco.add_argument("--layer", type=int, help="layer of the projections (default: the weights' best, else -2)")
+    coco.add_argument("--layer", type=int, help=f"layer of the features (default: {LAYER})")
+    coco.add_argument(
+        "--state", choices=("projections", "tokens", "output"), default="projections", help="features (%(default)s)"
+    )
     coco.add_argument("--tau", type=float, default=0.15, help="patches of a larger cosine are linked (%(default)s)")
     coco.add_argument("--n", type=positive, default=3, help="most masks of an image (%(default)s)")
 
 
 def _add_attention_options(parser: argparse.ArgumentParser, root: str) -> None:
     add_run_options(parser, root)
-    parser.add_argument("--layer", type=int, help="layer of the table by class (default: the weights' best, else -2)")
+    parser.add_argument("--layer", type=int, help=f"layer of the table by class (default: {LAYER})")
     parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES, help="what a mask keeps (all)")
     parser.add_argument("--keep", type=float, default=0.6, help="share that mass and entries keep (%(default)s)")
 
@@ -85,7 +89,7 @@ def load_for_evaluation(
 ) -> tuple[ImageTransformer, int, dict[str, Any]]:
     """The model on its device (that of the options, or a loaded one), the shorter side of its images, and its settings.
 
-    The settings are what of them belongs to those of a run.
+    The settings are what of them belongs to those of a run: the weights, and all that makes of them what they compute.
     """
     model = load(options) if model is None else model
     if model.in_chans != 3:
@@ -95,7 +99,16 @@ def load_for_evaluation(
     for name, value in model.state_dict().items():
         digest.update(name.encode())
         digest.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
-    settings = {"whitebox_crate": __version__, "model": options.model, "weights": digest.hexdigest()[:16], "size": size}
+    settings = {
+        "whitebox_crate": __version__,
+        "model": options.model,
+        "architecture": model.architecture,
+        "model_args": json.loads(json.dumps(model.model_args, default=repr)),
+        "mean": model.pretrained_cfg.mean,
+        "std": model.pretrained_cfg.std,
+        "weights": digest.hexdigest()[:16],
+        "size": size,
+    }
     return model.to(_device(options.device)), size, settings
 
 
@@ -103,11 +116,20 @@ def _device(text: str) -> torch.device:
     try:
         device = torch.device(text)
         if device.type == "cuda" and device.index is None and torch.cuda.is_available():
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-        torch.empty(1, device=device)
+            device = torch.device("cuda", whole_number("LOCAL_RANK", 0) % torch.cuda.device_count())
+        torch.zeros(1, device=device).cpu()  # there and back: the device "meta" makes tensors that hold nothing
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"there is no device {text!r} here: {error}".splitlines()[0]) from error
     return device
+
+
+def check_files(options: argparse.Namespace, check: Callable[[], None]) -> None:
+    """Looks whether all files are there, unless broken ones are to be skipped anyhow."""
+    if not options.skip_broken:
+        try:
+            check()
+        except InputError as error:
+            raise InputError(f"{error}, or leave them out with --skip-broken") from error
 
 
 def names_digest(names: list[str]) -> str:
@@ -125,6 +147,18 @@ def finish(records: Records, results: Mapping[str, Any], table: str, name: str =
     print(path)
 
 
+def _broken(records: Records, count: int) -> list[dict[str, str]]:
+    """What was left out, for the results.
+
+    Raises:
+        InputError: If that is all of the `count` images.
+    """
+    broken = [{"image": name, "why": why} for name, why in records.broken]
+    if len(broken) == count:
+        raise InputError(f"all {count} images are broken; the first, {broken[0]['image']}: {broken[0]['why']}")
+    return broken
+
+
 def _voc(options: argparse.Namespace) -> int:
     about = {"data": "voc", "split": options.split}
     return _attention(options, read_voc(options.root, options.split), about, by_class=True)
@@ -138,34 +172,28 @@ def _folder(options: argparse.Namespace) -> int:
 def _attention(options: argparse.Namespace, data: LabelledImages, about: Mapping[str, Any], by_class: bool) -> int:
     if not 0 < options.keep <= 1:
         raise InputError(f"--keep is a share in (0, 1], not {options.keep}")
-    if not options.skip_broken:
-        data.check_files()
+    check_files(options, data.check_files)
     model, size, about_model = load_for_evaluation(options)
-    layer = resolve_index(
-        "layer", model.pretrained_cfg.attention_layer if options.layer is None else options.layer, len(model.blocks)
-    )
+    layer = layer_of(model, options.layer)
+    class_names = data.class_names if by_class else None
     rules = [rule for rule in RULES if rule in options.rules]
     settings = {
         "measurement": "attention",
         **about,
         "void": data.void,
+        "classes": class_names,
         "images": names_digest([name for name, _ in data.items]),
         **about_model,
         "rules": rules,
         "keep": options.keep,
     }
-    class_names = data.class_names if by_class else None
     records = Records(options.out, settings)
-    score: Callable[[LabelledImage], Record] = partial(
+    measure: Callable[[LabelledImage], Record] = partial(
         score_image, model, size=size, rules=rules, keep=options.keep, void=data.void, class_names=class_names
     )
-    records.measure(data.items, score, skip_broken=options.skip_broken)
+    records.measure(data.items, measure, content=LabelledImage.content, skip_broken=options.skip_broken, advice=ADVICE)
     if records.is_main:
-        broken = [{"image": name, "why": why} for name, why in records.broken]
-        if len(broken) == len(data.items):
-            raise InputError(
-                f"all {len(data.items)} images are broken; the first, {broken[0]['image']}: {broken[0]['why']}"
-            )
+        broken = _broken(records, len(data.items))
         found = summarize(records.items(), layer=layer, by_class=by_class)
         table = f"{options.model}, {found['images']} images at {size} pixels"
         if found["images_without_objects"]:
@@ -181,40 +209,50 @@ def _coco(options: argparse.Namespace) -> int:
     if not 0 <= options.tau < 1:
         raise InputError(f"--tau is a cosine in [0, 1), not {options.tau}")
     folder: Path = options.root / options.split
-    annotations = read_annotations(
-        options.annotations or options.root / "annotations" / f"instances_{options.split}.json"
-    )
-    if not options.skip_broken:
-        check_images(annotations, folder)
+    file: Path = options.annotations or options.root / "annotations" / f"instances_{options.split}.json"
+    annotations = read_annotations(file)
+    check_files(options, partial(check_images, annotations, folder))
     model, size, about_model = load_for_evaluation(options)
-    layer = resolve_index(
-        "layer", model.pretrained_cfg.attention_layer if options.layer is None else options.layer, len(model.blocks)
-    )
+    layer = layer_of(model, options.layer)
     items = [(image["file_name"], image) for image in annotations["images"]]
     settings = {
         "measurement": "maskcut",
         "data": "coco",
         "split": options.split,
+        "annotations": content_of(file),
         "images": names_digest([f"{image['id']} {name}" for name, image in items]),
         **about_model,
         "layer": layer,
+        "state": options.state,
         "n": options.n,
         "tau": options.tau,
     }
     records = Records(options.out, settings)
-    find = partial(maskcut_results, model, folder=folder, size=size, layer=layer, n=options.n, tau=options.tau)
-    records.measure(items, find, skip_broken=options.skip_broken)
+    find = partial(
+        maskcut_results,
+        model,
+        folder=folder,
+        size=size,
+        layer=layer,
+        n=options.n,
+        tau=options.tau,
+        state=options.state,
+    )
+
+    def content(image: Mapping[str, Any]) -> str:
+        return content_of(folder / image["file_name"])
+
+    records.measure(items, find, content=content, skip_broken=options.skip_broken, advice=ADVICE)
     if records.is_main:
-        broken = [{"image": name, "why": why} for name, why in records.broken]
-        if len(broken) == len(items):
-            raise InputError(f"all {len(items)} images are broken; the first, {broken[0]['image']}: {broken[0]['why']}")
+        broken = _broken(records, len(items))
         results = [result for _, found in records.items() for result in found]
         write_whole(records.folder / "results.json", lambda path: path.write_text(json.dumps(results) + "\n"))
         scores = {
             "detection": score(annotations, results, "bbox"),
             "segmentation": score(annotations, results, "segm"),
         }
-        title = f"{options.model}, MaskCut on layer {layer}, {len(items)} images at {size} pixels, {len(results)} masks"
+        what = f"MaskCut on {options.state} of layer {layer}"
+        title = f"{options.model}, {what}, {len(items)} images at {size} pixels, {len(results)} masks"
         if broken:
             title += f"; in {len(broken)} broken images, named in scores.json, nothing was found"
         lines = [title, "", "| in percent | AP50 | AP75 | AP |", "|---|---|---|---|"]

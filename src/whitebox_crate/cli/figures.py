@@ -18,7 +18,6 @@ from torch import Tensor
 from ..errors import InputError, require
 from ..hub import write_whole
 from ..models import ImageTransformer
-from ..models._base import resolve_index
 from ..preprocess import image_to_tensor, load_image, resize_to_grid
 from ..segmentation import attention_masks, cls_attention, curves, mask_iou, patch_features, upsample
 from ..segmentation.attention import MaskRule
@@ -26,7 +25,7 @@ from ..segmentation.datasets import LabelledImage
 from ..segmentation.draw import PAPER, draw_map, draw_mask, draw_panels
 from ..segmentation.heads import rank_heads
 from ..segmentation.pca import patch_pca, pca_maps, unit_range
-from ._common import add_model_options, command, free_name, load, make_folder, samples
+from ._common import LAYER, add_model_options, command, free_name, layer_of, load, make_folder, samples
 from .curves import add_noise_options
 
 if TYPE_CHECKING:
@@ -49,9 +48,7 @@ def add_pca(commands: Any) -> None:
     """Adds the command `pca`."""
     pca = command(commands, "pca", _pca, "foreground and parts of one kind of object, by PCA of patch features")
     add_model_options(pca)
-    pca.add_argument(
-        "--layer", type=_layer, help="which layer, or all for a strip (default: the weights' best, else -2)"
-    )
+    pca.add_argument("--layer", type=_layer, help=f"which layer, or all for a strip (default: {LAYER})")
     pca.add_argument(
         "--threshold", type=float, help="foreground from so many standard deviations (default: Otsu's cut)"
     )
@@ -62,7 +59,7 @@ def add_heads(commands: Any) -> None:
     """Adds the command `heads`."""
     heads = command(commands, "heads", _heads, "the same heads across images, those first that pick the same part")
     add_model_options(heads)
-    heads.add_argument("--layer", type=int, help="which layer (default: the weights' best, else -2)")
+    heads.add_argument("--layer", type=int, help=f"which layer (default: {LAYER})")
     heads.add_argument("--masks", type=Path, help="folder of mask PNGs named as the images: ranks by IoU")
     heads.add_argument("--void", type=int, help="label of pixels that count for nothing, for example 255 (none)")
     heads.add_argument("--rule", choices=get_args(MaskRule), default="mean", help="how a map is cut (%(default)s)")
@@ -76,7 +73,7 @@ def add_noise(commands: Any) -> None:
     """Adds the command `noise`."""
     noise = command(commands, "noise", _noise, "the [CLS] maps of all heads of a layer as noise on the pixels grows")
     add_model_options(noise)
-    noise.add_argument("--layer", type=int, help="which layer (default: the weights' best, else -2)")
+    noise.add_argument("--layer", type=int, help=f"which layer (default: {LAYER})")
     add_noise_options(noise, [10, 25, 50, 75])
     _add_sheet_options(noise, "noise")
 
@@ -105,7 +102,7 @@ def _pca(options: argparse.Namespace) -> int:
         panels, captions = _strip(model, seen)
         columns, name = len(model.blocks) + 1, "pca-layers"
     else:
-        layer = _layer_of(model, options.layer)
+        layer = layer_of(model, options.layer)
         panels, captions = _parts(model, seen, layer, options)
         columns, name = min(len(seen), WIDEST), f"pca-layer{layer}"
     target = _save(options, name, draw_panels(panels, captions, columns))
@@ -150,7 +147,7 @@ def _strip(model: ImageTransformer, seen: Sequence[Seen]) -> tuple[list[Image], 
 def _heads(options: argparse.Namespace) -> int:
     model = load(options)
     seen, failed = _read(options, model)
-    layer = _layer_of(model, options.layer)
+    layer = layer_of(model, options.layer)
     maps = [cls_attention(model, one.pixels[None], layer)[0] for one in seen]
     features, _ = _features(model, seen, layer)
     ranking = rank_heads(maps, features)
@@ -183,7 +180,9 @@ def _ious(maps: Sequence[Tensor], seen: Sequence[Seen], options: argparse.Namesp
     """IoU of each head's mask with what is marked in the image's mask, float (images, heads)."""
     rows = []
     for map_, one in zip(maps, seen, strict=True):
-        pair = LabelledImage(one.path, options.masks / f"{one.path.stem}.png")
+        mask = options.masks / f"{one.path.stem}.png"
+        upper = mask.with_suffix(".PNG")
+        pair = LabelledImage(one.path, upper if upper.is_file() else mask)
         _, labels = pair.read()
         target = labels != 0
         valid = torch.ones_like(target) if options.void is None else labels != options.void
@@ -201,7 +200,7 @@ def _noise(options: argparse.Namespace) -> int:
         curves.check_noise(strength, share)
     model = load(options)
     seen, failed = _read(options, model)
-    layer, cfg, taken = _layer_of(model, options.layer), model.pretrained_cfg, set[str]()
+    layer, cfg, taken = layer_of(model, options.layer), model.pretrained_cfg, set[str]()
     mean, std = (torch.tensor(values)[:, None, None] for values in (cfg.mean, cfg.std))
     levels = [(0.0, 0.0), *((strength, share) for share in options.shares for strength in options.strengths)]
     for one in seen:
@@ -248,10 +247,6 @@ def _read(options: argparse.Namespace, model: ImageTransformer) -> tuple[list[Se
 def _features(model: ImageTransformer, seen: Sequence[Seen], layer: int) -> tuple[list[Tensor], list[tuple[int, int]]]:
     found = [patch_features(model, one.pixels[None], layer) for one in seen]
     return [features[0] for features, _ in found], [grid for _, grid in found]
-
-
-def _layer_of(model: ImageTransformer, wanted: int | None) -> int:
-    return resolve_index("layer", model.pretrained_cfg.attention_layer if wanted is None else wanted, len(model.blocks))
 
 
 def _in_bands(rows: Sequence[Sequence[Image]], captions: Sequence[Sequence[str]]) -> tuple[list[Image], list[str]]:

@@ -20,7 +20,7 @@ from ..preprocess import Transform, create_transform, image_to_tensor, load_imag
 from ..segmentation import attention_masks, cls_attention
 from ..segmentation.attention import MaskRule
 from ..segmentation.draw import draw_map, draw_mask, draw_panels
-from ._common import add_model_options, command, free_name, load, make_folder, positive, samples
+from ._common import LAYER, add_model_options, command, free_name, layer_of, load, make_folder, positive, samples
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -50,7 +50,7 @@ def add_segment(commands: Any) -> None:
 
 def _add_picture_options(parser: argparse.ArgumentParser, out: str) -> None:
     add_model_options(parser)
-    parser.add_argument("--layer", type=int, help="which layer (default: the weights' best, else -2)")
+    parser.add_argument("--layer", type=int, help=f"which layer (default: {LAYER})")
     parser.add_argument("--size", type=int, help="shorter side for the model, pixels (default: the weights' best)")
     parser.add_argument("--out", type=Path, default=Path(out), help="folder for the PNGs (%(default)s)")
 
@@ -143,8 +143,7 @@ def _draw_all(options: argparse.Namespace, model: ImageTransformer, draw: Any) -
     """Draws each image into a PNG of its own; one that fails is reported, and the others are drawn all the same."""
     if model.in_chans != 3:
         raise InputError(f"{options.model} takes {model.in_chans} channels; photographs have 3")
-    wanted = model.pretrained_cfg.attention_layer if options.layer is None else options.layer
-    layer = resolve_index("layer", wanted, len(model.blocks))
+    layer = layer_of(model, options.layer)
     cfg = model.pretrained_cfg
     short_side = cfg.attention_size or min(model.img_size) if options.size is None else options.size
     failed, taken = 0, set[str]()

@@ -34,7 +34,7 @@ class PretrainedCfg:
         num_classes: Number of classes of the head; 0 if the weights have none.
         label_names: Name of each class, empty if unknown.
         model_args: Options of the model that these weights need and its architecture does not have by default.
-        attention_layer: The layer whose [CLS] attention shows objects; the paper's penultimate one if not measured.
+        attention_layer: The layer whose [CLS] attention shows objects, if measured.
         attention_head: The head of it that does so best, if measured.
         attention_size: Shorter side of an image, pixels, at which it does so best, if measured.
         license: Licence of the weights; "" where none is stated.
@@ -62,7 +62,7 @@ class PretrainedCfg:
     num_classes: int = 1000
     label_names: tuple[str, ...] = ()
     model_args: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    attention_layer: int = -2
+    attention_layer: int | None = None
     attention_head: int | None = None
     attention_size: int | None = None
     license: str = ""

@@ -1,10 +1,10 @@
 """Segmentation without a segmentation head: attention maps, masks, and how good they are."""
 
-from .attention import attention_masks, cls_attention, upsample
+from .attention import all_cls_attention, attention_masks, cls_attention, default_layer, upsample
 from .crf import dense_crf
 from .maskcut import (
     CutRound,
-    Objects,
+    FoundObjects,
     bipartition,
     connected_component,
     mask_boxes,
@@ -18,13 +18,15 @@ from .pca import patch_features
 
 __all__ = [
     "CutRound",
-    "Objects",
+    "FoundObjects",
     "affinity",
+    "all_cls_attention",
     "attention_masks",
     "best_head_iou",
     "bipartition",
     "cls_attention",
     "connected_component",
+    "default_layer",
     "dense_crf",
     "group_means",
     "mask_boxes",

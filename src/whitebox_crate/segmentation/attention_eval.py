@@ -6,47 +6,23 @@ image counts (equation 13); its IoU is averaged over the classes of the image (e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..capture import capture
 from ..errors import InputError, WeightsError
 from ..models import ImageTransformer
 from ..models._base import resolve_index
 from ..preprocess import image_to_tensor, resize_to_grid
-from .attention import MaskRule, attention_masks, upsample
+from .attention import MaskRule, all_cls_attention, attention_masks, upsample
 from .datasets import LabelledImage
 
 RULES: tuple[MaskRule, ...] = get_args(MaskRule)
 # IoU by class, rule, layer and head: what is recorded of an image.
 Record = dict[str, dict[str, list[list[float]]]]
-
-
-def all_cls_attention(model: ImageTransformer, images: Tensor) -> Tensor:
-    """`cls_attention` of every layer, in one forward pass.
-
-    Args:
-        model: A model of this package, compiled or not.
-        images: (batch, in_chans, height, width), float, of a size the model takes.
-
-    Returns:
-        (batch, layers, heads, grid_h, grid_w), the dtype of the attention.
-
-    Raises:
-        InputError: If the model is not of this package or is wrapped, or the images are not of its shape.
-    """
-    with capture(model, "attention", queries="cls") as trace:
-        if not hasattr(model, "grid_of"):
-            raise InputError(f"give the model itself, not the {type(model).__name__} around it")
-        grid = model.grid_of(images)
-        model(images)
-    rows = torch.stack([trace["attention", layer][:, :, 0] for layer in trace.layers], dim=1)
-    patches = rows[..., model.num_prefix_tokens :]
-    return patches.reshape(*patches.shape[:-1], *grid)
 
 
 def score_maps(
@@ -92,7 +68,7 @@ def score_maps(
         pixels[values == void] = 0
     present = [(index, value) for index, value in enumerate(values.tolist()) if value not in (0, void)]
 
-    dark = maps.flatten(-2).amax(dim=-1)[..., None, None] == 0
+    dark = (maps == 0).flatten(-2).all(dim=-1)[..., None, None]
     found: dict[int, dict[str, Tensor]] = {value: {} for _, value in present}
     for rule in rules:
         masks = (attention_masks(maps + dark, keep, rule) & ~dark).flatten(-2).double()
@@ -170,7 +146,7 @@ def summarize(records: Iterable[tuple[str, Record]], *, layer: int, by_class: bo
           `miou` is the mean over all images. None if there are fewer than two images.
 
     Raises:
-        InputError: If no image has an object.
+        InputError: If no image has an object, or a record is not like the others (`ious_of`).
         UnknownNameError: If there is no such layer.
     """
     images = without = 0
@@ -179,17 +155,16 @@ def summarize(records: Iterable[tuple[str, Record]], *, layer: int, by_class: bo
     fixed: dict[str, Any] = {}
     classes: dict[str, dict[str, Any]] = {}
     counts: dict[str, int] = {}
-    for _, record in records:
-        if not record:
+    for names, ious in ious_of(records):
+        if not names:
             without += 1
             continue
-        ious = {rule: np.array([by_rule[rule] for by_rule in record.values()]) for rule in next(iter(record.values()))}
-        for rule, of in ious.items():  # (classes, layers, heads)
+        for rule, of in ious.items():
             best[rule] = best.get(rule, 0.0) + of.max(axis=2).mean(axis=0)
             halves = fixed.setdefault(rule, np.zeros((2, *of.shape[1:])))
             halves[images % 2] += of.mean(axis=0)
         images += 1
-        for index, name in enumerate(record if by_class else ()):
+        for index, name in enumerate(names if by_class else ()):
             counts[name] = counts.get(name, 0) + 1
             for rule, of in ious.items():
                 sums = classes.setdefault(name, {})
@@ -211,9 +186,40 @@ def summarize(records: Iterable[tuple[str, Record]], *, layer: int, by_class: bo
         if by_class:
             result["rules"][rule]["class_mean"] = sum(means.values()) / len(means)
             result["rules"][rule]["by_class"] = {
-                name: {"images": counts[name], "iou": means[name]} for name in sorted(means)
+                name: {"images": counts[name], "iou": means[name]} for name in sorted(means, key=_numbers_first)
             }
     return result
+
+
+def ious_of(records: Iterable[tuple[str, Record]]) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    """Of each record, the classes, and by rule the IoUs (classes, layers, heads); a record at a time is looked at.
+
+    Raises:
+        InputError: If a record has no rules, or others or other layers and heads than the ones before it.
+    """
+    known: dict[str, tuple[int, ...]] = {}
+    for image, record in records:
+        rules = next(iter(record.values()), {})
+        try:
+            ious = {rule: np.array([by_rule[rule] for by_rule in record.values()], dtype=float) for rule in rules}
+        except (KeyError, ValueError, TypeError) as error:
+            raise InputError(f"the record of {image} has not one shape and the same rules for all classes") from error
+        if record:
+            found = {rule: of.shape[1:] for rule, of in ious.items()}
+            if not found or any(len(shape) != 2 or 0 in shape for shape in found.values()):
+                raise InputError(f"the record of {image} has no rules, or no layers and heads: it has {found}")
+            known = known or found
+            if found != known or any(set(by_rule) != set(known) for by_rule in record.values()):
+                raise InputError(
+                    f"the record of {image} has the rules and (layers, heads) {found}, those before it {known}; put "
+                    "together what was measured of one model with the same rules"
+                )
+        yield list(record), ious
+
+
+def _numbers_first(name: str) -> tuple[bool, int, str]:
+    """Sorts labels as numbers, before names."""
+    return (False, int(name), "") if name.isdecimal() else (True, 0, name)
 
 
 def _one_head(halves: Any, images: int) -> dict[str, Any] | None:

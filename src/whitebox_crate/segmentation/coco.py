@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..capture import State
 from ..errors import InputError, UnknownNameError, WeightsError, require
 from ..models import ImageTransformer
 from ..preprocess import image_to_tensor, load_image, resize_to_grid
@@ -38,8 +39,8 @@ def read_annotations(path: str | os.PathLike[str]) -> Document:
         height, pixels) and segmentation (polygons or run lengths).
 
     Raises:
-        InputError: If the file is unreadable, is no such JSON, lists no image or one twice, or annotates one that it
-            does not list.
+        InputError: If the file is unreadable, is no such JSON, lists no image or one twice, annotates one that it does
+            not list, or has no object but crowds.
     """
     document = _read_json(path)
     if not isinstance(document, dict) or not all(isinstance(document.get(k), list) for k in ("images", "annotations")):
@@ -56,12 +57,18 @@ def read_annotations(path: str | os.PathLike[str]) -> Document:
     for annotation in document["annotations"]:
         if not isinstance(annotation, dict) or not _is_annotation(annotation):
             raise InputError(
-                f"{path}: an annotation has image_id, bbox and segmentation, but one is {_brief(annotation)}; captions "
-                "and keypoints have files of their own: give one like instances_val2017.json"
+                f"{path}: an annotation has image_id (a whole number), bbox and segmentation, but one is "
+                f"{_brief(annotation)}; captions and keypoints have files of their own: give one like "
+                "instances_val2017.json"
+            )
+        if not _is_whole(annotation.get("iscrowd", 0)) or annotation.get("iscrowd", 0) not in (0, 1):
+            raise InputError(
+                f"{path}: iscrowd is 0 or 1, or not there, but that of one is {annotation['iscrowd']!r}; repair it"
             )
         if annotation["image_id"] not in sizes:
             raise InputError(f"{path} annotates the image {annotation['image_id']}, which it does not list; repair it")
         _check_size(annotation, sizes)
+    _check_objects(document)
     return document
 
 
@@ -87,7 +94,7 @@ def check_images(annotations: Document, folder: str | os.PathLike[str]) -> None:
     missing = [name for name in names if not (Path(folder) / name).is_file()]
     if missing:
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise InputError(f"{len(missing)} of {len(names)} images are not in {folder}: {shown}; add them, or skip them")
+        raise InputError(f"{len(missing)} of {len(names)} images are not in {folder}: {shown}; add them")
 
 
 def maskcut_results(
@@ -99,8 +106,9 @@ def maskcut_results(
     layer: int = -2,
     n: int = 3,
     tau: float = 0.15,
+    state: State = "projections",
 ) -> list[Result]:
-    """What MaskCut finds in an image by the `projections` of a layer (arXiv 2308.16271, appendix B).
+    """What MaskCut finds in an image by the features of a layer (arXiv 2308.16271, appendix B).
 
     The whole image is seen, scaled so that patches tile it (`resize_to_grid`) and normalised as the model's weights ask
     for. Masks are brought from the patch grid to the image's own size by the nearest patch.
@@ -113,17 +121,23 @@ def maskcut_results(
         layer: Which layer, from 0; negative from the end. The paper takes -2 of CRATE and -1 of ViT.
         n: How many masks at most.
         tau: Patches are linked where their cosine is above this, in [0, 1).
+        state: What to cut by, as of `maskcut_of`: "projections", as in the paper, or "tokens", "compressed", "output".
 
     Returns:
         As `to_results`.
 
     Raises:
         InputError: If the file cannot be read or has not the listed size, or an argument is not as above.
+        UnknownNameError: If there is no such layer or state.
         WeightsError: If the features are not finite.
         MissingExtraError: If Pillow or the evaluator is not installed.
     """
-    photo = load_image(Path(folder) / image["file_name"])
-    own_size = image["height"], image["width"]
+    path, own_size = Path(folder) / image["file_name"], (image["height"], image["width"])
+    # COCO's annotations refer to pixels as they are stored, whatever the EXIF tag of a photograph says; a data set that
+    # was annotated upright lists the upright size.
+    photo = load_image(path, upright=False)
+    if (photo.height, photo.width) != own_size:
+        photo = load_image(path)
     if (photo.height, photo.width) != own_size:
         raise InputError(
             f"{image['file_name']} has {photo.height} x {photo.width} pixels (height x width), but the annotations say "
@@ -133,7 +147,7 @@ def maskcut_results(
     seen = resize_to_grid(photo, model.patch_embed.patch_size, size)
     pixels = image_to_tensor(seen, mean=cfg.mean, std=cfg.std).to(model.cls_token.device)
     with torch.inference_mode():
-        features, grid = patch_features(model, pixels[None], layer)
+        features, grid = patch_features(model, pixels[None], layer, state)
     if not features.isfinite().all():
         raise WeightsError(f"the features of {image['file_name']} are not finite; the weights are damaged")
     return to_results(image["id"], upsample(maskcut(features[0], grid, n, tau), own_size))
@@ -201,8 +215,7 @@ def score(annotations: Document, results: Sequence[Mapping[str, Any]], kind: Kin
         raise UnknownNameError.of("kind", kind, get_args(Kind))
     evaluator = require("faster_coco_eval", "eval")
     objects = [_as_object(annotation, number) for number, annotation in enumerate(annotations["annotations"], start=1)]
-    if all(one["iscrowd"] for one in objects):
-        raise InputError(f"the {len(annotations['images'])} annotated images have no object to find, crowds apart")
+    _check_objects(annotations)
     found = _as_found(annotations, results, kind)
     if not found:
         return {"AP50": 0.0, "AP75": 0.0, "AP": 0.0}
@@ -248,8 +261,10 @@ def _as_found(annotations: Document, results: Sequence[Mapping[str, Any]], kind:
     shape = "bbox" if kind == "bbox" else "segmentation"
     found = []
     for result in results:
-        if not {"image_id", "score", shape} <= result.keys():
+        if not isinstance(result, Mapping) or not {"image_id", "score", shape} <= result.keys():
             raise InputError(f"a result has an image_id, a score and a {shape}, but one is {_brief(result)}")
+        if not _is_whole(result["image_id"]):
+            raise InputError(f"image_id is a whole number, but that of a result is {_brief(result['image_id'])}")
         if result["image_id"] not in sizes:
             raise InputError(
                 f"a result is of the image {result['image_id']}, which the annotations do not list: they are of "
@@ -268,6 +283,11 @@ def _as_found(annotations: Document, results: Sequence[Mapping[str, Any]], kind:
     return found
 
 
+def _check_objects(annotations: Document) -> None:
+    if all(annotation.get("iscrowd", 0) for annotation in annotations["annotations"]):
+        raise InputError(f"the {len(annotations['images'])} annotated images have no object to find, crowds apart")
+
+
 def _check_size(of: Mapping[str, Any], sizes: Mapping[int, list[int]]) -> None:
     """Refuses run lengths of another size than the image's, with which no IoU can be right."""
     mask, size = of["segmentation"], sizes[of["image_id"]]
@@ -279,12 +299,16 @@ def _check_size(of: Mapping[str, Any], sizes: Mapping[int, list[int]]) -> None:
 
 
 def _is_image(image: Mapping[str, Any]) -> bool:
-    named = isinstance(image.get("id"), int) and isinstance(image.get("file_name"), str)
-    return named and all(isinstance(image.get(side), int) and image[side] > 0 for side in ("height", "width"))
+    named = _is_whole(image.get("id")) and isinstance(image.get("file_name"), str)
+    return named and all(_is_whole(image.get(side)) and image[side] > 0 for side in ("height", "width"))
 
 
 def _is_annotation(annotation: Mapping[str, Any]) -> bool:
-    return {"image_id", "segmentation"} <= annotation.keys() and _is_box(annotation.get("bbox"))
+    return _is_whole(annotation.get("image_id")) and "segmentation" in annotation and _is_box(annotation.get("bbox"))
+
+
+def _is_whole(value: object) -> bool:
+    return type(value) is int  # in Python, true is an int too
 
 
 def _is_box(box: object) -> bool:

@@ -9,13 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import InputError
 from ..models import ImageTransformer
-from .attention_eval import Record
+from .attention_eval import Record, ious_of
 
 
 @dataclass(frozen=True)
@@ -40,16 +39,15 @@ def layer_means(records: Iterable[tuple[str, Record]]) -> LayerMeans:
         records: (name of the image, its record), looked at one at a time. Images without an object do not count.
 
     Raises:
-        InputError: If no image has an object.
+        InputError: If no image has an object, or a record is not like the others.
     """
     images = 0
     totals: dict[str, dict[str, Any]] = {"best": {}, "mean": {}}
-    for _, record in records:
-        if not record:
+    for names, by_rule in ious_of(records):
+        if not names:
             continue
         images += 1
-        for rule in next(iter(record.values())):
-            ious = np.array([by_rule[rule] for by_rule in record.values()])  # (classes, layers, heads)
+        for rule, ious in by_rule.items():
             for kind, of_image in (("best", ious.max(axis=2)), ("mean", ious.mean(axis=2))):
                 totals[kind][rule] = totals[kind].get(rule, 0.0) + of_image.mean(axis=0)
     if not images:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import InputError, UnknownNameError, require
 from ..preprocess import load_image
+from .records import content_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -56,6 +57,14 @@ class LabelledImage:
 
     image: Path
     mask: Path
+
+    def content(self) -> str:
+        """What tells the contents of the two files from any others (`records.content_of`).
+
+        Raises:
+            InputError: If one cannot be read.
+        """
+        return content_of(self.image, self.mask)
 
     def read(self) -> tuple[Image, Tensor]:
         """Reads both.
@@ -102,8 +111,7 @@ class LabelledImages:
         if missing:
             shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
             raise InputError(
-                f"{len(missing)} files of {len(self.items)} images and masks are missing: {shown}; add them, or skip "
-                "broken ones"
+                f"{len(missing)} files of {len(self.items)} images and masks are missing: {shown}; add them"
             )
 
 
@@ -165,7 +173,8 @@ def read_folder(root: str | os.PathLike[str], void: int | None = None) -> Labell
         Every image and every mask, so that one without the other is noticed; named without suffix, sorted by name.
 
     Raises:
-        InputError: If a folder is missing, there is no image, two images have one name, or classes.txt is no such list.
+        InputError: If a folder is missing, there is no image, two images or masks have one name, or classes.txt is no
+            such list.
     """
     home = Path(root)
     for folder in (home / "images", home / "masks"):
@@ -173,20 +182,10 @@ def read_folder(root: str | os.PathLike[str], void: int | None = None) -> Labell
             raise InputError(
                 f"there is no folder {folder}; give a folder with images/ and masks/, PNGs of the same names"
             )
-    images: dict[str, Path] = {}
-    for path in sorted((home / "images").rglob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
-            name = path.relative_to(home / "images").with_suffix("").as_posix()
-            if name in images:
-                raise InputError(f"{images[name]} and {path} would have the same mask; rename one")
-            images[name] = path
+    images = _by_name(home / "images", IMAGE_SUFFIXES)
     if not images:
         raise InputError(f"{home / 'images'} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    masks = {
-        path.relative_to(home / "masks").with_suffix("").as_posix(): path
-        for path in (home / "masks").rglob("*.png")
-        if not path.name.startswith(".")
-    }
+    masks = _by_name(home / "masks", frozenset({".png"}))
     items = []
     for name in sorted({**images, **masks}):
         image = images.get(name, home / "images" / f"{name}.jpg")
@@ -219,6 +218,18 @@ def read_labels(path: str | os.PathLike[str]) -> Tensor:
             "value a label"
         )
     return torch.from_numpy(values.astype(np.int64))
+
+
+def _by_name(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
+    """The files of a folder and those within with these suffixes, in any case, by name without suffix."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in suffixes and not path.name.startswith("."):
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            if name in found:
+                raise InputError(f"{found[name]} and {path} differ by their suffix alone; rename one")
+            found[name] = path
+    return found
 
 
 def _read_class_names(home: Path) -> dict[int, str] | None:

@@ -47,7 +47,7 @@ class CutRound:
 
 
 @dataclass(frozen=True)
-class Objects:
+class FoundObjects:
     """What MaskCut finds in a batch of images.
 
     Attributes:
@@ -115,7 +115,7 @@ def maskcut_of(
     tau: float = 0.15,
     solver: Solver = "lanczos",
     refine: Refine | None = None,
-) -> Objects:
+) -> FoundObjects:
     """Finds objects in images with the features of a model, as in arXiv 2308.16271, appendix B.
 
     The model runs in the mode it is in, without autograd.
@@ -152,7 +152,7 @@ def maskcut_of(
             for mask in of_image:
                 if mask.any():
                     mask.copy_(_refined(refine, image, mask))
-    return Objects(masks, mask_boxes(masks))
+    return FoundObjects(masks, mask_boxes(masks))
 
 
 def bipartition(eigenvector: Tensor, grid: tuple[int, int]) -> tuple[Tensor, int]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..capture import State, capture
 from ..errors import InputError, UnknownNameError
 from ..models import ImageTransformer
+from .attention import grid_of
 
 Grid: TypeAlias = tuple[int, int]
 Features: TypeAlias = Tensor | Sequence[Tensor]
@@ -60,9 +61,7 @@ def patch_features(
     if state not in PATCH_STATES:
         raise UnknownNameError.of("state of patches", state, PATCH_STATES)
     with capture(model, state, layers=[layer]) as trace:
-        if not hasattr(model, "grid_of"):
-            raise InputError(f"give the model itself, not the {type(model).__name__} around it")
-        grid = model.grid_of(images)
+        grid = grid_of(model, images)
         model(images)
     tokens = trace[state, layer]
     if state == "projections":

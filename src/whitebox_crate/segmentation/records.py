@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import json
 import os
 import sys
@@ -48,7 +49,7 @@ class Records:
 
     def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, JSON]) -> None:
         self.folder = Path(folder)
-        self._order: tuple[str, ...] = ()
+        self._order: tuple[str, ...] | None = None
         self._index = _Index()
         wanted: dict[str, JSON] = json.loads(json.dumps(settings))
         path = self.folder / SETTINGS
@@ -80,14 +81,16 @@ class Records:
     @property
     def broken(self) -> list[tuple[str, str]]:
         """(item, what was wrong) of those that `measure` could not read and skipped, in their order."""
-        return [(name, self._index.broken[name]) for name in self._order if name in self._index.broken]
+        return [(name, self._index.broken[name]) for name in self._order or () if name in self._index.broken]
 
     def measure(
         self,
         items: Sequence[tuple[str, Item]],
         score: Callable[[Item], JSON],
         *,
+        content: Callable[[Item], str] | None = None,
         skip_broken: bool = False,
+        advice: str = "repair this one and run again",
         report: Callable[[str], object] | None = None,
     ) -> None:
         """Measures what has not been measured yet; returns when all processes have done their share.
@@ -97,12 +100,16 @@ class Records:
         Args:
             items: (name, what to score), names unique; the same list in all processes.
             score: The measurement: what JSON can hold, keys of objects being text.
+            content: What tells the content of an item from another of its name (`content_of`). It is recorded with the
+                measurement, and compared where an item was measured before.
             skip_broken: Whether an item whose `score` raises InputError is recorded as broken, and the run goes on.
+            advice: What to do about a broken item, for the message that stops the run.
             report: Takes lines on progress (of the main process) and on broken items; to stderr if None.
 
         Raises:
-            InputError: If names repeat, a score is not finite or not JSON, or an item is broken and `skip_broken` is
-                False; the message names it. What was measured before is kept.
+            InputError: If names repeat, a score is not finite or not JSON, an item has other content than when it was
+                measured, or an item is broken and `skip_broken` is False; the message names it. What was measured
+                before is kept.
             OutputError: If a record cannot be written, as on a full disk, or another run is writing to the folder.
             ProcessError: If another process failed.
         """
@@ -118,17 +125,20 @@ class Records:
             meet()  # all files are there
             index = _Index.of(self.folder)
             meet()  # nobody writes before all have seen what there is, so that the shares below are disjoint
+            if content is not None:
+                self._check_content([item for item in items if item[0] in index.places][rank::count], index, content)
             waiting = [item for item in items if item[0] not in index.places]
             share = waiting[rank::count]
             progress = _Progress(len(items) - len(waiting), len(share), count, say if rank == 0 else _nowhere)
             for name, item in share:
                 try:
                     line = {"item": name, "record": score(item)}
+                    if content is not None:
+                        line["content"] = content(item)
                 except InputError as error:
                     if not skip_broken:
                         raise InputError(
-                            f"{name}: {error}. What was measured is kept in {self.folder}; repair or take out this "
-                            "one and run again, or skip broken ones"
+                            f"{name}: {error}. What was measured is kept in {self.folder}; {advice}"
                         ) from error
                     line = {"item": name, "broken": str(error)}
                     say(f"skipped, broken: {name}: {error}")
@@ -138,6 +148,14 @@ class Records:
         meet()  # after the files are closed, which is when a network file system shows them to others
         self._index = _Index.of(self.folder)
 
+    def _check_content(self, items: Sequence[tuple[str, Item]], index: _Index, content: Callable[[Item], str]) -> None:
+        for name, item in items:
+            if content(item) != index.contents.get(name):
+                raise InputError(
+                    f"{name} has other content than when it was measured into {self.folder}: it was changed, or is of "
+                    "another data set; give another folder, or put the old one back"
+                )
+
     def items(self) -> Iterator[tuple[str, JSON]]:
         """The records of the last `measure`, in the order of its items, without the broken ones.
 
@@ -145,8 +163,10 @@ class Records:
         is in memory at a time.
 
         Raises:
-            InputError: If an item was not measured.
+            InputError: If `measure` was not called, or an item was not measured.
         """
+        if self._order is None:
+            raise InputError("nothing has been measured yet: call measure first, which also finds what is there")
         with ExitStack() as stack:
             files: dict[Path, BinaryIO] = {}
             for name in self._order:
@@ -166,6 +186,7 @@ class _Index:
 
     def __init__(self) -> None:
         self.places: dict[str, tuple[Path, int]] = {}
+        self.contents: dict[str, str] = {}  # of items with a record, where it was asked for
         self.broken: dict[str, str] = {}
 
     @classmethod
@@ -191,7 +212,10 @@ class _Index:
                 self.broken[name] = entry["broken"]
             else:
                 entry["record"]
-                self.places.setdefault(name, (path, offset))
+                if name not in self.places:
+                    self.places[name] = path, offset
+                    if "content" in entry:
+                        self.contents[name] = entry["content"]
         except (ValueError, LookupError, TypeError):
             return  # a power cut can leave anything: the item is measured again
 
@@ -226,15 +250,47 @@ class _Progress:
         self.say(f"{self._done:,}{self._of} measured in {seconds}")
 
 
+def content_of(*paths: str | os.PathLike[str]) -> str:
+    """What tells the contents of these files from any others: SHA-256, 64 bits of it. They are read in pieces.
+
+    Raises:
+        InputError: If one cannot be read.
+    """
+    whole = hashlib.sha256()
+    for path in paths:
+        one = hashlib.sha256()
+        try:
+            with open(path, "rb") as file:
+                while piece := file.read(1 << 20):
+                    one.update(piece)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error}; look at the path") from error
+        whole.update(one.digest())
+    return whole.hexdigest()[:16]
+
+
 def _rank_and_count() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
-    try:
-        return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    except ValueError as error:
+    rank, count = whole_number("RANK", 0), whole_number("WORLD_SIZE", 1)
+    if not 0 <= rank < count:
         raise InputError(
-            f"RANK and WORLD_SIZE are whole numbers ({error}); start several processes by torchrun"
-        ) from error
+            f"RANK is a number below WORLD_SIZE, which are {rank} and {count} here; start several processes by torchrun"
+        )
+    return rank, count
+
+
+def whole_number(variable: str, default: int) -> int:
+    """A number that torchrun puts into the environment.
+
+    Raises:
+        InputError: If it is something else.
+    """
+    text = os.environ.get(variable, str(default))
+    try:
+        return int(text)
+    except ValueError as error:
+        raise InputError(f"{variable} is a whole number, not {text!r}; start several processes by torchrun") from error
 
 
 def _together() -> Callable[[], None]:
