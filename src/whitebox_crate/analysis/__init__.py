@@ -1,0 +1,84 @@
+"""What a layer does and what it was derived to do: rates, sparsity, subspaces, heads."""
+
+from .descent import DescentReport, Verdict, verify_descent
+from .explain import explain
+from .heads import (
+    HeadOutputs,
+    attention_rollout,
+    cls_rollout,
+    head_contributions,
+    head_outputs,
+    intervene,
+)
+from .layerwise import LayerwiseReport, RateSettings, Series, layerwise_analysis
+from .plots import plot_layerwise
+from .rates import (
+    coding_rate,
+    effective_rank,
+    l0,
+    l1,
+    rate_reduction,
+    sparse_rate_reduction,
+    subspace_coding_rate,
+)
+from .subspace_report import (
+    LayerSubspaces,
+    SubspaceReport,
+    head_bases,
+    subspace_matrices,
+    subspace_report,
+    token_energy,
+)
+from .subspaces import (
+    DictionaryGeometry,
+    HeadBases,
+    ProjectionAlignment,
+    dictionary_geometry,
+    effective_dimension,
+    orthonormal_bases,
+    principal_angles,
+    projection_alignment,
+    subspace_energy,
+    subspace_overlap,
+)
+
+__all__ = [
+    "DescentReport",
+    "DictionaryGeometry",
+    "HeadBases",
+    "HeadOutputs",
+    "LayerSubspaces",
+    "LayerwiseReport",
+    "ProjectionAlignment",
+    "RateSettings",
+    "Series",
+    "SubspaceReport",
+    "Verdict",
+    "attention_rollout",
+    "cls_rollout",
+    "coding_rate",
+    "dictionary_geometry",
+    "effective_dimension",
+    "effective_rank",
+    "explain",
+    "head_bases",
+    "head_contributions",
+    "head_outputs",
+    "intervene",
+    "l0",
+    "l1",
+    "layerwise_analysis",
+    "orthonormal_bases",
+    "plot_layerwise",
+    "principal_angles",
+    "projection_alignment",
+    "rate_reduction",
+    "sparse_rate_reduction",
+    "subspace_coding_rate",
+    "subspace_energy",
+    "subspace_matrices",
+    "subspace_overlap",
+    "subspace_report",
+    "token_energy",
+    "verify_descent",
+]

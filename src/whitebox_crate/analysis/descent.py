@@ -1,0 +1,199 @@
+"""Whether each half of a layer does what it was derived to do, on these images and with what confidence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..layers import ISTA
+from ..models import Block
+from ._passes import over_images
+from .layerwise import STATES, RateSettings, as_table
+from .rates import Convention, l0
+from .statistics import check_confidence
+
+Claim: TypeAlias = Literal["compression", "sparsity", "coding"]
+Outcome: TypeAlias = Literal["holds", "does not hold", "undecided"]
+_COLUMNS = 4  # of a claim: before, after, difference, whether it fell
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One claim about one layer, that something falls.
+
+    Attributes:
+        layer: Counted from 0.
+        claim: Which; see `verify_descent`.
+        before: Mean over images of what should fall, before the step.
+        after: Of the same, after it.
+        change: Mean of after - before of each image.
+        half_width: Half the width of the interval of `change` (Student's t on paired differences); None for one image.
+        share: Of the images in which it fell.
+        outcome: "holds" if the whole interval is below 0; "does not hold" if none of it is; "undecided" if it has both,
+            or there is one image, which has no interval.
+    """
+
+    layer: int
+    claim: Claim
+    before: float
+    after: float
+    change: float
+    half_width: float | None
+    share: float
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class DescentReport:
+    """What `verify_descent` found.
+
+    Attributes:
+        model: Name of the architecture.
+        images: How many were measured.
+        settings: How rates were measured.
+        confidence: Of each interval, for itself: of 100 that decide at 0.95, some 5 may be wrong one way or the other.
+        verdicts: By claim, then by layer.
+    """
+
+    model: str
+    images: int
+    settings: RateSettings
+    confidence: float
+    verdicts: tuple[Verdict, ...]
+
+    def table(self, *, markdown: bool = False) -> str:
+        """A row for each verdict.
+
+        Args:
+            markdown: Whether it is a table in Markdown, else aligned text.
+        """
+        rows = [["claim", "layer", "before", "after", "change", "fell in", "verdict"]]
+        for v in self.verdicts:
+            spread = "" if v.half_width is None else f" ± {v.half_width:.2g}"
+            numbers = (f"{v.before:.4g}", f"{v.after:.4g}", f"{v.change:+.4g}{spread}", f"{v.share:.0%}")
+            rows.append([v.claim, str(v.layer), *numbers, v.outcome])
+        return as_table(rows, markdown)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON holds it."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
+        return plain
+
+    def to_json(self) -> str:
+        """Everything as JSON, for `from_json`."""
+        return json.dumps(self.to_dict(), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> DescentReport:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            InputError: If the text is something else.
+        """
+        try:
+            plain = json.loads(text)
+            verdicts = tuple(Verdict(**one) for one in plain.pop("verdicts"))
+            return cls(settings=RateSettings(**plain.pop("settings")), verdicts=verdicts, **plain)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"this is no report that to_json wrote: {error}") from error
+
+
+def verify_descent(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    layers: int | Sequence[int] | None = None,
+    eps: float | None = None,
+    convention: Convention = "paper",
+    normed: bool = True,
+    confidence: float = 0.95,
+    gather: bool = False,
+    report: Callable[[str], object] | None = None,
+) -> DescentReport:
+    """Tests on images what the derivation of CRATE says of each layer (arXiv 2306.01129, section 2).
+
+    With z the tokens at a layer's input, h after attention, z' its output, each claim is that something falls:
+
+    - `compression`: Rc(LN(h); U) < Rc(LN(z); U), with the layer's own bases U and first norm. This is what MSSA is
+      derived to do; of ViT's attention, keys stand for U^T Z.
+    - `sparsity`: the share of entries that are not zero is lower in z' than in h. A threshold at zero does this by
+      itself, whatever the dictionary, and an MLP never does.
+    - `coding`, where the layer has ISTA: `|x - D u|^2 / 2 + lambda |u|_1`, with x = LN2(h), is lower at u = z' than at
+      u = ReLU(x), the codes that are nearest to where the step begins and not negative (with a soft threshold, codes
+      may be negative, and u = x). This is what ISTA is derived to do, and a dictionary can fail it.
+
+    Each image is its own control: the interval is that of the mean of its differences.
+
+    Args:
+        model: A model of this package.
+        loader: As of `layerwise_analysis`.
+        layers: Which layers, as in `capture`; None for all.
+        eps: Precision; with None 0.1 for "paper", 0.01 for "released".
+        convention: "paper" or "released", as of `coding_rate`.
+        normed: Whether Z is LN(state); if not, the state.
+        confidence: Of each interval.
+        gather: As of `layerwise_analysis`.
+        report: Takes lines on progress; to stderr if None.
+
+    Raises:
+        InputError: As of `layerwise_analysis`.
+        UnknownNameError: If a layer or convention does not exist.
+        ProcessError: With `gather`, if another process failed.
+    """
+    settings = RateSettings(eps, convention, normed)
+    check_confidence(confidence)
+    claims: tuple[Claim, ...] = ("compression", "sparsity", "coding")
+
+    def measure(block: Block, states: Mapping[str, Tensor]) -> Tensor:
+        z, h, out = states["tokens"], states["compressed"], states["output"]
+        pairs = [(settings.subspace_rate(block, z), settings.subspace_rate(block, h)), (l0(h), l0(out))]
+        ista, x = _ista_of(block), block.norm2(h)
+        nothing = torch.zeros(len(z))
+        pairs.append((nothing, nothing) if ista is None else (_lasso(ista, x, _start(ista, x)), _lasso(ista, x, out)))
+        exact = [(before.cpu().double(), after.cpu().double()) for before, after in pairs]
+        return torch.cat([torch.stack([b, a, a - b, (a < b).to(a)], dim=1) for b, a in exact], dim=1)
+
+    columns = _COLUMNS * len(claims)
+    seen = over_images(model, loader, measure, columns, STATES, layers=layers, gather=gather, report=report)
+    moments, half_width = seen.moments, seen.moments.half_width(confidence)
+    verdicts = []
+    for place, claim in enumerate(claims):
+        for row, layer in enumerate(seen.layers):
+            if claim == "coding" and _ista_of(seen.blocks[row]) is None:
+                continue
+            first = _COLUMNS * place
+            before, after, change, share = moments.mean[row, first : first + _COLUMNS].tolist()
+            half = None if half_width is None else half_width[row, first + 2].item()
+            verdicts.append(Verdict(layer, claim, before, after, change, half, share, _outcome(change, half)))
+    return DescentReport(seen.model, moments.count, settings, confidence, tuple(verdicts))
+
+
+def _outcome(change: float, half_width: float | None) -> Outcome:
+    if half_width is None:
+        return "undecided"
+    if change + half_width < 0:
+        return "holds"
+    return "does not hold" if change - half_width >= 0 else "undecided"
+
+
+def _ista_of(block: nn.Module) -> ISTA | None:
+    ista = getattr(block, "ista", None)
+    return ista if isinstance(ista, ISTA) else None
+
+
+def _start(ista: ISTA, x: Tensor) -> Tensor:
+    """The codes nearest to x that the objective is defined for."""
+    return x.relu() if ista.threshold == "relu" else x
+
+
+def _lasso(ista: ISTA, x: Tensor, code: Tensor) -> Tensor:
+    """|x - D u|^2 / 2 + lambda |u|_1 for each image, mean over tokens, (batch,)."""
+    x, code, dictionary = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (x, code, ista.dictionary))
+    misfit = (x - code @ dictionary.mT).square().sum(dim=-1) / 2
+    return (misfit + ista.sparsity * code.abs().sum(dim=-1)).mean(dim=-1)

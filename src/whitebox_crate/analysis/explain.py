@@ -1,0 +1,139 @@
+"""explain: a model printed as mathematics, with its sizes, its constants, and the names of its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Literal, TypeAlias, get_args
+
+from torch import nn
+
+from ..capture import _core
+from ..errors import UnknownNameError
+from ..models import CrateMae, ImageTransformer
+from ._equations import (
+    Line,
+    Parameter,
+    Part,
+    embedding,
+    layer,
+    masking,
+    named,
+    notation,
+    output,
+    positions,
+    prediction,
+)
+
+Format: TypeAlias = Literal["text", "markdown"]
+
+
+def explain(model: nn.Module, format: Format = "text") -> str:
+    """Writes down what a model computes: its equations, sizes and constants as they stand, and its parameters.
+
+    Tokens are the columns of Z, as in arXiv 2308.16271, section 2: d x n for n tokens of width d, [CLS] first; softmax
+    goes down each column. Consecutive layers that differ in nothing but the values of their weights are written once,
+    their parameters as `blocks.{0..11}`: each entry of the state dict is named exactly once. Constants are those of the
+    modules at this moment; inside `intervene` they are the changed ones.
+
+    Args:
+        model: A model of this package, compiled, distributed or features-only as well.
+        format: "text" (ASCII), or "markdown" with LaTeX between dollar signs.
+
+    Returns:
+        The text, with a line break at its end.
+
+    Raises:
+        InputError: If the model is not one of this package.
+        UnknownNameError: If the format is neither of the two.
+    """
+    if format not in get_args(Format):
+        raise UnknownNameError.of("format", format, get_args(Format))
+    core = _core(model)
+    parts = [notation(core), embedding(core), positions(core), *_layers(core, "blocks"), output(core)]
+    if isinstance(core, CrateMae) and core.mask_token is not None:
+        parts += [masking(core), *_layers(core, "decoder_blocks"), prediction(core)]
+    parts += _rest(core, parts)
+    counted = [(p.count * part.repeats, p.trained) for part in parts for p in part.parameters]
+    title = f"{core.architecture or type(core).__name__}: {sum(count for count, _ in counted):,} parameters"
+    fixed = sum(count for count, trained in counted if not trained)
+    title += f", {fixed:,} of them fixed" if fixed else ""
+    return "\n".join(_markdown(title, parts) if format == "markdown" else _text(title, parts)) + "\n"
+
+
+def _layers(core: ImageTransformer, blocks: str) -> Iterator[Part]:
+    """The layers of a list of blocks, those that follow each other and are alike as one part."""
+    what = "Decoder layer" if blocks == "decoder_blocks" else "Layer"
+    described = [layer(block) for block in getattr(core, blocks)]
+    first = 0
+    for part, same in groupby(described):
+        last = first + len(list(same)) - 1
+        where = str(first) if first == last else f"{{{first}..{last}}}"
+        own = tuple(replace(p, name=f"{blocks}.{where}.{p.name}") for p in part.parameters)
+        heading = f"{what} {first}" if first == last else f"{what}s {first} to {last}"
+        yield replace(part, title=f"{heading}: {part.title}", parameters=own, repeats=last - first + 1)
+        first = last + 1
+
+
+def _rest(core: ImageTransformer, parts: Sequence[Part]) -> list[Part]:
+    """Whatever the state dict has beyond the parts: a model of somebody else's may."""
+    known = {name for part in parts for p in part.parameters for name in _expand(p.name)}
+    others = tuple(p for p in named(core, "", {}) if p.name not in known)
+    note = "nothing is known here of where these enter"
+    return [Part("Other parameters", (), (Line(note, note),), others)] if others else []
+
+
+def _expand(name: str) -> list[str]:
+    """The names that `blocks.{0..2}.x` stands for."""
+    head, brace, tail = name.partition("{")
+    if not brace:
+        return [name]
+    span, _, tail = tail.partition("}")
+    first, last = (int(end) for end in span.split(".."))
+    return [f"{head}{index}{tail}" for index in range(first, last + 1)]
+
+
+def _shape(parameter: Parameter) -> str:
+    return " x ".join(str(side) for side in parameter.shape) or "scalar"
+
+
+def _amount(parameter: Parameter, repeats: int) -> str:
+    times = f"{repeats} x " if repeats > 1 else ""
+    return f"{times}{parameter.count:,}" + ("" if parameter.trained else " fixed")
+
+
+def _text(title: str, parts: Sequence[Part]) -> Iterator[str]:
+    yield title
+    for part in parts:
+        yield from ("", part.title)
+        yield from (f"    {equation.text}" for equation in part.equations)
+        yield from (f"  {note.text}" for note in part.notes)
+        rows = [(p.symbol.text, p.name, _shape(p), _amount(p, part.repeats)) for p in part.parameters]
+        widths = [max(len(row[column]) for row in rows) for column in range(3)] if rows else []
+        for row in rows:
+            cells = [cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)]
+            yield f"  {'  '.join(cells)}  {row[3]}"
+
+
+def _markdown(title: str, parts: Sequence[Part]) -> Iterator[str]:
+    yield f"# {title}"
+    for part in parts:
+        yield from ("", f"## {part.title}")
+        if part.equations:
+            lines = [f"& {equation.markdown}" for equation in part.equations]
+            yield from (
+                "",
+                "$$",
+                r"\begin{aligned}",
+                *(f"{line} \\\\" for line in lines[:-1]),
+                lines[-1],
+                r"\end{aligned}",
+                "$$",
+            )
+        if part.notes:
+            yield from ("", *(f"- {note.markdown}" for note in part.notes))
+        if part.parameters:
+            yield from ("", "| Symbol | Name | Shape | Number |", "|---|---|---|---|")
+        for p in part.parameters:
+            yield f"| {p.symbol.markdown} | `{p.name}` | {_shape(p)} | {_amount(p, part.repeats)} |"

@@ -1,0 +1,273 @@
+"""What CRATE optimises, as functions of tensors: coding rates, their reduction, sparsity (arXiv 2306.01129)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, UnknownNameError
+
+Convention: TypeAlias = Literal["paper", "released"]
+SparsityNorm: TypeAlias = Literal["l0", "l1"]
+
+# Beyond this size of the largest eigenvalue, the ones that I adds are lost among the rounding errors of a Gram matrix.
+_GRAM_LIMIT = 1e8
+_SMALLEST_HALF = 64  # columns; halves of fewer cost more in copies than they save
+
+
+def coding_rate(tokens: Tensor, eps: float, convention: Convention = "paper") -> Tensor:
+    """Nats a token that it takes to code the tokens, as Gaussian, up to an error (arXiv 2306.01129).
+
+    With `convention="paper"`, `R(Z) = 1/2 logdet(I + d / (N eps^2) Z^T Z)` for N tokens in d dimensions. With
+    `"released"`, what the published script computes: each token is scaled to unit length first, and `eps` stands where
+    the paper has its square. The logdet is that of the smaller of the two Gram matrices, N x N or d x d.
+
+    Scaled or not, a zero token adds nothing (the script gives NaN for it). Differentiable.
+
+    Args:
+        tokens: (..., tokens, dim), any float dtype. Computed in float64 (in float32 on devices without).
+        eps: Precision, in units of the tokens; above 0. In the released script 0.01, which is 0.1 in the paper's place.
+        convention: "paper" or "released".
+
+    Returns:
+        (...), at least float32; not negative, 0 for zero tokens.
+
+    Raises:
+        InputError: If the tokens are not as above or not finite, or `eps` is not above 0.
+        UnknownNameError: If the convention is neither of the two.
+    """
+    _check_eps(eps)
+    if convention not in get_args(Convention):
+        raise UnknownNameError.of("convention", convention, get_args(Convention))
+    _check_shape(tokens)
+    count, dim = tokens.shape[-2:]
+    scale = dim / (count * (eps if convention == "released" else eps * eps or math.nan))
+    if not 0 < scale < math.inf:
+        raise InputError(f"the precision eps={eps!r} is beyond floating point; choose another")
+    return (_logdet(tokens, scale, convention == "released") / 2).to(_result_dtype(tokens))
+
+
+def subspace_coding_rate(
+    projections: Tensor, eps: float, convention: Convention = "paper", *, per_head: bool = False
+) -> Tensor:
+    """Nats a token that it takes to code the tokens' projections on subspaces (arXiv 2306.01129).
+
+    `Rc(Z; U) = sum_k 1/2 logdet(I + p / (N eps^2) (U_k^T Z)^T (U_k^T Z))` for subspaces of p dimensions, that is the
+    sum of the coding rates of `w_k = U_k^T Z`.
+
+    Args:
+        projections: w, (..., heads, tokens, head_dim), any float dtype: `capture(model, "projections")`.
+        eps: Precision, as of `coding_rate`.
+        convention: "paper" or "released", as of `coding_rate`.
+        per_head: Whether the summands are returned.
+
+    Returns:
+        (...), or (..., heads) with `per_head`, at least float32.
+
+    Raises:
+        InputError: If the projections are not as above or not finite, or `eps` is not above 0.
+        UnknownNameError: If the convention is neither of the two.
+    """
+    if projections.ndim < 3 or projections.shape[-3] == 0:
+        raise InputError(f"projections are (..., heads, tokens, head_dim), not {tuple(projections.shape)}")
+    rates = coding_rate(projections, eps, convention)
+    return rates if per_head else rates.sum(dim=-1)
+
+
+def rate_reduction(tokens: Tensor, projections: Tensor, eps: float, convention: Convention = "paper") -> Tensor:
+    """`R(Z) - Rc(Z; U)`: how much larger the tokens are as a whole than on their subspaces (arXiv 2306.01129).
+
+    Args:
+        tokens: Z, (..., tokens, dim), any float dtype.
+        projections: U_k^T Z of the same tokens, (..., heads, tokens, head_dim).
+        eps: Precision, as of `coding_rate`.
+        convention: "paper" or "released", as of `coding_rate`.
+
+    Returns:
+        (...), at least float32. May be negative: nothing makes the subspaces cover Z once.
+
+    Raises:
+        InputError: If tensors are not as above, or `eps` is not above 0.
+        UnknownNameError: If the convention is neither of the two.
+    """
+    if (*tokens.shape[:-2], tokens.shape[-2:-1]) != (*projections.shape[:-3], projections.shape[-2:-1]):
+        raise InputError(
+            f"tokens {tuple(tokens.shape)} and projections {tuple(projections.shape)} are not of the same tokens; "
+            "expected (..., tokens, dim) and (..., heads, tokens, head_dim)"
+        )
+    return coding_rate(tokens, eps, convention) - subspace_coding_rate(projections, eps, convention)
+
+
+def sparse_rate_reduction(
+    tokens: Tensor,
+    projections: Tensor,
+    eps: float,
+    sparsity: float = 0.1,
+    convention: Convention = "paper",
+    *,
+    norm: SparsityNorm = "l0",
+) -> Tensor:
+    """`R(Z) - Rc(Z; U) - lambda |Z|`, what CRATE is derived to maximise (arXiv 2308.16271, Eq. 2).
+
+    |Z| is the number of entries that are not zero; its gradient is zero. `norm="l1"` puts the sum of magnitudes in its
+    place, as the derivation of ISTA does.
+
+    Args:
+        tokens: Z, (..., tokens, dim), any float dtype.
+        projections: U_k^T Z of the same tokens, (..., heads, tokens, head_dim).
+        eps: Precision, as of `coding_rate`.
+        sparsity: lambda.
+        convention: "paper" or "released", as of `coding_rate`; |Z| is of the tokens as given.
+        norm: "l0" or "l1".
+
+    Returns:
+        (...), at least float32.
+
+    Raises:
+        InputError: If tensors are not as above, `eps` is not above 0, or `sparsity` is not from 0 on.
+        UnknownNameError: If the convention or the norm is unknown.
+    """
+    if norm not in get_args(SparsityNorm):
+        raise UnknownNameError.of("norm", norm, get_args(SparsityNorm))
+    if not 0 <= sparsity < math.inf:
+        raise InputError(f"sparsity (lambda) is a number from 0 on, not {sparsity!r}")
+    entries = tokens.shape[-1] * tokens.shape[-2] if tokens.ndim > 1 else 0
+    size = (l0 if norm == "l0" else l1)(tokens) * entries
+    return rate_reduction(tokens, projections, eps, convention) - sparsity * size
+
+
+def l0(tokens: Tensor) -> Tensor:
+    """The share of entries that are not zero: `|Z|_0 / (N d)`, which the layer-wise figures of the papers show.
+
+    Args:
+        tokens: (..., tokens, dim), any float dtype.
+
+    Returns:
+        (...), in [0, 1], at least float32; no gradient flows through it.
+
+    Raises:
+        InputError: If the tokens are not as above or not finite.
+    """
+    z = _checked(tokens)
+    return (z != 0).to(_result_dtype(tokens)).mean(dim=(-2, -1))
+
+
+def l1(tokens: Tensor) -> Tensor:
+    """The mean magnitude of entries, `|Z|_1 / (N d)`; it scales with the tokens.
+
+    Args:
+        tokens: (..., tokens, dim), any float dtype.
+
+    Returns:
+        (...), at least float32.
+
+    Raises:
+        InputError: If the tokens are not as above or not finite.
+    """
+    z = _checked(tokens)
+    return z.to(_result_dtype(tokens)).abs().mean(dim=(-2, -1))
+
+
+def effective_rank(tokens: Tensor) -> Tensor:
+    """exp of the entropy of the singular values, scaled to sum 1 (Roy and Vetterli, EUSIPCO 2007).
+
+    It is k for k equal singular values, and tells how many directions carry the tokens where no value is quite zero.
+    The mean is not taken off. Singular values within rounding of zero count as zero.
+
+    Args:
+        tokens: (..., tokens, dim), any float dtype.
+
+    Returns:
+        (...), from 1 to min(tokens, dim), 0 for zero tokens; at least float32.
+
+    Raises:
+        InputError: If the tokens are not as above or not finite.
+    """
+    z = _checked(tokens).to(exact_dtype(tokens))
+    largest = z.detach().abs().amax(dim=(-2, -1), keepdim=True)
+    z = z / torch.where(largest == 0, 1.0, largest)  # scale-free, so that no square overflows
+    squares = torch.linalg.eigvalsh(_gram(z))
+    floor = squares.detach().amax(dim=-1, keepdim=True) * max(z.shape[-2:]) * torch.finfo(z.dtype).eps
+    present = squares > floor
+    # A square root has no derivative at zero, so zeros are taken out before it and not after.
+    values = torch.where(present, torch.where(present, squares, 1.0).sqrt(), 0.0)
+    total = values.sum(dim=-1, keepdim=True)
+    share = torch.where(present, values / torch.where(total == 0, 1.0, total), 1.0)
+    rank = torch.where(present.any(dim=-1), -(share * share.log()).sum(dim=-1), -math.inf).exp()
+    return rank.to(_result_dtype(tokens))
+
+
+def _logdet(tokens: Tensor, scale: float, unit: bool) -> Tensor:
+    """logdet(I + scale Z^T Z) of (..., tokens, dim), exact to rounding however large or degenerate Z is.
+
+    With `unit`, tokens are scaled to unit length first. Singular values within rounding of zero count as zero.
+    """
+    z = tokens.to(exact_dtype(tokens))
+    if unit:
+        length = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+        z = z / torch.where(length == 0, 1.0, length)
+    gram = _gram(z) * scale
+    trace = gram.detach().diagonal(dim1=-2, dim2=-1).sum(dim=-1)
+    if bool((trace < _GRAM_LIMIT).all()):
+        factor = torch.linalg.cholesky(gram + torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device))
+        halves: Tensor = factor.diagonal(dim1=-2, dim2=-1).log()
+        return 2 * halves.sum(dim=-1)
+    _check_finite(tokens)  # what is not finite shows in the trace, so that looking at each entry is seldom needed
+    # Squares of singular values are exact where eigenvalues of a Gram matrix are not: its errors are squared as well.
+    values = torch.linalg.svdvals(z)
+    floor = values.detach().amax(dim=-1, keepdim=True) * max(z.shape[-2:]) * torch.finfo(z.dtype).eps
+    present = values > floor
+    logs = 2 * torch.where(present, values, 1.0).log() + math.log(scale)
+    terms: Tensor = torch.where(present, torch.logaddexp(logs, torch.zeros_like(logs)), 0.0)
+    return terms.sum(dim=-1)
+
+
+def _gram(z: Tensor) -> Tensor:
+    """The smaller of Z^T Z (dim x dim) and Z Z^T (tokens x tokens)."""
+    return _squared(z if z.shape[-1] < z.shape[-2] else z.mT)
+
+
+def _squared(z: Tensor) -> Tensor:
+    """Z^T Z; it is symmetric, and of large ones the part below the diagonal is copied, not computed."""
+    half = z.shape[-1] // 2
+    if half < _SMALLEST_HALF:
+        return z.mT @ z
+    upper = z[..., :half].mT @ z
+    lower = torch.cat([upper[..., half:].mT, _squared(z[..., half:])], dim=-1)
+    return torch.cat([upper, lower], dim=-2)
+
+
+def exact_dtype(tensor: Tensor) -> torch.dtype:
+    """float64, or float32 where the device has no float64."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+def _checked(tokens: Tensor) -> Tensor:
+    _check_shape(tokens)
+    _check_finite(tokens)
+    return tokens
+
+
+def _check_shape(tokens: Tensor) -> None:
+    if tokens.ndim < 2 or not tokens.is_floating_point() or 0 in tokens.shape[-2:]:
+        raise InputError(
+            f"expected float (..., tokens, dim), at least one token of one entry, not {tokens.dtype} "
+            f"{tuple(tokens.shape)}"
+        )
+
+
+def _check_finite(tokens: Tensor) -> None:
+    if not bool(torch.isfinite(tokens).all()):
+        raise InputError("NaN or infinity among the tokens; look at what made them")
+
+
+def _result_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _check_eps(eps: float) -> None:
+    if not 0 < eps < math.inf:
+        raise InputError(f"the precision eps is a finite number above 0, not {eps!r}")

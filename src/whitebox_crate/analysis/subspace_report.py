@@ -1,0 +1,290 @@
+"""Reports: the subspaces, output projections and dictionaries of a model's layers, as numbers and as a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..capture import _core, _unwrap, capture
+from ..errors import InputError
+from ..layers import ISTA, MHSA, MSSA, ODL
+from ..models import Block, ImageTransformer
+from ..models._base import resolve_index, resolve_layers
+from .layerwise import as_table
+from .subspaces import (
+    DictionaryGeometry,
+    HeadBases,
+    ProjectionAlignment,
+    dictionary_geometry,
+    effective_dimension,
+    orthonormal_bases,
+    pair_angles,
+    projection_alignment,
+    projection_distance,
+    subspace_energy,
+    subspace_overlap,
+)
+
+
+def subspace_matrices(model: nn.Module, layer: int) -> Tensor:
+    """The matrices U_1, ..., U_K of a layer as they stand, (heads, dim, head_dim).
+
+    Of attention with separate query, key and value (ViT, CRATE-MHSA), the key projections stand in, as `projections` of
+    `capture` are the keys: nothing says that they are bases of anything.
+
+    Args:
+        model: A model of this package, compiled, distributed or features-only as well.
+        layer: From 0; negative from the end.
+
+    Returns:
+        Detached, the dtype and device of the weights.
+
+    Raises:
+        InputError: If the model is not one of this package, or its attention is neither MSSA nor MHSA.
+        UnknownNameError: If there is no such layer.
+    """
+    core = _core(model)
+    attention = attention_of(core, resolve_index("layer", layer, len(core.blocks)))
+    rows = attention.qkv.weight.detach()
+    inner_dim = attention.num_heads * attention.head_dim
+    if isinstance(attention, MHSA):
+        rows = rows[inner_dim : 2 * inner_dim]
+    split: Tensor = rows.unflatten(0, (attention.num_heads, attention.head_dim))
+    return split.mT
+
+
+def head_bases(model: nn.Module, layer: int) -> HeadBases:
+    """Orthonormal bases (heads, dim, r) of a layer's subspaces; see `subspace_matrices` and `orthonormal_bases`."""
+    return orthonormal_bases(subspace_matrices(model, layer))
+
+
+def token_energy(model: nn.Module, images: Tensor, layers: int | Sequence[int] | None = None) -> Tensor:
+    """The share of each token, as MSSA sees it, in each head's subspace; see `subspace_energy`.
+
+    Args:
+        model: A model of this package; it runs as it is.
+        images: (batch, in_chans, height, width), float.
+        layers: As in `capture`.
+
+    Returns:
+        (batch, layers, tokens, heads), [CLS] first.
+
+    Raises:
+        InputError: As of `subspace_matrices` and of the model; or if the tokens are not finite.
+        UnknownNameError: If there is no such layer.
+    """
+    core = _core(model)
+    with capture(model, "tokens", layers=layers) as trace:
+        model(images)
+    shares = []
+    for layer in trace.layers:
+        tokens = block_of(core, layer).norm1(trace["tokens", layer])
+        shares.append(subspace_energy(tokens, head_bases(model, layer).bases))
+    return torch.stack(shares, dim=1)
+
+
+@dataclass(frozen=True)
+class LayerSubspaces:
+    """The geometry of one layer.
+
+    Attributes:
+        layer: Which, from 0; None of the random layer.
+        singular_values: float64 (heads, r), of U_k.
+        rank: int64 (heads,).
+        effective_dimension: float64 (heads,).
+        angles: float64 (heads, heads, r), radians, ascending; see `principal_angles`.
+        coherence: float64 (heads, heads): cosine of the smallest angle; 1 on the diagonal.
+        overlap: float64 (heads, heads), see `subspace_overlap`; 1 on the diagonal.
+        drift: float64 (heads, heads): projection distance from each head (row) to each head of the next layer; None of
+            the last one asked for. Heads have no order: the nearest one counts as much as the one of the same number.
+        alignment: Output projection and bases; None of attention that is not MSSA.
+        dictionary: D of ISTA or ODL; None of a layer without.
+    """
+
+    layer: int | None
+    singular_values: Tensor
+    rank: Tensor
+    effective_dimension: Tensor
+    angles: Tensor
+    coherence: Tensor
+    overlap: Tensor
+    drift: Tensor | None
+    alignment: ProjectionAlignment | None
+    dictionary: DictionaryGeometry | None
+
+
+@dataclass(frozen=True)
+class SubspaceReport:
+    """The geometry of a model's layers; see `subspace_report`.
+
+    Attributes:
+        model: Its name, or its class.
+        bases: "MSSA", or "keys" where key projections stand in for bases (in any layer).
+        layers: Each layer asked for.
+        random: The same of a layer of these sizes with independent normal entries, a fixed draw: what no training
+            gives.
+    """
+
+    model: str
+    bases: str
+    layers: tuple[LayerSubspaces, ...]
+    random: LayerSubspaces
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as lists, numbers and None, for JSON; angles in radians."""
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+
+    def table(self, *, markdown: bool = False) -> str:
+        """A row for each layer, and the random one last.
+
+        The columns: effective dimension of each head; the least, and the mean, of the angles between two heads, in
+        degrees; mean overlap of two heads; mean drift to the head of the same number in the next layer, and to the
+        nearest one; of each head, cosine of P_k and U_k, and the share of P_k in the span of U_k; of D, coherence and
+        distance from the nearest orthogonal matrix up to scale. What a model does not have is left blank.
+        """
+        return as_table([_HEADER, *(_row(layer) for layer in (*self.layers, self.random))], markdown)
+
+
+_HEADER = (
+    "layer",
+    "effective dimension",
+    "angles: least, mean",
+    "overlap",
+    "drift: same, nearest",
+    "cos(P, U)",
+    "P in span U",
+    "D: coherence",
+    "D: distance",
+)
+
+
+def subspace_report(model: nn.Module, layers: int | Sequence[int] | None = None) -> SubspaceReport:
+    """Measures the subspaces, output projections and dictionaries of a model's layers; no data is needed.
+
+    Args:
+        model: A model of this package, compiled, distributed or features-only as well; CRATE-MAE's decoder is left out.
+        layers: As in `capture`; drift is from each to the next one in this list.
+
+    Raises:
+        InputError: If the model is not one of this package, its attention is neither MSSA nor MHSA, or weights are not
+            finite.
+        UnknownNameError: If there is no such layer.
+    """
+    core = _core(model)
+    indices = resolve_layers(layers, len(core.blocks))
+    operators = [attention_of(core, index) for index in indices]
+    matrices = [subspace_matrices(core, index) for index in indices]
+    written = [_written(operator) for operator in operators]
+    dictionaries = [_dictionary(core, index) for index in indices]
+    bases = [orthonormal_bases(each) for each in matrices]
+    following = [*bases[1:], None]
+    draw = torch.Generator().manual_seed(0)
+    u, v = (torch.randn(matrices[0].shape, generator=draw, dtype=torch.float64) for _ in range(2))
+    p, d = (
+        None if like is None else torch.randn(like.shape, generator=draw, dtype=torch.float64)
+        for like in (written[0], dictionaries[0])
+    )
+    return SubspaceReport(
+        model=core.architecture or type(core).__name__,
+        bases="MSSA" if all(isinstance(operator, MSSA) for operator in operators) else "keys",
+        layers=tuple(map(_measure, indices, matrices, bases, following, written, dictionaries)),
+        random=_measure(None, u, orthonormal_bases(u), orthonormal_bases(v), p, d),
+    )
+
+
+def _measure(
+    layer: int | None,
+    matrices: Tensor,
+    basis: HeadBases,
+    following: HeadBases | None,
+    written: Tensor | None,
+    dictionary: Tensor | None,
+) -> LayerSubspaces:
+    angles = pair_angles(basis.bases)
+    return LayerSubspaces(
+        layer=layer,
+        singular_values=basis.singular_values,
+        rank=basis.rank,
+        effective_dimension=effective_dimension(basis.singular_values),
+        angles=angles,
+        coherence=angles[..., 0].cos(),
+        overlap=subspace_overlap(angles),
+        drift=None if following is None else projection_distance(basis.bases[:, None], following.bases),
+        alignment=None if written is None else projection_alignment(written, matrices),
+        dictionary=None if dictionary is None else dictionary_geometry(dictionary),
+    )
+
+
+def _written(attention: MSSA | MHSA) -> Tensor | None:
+    """P_1, ..., P_K of MSSA, (heads, dim, head_dim); of ViT's attention the derivation says nothing."""
+    return head_weights(attention).detach().transpose(0, 1) if isinstance(attention, MSSA) else None
+
+
+def head_weights(attention: MSSA | MHSA) -> Tensor:
+    """The output projection by head, (dim, heads, head_dim)."""
+    if isinstance(attention.proj, nn.Linear):
+        return rearrange(attention.proj.weight, "d (h p) -> d h p", h=attention.num_heads)
+    weight = attention.qkv.weight  # one head as wide as a token: the projection is the identity
+    return torch.eye(attention.head_dim, dtype=weight.dtype, device=weight.device)[:, None]
+
+
+def _dictionary(core: ImageTransformer, index: int) -> Tensor | None:
+    coders = [module for module in core.blocks[index].modules() if isinstance(module, ISTA | ODL)]
+    return coders[0].dictionary.detach() if coders else None
+
+
+def block_of(core: ImageTransformer, index: int) -> Block:
+    block = _unwrap(core.blocks[index])
+    if not isinstance(block, Block):
+        raise InputError(f"layer {index} is a {type(block).__name__}, not a Block: nothing says where its heads are")
+    return block
+
+
+def attention_of(core: ImageTransformer, index: int) -> MSSA | MHSA:
+    """The operator of a layer, if its heads are known."""
+    attention: object = block_of(core, index).attention
+    if not isinstance(attention, MSSA | MHSA):
+        raise InputError(
+            f"layer {index} has no subspaces: its attention is {type(attention).__name__}, not MSSA or MHSA; give "
+            "bases of your own to orthonormal_bases"
+        )
+    return attention
+
+
+def _row(layer: LayerSubspaces) -> list[str]:
+    cells = ["random" if layer.layer is None else str(layer.layer), _numbers(layer.effective_dimension, 1), "", "", ""]
+    different = ~torch.eye(len(layer.rank), dtype=torch.bool)
+    if different.any():
+        degrees = layer.angles[different].rad2deg()
+        cells[2] = f"{float(degrees.nan_to_num(nan=math.inf).min()):.1f}, {float(degrees.nanmean()):.1f}"
+        cells[3] = f"{float(layer.overlap[different].nanmean()):.2f}"
+    if layer.drift is not None:
+        cells[4] = f"{float(layer.drift.diagonal().mean()):.2f}, {float(layer.drift.amin(1).mean()):.2f}"
+    written, coded = layer.alignment, layer.dictionary
+    cells += ["", ""] if written is None else [_numbers(written.cosine, 2), _numbers(written.within, 2)]
+    cells += ["", ""] if coded is None else [f"{coded.coherence:.2f}", f"{coded.shape_distance:.2f}"]
+    return cells
+
+
+def _numbers(values: Tensor, digits: int) -> str:
+    rounded = (round(value, digits) + 0.0 for value in values.tolist())  # no -0.00
+    return " ".join(f"{value:.{digits}f}" for value in rounded)
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses, tensors and tuples as what JSON knows; what is not finite as None."""
+    if isinstance(value, Tensor):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if hasattr(value, "__dataclass_fields__"):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    return value

@@ -1,0 +1,228 @@
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import small_model, small_options
+from torch import nn
+
+from whitebox_crate import ImageTransformer, InputError, UnknownNameError, create_model, list_models
+from whitebox_crate.analysis import explain, intervene
+from whitebox_crate.layers import ISTA, MSSA, ODL
+from whitebox_crate.models import CrateBlock
+
+NAME = re.compile(r"(?<![\w.{])(?:[a-z]\w*(?:\.\{\d+\.\.\d+\}|\.\w+)*)(?![\w.}])")
+
+
+def names_in(text: str, model: ImageTransformer) -> Counter[str]:
+    """How often each entry of the state dict is named, with `blocks.{0..2}.x` for three of them."""
+    counts: Counter[str] = Counter()
+    known = model.state_dict()
+    for word in NAME.findall(text):
+        span = re.search(r"\{(\d+)\.\.(\d+)\}", word)
+        layers = [""] if span is None else [str(i) for i in range(int(span[1]), int(span[2]) + 1)]
+        for layer in layers:
+            name = word if span is None else word.replace(span[0], layer)
+            if name in known:
+                counts[name] += 1
+    return counts
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_parameter_is_named_once_and_counted(name: str) -> None:
+    model = small_model(name, depth=2)
+    for text in (explain(model), explain(model, "markdown")):
+        assert names_in(text, model) == Counter(dict.fromkeys(model.state_dict(), 1))
+        total = sum(tensor.numel() for tensor in model.state_dict().values())
+        assert f"{name}: {total:,} parameters" in text.splitlines()[0]
+        assert "not known here" not in text and "Other parameters" not in text
+    rows = re.findall(
+        r"^  \S.*?  +[\w.{}]+  +[\dx ]*?\d  +(?:(\d+) x )?([\d,]+)(?: fixed)?$", explain(model), flags=re.M
+    )
+    assert sum(int(times or 1) * int(count.replace(",", "")) for times, count in rows) == total
+
+
+@pytest.mark.parametrize("name", ["crate_tiny_patch16_224", "crate_mae_tiny_patch16_224", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("format", ["text", "markdown"])
+def test_every_parameter_has_a_symbol_and_every_symbol_is_used(name: str, format: str) -> None:
+    model = small_model(name)
+    text = explain(model, format)  # type: ignore[arg-type]
+    if format == "text":
+        assert text.isascii() and not re.search(r"^   +[a-z_]+\.", text, flags=re.M)
+    else:
+        assert "|  |" not in text and text.count("$$") % 2 == 0 and text.count(r"\begin") == text.count(r"\end")
+        assert text.count("{") == text.count("}")
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_constants_are_those_of_the_modules(name: str) -> None:
+    model = small_model(
+        name, depth=1, **({} if name.startswith("vit") or "mlp" in name else {"step_size": 0.375, "sparsity": 0.625})
+    )
+    text = explain(model)
+    for module in model.blocks[0].modules():
+        if isinstance(module, ISTA | ODL):
+            assert f"eta = {module.step_size}, lambda = {module.sparsity}" in text
+    for norm, line in (
+        (model.blocks[0].norm1, "eps of LN_1"),
+        (model.blocks[0].norm2, "eps of LN_2"),
+        (model.norm, "eps of LN_c"),
+    ):
+        assert f"{line} = {norm.eps:g}" in text
+    assert f"k = 1, 2: heads of p = {model.blocks[0].attention.head_dim} dimensions" in text
+
+
+def test_layers_that_are_alike_are_folded_and_others_are_not() -> None:
+    model = small_model("crate_tiny_patch16_224", depth=5)
+    assert "Layers 0 to 4: MSSA, then ISTA" in explain(model)
+    with intervene(model, sparsity=0.5, layers=[2]):
+        text = explain(model)
+    assert re.findall(r"^Layers? .*:", text, flags=re.M) == ["Layers 0 to 1:", "Layer 2:", "Layers 3 to 4:"]
+    assert "lambda = 0.5, so eta lambda = 0.05" in text
+    assert names_in(text, model) == Counter(dict.fromkeys(model.state_dict(), 1))
+
+
+VARIANTS = [
+    ({"skip": "normalized"}, "H = LN_1(Z) + sum_k"),
+    ({"threshold": "soft"}, "soft(x) = sign(x) max(|x| - eta lambda, 0)"),
+    ({"global_pool": "avg"}, "y = mean of the columns 1, ..., n - 1 of Z\n    logits = G LN_c(y) + g"),
+    ({"global_pool": "mean"}, "y = mean of all columns of Z\n"),
+    ({"global_pool": ""}, "y = LN_c(Z), all columns"),
+    ({"num_heads": 1}, "H = Z + W_k softmax"),
+    ({"num_heads": 3}, "[P_1, ..., P_3]"),
+    ({"dynamic_img_size": True}, "other sizes"),
+    ({"num_classes": 0}, "y = column 0 of LN_c(Z)"),
+]
+
+
+@pytest.mark.parametrize(("options", "line"), VARIANTS)
+def test_options_show(options: dict[str, object], line: str) -> None:
+    model = small_model("crate_tiny_patch16_224", **options)
+    text = explain(model)
+    assert line in text
+    assert line not in explain(small_model("crate_tiny_patch16_224")) or options == {"num_classes": 0}
+    assert names_in(text, model) == Counter(dict.fromkeys(model.state_dict(), 1))
+    assert ("logits" in text) == (options != {"num_classes": 0})
+
+
+def test_the_equations_are_what_a_crate_layer_computes() -> None:
+    model = small_model("crate_tiny_patch16_224", depth=1)
+    block = model.blocks[0]
+    text = explain(model)
+    tokens = torch.randn(1, 7, 48)
+
+    def norm(z: torch.Tensor, module: nn.LayerNorm) -> torch.Tensor:
+        centred = z - z.mean(0)
+        return module.weight[:, None] * centred / (z.var(0, correction=0) + module.eps).sqrt() + module.bias[:, None]
+
+    assert "W_k = U_k^T LN_1(Z)" in text
+    z, p = tokens[0].T, 24
+    w = [u @ norm(z, block.norm1) for u in block.mssa.qkv.weight.split(p)]
+    assert "H = Z + sum_k P_k W_k softmax(W_k^T W_k / sqrt(p)) + b 1^T" in text
+    h = z + block.mssa.proj.bias[:, None]
+    for one, out in zip(w, block.mssa.proj.weight.split(p, dim=1), strict=True):
+        h = h + out @ one @ (one.T @ one / p**0.5).softmax(0)
+    assert "Y = LN_2(H)" in text and "Z' = ReLU(Y + eta D^T (Y - D Y) - eta lambda)" in text
+    y, d = norm(h, block.norm2), block.ista.dictionary
+    assert torch.allclose(torch.relu(y + 0.1 * d.T @ (y - d @ y) - 0.1 * 0.1).T, block(tokens)[0], atol=1e-5)
+
+
+def test_the_equations_are_what_a_vit_layer_computes() -> None:
+    model = small_model("vit_tiny_patch16_224", depth=1)
+    block = model.blocks[0]
+    text = explain(model)
+    tokens = torch.randn(1, 7, 48)
+    z = tokens[0].T
+    normed = block.norm1(tokens)[0].T
+    assert "Q_k = B^Q_k LN_1(Z) + a^Q_k 1^T" in text
+    q, k, v = (
+        b @ normed + a[:, None]
+        for b, a in zip(block.attn.qkv.weight.chunk(3), block.attn.qkv.bias.chunk(3), strict=True)
+    )
+    assert "H = Z + sum_k P_k V_k softmax(K_k^T Q_k / sqrt(p)) + b 1^T" in text
+    h = z + block.attn.proj.bias[:, None]
+    for head, out in enumerate(block.attn.proj.weight.split(24, dim=1)):
+        rows = slice(24 * head, 24 * (head + 1))
+        h = h + out @ v[rows] @ (k[rows].T @ q[rows] / 24**0.5).softmax(0)
+    assert "Z' = H + F_2 GELU(F_1 Y + f_1 1^T) + f_2 1^T" in text
+    y = block.norm2(h.T).T
+    inner = nn.functional.gelu(block.mlp.fc1.weight @ y + block.mlp.fc1.bias[:, None])
+    assert torch.allclose(
+        (h + block.mlp.fc2.weight @ inner + block.mlp.fc2.bias[:, None]).T, block(tokens)[0], atol=1e-5
+    )
+
+
+LATEX = {
+    "crate_tiny_patch16_224": [
+        r"& W_k = U_k^\top \operatorname{LN}_1(Z) \\",
+        r"& H = Z + \sum_k P_k W_k \operatorname{softmax}\left( W_k^\top W_k / \sqrt p \right) + b \mathbf 1^\top \\",
+        r"& Y = \operatorname{LN}_2(H) \\",
+        r"& Z' = \operatorname{ReLU}(Y + \eta D^\top (Y - D Y) - \eta \lambda)",
+    ],
+    "vit_tiny_patch16_224": [
+        r"& V_k = B^V_k \operatorname{LN}_1(Z) + a^V_k \mathbf 1^\top \\",
+        r"& H = Z + \sum_k P_k V_k \operatorname{softmax}\left( K_k^\top Q_k / \sqrt p \right) + b \mathbf 1^\top \\",
+    ],
+    "crate_alpha_tiny_patch16_224": [
+        r"& A_2 = \operatorname{ReLU}(A_1 + \eta D^\top (Y - D A_1) - \eta \lambda) \\",
+        "& Z' = H + C A_2",
+        r"- $\epsilon$ of $\operatorname{LN}_1$ = $10^{-6}$, $\epsilon$ of $\operatorname{LN}_2$ = $10^{-6}$",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", LATEX)
+def test_latex_says_the_same(name: str) -> None:
+    lines = explain(small_model(name), "markdown").splitlines()
+    assert [line for line in LATEX[name] if line not in lines] == []
+
+
+def test_a_model_without_weights_in_memory_is_explained() -> None:
+    with torch.device("meta"):
+        model = create_model("crate_base")
+    assert "Layers 0 to 11" in explain(model) and "22.8" in f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}"
+
+
+def test_compiled_pruned_and_decoderless_models_are_explained() -> None:
+    model = small_model("crate_mae_tiny_patch16_224", decoder_depth=0)
+    assert "Decoder" not in explain(model) and names_in(explain(model), model) == Counter(
+        dict.fromkeys(model.state_dict(), 1)
+    )
+    model = small_model("crate_tiny_patch16_224")
+    assert explain(torch.compile(model, backend="eager")) == explain(model)
+    model.blocks[1] = torch.compile(model.blocks[1], backend="eager")
+    assert "blocks.1._orig_mod.mssa.qkv.weight" in explain(model)
+    assert names_in(explain(model), model) == Counter(dict.fromkeys(model.state_dict(), 1))
+    features = create_model(
+        "vit_tiny_patch16_224", **small_options("vit_tiny_patch16_224"), features_only=True, out_indices=[0]
+    )
+    assert "Layer 0: MHSA, then MLP" in explain(features) and "logits" not in explain(features)
+
+
+class OwnBlock(CrateBlock):
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(tokens)
+
+
+def test_what_is_not_known_is_not_made_up() -> None:
+    model = small_model("crate_tiny_patch16_224")
+    model.blocks[1] = OwnBlock(48, 2)
+    model.extra = nn.Parameter(torch.ones(3))
+    text = explain(model)
+    assert "Z' comes from OwnBlock, whose equations are not known here" in text and "Other parameters" in text
+    assert names_in(text, model) == Counter(dict.fromkeys(model.state_dict(), 1))
+    assert MSSA.__name__ in text
+
+
+def test_bad_input_is_told() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'markdown'"):
+        explain(small_model("crate_tiny_patch16_224"), "Markdown")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="package"):
+        explain(nn.Linear(2, 2))
+
+
+def test_the_page_shows_what_is_printed() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "analysis.md").read_text(encoding="utf-8")
+    shown = page.partition("```text\nLayers 0 to 5")[2].partition("```")[0]
+    assert shown and f"Layers 0 to 5{shown}" in explain(create_model("crate_nano"))
