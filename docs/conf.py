@@ -17,3 +17,4 @@ autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False  # nn.Module says nothing of ours
 napoleon_custom_sections = ["Shape"]
 myst_heading_anchors = 3
+suppress_warnings = ["ref.python"]  # fields of one name in several dataclasses: attribute names are no links here

@@ -112,7 +112,7 @@ def sparse_rate_reduction(
 ) -> Tensor:
     """`R(Z) - Rc(Z; U) - lambda |Z|`, what CRATE is derived to maximise (arXiv 2308.16271, Eq. 2).
 
-    |Z| is the number of entries that are not zero; its gradient is zero. `norm="l1"` puts the sum of magnitudes in its
+    `|Z|` is the number of entries that are not zero; its gradient is zero. `norm="l1"` puts the sum of magnitudes in its
     place, as the derivation of ISTA does.
 
     Args:
@@ -120,7 +120,7 @@ def sparse_rate_reduction(
         projections: U_k^T Z of the same tokens, (..., heads, tokens, head_dim).
         eps: Precision, as of `coding_rate`.
         sparsity: lambda.
-        convention: "paper" or "released", as of `coding_rate`; |Z| is of the tokens as given.
+        convention: "paper" or "released", as of `coding_rate`; `|Z|` is of the tokens as given.
         norm: "l0" or "l1".
 
     Returns:
