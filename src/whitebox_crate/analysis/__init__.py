@@ -21,6 +21,7 @@ from .rates import (
     sparse_rate_reduction,
     subspace_coding_rate,
 )
+from .report import report
 from .subspace_report import (
     LayerSubspaces,
     SubspaceReport,
@@ -73,6 +74,7 @@ __all__ = [
     "principal_angles",
     "projection_alignment",
     "rate_reduction",
+    "report",
     "sparse_rate_reduction",
     "subspace_coding_rate",
     "subspace_energy",

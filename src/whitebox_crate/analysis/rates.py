@@ -112,8 +112,8 @@ def sparse_rate_reduction(
 ) -> Tensor:
     """`R(Z) - Rc(Z; U) - lambda |Z|`, what CRATE is derived to maximise (arXiv 2308.16271, Eq. 2).
 
-    `|Z|` is the number of entries that are not zero; its gradient is zero. `norm="l1"` puts the sum of magnitudes in its
-    place, as the derivation of ISTA does.
+    `|Z|` is the number of entries that are not zero; its gradient is zero. `norm="l1"` puts the sum of magnitudes in
+    its place, as the derivation of ISTA does.
 
     Args:
         tokens: Z, (..., tokens, dim), any float dtype.

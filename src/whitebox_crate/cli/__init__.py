@@ -1,4 +1,4 @@
-"""The `whitebox-crate` command: list models, classify and segment photographs, evaluate, convert, train."""
+"""The `whitebox-crate` command: list models, classify, segment and analyze photographs, evaluate, convert, train."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from .. import __version__
 from ..errors import WhiteboxCrateError
+from .analyze import add_analyze
 from .curves import add_curves
 from .evaluate import add_evaluate
 from .figures import add_heads, add_noise, add_pca
@@ -53,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_pca,
         add_heads,
         add_noise,
+        add_analyze,
         add_convert,
         add_evaluate,
         add_curves,

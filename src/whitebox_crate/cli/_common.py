@@ -42,14 +42,19 @@ def add_model_choice(parser: argparse.ArgumentParser) -> None:
 
 
 def load(options: argparse.Namespace, any_size: bool = True) -> ImageTransformer:
-    """The model, ready to look at photographs: of any size, or as it was made."""
+    """The model, ready to look at photographs: of any size, or as it was made. None of it is trained any more."""
+    return make(options, any_size).requires_grad_(False)
+
+
+def make(options: argparse.Namespace, any_size: bool = True) -> ImageTransformer:
+    """The model in evaluation mode, with what of it is trained and what is fixed."""
     own_weights = options.checkpoint is None
     model = create_model(
         options.model, pretrained=own_weights, checkpoint_path=options.checkpoint, dynamic_img_size=any_size or None
     )
     if not isinstance(model, ImageTransformer):
         raise InputError(f"{options.model} makes a {type(model).__name__}, whose layers are not known")
-    return model.eval().requires_grad_(False)
+    return model.eval()
 
 
 def layer_of(model: ImageTransformer, wanted: int | None) -> int:

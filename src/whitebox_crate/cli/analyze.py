@@ -1,0 +1,65 @@
+"""analyze: a model measured on photographs, as one page of HTML."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..analysis.report import report
+from ..errors import InputError, OutputError
+from ..hub import write_whole
+from ..preprocess import load_image
+from ..segmentation.datasets import IMAGE_SUFFIXES
+from ._common import add_model_options, command, make, make_folder, positive, samples
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def add_analyze(commands: Any) -> None:
+    """Adds the command `analyze`."""
+    analyze = command(
+        commands, "analyze", _analyze, "what each layer does to photographs and was derived to do, as HTML"
+    )
+    add_model_options(analyze)
+    analyze.add_argument(
+        "--size", type=positive, help="shorter side for the model, pixels (default: the weights' best)"
+    )
+    analyze.add_argument("--out", type=Path, default=Path("report.html"), help="the page (%(default)s)")
+
+
+def _analyze(options: argparse.Namespace) -> int:
+    """Measures on every picture that can be read; those that cannot are reported."""
+    if options.out.is_dir():
+        raise OutputError(f"{options.out} is a folder; give the name of a file, for example {options.out}/report.html")
+    model = make(options)
+    failed: list[Path] = []
+
+    def photos() -> Iterator[tuple[str, Image]]:
+        for path in _files(options.images or samples()):
+            try:
+                photo = load_image(path)
+            except InputError as error:
+                print(f"whitebox-crate: error: {error}", file=sys.stderr)
+                failed.append(path)
+            else:
+                yield path.name, photo
+
+    weights = "" if options.checkpoint is None else f" with {options.checkpoint.name}"
+    page = report(model, photos(), title=f"{options.model}{weights}", short_side=options.size)
+    make_folder(options.out.parent)
+    write_whole(options.out, lambda path: path.write_text(page, encoding="utf-8"))
+    print(f"{options.out}  ({options.model}, {len(page) / 2**20:.1f} MB)")
+    return 1 if failed else 0
+
+
+def _files(named: list[Path]) -> Iterator[Path]:
+    """Each file that is named, and those of a folder that look like pictures, sorted."""
+    for path in named:
+        if path.is_dir():
+            yield from sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        else:
+            yield path
