@@ -351,3 +351,24 @@ def test_models_and_images_that_do_not_do_are_told() -> None:
         head_contributions(model, images, 0)
     with pytest.raises(InputError, match="pooling ''"):
         head_contributions(model_of("crate_tiny_patch16_224", global_pool=""), images, 0)
+
+
+def test_what_is_no_image_is_refused_by_all() -> None:
+    model = small_model("crate_tiny_patch16_224")
+    images = images_for(model)
+    broken = images.clone()
+    broken[0, 0, 0, 0] = float("nan")
+    for wrong in (broken, images.byte(), [1]):
+        for ask in (head_outputs, cls_rollout, attention_rollout, lambda m, i: head_contributions(m, i, 0)):
+            with pytest.raises(InputError):
+                ask(model, wrong)
+
+
+def test_outputs_are_read_from_a_model_that_recomputes_its_layers() -> None:
+    model = small_model("crate_tiny_patch16_224").train()
+    model.set_grad_checkpointing()
+    images = images_for(model)
+    split = head_outputs(model, images)
+    model(images).sum().backward()
+    model.set_grad_checkpointing(False)
+    torch.testing.assert_close(split.parts, head_outputs(model, images).parts)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
+from analysis_in_two import share
 from golden_data import load_case
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,7 +30,7 @@ from whitebox_crate.analysis.descent import _outcome
 from whitebox_crate.analysis.layerwise import QUANTITIES
 from whitebox_crate.analysis.statistics import Moments, student_t
 from whitebox_crate.convert import convert_state_dict
-from whitebox_crate.errors import InputError, ProcessError, UnknownNameError
+from whitebox_crate.errors import InputError, UnknownNameError
 from whitebox_crate.models import Crate
 
 KINDS = ["crate_paper_small_patch8_224", "crate_alpha_tiny_patch16_224", "crate_mae_tiny_patch16_224", "crate_sth",
@@ -384,21 +385,8 @@ def test_student_t_goes_on_where_the_series_takes_over() -> None:
             student_t(confidence, degrees)
 
 
-def _share(rank: int, folder: str, images: Tensor) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    model = small_model("crate_paper_small_patch8_224")
-    found = analyse(model, [images[:2]] if rank == 0 else [images[2:5], images[5:]], gather=True)
-    Path(folder, f"{rank}.json").write_text(found.to_json())
-    try:
-        analyse(model, [images if rank == 0 else images[:, 0]], gather=True)
-    except (ProcessError, InputError) as error:
-        Path(folder, f"{rank}.txt").write_text(f"{type(error).__name__}: {error}")
-    torch.distributed.destroy_process_group()
-
-
 def test_two_processes_find_what_one_does(crate: Any, images: Tensor, tmp_path: Path) -> None:
-    mp.spawn(_share, args=(str(tmp_path), images), nprocs=2)
+    mp.spawn(share, args=(str(tmp_path), images), nprocs=2)
     first, second = (LayerwiseReport.from_json((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     alone = analyse(crate, [images])
     assert first == second and first.images == alone.images == 6
@@ -406,3 +394,23 @@ def test_two_processes_find_what_one_does(crate: Any, images: Tensor, tmp_path: 
     close(first["coding_rate", "output"].std, alone["coding_rate", "output"].std, rtol=1e-3)
     assert (tmp_path / "0.txt").read_text().startswith("ProcessError: process 1 failed: InputError: a loader yields")
     assert (tmp_path / "1.txt").read_text().startswith("InputError: a loader yields")
+
+
+def test_images_of_bytes_and_no_loader_are_refused(crate: Any, images: Tensor) -> None:
+    for loader in ([(255 * images.clamp(0, 1)).byte()], None):
+        for measure in (analyse, verify):
+            with pytest.raises(InputError, match=r"create_transform|a loader is"):
+                measure(crate, loader)
+
+
+def test_the_codes_of_crate_alpha_are_sparse_and_better_than_none() -> None:
+    model = small_model("crate_alpha_tiny_patch16_224")
+    found = verify(model, [images_for(model, batch=3)])
+    sparsity = [v for v in found.verdicts if v.claim == "sparsity"]
+    coding = [v for v in found.verdicts if v.claim == "coding"]
+    assert len(sparsity) == len(coding) == len(model.blocks)
+    assert all(v.after < v.before == 1 for v in sparsity)
+    with torch.no_grad(), capture(model, "compressed", layers=[0]) as trace:
+        model(images_for(model, batch=3))
+        codes = model.blocks[0].odl.encode(model.blocks[0].norm2(trace["compressed", 0]))
+    close(sparsity[0].after, (codes != 0).double().mean().item(), rtol=1e-5)

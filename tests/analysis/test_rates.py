@@ -279,3 +279,10 @@ def test_the_page_says_what_was_measured(script: str) -> None:
     measured = json.loads((docs / "benchmarks" / f"{script}.json").read_text())
     table = runpy.run_path(str(docs / "benchmarks" / f"{script}.py"))["table"]
     assert table(measured) in (docs / "analysis.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_unit_vectors_have_no_scale_however_large_or_small(scale: float) -> None:
+    tokens = torch.randn(3, 10, 4, dtype=torch.float64)
+    want = coding_rate(tokens, 0.01, convention="released")
+    torch.testing.assert_close(coding_rate(tokens * scale, 0.01, convention="released"), want)

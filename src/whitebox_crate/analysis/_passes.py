@@ -66,6 +66,8 @@ def over_images(
         ProcessError: With `gather`, if another process failed.
     """
     core = _core(model)
+    if not isinstance(loader, Iterable):
+        raise InputError(f"a loader is a DataLoader or another iterable of batches of images, not {loader!r}")
     indices = resolve_layers(layers, len(core.blocks))
     blocks: list[Any] = [_unwrap(core.blocks[index]) for index in indices]
     if gather and not (dist.is_available() and dist.is_initialized()):
@@ -125,6 +127,8 @@ def _measure_all(
 
 def _images_of(batch: Any) -> Tensor:
     images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if isinstance(images, Tensor) and not images.is_floating_point():
+        raise InputError(f"images are floating point and normalised, not {images.dtype}: see create_transform")
     if not isinstance(images, Tensor) or images.ndim != 4:
         got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise InputError(

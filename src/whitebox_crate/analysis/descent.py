@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..layers import ISTA
+from ..layers import ISTA, ODL
 from ..models import Block
 from ._passes import over_images
 from .layerwise import STATES, RateSettings, as_table
@@ -123,10 +123,12 @@ def verify_descent(
     - `compression`: Rc(LN(h); U) < Rc(LN(z); U), with the layer's own bases U and first norm. This is what MSSA is
       derived to do; of ViT's attention, keys stand for U^T Z.
     - `sparsity`: the share of entries that are not zero is lower in z' than in h. A threshold at zero does this by
-      itself, whatever the dictionary, and an MLP never does.
-    - `coding`, where the layer has ISTA: `|x - D u|^2 / 2 + lambda |u|_1`, with x = LN2(h), is lower at u = z' than at
-      u = ReLU(x), the codes that are nearest to where the step begins and not negative (with a soft threshold, codes
-      may be negative, and u = x). This is what ISTA is derived to do, and a dictionary can fail it.
+      itself, whatever the dictionary, and an MLP never does. In CRATE-alpha, whose z' are decoded, it is that of the
+      codes.
+    - `coding`, where the layer codes sparsely: `|x - D u|^2 / 2 + lambda |u|_1`, with x = LN2(h), is lower at u = z'
+      than at u = ReLU(x), the codes that are nearest to where the step begins and not negative (with a soft threshold,
+      codes may be negative, and u = x); in CRATE-alpha, at its codes than at u = 0, where its steps begin. This is what
+      ISTA is derived to do, and a dictionary can fail it.
 
     Each image is its own control: the interval is that of the mean of its differences.
 
@@ -152,10 +154,15 @@ def verify_descent(
 
     def measure(block: Block, states: Mapping[str, Tensor]) -> Tensor:
         z, h, out = states["tokens"], states["compressed"], states["output"]
-        pairs = [(settings.subspace_rate(block, z), settings.subspace_rate(block, h)), (l0(h), l0(out))]
-        ista, x = _ista_of(block), block.norm2(h)
+        coder, x = _coder_of(block), block.norm2(h)
+        codes = coder.encode(x) if isinstance(coder, ODL) else out
+        pairs = [(settings.subspace_rate(block, z), settings.subspace_rate(block, h)), (l0(h), l0(codes))]
         nothing = torch.zeros(len(z))
-        pairs.append((nothing, nothing) if ista is None else (_lasso(ista, x, _start(ista, x)), _lasso(ista, x, out)))
+        pairs.append(
+            (nothing, nothing)
+            if coder is None
+            else (_lasso(coder, x, _start(coder, x, codes)), _lasso(coder, x, codes))
+        )
         exact = [(before.cpu().double(), after.cpu().double()) for before, after in pairs]
         return torch.cat([torch.stack([b, a, a - b, (a < b).to(a)], dim=1) for b, a in exact], dim=1)
 
@@ -165,7 +172,7 @@ def verify_descent(
     verdicts = []
     for place, claim in enumerate(claims):
         for row, layer in enumerate(seen.layers):
-            if claim == "coding" and _ista_of(seen.blocks[row]) is None:
+            if claim == "coding" and _coder_of(seen.blocks[row]) is None:
                 continue
             first = _COLUMNS * place
             before, after, change, share = moments.mean[row, first : first + _COLUMNS].tolist()
@@ -182,18 +189,20 @@ def _outcome(change: float, half_width: float | None) -> Outcome:
     return "does not hold" if change - half_width >= 0 else "undecided"
 
 
-def _ista_of(block: nn.Module) -> ISTA | None:
-    ista = getattr(block, "ista", None)
-    return ista if isinstance(ista, ISTA) else None
+def _coder_of(block: nn.Module) -> ISTA | ODL | None:
+    coder = getattr(block, "ista", None) or getattr(block, "odl", None)
+    return coder if isinstance(coder, ISTA | ODL) else None
 
 
-def _start(ista: ISTA, x: Tensor) -> Tensor:
-    """The codes nearest to x that the objective is defined for."""
-    return x.relu() if ista.threshold == "relu" else x
+def _start(coder: ISTA | ODL, x: Tensor, codes: Tensor) -> Tensor:
+    """Where the steps begin: at zero, or at the codes nearest to x that the objective is defined for."""
+    if isinstance(coder, ODL):
+        return torch.zeros_like(codes)
+    return x.relu() if coder.threshold == "relu" else x
 
 
-def _lasso(ista: ISTA, x: Tensor, code: Tensor) -> Tensor:
+def _lasso(coder: ISTA | ODL, x: Tensor, code: Tensor) -> Tensor:
     """|x - D u|^2 / 2 + lambda |u|_1 for each image, mean over tokens, (batch,)."""
-    x, code, dictionary = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (x, code, ista.dictionary))
+    x, code, dictionary = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (x, code, coder.dictionary))
     misfit = (x - code @ dictionary.mT).square().sum(dim=-1) / 2
-    return (misfit + ista.sparsity * code.abs().sum(dim=-1)).mean(dim=-1)
+    return (misfit + coder.sparsity * code.abs().sum(dim=-1)).mean(dim=-1)

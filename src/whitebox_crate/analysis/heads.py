@@ -77,25 +77,22 @@ def head_outputs(
     indices = resolve_layers(layers, len(core.blocks))
     if isinstance(queries, str) and queries not in ("cls", "all"):
         raise UnknownNameError.of("queries", queries, ("cls", "all"), "Token indices are fine too.")
-    parts: dict[int, Tensor] = {}
-
-    def reader(index: int, attention: MSSA | MHSA) -> Callable[[nn.Module, tuple[Tensor]], None]:
-        def read(proj: nn.Module, args: tuple[Tensor]) -> None:
-            attended = rearrange(args[0], "b n (h p) -> b h n p", h=attention.num_heads)
-            if not isinstance(queries, str):
-                attended = attended[:, :, resolve_indices("query token", queries, attended.shape[2])]
-            elif queries == "cls":
-                attended = attended[:, :, :1]
-            parts[index] = torch.einsum("bhnp,dhp->bhnd", attended, head_weights(attention))
-
-        return read
-
+    _check_images(core, images)
+    attended: dict[int, Tensor] = {}
     with ExitStack() as stack:
         _eager(stack)
         for index in indices:
-            attention = attention_of(core, index)
-            stack.callback(attention.proj.register_forward_pre_hook(reader(index, attention)).remove)
+            stack.callback(_keep_attended(attention_of(core, index), attended, index).remove)
         model(images)
+    parts: dict[int, Tensor] = {}
+    for index in indices:  # after the pass: what a hook computed would count as the layer's to gradient checkpointing
+        attention = attention_of(core, index)
+        of_heads = rearrange(attended[index], "b n (h p) -> b h n p", h=attention.num_heads)
+        if not isinstance(queries, str):
+            of_heads = of_heads[:, :, resolve_indices("query token", queries, of_heads.shape[2])]
+        elif queries == "cls":
+            of_heads = of_heads[:, :, :1]
+        parts[index] = torch.einsum("bhnp,dhp->bhnd", of_heads, head_weights(attention))
     biases = [getattr(attention_of(core, index).proj, "bias", None) for index in indices]
     zero = parts[indices[0]].new_zeros(core.embed_dim)
     return HeadOutputs(
@@ -147,9 +144,7 @@ def head_contributions(
             f"one logit for each image and class is needed, but the model has {core.num_classes} classes and "
             f"the pooling {core.global_pool!r}; see reset_classifier"
         )
-    core.grid_of(images)
-    if not images.isfinite().all():
-        raise InputError(f"{int((~images.isfinite()).sum())} values of the images are NaN or infinite")
+    _check_images(core, images)
     chosen = _classes(classes, len(images), core.num_classes).to(images.device)
     with ExitStack() as stack:
         _eager(stack)
@@ -177,11 +172,7 @@ def _by_gradient(core: ImageTransformer, images: Tensor, classes: Tensor, layers
     attended: dict[int, Tensor] = {}
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
         for layer in layers:
-
-            def keep(_: nn.Module, args: tuple[Tensor], layer: int = layer) -> None:
-                attended[layer] = args[0]
-
-            stack.callback(attention_of(core, layer).proj.register_forward_pre_hook(keep).remove)
+            stack.callback(_keep_attended(attention_of(core, layer), attended, layer).remove)
         # The images need a gradient, so that a model whose parameters are frozen has one too.
         logits = _logits_from(core, core.embed(images.detach().clone().requires_grad_()), 0)
         wanted = logits.gather(1, classes.clone()[:, None]).sum()  # images do not see each other: one pass for all
@@ -192,6 +183,24 @@ def _by_gradient(core: ImageTransformer, images: Tensor, classes: Tensor, layers
         for layer, gradient in zip(layers, gradients, strict=True)
     ]
     return torch.stack([term.sum(-1) for term in terms], dim=1)
+
+
+def _keep_attended(attention: MSSA | MHSA, attended: dict[int, Tensor], layer: int) -> Any:
+    """A hook that keeps what enters the output projection, (batch, tokens, heads * head_dim)."""
+
+    def keep(_: nn.Module, args: tuple[Tensor]) -> None:
+        attended.setdefault(layer, args[0])  # checkpointing runs a layer again
+
+    return attention.proj.register_forward_pre_hook(keep)
+
+
+def _check_images(core: ImageTransformer, images: Tensor) -> None:
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        got = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise InputError(f"images are a floating point tensor, normalised, not {got}: see create_transform")
+    core.grid_of(images)
+    if not images.isfinite().all():
+        raise InputError(f"{int((~images.isfinite()).sum())} values of the images are NaN or infinite")
 
 
 def _logits_from(core: ImageTransformer, tokens: Tensor, layer: int) -> Tensor:
@@ -294,6 +303,7 @@ def attention_rollout(model: nn.Module, images: Tensor, layer: int = -1, skip: f
     last = resolve_index("layer", layer, len(core.blocks))
     if not 0 <= skip <= 1:
         raise InputError(f"skip is a share in [0, 1], not {skip!r}")
+    _check_images(core, images)
     tokens = core.embed(images)
     rollout = torch.eye(tokens.shape[1], dtype=tokens.dtype, device=tokens.device).expand(len(tokens), -1, -1)
     for index in range(last + 1):  # a layer at a time: attention of all tokens is large

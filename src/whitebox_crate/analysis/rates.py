@@ -207,6 +207,8 @@ def _logdet(tokens: Tensor, scale: float, unit: bool) -> Tensor:
     """
     z = tokens.to(exact_dtype(tokens))
     if unit:
+        largest = z.detach().abs().amax(dim=-1, keepdim=True)  # squares of what is left neither overflow nor vanish
+        z = z / torch.where(largest == 0, 1.0, largest)
         length = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
         z = z / torch.where(length == 0, 1.0, length)
     gram = _gram(z) * scale
