@@ -22,7 +22,7 @@ from .layers.embed import to_pair
 from .loading import load_state, weightless
 from .models import FeatureExtractor, ImageTransformer, PretrainedCfg
 from .models._base import GlobalPool, known_pool
-from .registry import Entrypoint, get_pretrained_cfg, model_entrypoint, split_name
+from .registry import Entrypoint, check_options, get_pretrained_cfg, model_entrypoint, split_name
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
 
@@ -192,12 +192,9 @@ def _default_cfg(architecture: str) -> PretrainedCfg:
 def _options(source: _Source, given: Mapping[str, Any], pretrained: bool) -> dict[str, Any]:
     """Options for the entrypoint: those given go before those of the weights; None stands for the default."""
     parameters = inspect.signature(model_entrypoint(source.architecture)).parameters
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     merged = {**source.cfg.model_args, **source.options}
     merged.update({key: value for key, value in given.items() if value is not None or key not in merged})
-    for option in merged:
-        if option not in parameters and not takes_any:
-            raise UnknownNameError.of(f"option of {source.architecture}", option, parameters)
+    check_options(source.architecture, merged)
     options = {key: value for key, value in merged.items() if value is not None}
     for key, value in options.items():  # constants enter no shape: a wrong one would show only where it is used
         if key in parameters and type(parameters[key].default) is float and not _is_finite(value):

@@ -188,7 +188,6 @@ def save_pretrained(model: ImageTransformer, folder: str | Path, *, repo_id: str
             "makes a class known, and create_model makes one that can be saved"
         )
     options = _options_of(model)
-    state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
     _check_description(model, options)
     folder = Path(folder)
     cfg = _facts_of(model)
@@ -208,10 +207,8 @@ def save_pretrained(model: ImageTransformer, folder: str | Path, *, repo_id: str
         text = json.dumps(config, indent=1) + "\n"
     except TypeError as error:
         raise InputError(f"the options {model.model_args} cannot be written as JSON ({error})") from error
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {folder}: {error}; give another") from error
+    state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
+    make_folder(folder)
     write_whole(folder / WEIGHTS, lambda path: _save_tensors(state, path))
     write_whole(folder / CONFIG, lambda path: path.write_text(text))
     if not (folder / CARD).exists():
@@ -307,6 +304,22 @@ def read_config(folder: str | Path) -> tuple[str, dict[str, Any], PretrainedCfg,
 def _tupled(value: object) -> object:
     """JSON has no tuples, and options and facts have no lists."""
     return tuple(value) if isinstance(value, list) else value
+
+
+def make_folder(folder: Path, advice: str = "give another") -> None:
+    """Makes a folder and those above it, if they are not there.
+
+    Args:
+        folder: Which.
+        advice: What to do if it cannot be made, for the message.
+
+    Raises:
+        OutputError: If it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {folder}: {error}; {advice}") from error
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -109,6 +110,21 @@ def model_entrypoint(name: str) -> Entrypoint:
         UnknownNameError: If there is no such model.
     """
     return _models[split_name(name)[0]].entrypoint
+
+
+def check_options(name: str, options: Iterable[str]) -> None:
+    """Looks whether the entrypoint of a model takes these options.
+
+    Raises:
+        UnknownNameError: If it does not; the message lists close matches. Or if there is no such model.
+    """
+    architecture, _ = split_name(name)
+    known = inspect.signature(_models[architecture].entrypoint).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
+        return
+    for option in options:
+        if option not in known:
+            raise UnknownNameError.of(f"option of {architecture}", option, known)
 
 
 def get_pretrained_cfg(name: str) -> PretrainedCfg:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -14,9 +14,10 @@ from ..errors import InputError
 from ..layers import ISTA, ODL
 from ..models import Block
 from ._passes import over_images
-from .layerwise import STATES, RateSettings, as_table
+from .layerwise import STATES, AsJson, RateSettings, as_table
 from .rates import Convention, l0
 from .statistics import check_confidence
+from .subspace_report import coder_of
 
 Claim: TypeAlias = Literal["compression", "sparsity", "coding"]
 Outcome: TypeAlias = Literal["holds", "does not hold", "undecided"]
@@ -50,7 +51,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class DescentReport:
+class DescentReport(AsJson):
     """What `verify_descent` found.
 
     Attributes:
@@ -79,15 +80,6 @@ class DescentReport:
             numbers = (f"{v.before:.4g}", f"{v.after:.4g}", f"{v.change:+.4g}{spread}", f"{v.share:.0%}")
             rows.append([v.claim, str(v.layer), *numbers, v.outcome])
         return as_table(rows, markdown)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON holds it."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
-        return plain
-
-    def to_json(self) -> str:
-        """Everything as JSON, for `from_json`."""
-        return json.dumps(self.to_dict(), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> DescentReport:
@@ -154,7 +146,7 @@ def verify_descent(
 
     def measure(block: Block, states: Mapping[str, Tensor]) -> Tensor:
         z, h, out = states["tokens"], states["compressed"], states["output"]
-        coder, x = _coder_of(block), block.norm2(h)
+        coder, x = coder_of(block), block.norm2(h)
         codes = coder.encode(x) if isinstance(coder, ODL) else out
         pairs = [(settings.subspace_rate(block, z), settings.subspace_rate(block, h)), (l0(h), l0(codes))]
         nothing = torch.zeros(len(z))
@@ -172,7 +164,7 @@ def verify_descent(
     verdicts = []
     for place, claim in enumerate(claims):
         for row, layer in enumerate(seen.layers):
-            if claim == "coding" and _coder_of(seen.blocks[row]) is None:
+            if claim == "coding" and coder_of(seen.blocks[row]) is None:
                 continue
             first = _COLUMNS * place
             before, after, change, share = moments.mean[row, first : first + _COLUMNS].tolist()
@@ -187,11 +179,6 @@ def _outcome(change: float, half_width: float | None) -> Outcome:
     if change + half_width < 0:
         return "holds"
     return "does not hold" if change - half_width >= 0 else "undecided"
-
-
-def _coder_of(block: nn.Module) -> ISTA | ODL | None:
-    coder = getattr(block, "ista", None) or getattr(block, "odl", None)
-    return coder if isinstance(coder, ISTA | ODL) else None
 
 
 def _start(coder: ISTA | ODL, x: Tensor, codes: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from ..errors import InputError, UnknownNameError
 from ..layers import ISTA, MHSA, MSSA, ODL
 from ..models import ImageTransformer
 from ..models._base import resolve_index, resolve_indices, resolve_layers
-from .subspace_report import attention_of, head_weights
+from .subspace_report import attention_of, coder_of, head_weights
 
 Method: TypeAlias = Literal["ablation", "gradient"]
 
@@ -325,13 +325,13 @@ def cls_rollout(model: nn.Module, images: Tensor, layer: int = -1, skip: float =
 
 
 def _sparse_coding(core: ImageTransformer, index: int) -> ISTA | ODL:
-    coders = [module for module in core.blocks[index].modules() if isinstance(module, ISTA | ODL)]
-    if not coders:
+    coder = coder_of(core.blocks[index])
+    if coder is None:
         raise InputError(
             f"layer {index} of {type(core).__name__} has neither eta nor lambda: it does not code sparsely; give "
             "layers that do, or mask_heads alone"
         )
-    return coders[0]
+    return coder
 
 
 def _constant(name: str, value: object) -> float:

@@ -83,7 +83,21 @@ class Series:
 
 
 @dataclass(frozen=True)
-class LayerwiseReport:
+class AsJson:
+    """A report that can be written as JSON."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON holds it."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
+        return plain
+
+    def to_json(self) -> str:
+        """Everything as JSON, for `from_json`."""
+        return json.dumps(self.to_dict(), indent=1)
+
+
+@dataclass(frozen=True)
+class LayerwiseReport(AsJson):
     """What `layerwise_analysis` measured: `report[quantity, state]` is a `Series` over `report.layers`.
 
     Attributes:
@@ -128,15 +142,6 @@ class LayerwiseReport:
             cells = (" → ".join(f"{s.mean[row]:.4g}" for s in self.series[quantity].values()) for quantity in named)
             rows.append([str(layer), *cells])
         return as_table(rows, markdown)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON holds it."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
-        return plain
-
-    def to_json(self) -> str:
-        """Everything as JSON, for `from_json`."""
-        return json.dumps(self.to_dict(), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> LayerwiseReport:

@@ -181,7 +181,8 @@ def subspace_report(model: nn.Module, layers: int | Sequence[int] | None = None)
     operators = [attention_of(core, index) for index in indices]
     matrices = [subspace_matrices(core, index) for index in indices]
     written = [_written(operator) for operator in operators]
-    dictionaries = [_dictionary(core, index) for index in indices]
+    coders = [coder_of(core.blocks[index]) for index in indices]
+    dictionaries = [None if coder is None else coder.dictionary.detach() for coder in coders]
     bases = [orthonormal_bases(each) for each in matrices]
     following = [*bases[1:], None]
     draw = torch.Generator().manual_seed(0)
@@ -234,9 +235,9 @@ def head_weights(attention: MSSA | MHSA) -> Tensor:
     return torch.eye(attention.head_dim, dtype=weight.dtype, device=weight.device)[:, None]
 
 
-def _dictionary(core: ImageTransformer, index: int) -> Tensor | None:
-    coders = [module for module in core.blocks[index].modules() if isinstance(module, ISTA | ODL)]
-    return coders[0].dictionary.detach() if coders else None
+def coder_of(block: nn.Module) -> ISTA | ODL | None:
+    """The sparse coding of a layer, if it has one."""
+    return next((module for module in block.modules() if isinstance(module, ISTA | ODL)), None)
 
 
 def block_of(core: ImageTransformer, index: int) -> Block:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import re
-from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, OutputError, UnknownNameError
+from ..errors import InputError
 from ..factory import create_model
+from ..hub import make_folder
 from ..models import ImageTransformer
 from ..models._base import resolve_index
-from ..registry import model_entrypoint
 from ..segmentation import default_layer
 
 # What --layer is if it is not given, for the help of commands; see `layer_of`.
@@ -80,11 +78,9 @@ def free_name(folder: Path, stem: str, taken: set[str]) -> Path:
     return folder / f"{name}.png"
 
 
-def make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {folder}: {error}; give another with --out") from error
+def out_folder(folder: Path) -> None:
+    """Makes the folder that --out names."""
+    make_folder(folder, "give another with --out")
 
 
 def positive(text: str) -> int:
@@ -105,15 +101,3 @@ def option(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:
         return name, value
-
-
-def check_options(name: str, given: Mapping[str, Any]) -> None:
-    """Refuses what --set gives and the model of this name does not take.
-
-    Raises:
-        UnknownNameError: With close matches.
-    """
-    known = inspect.signature(model_entrypoint(name)).parameters
-    for key in given:
-        if key not in known:
-            raise UnknownNameError.of(f"option of {name}", key, known)

@@ -13,7 +13,7 @@ from ..errors import InputError, OutputError
 from ..hub import write_whole
 from ..preprocess import load_image
 from ..segmentation.datasets import IMAGE_SUFFIXES
-from ._common import add_model_options, command, make, make_folder, positive, samples
+from ._common import add_model_options, command, make, out_folder, positive, samples
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -50,7 +50,7 @@ def _analyze(options: argparse.Namespace) -> int:
 
     weights = "" if options.checkpoint is None else f" with {options.checkpoint.name}"
     page = report(model, photos(), title=f"{options.model}{weights}", short_side=options.size)
-    make_folder(options.out.parent)
+    out_folder(options.out.parent)
     write_whole(options.out, lambda path: path.write_text(page, encoding="utf-8"))
     print(f"{options.out}  ({options.model}, {len(page) / 2**20:.1f} MB)")
     return 1 if failed else 0

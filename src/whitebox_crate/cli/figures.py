@@ -25,7 +25,7 @@ from ..segmentation.datasets import LabelledImage
 from ..segmentation.draw import PAPER, draw_map, draw_mask, draw_panels
 from ..segmentation.heads import rank_heads
 from ..segmentation.pca import patch_pca, pca_maps, unit_range
-from ._common import LAYER, add_model_options, command, free_name, layer_of, load, make_folder, samples
+from ._common import LAYER, add_model_options, command, free_name, layer_of, load, out_folder, samples
 from .curves import add_noise_options
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def _noise(options: argparse.Namespace) -> int:
             panels += [draw_map(map_, (one.photo.height, one.photo.width)) for map_ in maps]
             captions += [f"{share:.0%}, deviation {strength:g}" if share else one.path.stem]
             captions += [f"head {head}" for head in range(len(maps))]
-        make_folder(options.out)
+        out_folder(options.out)
         target = free_name(options.out, one.path.stem, taken)
         sheet = draw_panels(panels, captions, model.num_heads + 1)
         write_whole(target, partial(sheet.save, format="PNG", optimize=True))
@@ -296,7 +296,7 @@ def _grey(values: Tensor, photo: Image) -> Image:
 
 def _save(options: argparse.Namespace, name: str, sheet: Image) -> Path:
     target: Path = options.out / f"{name}.png"
-    make_folder(options.out)
+    out_folder(options.out)
     write_whole(target, partial(sheet.save, format="PNG", optimize=True))
     return target
 

@@ -20,7 +20,7 @@ from ..preprocess import Transform, create_transform, image_to_tensor, load_imag
 from ..segmentation import attention_masks, cls_attention
 from ..segmentation.attention import MaskRule
 from ..segmentation.draw import draw_map, draw_mask, draw_panels
-from ._common import LAYER, add_model_options, command, free_name, layer_of, load, make_folder, positive, samples
+from ._common import LAYER, add_model_options, command, free_name, layer_of, load, out_folder, positive, samples
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -155,7 +155,7 @@ def _draw_all(options: argparse.Namespace, model: ImageTransformer, draw: Any) -
             maps = cls_attention(model, pixels[None], layer=layer)[0]
             sheet, what = draw(shown(photo, seen), maps, layer)
             target = free_name(options.out, path.stem, taken)
-            make_folder(options.out)
+            out_folder(options.out)
             write_whole(target, partial(sheet.save, format="PNG"))
         except InputError as error:
             print(f"whitebox-crate: error: {error}", file=sys.stderr)

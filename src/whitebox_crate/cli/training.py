@@ -14,8 +14,9 @@ from ..errors import InputError, require
 from ..factory import create_model
 from ..hub import save_pretrained
 from ..models import PretrainedCfg
+from ..registry import check_options
 from ..training import Composites, Recipe, garments, noise_backgrounds, photographs, train, wallpapers
-from ._common import check_options, command, option
+from ._common import command, option
 
 
 def add_train(commands: Any) -> None:

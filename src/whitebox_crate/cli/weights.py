@@ -13,8 +13,8 @@ from ..factory import create_model
 from ..hub import save_pretrained
 from ..loading import load_state, weightless
 from ..models import PretrainedCfg
-from ..registry import list_models, list_pretrained
-from ._common import check_options, command, option
+from ..registry import check_options, list_models, list_pretrained
+from ._common import command, option
 
 
 def add_list(commands: Any) -> None:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, TypeAlias, TypeVar
 import torch.distributed as dist
 
 from ..errors import InputError, OutputError, ProcessError
-from ..hub import write_whole
+from ..hub import make_folder, write_whole
 
 if sys.platform != "win32":
     import fcntl
@@ -53,10 +53,7 @@ class Records:
         self._index = _Index()
         wanted: dict[str, JSON] = json.loads(json.dumps(settings))
         path = self.folder / SETTINGS
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot make the folder {self.folder}: {error}; give another") from error
+        make_folder(self.folder)
         begun = any(self.folder.glob("records-*.jsonl"))  # looked at first: another process may be just beginning
         if not path.exists():
             if begun:
