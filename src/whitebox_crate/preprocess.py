@@ -212,7 +212,9 @@ def load_image(path: str | os.PathLike[str], *, upright: bool = True) -> Image:
         except pillow.UnidentifiedImageError as error:
             raise InputError(f"{name} is no image, or of a format that Pillow does not read") from error
         except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
-            raise InputError(f"{name} is damaged or cut short: {type(error).__name__}: {error}") from error
+            raise InputError(
+                f"{name} is damaged or cut short: {type(error).__name__}: {error}; get or save it again"
+            ) from error
 
 
 def resize_to_grid(image: Image, patch_size: Size, short_side: int, long_side: int | None = None) -> Image:
