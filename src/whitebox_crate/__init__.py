@@ -1,5 +1,6 @@
 """White-box transformers (CRATE): models whose every layer is a derived optimisation step."""
 
+from .attention_files import save_attention
 from .capture import Trace, capture
 from .errors import (
     CaptureError,
@@ -12,6 +13,7 @@ from .errors import (
 )
 from .factory import create_model
 from .hub import save_pretrained
+from .inference import fold_for_inference
 from .loading import LoadReport
 from .models import ImageTransformer, PretrainedCfg
 from .preprocess import create_transform, resolve_data_config
@@ -42,6 +44,7 @@ __all__ = [
     "capture",
     "create_model",
     "create_transform",
+    "fold_for_inference",
     "get_pretrained_cfg",
     "is_model",
     "is_model_pretrained",
@@ -50,5 +53,6 @@ __all__ = [
     "model_entrypoint",
     "register_model",
     "resolve_data_config",
+    "save_attention",
     "save_pretrained",
 ]

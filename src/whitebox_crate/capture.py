@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -17,25 +18,27 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from .errors import CaptureError, InputError, UnknownNameError
 from .models import Block, FeatureExtractor, ImageTransformer
-from .models._base import resolve_index, resolve_indices, resolve_layers
+from .models._base import content_with_cls, resolve_index, resolve_indices, resolve_layers
 
 State = Literal["tokens", "projections", "attention", "compressed", "output"]
 Queries: TypeAlias = Literal["cls", "all"] | Sequence[int]
+Reduce: TypeAlias = Callable[[Tensor], Tensor | tuple[Tensor, ...]]
 
 
 class Trace:
     """The states that a capture has seen, of the last forward pass: `trace[state, layer]`.
 
-    It holds tensors, not the model. A tensor belongs to the autograd graph if the forward pass did.
+    It holds tensors, or what `reduce` made of them, not the model. A tensor belongs to the autograd graph if the
+    forward pass did.
     """
 
     def __init__(self, states: Sequence[str], layers: Sequence[int], depth: int) -> None:
         self.states = tuple(states)
         self.layers = tuple(layers)
         self._depth = depth
-        self._tensors: dict[tuple[str, int], Tensor] = {}
+        self._tensors: dict[tuple[str, int], Any] = {}
 
-    def __getitem__(self, key: tuple[str, int]) -> Tensor:
+    def __getitem__(self, key: tuple[str, int]) -> Any:
         if not isinstance(key, tuple) or len(key) != 2:
             raise InputError(f"a trace is read as trace[state, layer], for example trace['attention', -2], not {key!r}")
         state, layer = key
@@ -55,7 +58,7 @@ class Trace:
         return len(self._tensors)
 
     def __repr__(self) -> str:
-        shapes = (f"{state}, {layer}: {tuple(t.shape)}" for (state, layer), t in self._tensors.items())
+        shapes = (f"{state}, {layer}: {_shapes(value)}" for (state, layer), value in self._tensors.items())
         return f"Trace({'; '.join(shapes)})"
 
 
@@ -66,6 +69,8 @@ def capture(
     layers: int | Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     queries: Queries = "cls",
+    chunk: int | None = None,
+    reduce: Reduce | None = None,
 ) -> Iterator[Trace]:
     """Reads inner states of a model while it runs.
 
@@ -79,7 +84,12 @@ def capture(
     - `output`: z', (batch, tokens, dim).
 
     Token 0 is [CLS]; the patches follow, rows of the grid first. Only what is asked for is ever computed. A compiled
-    model runs uncompiled inside the block, so that its hooks run: its output is then the uncompiled model's.
+    model runs uncompiled inside the block, so that its hooks run: its output is then the uncompiled model's. Where the
+    model computes [CLS] alone in its last layer, `compressed` and `output` of that layer are of a second run of it.
+
+    All rows of attention at high resolution are more than memory holds; with `chunk` and `reduce` they are never there
+    at once: `reduce=lambda rows: rows.mean(dim=1, keepdim=True)` for the mean over heads, `lambda rows: rows.topk(8)`
+    for what each token attends to most. `whitebox_crate.save_attention` writes them to disk.
 
     Args:
         model: A model of this package; compiled by `torch.compile`, distributed or features-only is fine.
@@ -87,13 +97,17 @@ def capture(
         layers: Which layers, counted from 0, negative ones from the end; an int n for the last n; None for all.
         heads: Which heads of `projections` and `attention`; None for all.
         queries: Which rows of `attention`: "cls", "all", or token indices.
+        chunk: How many rows of `attention` are computed at once; None for all.
+        reduce: What to keep of each chunk (batch, heads, rows, tokens): a tensor or a tuple of tensors, of which those
+            of all chunks are put together along dimension 2; None to keep the rows.
 
     Yields:
         The trace: the states of the last forward pass of the whole model, still there after the block.
 
     Raises:
         UnknownNameError: If a state, layer, head or query does not exist.
-        InputError: If the model is not one of this package, no state is named, or indices are no list of integers.
+        InputError: If the model is not one of this package, no state is named, indices are no list of integers, or
+            `chunk` is not positive.
     """
     core = _core(model)
     if not states:
@@ -103,20 +117,25 @@ def capture(
             raise UnknownNameError.of("state", state, get_args(State))
     if isinstance(queries, str) and queries not in ("cls", "all"):
         raise UnknownNameError.of("queries", queries, ("cls", "all"), "Token indices are fine too.")
+    if chunk is not None and chunk < 1:
+        raise InputError(f"chunk is a number of rows, at least 1, not {chunk}")
+    rows = _Rows(queries, chunk, reduce)
     indices = resolve_layers(layers, len(core.blocks))
     trace = Trace(states, indices, len(core.blocks))
     with ExitStack() as stack:
         # Every forward pass embeds once and begins afresh; a layer that gradient checkpointing runs again does not.
         forget = core.patch_embed.register_forward_pre_hook(lambda _, __: trace._tensors.clear())
         stack.callback(forget.remove)
+        if len(core.blocks) - 1 in indices and {"compressed", "output"} & set(states):
+            stack.callback(_complete_last_layer(core).remove)
         for index in indices:
             block = _unwrap(core.blocks[index])
             for state in states:
 
-                def keep(value: Tensor, key: tuple[str, int] = (state, index)) -> None:
+                def keep(value: Any, key: tuple[str, int] = (state, index)) -> None:
                     trace._tensors.setdefault(key, value)
 
-                stack.callback(_hook(core, block, state, heads, queries, keep).remove)
+                stack.callback(_hook(core, block, state, heads, rows, keep).remove)
         if "torch._dynamo" in sys.modules:  # otherwise nothing can be compiled, and importing it takes seconds
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield trace
@@ -149,8 +168,8 @@ def _hook(
     block: nn.Module,
     state: State,
     heads: Sequence[int] | None,
-    queries: Queries,
-    keep: Callable[[Tensor], None],
+    rows: _Rows,
+    keep: Callable[[Any], None],
 ) -> Any:
     """Registers the hook that reads one state of one layer."""
     if not isinstance(block, Block):
@@ -158,33 +177,81 @@ def _hook(
     attention = block.attention
     chosen = None if heads is None else resolve_indices("head", heads, attention.num_heads)
     if state == "tokens":
-        return block.register_forward_pre_hook(lambda _, args: keep(args[0]))
+        return block.register_forward_pre_hook(content_with_cls(lambda _, args: keep(args[0])))
     if state == "output":
-        return block.register_forward_hook(lambda _, __, out: keep(out))
+        return block.register_forward_hook(content_with_cls(lambda _, __, out: keep(out)))
     if state == "compressed":
-        return block.norm2.register_forward_pre_hook(lambda _, args: keep(args[0]))
+        return block.norm2.register_forward_pre_hook(content_with_cls(lambda _, args: keep(args[0])))
 
+    @content_with_cls
     def read(_: nn.Module, __: Any, projected: Tensor) -> None:
-        # Checkpointing counts the tensors that a layer saves for the backward pass: those saved here are not its own.
-        apart = saved_tensors_hooks(_same, _same) if core.grad_checkpointing else nullcontext()
-        with apart:
+        with _apart(core):
             q, k, _v = attention.split_heads(projected)
             if chosen is not None:
                 q, k = q[:, chosen], k[:, chosen]
-            keep(k if state == "projections" else _attention_rows(q, k, queries))
+            keep(k if state == "projections" else rows.of(q, k))
 
     return attention.qkv.register_forward_hook(read)
+
+
+def _complete_last_layer(core: ImageTransformer) -> Any:
+    """Registers a hook that runs the last layer on all tokens where the model asks it for [CLS] alone.
+
+    The other hooks see that run first, and keep what they see first.
+    """
+
+    @content_with_cls
+    def complete(block: nn.Module, args: tuple[Any, ...]) -> None:
+        if len(args) > 1:
+            with _apart(core):
+                block(args[0])
+
+    return _unwrap(core.blocks[-1]).register_forward_pre_hook(complete)
+
+
+def _apart(core: ImageTransformer) -> Any:
+    """Checkpointing counts the tensors that a layer saves for the backward pass: those saved here are not its own."""
+    return saved_tensors_hooks(_same, _same) if core.grad_checkpointing else nullcontext()
 
 
 def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _attention_rows(q: Tensor, k: Tensor, queries: Queries) -> Tensor:
-    """softmax(q k^T / sqrt(head_dim)) for the asked queries; (batch, heads, queries, tokens)."""
-    if not isinstance(queries, str):
-        q = q[:, :, resolve_indices("query token", queries, q.shape[2])]
-    elif queries == "cls":
-        q = q[:, :, :1]
-    rows: Tensor = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1)
-    return rows
+@dataclass(frozen=True)
+class _Rows:
+    """Which rows of attention are computed, how many at once, and what is kept of them."""
+
+    queries: Queries
+    chunk: int | None
+    reduce: Reduce | None
+
+    def of(self, q: Tensor, k: Tensor) -> Any:
+        """The rows, (batch, heads, queries, tokens), or what is kept of them."""
+        if not isinstance(self.queries, str):
+            q = q[:, :, resolve_indices("query token", self.queries, q.shape[2])]
+        elif self.queries == "cls":
+            q = q[:, :, :1]
+        reduce = self.reduce or _same
+        kept: list[Any] = [reduce(attention_rows(part, k)) for part in q.split(self.chunk or q.shape[2], dim=2)]
+        if isinstance(kept[0], Tensor):
+            return torch.cat(kept, dim=2) if len(kept) > 1 else kept[0]
+        return tuple(torch.cat(parts, dim=2) for parts in zip(*kept, strict=True))
+
+
+def attention_rows(q: Tensor, k: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(head_dim)), the attention that the fused kernel does not show.
+
+    Args:
+        q: (batch, heads, queries, head_dim).
+        k: (batch, heads, tokens, head_dim).
+
+    Returns:
+        (batch, heads, queries, tokens), same dtype.
+    """
+    # einsum reads the heads where they lie in the projections; matmul would copy them first.
+    return torch.einsum("bhqp,bhkp->bhqk", q * q.shape[-1] ** -0.5, k).softmax(dim=-1)
+
+
+def _shapes(value: Any) -> tuple[Any, ...]:
+    return tuple(value.shape) if isinstance(value, Tensor) else tuple(_shapes(part) for part in value)

@@ -18,6 +18,7 @@ from . import hub
 from .checkpoints import read_checkpoint
 from .convert import Converted, convert
 from .errors import InputError, UnknownNameError, WeightsError, WhiteboxCrateError
+from .inference import fold_for_inference
 from .layers.embed import to_pair
 from .loading import load_state, weightless
 from .models import FeatureExtractor, ImageTransformer, PretrainedCfg
@@ -57,8 +58,9 @@ def create_model(
             the default.
 
     Returns:
-        An `ImageTransformer` in training mode, as PyTorch makes modules (or a `FeatureExtractor`, or whatever a
-        registered entrypoint makes). With weights, its `load_report` says what was loaded.
+        An `ImageTransformer` in training mode, as PyTorch makes modules, or in evaluation mode if it was saved folded
+        (or a `FeatureExtractor`, or whatever a registered entrypoint makes). With weights, its `load_report` says what
+        was loaded.
 
     Raises:
         UnknownNameError: If the model, tag or option does not exist; the message lists close matches.
@@ -89,6 +91,8 @@ def create_model(
         if converted is not None or features_only:
             raise WeightsError(f"{name!r} makes a {type(model).__name__}, no ImageTransformer: load it yourself")
         return model
+    if source.folded:
+        model = fold_for_inference(model.eval(), inplace=True)
     cfg = source.cfg
     model.architecture, model.model_args, model.pretrained_cfg = source.architecture, options, cfg
     if converted is not None and named:
@@ -126,6 +130,7 @@ class _Source:
         cfg: The facts.
         options: Options that were saved with the weights.
         pool: Pooling that was saved with them; that of `options` only says where the last norm is.
+        folded: Whether the weights are those of a model that `fold_for_inference` made.
         folder: Where the weights lie, if in a folder.
     """
 
@@ -133,6 +138,7 @@ class _Source:
     cfg: PretrainedCfg
     options: Mapping[str, Any] = field(default_factory=dict)
     pool: GlobalPool | None = None
+    folded: bool = False
     folder: Path | None = None
 
 
@@ -152,16 +158,19 @@ def _source(
         raise InputError(f"{name} has facts of its own; change single ones with pretrained_cfg_overlay")
     if name.startswith(LOCAL):
         folder = Path(name.removeprefix(LOCAL))
-        architecture, options, cfg, pool = hub.read_config(folder)
-        return _Source(architecture, cfg, {"num_classes": cfg.num_classes, **options}, pool, folder)
+        return _described(hub.read_config(folder), folder)
     repo_id, at, revision = name.removeprefix(HUB).partition("@")
     if at and not revision:
         raise InputError(f"{name} names no revision after '@'; give a branch, tag or commit, or leave the '@' out")
     config = hub.fetch(repo_id, hub.CONFIG, revision=revision or None, cache_dir=cache_dir, token=token)
-    architecture, options, cfg, pool = hub.read_config(config.parent)
+    source = _described(hub.read_config(config.parent))
     # The cache names a snapshot by its commit: the weights shall be of the same one.
-    cfg = replace(cfg, hf_hub_id=repo_id, file=hub.WEIGHTS, revision=config.parent.name)
-    return _Source(architecture, cfg, {"num_classes": cfg.num_classes, **options}, pool)
+    return replace(source, cfg=replace(source.cfg, hf_hub_id=repo_id, file=hub.WEIGHTS, revision=config.parent.name))
+
+
+def _described(config: hub.Config, folder: Path | None = None) -> _Source:
+    options = {"num_classes": config.cfg.num_classes, **config.options}
+    return _Source(config.architecture, config.cfg, options, config.pool, config.folded, folder)
 
 
 def _facts(

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import InputError, OutputError, WeightsError
+from .inference import fold_for_inference
 from .loading import read_json, weightless
 from .models import ImageTransformer, PretrainedCfg
 from .models._base import GlobalPool
@@ -200,6 +201,7 @@ def save_pretrained(model: ImageTransformer, folder: str | Path, *, repo_id: str
         "num_features": model.num_features,
         "global_pool": model.global_pool,
         "label_names": labels,
+        "folded": model.folded,
         "model_args": options,
         "pretrained_cfg": {k: v for k, v in asdict(facts).items() if k != "label_names" and k not in _PLACE},
     }
@@ -237,7 +239,9 @@ def _options_of(model: ImageTransformer) -> dict[str, Any]:
 def _check_description(model: ImageTransformer, options: dict[str, Any]) -> None:
     """Whether these options make a model of the same names and shapes, so that what is saved can be loaded."""
     with weightless():
-        again = model_entrypoint(model.architecture)(**options)
+        again: Any = model_entrypoint(model.architecture)(**options)
+        if model.folded:
+            again = fold_for_inference(again.eval(), inplace=True)
     have, made = ({k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (model, again))
     differ = sorted(name for name in have.keys() | made.keys() if have.get(name) != made.get(name))
     if differ:
@@ -267,8 +271,18 @@ def model_card(model: ImageTransformer, repo_id: str = "") -> str:
     return "\n".join([*head, "", f"# {model.architecture}", "", *lines, "", *load, ""])
 
 
-def read_config(folder: str | Path) -> tuple[str, dict[str, Any], PretrainedCfg, GlobalPool | None]:
-    """Architecture, options, facts and pooling from a folder's config.json, as this package or timm writes it.
+class Config(NamedTuple):
+    """What config.json says: how to make the model, the facts about its weights, its pooling, whether it is folded."""
+
+    architecture: str
+    options: dict[str, Any]
+    cfg: PretrainedCfg
+    pool: GlobalPool | None
+    folded: bool
+
+
+def read_config(folder: str | Path) -> Config:
+    """Reads a folder's config.json, as this package or timm writes it.
 
     Fields that are not known here are left out; they come from other libraries.
 
@@ -298,7 +312,7 @@ def read_config(folder: str | Path) -> tuple[str, dict[str, Any], PretrainedCfg,
     if type(classes) is not int or classes != cfg.num_classes:  # the head would be taken for one to be left fresh
         raise WeightsError(f"{path} has {cfg.num_classes} classes as 'num_classes' and {classes!r} in 'model_args'")
     pool: Any = config.get("global_pool")
-    return architecture, options, cfg, pool
+    return Config(architecture, options, cfg, pool, config.get("folded") is True)
 
 
 def _tupled(value: object) -> object:

@@ -109,7 +109,8 @@ def load_state(
         if have != want:
             problems.append(f"{name} is {have}, the model has {want}")
     if problems:
-        raise _misfit(source, problems)
+        folded = "blocks.0.norm1.weight is missing" in problems
+        raise _misfit(source, problems, " (weights of a folded model are loaded by 'local-dir:')" if folded else "")
     if any(value.is_meta for value in target.values()):
         device = torch.get_default_device()
         device = torch.device("cpu") if device.type == "meta" else device
@@ -122,11 +123,11 @@ def load_state(
     return model.load_report
 
 
-def _misfit(source: str, problems: list[str]) -> WeightsError:
+def _misfit(source: str, problems: list[str], hint: str = "") -> WeightsError:
     shown = "; ".join(sorted(problems)[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
     return WeightsError(
         f"the weights of {source} do not fit the model, which was left as it was: {shown}. "
-        "Create the model with the options the weights were made with"
+        f"Create the model with the options the weights were made with{hint}"
     )
 
 

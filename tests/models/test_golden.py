@@ -11,7 +11,7 @@ from einops import rearrange
 from golden_data import GOLDEN, MAE_USED_COUNTS, MANIFEST, PARAM_COUNTS, Case, load_case
 from torch import Tensor
 
-from whitebox_crate import ImageTransformer, capture, create_model
+from whitebox_crate import ImageTransformer, capture, create_model, fold_for_inference
 from whitebox_crate.convert import convert_state_dict
 from whitebox_crate.errors import InputError
 from whitebox_crate.layers import MSSA, patchify
@@ -248,6 +248,44 @@ def test_vit_is_timms(name: str) -> None:
 def test_vit_is_timms_in_float64(name: str) -> None:
     case = load_case(name)
     close(vit_of(case).double()(case["input/img"].double()), case["output/logits_f64"])
+
+
+def relatively_close(have: Tensor, want: Tensor) -> None:
+    """Within 1e-5 of the largest value."""
+    torch.testing.assert_close(have, want, rtol=0, atol=1e-5 * float(want.abs().max()))
+
+
+@pytest.mark.parametrize("name", CRATE_CASES + ALPHA_CASES)
+@torch.no_grad()
+def test_folded_crate_and_crate_alpha_are_the_released_code(name: str) -> None:
+    case = load_case(name)
+    model = fold_for_inference(crate_of(case))
+    with capture(model, "projections", "attention", "compressed", "output", queries="all") as trace:
+        logits = model(case["input/img"])
+    relatively_close(logits, case["output/logits"])
+    for layer, block in enumerate(model.blocks):
+        heads = block.mssa.num_heads
+        projections = rearrange(case[f"output/layer{layer}.qkv"], "b n (h p) -> b h n p", h=heads)
+        relatively_close(trace["projections", layer], projections)
+        relatively_close(trace["attention", layer], case[f"output/layer{layer}.attn"])
+        relatively_close(trace["compressed", layer], case[f"output/layer{layer}.tokens_mid"])
+        relatively_close(trace["output", layer], case[f"output/layer{layer}.tokens"])
+
+
+@pytest.mark.parametrize("name", MAE_CASES)
+@torch.no_grad()
+def test_folded_crate_mae_reconstructs_as_the_released_code(name: str) -> None:
+    case = load_case(name)
+    result = fold_for_inference(mae_of(case)).reconstruct(case["input/img"], noise=case["input/noise"])
+    relatively_close(result.pred, case["output/pred"])
+    relatively_close(result.loss, case["output/loss"])
+
+
+@pytest.mark.parametrize("name", VIT_CASES)
+@torch.no_grad()
+def test_folded_vit_is_timms(name: str) -> None:
+    case = load_case(name)
+    relatively_close(fold_for_inference(vit_of(case))(case["input/img"]), case["output/logits"])
 
 
 def on_meta(name: str) -> ImageTransformer:

@@ -25,6 +25,7 @@ from ._equations import (
     positions,
     prediction,
 )
+from .subspace_report import refuse_folded
 
 Format: TypeAlias = Literal["text", "markdown"]
 
@@ -45,12 +46,13 @@ def explain(model: nn.Module, format: Format = "text") -> str:
         The text, with a line break at its end.
 
     Raises:
-        InputError: If the model is not one of this package.
+        InputError: If the model is not one of this package, or is folded.
         UnknownNameError: If the format is neither of the two.
     """
     if format not in get_args(Format):
         raise UnknownNameError.of("format", format, get_args(Format))
     core = _core(model)
+    refuse_folded(core.folded)
     parts = [notation(core), embedding(core), positions(core), *_layers(core, "blocks"), output(core)]
     if isinstance(core, CrateMae) and core.mask_token is not None:
         parts += [masking(core), *_layers(core, "decoder_blocks"), prediction(core)]

@@ -9,7 +9,7 @@ from .embed import (
     sincos_pos_embed,
     unpatchify,
 )
-from .ista import ISTA
+from .ista import ISTA, FoldedISTA
 from .mhsa import MHSA
 from .mlp import MLP
 from .mssa import MSSA
@@ -22,6 +22,7 @@ __all__ = [
     "MSSA",
     "ODL",
     "ConvPatchEmbed",
+    "FoldedISTA",
     "NormedPatchEmbed",
     "PatchEmbed",
     "patchify",

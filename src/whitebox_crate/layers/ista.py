@@ -45,14 +45,60 @@ class ISTA(nn.Module):
         nn.init.kaiming_uniform_(self.dictionary)
 
     def forward(self, x: Tensor) -> Tensor:
-        residual = x - F.linear(x, self.dictionary)  # x - D x: tokens are rows
-        # D^T residual as `residual @ D`; D enters two products, not the three of D^T x - D^T D x.
-        code = x + self.step_size * (residual @ self.dictionary)
-        if self.threshold == "soft":
-            return F.softshrink(code, self.step_size * self.sparsity)
-        return F.relu(code - self.step_size * self.sparsity)
+        rows = x.reshape(-1, x.shape[-1])  # tokens are rows: D x is `x @ D.T`
+        # Two products, each with its sum in one call, not the three products of D^T x - D^T D x.
+        residual = torch.addmm(rows, rows, self.dictionary.T, alpha=-1)  # x - D x
+        code = torch.addmm(rows, residual, self.dictionary, alpha=self.step_size)  # x + eta D^T (x - D x)
+        shrinkage = self.step_size * self.sparsity
+        # In place, for nobody else holds the code.
+        out = F.softshrink(code, shrinkage) if self.threshold == "soft" else code.sub_(shrinkage).relu_()
+        return out.view(x.shape)
+
+    @torch.no_grad()
+    def affine(self) -> Tensor:
+        """The map before the threshold as one matrix: A = I + eta (D^T - D^T D), so that ISTA(x) = shrink(A x).
+
+        Returns:
+            (dim, dim), in double precision.
+        """
+        exact = self.dictionary.double()
+        identity = torch.eye(len(exact), dtype=exact.dtype, device=exact.device)
+        return identity + self.step_size * (exact.T - exact.T @ exact)
 
     def extra_repr(self) -> str:
         """The constants, as they stand in the equation."""
         dim = self.dictionary.shape[0]
         return f"{dim}, eta={self.step_size}, lambda={self.sparsity}, threshold={self.threshold!r}"
+
+
+class FoldedISTA(nn.Module):
+    """ISTA after LayerNorm as one product and the threshold, which `whitebox_crate.fold_for_inference` makes of it.
+
+    `shrink(W x + b)`, with x normed but neither scaled nor shifted: W is `ISTA.affine()` times the norm's scale, and b
+    holds the norm's shift and, with "relu", eta lambda.
+
+    Args:
+        dim: Width of a token.
+        shrinkage: eta lambda.
+        threshold: "relu" or "soft".
+        device: Of the weights, which have no values yet.
+
+    Shape:
+        - Input: (..., dim), any float dtype.
+        - Output: as the input.
+    """
+
+    def __init__(self, dim: int, shrinkage: float, threshold: Threshold, device: str | None = None) -> None:
+        super().__init__()
+        self.shrinkage = shrinkage
+        self.threshold = threshold
+        self.weight = nn.Parameter(torch.empty(dim, dim, device=device))
+        self.bias = nn.Parameter(torch.empty(dim, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        code = F.linear(x, self.weight, self.bias)
+        return F.softshrink(code, self.shrinkage) if self.threshold == "soft" else code.relu_()
+
+    def extra_repr(self) -> str:
+        """The sizes and the threshold."""
+        return f"{len(self.weight)}, eta lambda={self.shrinkage}, threshold={self.threshold!r}"

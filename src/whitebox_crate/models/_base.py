@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 
 import torch
 from einops import rearrange
@@ -23,14 +23,18 @@ if TYPE_CHECKING:
 
 GlobalPool = Literal["token", "avg", "mean", ""]
 Intermediate: TypeAlias = Tensor | tuple[Tensor, Tensor]
+Hook = TypeVar("Hook", bound=Callable[..., Any])
 
 
 class Block(nn.Module, ABC):
     """One layer: attention on `norm1` of the tokens, then coding of `norm2` of the result.
 
+    Called with `first`, it gives so many leading tokens of the result and computes no others; all of them are attended
+    to. That is how [CLS] alone leaves the last layer.
+
     Shape:
         - Input: (batch, tokens, dim), any float dtype.
-        - Output: as the input.
+        - Output: as the input, or `first` leading tokens of it.
     """
 
     norm1: nn.LayerNorm
@@ -40,6 +44,10 @@ class Block(nn.Module, ABC):
     @abstractmethod
     def attention(self) -> MSSA | MHSA:
         """The operator that lets tokens see each other."""
+
+    @abstractmethod
+    def forward(self, tokens: Tensor, first: int | None = None) -> Tensor:
+        """The tokens after this layer, or the first few of them."""
 
 
 class ImageTransformer(nn.Module, HubVerbs):
@@ -90,6 +98,7 @@ class ImageTransformer(nn.Module, HubVerbs):
         self.architecture = ""
         self.model_args: dict[str, Any] = {}
         self.load_report: LoadReport | None = None
+        self.folded = False  # set by fold_for_inference
 
         self.patch_embed = patch_embed
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
@@ -167,19 +176,24 @@ class ImageTransformer(nn.Module, HubVerbs):
         """
         return resample_pos_embed(pos_embed, old_grid, new_grid, self.num_prefix_tokens)
 
-    def _run_block(self, block: nn.Module, tokens: Tensor) -> Tensor:
+    def _run_block(self, block: nn.Module, tokens: Tensor, first: int | None = None) -> Tensor:
+        args = (tokens,) if first is None else (tokens, first)
         if self.grad_checkpointing and torch.is_grad_enabled():
-            out: Tensor = checkpoint(block, tokens, use_reentrant=False)
+            out: Tensor = checkpoint(block, *args, use_reentrant=False)
             return out
-        out = block(tokens)
+        out = block(*args)
         return out
+
+    def _run_blocks(self, tokens: Tensor, first: int | None = None) -> Tensor:
+        """Runs all layers; the last one computes the `first` tokens alone, if given."""
+        *blocks, last = self.blocks
+        for block in blocks:
+            tokens = self._run_block(block, tokens)
+        return self._run_block(last, tokens, first)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Normed tokens after the last block, (batch, 1 + rows * columns, embed_dim), [CLS] first."""
-        tokens = self.embed(images)
-        for block in self.blocks:
-            tokens = self._run_block(block, tokens)
-        normed: Tensor = self.norm(tokens)
+        normed: Tensor = self.norm(self._run_blocks(self.embed(images)))
         return normed
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -202,7 +216,14 @@ class ImageTransformer(nn.Module, HubVerbs):
         return pooled if pre_logits else self.head(pooled)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(images))
+        if self._needs_all_tokens():
+            return self.forward_head(self.forward_features(images))
+        return self.forward_head(self.norm(self._run_blocks(self.embed(images), self.num_prefix_tokens)))
+
+    def _needs_all_tokens(self) -> bool:
+        """Whether anything but [CLS] of the last layer is read: by the head, a subclass, or someone who looks on."""
+        own_features = type(self).forward_features is not ImageTransformer.forward_features
+        return self.global_pool != "token" or own_features or _is_watched(self.blocks[-1], self.norm)
 
     def forward_intermediates(
         self,
@@ -356,6 +377,20 @@ class ImageTransformer(nn.Module, HubVerbs):
             "stem": r"^cls_token|pos_embed|patch_embed",
             "blocks": r"^blocks\.(\d+)" if coarse else [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
         }
+
+
+def content_with_cls(hook: Hook) -> Hook:
+    """Marks a hook that does not need the tokens which the last layer leaves out."""
+    hook.content_with_cls = True  # type: ignore[attr-defined]
+    return hook
+
+
+def _is_watched(*modules: nn.Module) -> bool:
+    """Whether there are hooks on these modules or inside, other than those marked by `content_with_cls`."""
+    parts = [part for module in modules for part in module.modules()]
+    hooks = [hook for part in parts for hook in [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]]
+    hooks += [hook for part in parts for hook in [*part._backward_pre_hooks.values(), *part._backward_hooks.values()]]
+    return not all(hasattr(hook, "content_with_cls") for hook in hooks)
 
 
 def known_pool(global_pool: GlobalPool) -> GlobalPool:

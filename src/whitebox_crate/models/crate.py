@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from ..errors import UnknownNameError
-from ..layers import ISTA, MSSA, NormedPatchEmbed
+from ..layers import ISTA, MSSA, FoldedISTA, NormedPatchEmbed
 from ..layers.embed import Size
 from ..layers.ista import Threshold
 from ._base import Block, GlobalPool, ImageTransformer
@@ -32,7 +32,7 @@ class CrateBlock(Block):
 
     Shape:
         - Input: (batch, tokens, dim), any float dtype.
-        - Output: as the input; not negative with "relu".
+        - Output: as the input, or `first` leading tokens of it; not negative with "relu".
 
     Raises:
         UnknownNameError: If `skip` is neither of the two.
@@ -55,16 +55,17 @@ class CrateBlock(Block):
         self.norm1 = nn.LayerNorm(dim)
         self.mssa = MSSA(dim, num_heads, head_dim)
         self.norm2 = nn.LayerNorm(dim)
-        self.ista = ISTA(dim, step_size, sparsity, threshold)
+        self.ista: ISTA | FoldedISTA = ISTA(dim, step_size, sparsity, threshold)
 
     @property
     def attention(self) -> MSSA:
         """MSSA."""
         return self.mssa
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, first: int | None = None) -> Tensor:
         normed = self.norm1(tokens)
-        compressed = (normed if self.skip == "normalized" else tokens) + self.mssa(normed)
+        skipped = normed if self.skip == "normalized" else tokens
+        compressed = skipped[:, :first] + self.mssa(normed, first)
         out: Tensor = self.ista(self.norm2(compressed))
         return out
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..layers import ISTA, MHSA, MLP, MSSA, NormedPatchEmbed
+from ..layers import ISTA, MHSA, MLP, MSSA, FoldedISTA, NormedPatchEmbed
 from ..layers.embed import Size
 from ._base import Block, GlobalPool, ImageTransformer
 
@@ -27,8 +27,8 @@ class CrateMlpBlock(Block):
         """MSSA."""
         return self.mssa
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        compressed = tokens + self.mssa(self.norm1(tokens))
+    def forward(self, tokens: Tensor, first: int | None = None) -> Tensor:
+        compressed = tokens[:, :first] + self.mssa(self.norm1(tokens), first)
         out: Tensor = compressed + self.mlp(self.norm2(compressed))
         return out
 
@@ -49,15 +49,15 @@ class CrateMhsaBlock(Block):
         self.norm1 = nn.LayerNorm(dim)
         self.attn = MHSA(dim, num_heads, head_dim, qkv_bias)
         self.norm2 = nn.LayerNorm(dim)
-        self.ista = ISTA(dim, step_size, sparsity)
+        self.ista: ISTA | FoldedISTA = ISTA(dim, step_size, sparsity)
 
     @property
     def attention(self) -> MHSA:
         """ViT's attention."""
         return self.attn
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        attended = tokens + self.attn(self.norm1(tokens))
+    def forward(self, tokens: Tensor, first: int | None = None) -> Tensor:
+        attended = tokens[:, :first] + self.attn(self.norm1(tokens), first)
         out: Tensor = self.ista(self.norm2(attended))
         return out
 

@@ -27,7 +27,7 @@ class CrateAlphaBlock(Block):
 
     Shape:
         - Input: (batch, tokens, dim), any float dtype.
-        - Output: as the input.
+        - Output: as the input, or `first` leading tokens of it.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class CrateAlphaBlock(Block):
         """MSSA."""
         return self.mssa
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        compressed = tokens + self.mssa(self.norm1(tokens))
+    def forward(self, tokens: Tensor, first: int | None = None) -> Tensor:
+        compressed = tokens[:, :first] + self.mssa(self.norm1(tokens), first)
         out: Tensor = compressed + self.odl(self.norm2(compressed))
         return out
 

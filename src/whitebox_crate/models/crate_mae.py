@@ -196,9 +196,8 @@ class CrateMae(ImageTransformer):
         mask = _random_mask((images.shape[0], grid[0] * grid[1]), mask_ratio, noise, images.device)
         patches = self.patch_embed(images)
         tokens = self._place(torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches), grid)
-        for block in self.blocks:
-            tokens = self._run_block(block, tokens)
-        tokens = self.fc_norm(self.norm(tokens))  # the last norm bears one of these names; the other is no norm
+        # The last norm bears one of these names; the other is no norm.
+        tokens = self.fc_norm(self.norm(self._run_blocks(tokens)))
         for block in self.decoder_blocks:
             tokens = self._run_block(block, tokens)
         pred = self.decoder_pred(self.decoder_norm(tokens))[:, self.num_prefix_tokens :]

@@ -23,7 +23,7 @@ class ViTBlock(Block):
 
     Shape:
         - Input: (batch, tokens, dim), any float dtype.
-        - Output: as the input.
+        - Output: as the input, or `first` leading tokens of it.
     """
 
     def __init__(
@@ -45,8 +45,8 @@ class ViTBlock(Block):
         """ViT's attention."""
         return self.attn
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        attended = tokens + self.attn(self.norm1(tokens))
+    def forward(self, tokens: Tensor, first: int | None = None) -> Tensor:
+        attended = tokens[:, :first] + self.attn(self.norm1(tokens), first)
         out: Tensor = attended + self.mlp(self.norm2(attended))
         return out
 

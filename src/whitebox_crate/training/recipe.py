@@ -146,11 +146,13 @@ def train(
         MissingExtraError: If accelerate or the optimiser is not installed.
         WeightsError: If `out` holds a checkpoint of another recipe or model, or a broken one.
         OutputError: If `out` cannot be written.
-        InputError: If the model does not take images of the recipe's sizes, accelerate does not take its precision,
-            a number of steps is not positive, or the loss stops being a number.
+        InputError: If the model is folded or does not take images of the recipe's sizes, accelerate does not take its
+            precision, a number of steps is not positive, or the loss stops being a number.
     """
     if min(checkpoint_every, log_every) < 1:
         raise InputError(f"checkpoint_every and log_every are at least 1, not {checkpoint_every} and {log_every}")
+    if model.folded:
+        raise InputError("a folded model is not trained: train the model that it was folded from")
     for size in recipe.sizes:  # now, not when their turn comes
         model.grid_of(torch.empty(1, model.in_chans, size, size, device="meta"))
     accelerator = _make_accelerator(recipe)

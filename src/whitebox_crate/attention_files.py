@@ -1,0 +1,111 @@
+"""save_attention: every row of attention, written to disk as the model runs, for grids whose maps no memory holds."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .capture import _core, capture
+from .errors import InputError, OutputError, UnknownNameError
+from .hub import make_folder
+from .models._base import resolve_indices, resolve_layers
+
+FileType = Literal["float16", "float32"]
+
+
+@torch.no_grad()
+def save_attention(
+    model: nn.Module,
+    images: Tensor,
+    folder: str | Path,
+    *,
+    layers: int | Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    chunk: int = 256,
+    dtype: FileType = "float16",
+) -> dict[int, Path]:
+    """Runs a model once and writes all rows of its attention, chunk by chunk, so that memory holds one chunk.
+
+    A layer becomes one file, `attention_00.npy` for layer 0, of shape (batch, heads, tokens, tokens): what `capture`
+    with `queries="all"` gives. `numpy.load(path, mmap_mode="r")` opens it without reading it. The files are whole or
+    not there; those that were there before are replaced when all are done.
+
+    Args:
+        model: A model of this package, as `capture` takes it.
+        images: (batch, in_chans, height, width), normalised.
+        folder: Made if it does not exist.
+        layers: As in `capture`.
+        heads: As in `capture`.
+        chunk: Rows that are computed at once; memory is batch * heads * chunk * tokens values.
+        dtype: Of the file. An attention of 1 / 16384 is still a normal number in float16.
+
+    Returns:
+        By layer, counted from 0, its file.
+
+    Raises:
+        UnknownNameError: If a layer, a head or the dtype does not exist.
+        InputError: If the images are not the model's, or `chunk` is not positive.
+        OutputError: If the files do not fit on the disk or cannot be written.
+    """
+    if dtype not in get_args(FileType):
+        raise UnknownNameError.of("dtype of the file", dtype, get_args(FileType))
+    if chunk < 1:
+        raise InputError(f"chunk is a number of rows, at least 1, not {chunk}")
+    core, folder = _core(model), Path(folder)
+    rows, columns = core.grid_of(images)
+    tokens = core.num_prefix_tokens + rows * columns
+    shown = core.num_heads if heads is None else len(resolve_indices("head", heads, core.num_heads))
+    shape = (len(images), shown, tokens, tokens)
+    indices = resolve_layers(layers, len(core.blocks))
+    make_folder(folder)
+    _check_room(folder, len(indices) * int(np.prod(shape)) * np.dtype(dtype).itemsize)
+    files = {layer: folder / f"attention_{layer:02d}.npy" for layer in indices}
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".attention-") as temporary, ExitStack() as stack:
+            for layer, path in files.items():
+                writer = _Writer(stack.enter_context((Path(temporary) / path.name).open("wb")), shape, dtype)
+                stack.enter_context(
+                    capture(model, "attention", layers=[layer], heads=heads, queries="all", chunk=chunk, reduce=writer)
+                )
+            model(images)
+            stack.close()
+            for path in files.values():
+                (Path(temporary) / path.name).replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write attention to {folder}: {error}; choose another place") from error
+    return files
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OutputError(
+            f"all rows of attention take {needed / 2**30:.1f} GiB and {folder} has {free / 2**30:.1f} GiB left; ask "
+            "for fewer layers or heads, or keep less of each row with capture(..., reduce=...)"
+        )
+
+
+class _Writer:
+    """Puts chunks of rows, (batch, heads, rows, tokens), where they belong in an .npy file; keeps nothing of them."""
+
+    def __init__(self, file: IO[bytes], shape: tuple[int, ...], dtype: FileType) -> None:
+        self.file, self.shape, self.dtype = file, shape, np.dtype(dtype)
+        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        self.begin, self.done = file.tell(), 0
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        tokens = self.shape[-1]
+        for index, block in enumerate(rows.flatten(0, 1).float().cpu().numpy().astype(self.dtype)):
+            self.file.seek(self.begin + (index * tokens + self.done) * tokens * self.dtype.itemsize)
+            self.file.write(block.tobytes())
+        self.done += rows.shape[2]
+        return rows[..., :0]
