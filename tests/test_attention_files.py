@@ -52,6 +52,17 @@ def test_no_file_is_left_half_written(tmp_path: Path) -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
+@torch.no_grad()
+def test_files_are_whole_before_they_get_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model(NAMES[0])
+    sizes, replace = [], Path.replace
+    monkeypatch.setattr(Path, "replace", lambda path, to: sizes.append(path.stat().st_size) or replace(path, to))
+    with capture(model, "output"):  # for which the last layer runs twice
+        files = save_attention(model, images_for(model), tmp_path, layers=[0, 0, -1])
+    assert sizes == [path.stat().st_size for path in files.values()]
+    assert sizes == 2 * [sizes[0]]
+
+
 def test_what_does_not_fit_is_refused_before_it_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 0))

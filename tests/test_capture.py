@@ -509,8 +509,8 @@ def test_rows_in_chunks_are_the_rows(kind: str, chunk: int) -> None:
     top = capture(model, "attention", queries="all", chunk=chunk, reduce=lambda rows: rows.topk(2))
     with rows as expected, chunks as whole, mean as means, top as tops, Shapes() as seen:
         model(images)
-    assert max(shape[2] for shape in seen.maps()[DEPTH:]) <= TOKENS
-    assert sum(shape[2] == min(chunk, TOKENS) for shape in seen.maps()) >= 3 * DEPTH
+    parts = [len(part) for part in torch.arange(TOKENS).split(chunk)]
+    assert sorted(shape[2] for shape in seen.maps()) == sorted(DEPTH * [TOKENS, *(3 * parts)])
     for layer in range(DEPTH):
         wanted = expected["attention", layer]
         torch.testing.assert_close(whole["attention", layer], wanted)
@@ -521,8 +521,38 @@ def test_rows_in_chunks_are_the_rows(kind: str, chunk: int) -> None:
     assert repr(tops).startswith("Trace(attention, 0: ((2, ")
 
 
-def test_a_chunk_has_a_row() -> None:
-    with pytest.raises(InputError, match="at least 1, not 0"), capture(make(), "attention", chunk=0):
+@torch.no_grad()
+def test_rows_are_reduced_once_though_the_last_layer_runs_twice() -> None:
+    model, seen = make(), []
+
+    def once(rows: Tensor) -> Tensor:
+        seen.append(rows.shape)
+        return rows
+
+    with capture(model, "output"), capture(model, "attention", "compressed", queries="all", reduce=once):
+        model(images_for(model))
+    assert len(seen) == DEPTH
+
+
+@pytest.mark.parametrize("chunk", [0, -1, 2.5, "2", True])
+def test_a_chunk_is_a_number_of_rows(chunk: Any) -> None:
+    with pytest.raises(InputError, match="at least 1, not"), capture(make(), "attention", chunk=chunk):
+        pass
+
+
+@pytest.mark.parametrize("made", [1.0, (), torch.zeros(()), torch.zeros(1, 1, 99), None], ids=repr)
+@torch.no_grad()
+def test_a_reduction_keeps_the_rows_apart(made: Any) -> None:
+    model = make()
+    with (
+        pytest.raises(InputError, match="in dimension 2"),
+        capture(model, "attention", queries="all", reduce=lambda _: made),
+    ):
+        model(images_for(model))
+
+
+def test_rows_are_of_attention() -> None:
+    with pytest.raises(InputError, match="only tokens is captured"), capture(make(), "tokens", chunk=2):
         pass
 
 
@@ -541,6 +571,11 @@ def test_the_last_layer_computes_cls_alone_unless_someone_looks(kind: str) -> No
         handle.remove()
         assert whole.count(TOKENS, DIM) > alone.count(TOKENS, DIM)
     assert seen == 4 * [TOKENS]
+    handle = block.register_full_backward_hook(lambda _, __, of: seen.append(of[0].shape[1]))
+    with torch.enable_grad():
+        model(images).sum().backward()
+    handle.remove()
+    assert seen[4:] == [TOKENS]
     with capture(model, "compressed", "output", layers=[-1]) as trace:
         assert torch.equal(model(images), logits)
     assert trace["compressed", -1].shape == trace["output", -1].shape == (2, TOKENS, DIM)
@@ -553,9 +588,17 @@ class Doubled(Crate):
         return 2 * super().forward_features(images)
 
 
+class OfAll(Crate):
+    """A model with a head of its own, which reads all tokens."""
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        return super().forward_head(x.amax(dim=1, keepdim=True), pre_logits)
+
+
+@pytest.mark.parametrize("kind_of_model", [Doubled, OfAll])
 @torch.no_grad()
-def test_the_features_of_a_subclass_are_those_that_are_classified() -> None:
-    model = Doubled(img_size=8, patch_size=4, embed_dim=8, depth=1, num_heads=2)
+def test_what_a_subclass_does_is_done(kind_of_model: type[Crate]) -> None:
+    model = kind_of_model(img_size=8, patch_size=4, embed_dim=8, depth=1, num_heads=2)
     images = images_for(model)
     assert torch.equal(model(images), model.forward_head(model.forward_features(images)))
 

@@ -69,20 +69,21 @@ def fit_channels(state: Mapping[str, Tensor], embed: PatchEmbed) -> tuple[dict[s
         The tensors with what was changed in place of the old, and name -> what was done. Nothing is changed where the
         weights are for these channels, or cannot be an embedding of these patches.
     """
-    normed = isinstance(embed, NormedPatchEmbed)
+    flat = isinstance(embed, NormedPatchEmbed)
+    normed = isinstance(embed, NormedPatchEmbed) and embed.norm1.elementwise_affine  # not in a folded model
     names = ["proj.weight", "proj.bias"] + (["norm1.weight", "norm1.bias"] if normed else [])
     have = _channels(state, names, embed)
     if have in (0, embed.in_chans):
         return dict(state), {}
     weight, bias, *norm = (state[_EMBED + name].float() for name in names)
-    if normed:
+    if norm:
         scale, shift = norm
+        weight, bias = weight * scale, bias + weight @ shift
         patch_dim = embed.patch_size[0] * embed.patch_size[1] * embed.in_chans
-        by_channel = _spread(rearrange(weight * scale, "d (p c) -> d c p", c=have), embed.in_chans)
-        fitted = [rearrange(by_channel, "d c p -> d (p c)"), bias + weight @ shift]
-        fitted += [torch.ones(patch_dim), torch.zeros(patch_dim)]
-    else:
-        fitted = [_spread(weight, embed.in_chans), bias]
+        norm = [torch.ones(patch_dim), torch.zeros(patch_dim)]
+    by_channel = rearrange(weight, "d (p c) -> d c p", c=have) if flat else weight
+    spread = _spread(by_channel, embed.in_chans)
+    fitted = [rearrange(spread, "d c p -> d (p c)") if flat else spread, bias, *norm]
     changed = {_EMBED + name: value for name, value in zip(names, fitted, strict=True)}
     changed = {name: value for name, value in changed.items() if normed or name.endswith("proj.weight")}
     return {**state, **changed}, dict.fromkeys(changed, f"from {have} to {embed.in_chans} channels")
@@ -93,7 +94,7 @@ def _channels(state: Mapping[str, Tensor], names: list[str], embed: PatchEmbed) 
     if any(_EMBED + name not in state or not state[_EMBED + name].is_floating_point() for name in names):
         return 0
     weight, bias, *norm = (state[_EMBED + name] for name in names)
-    if not norm:
+    if not isinstance(embed, NormedPatchEmbed):
         fits = weight.ndim == 4 and tuple(weight.shape[2:]) == embed.patch_size and bias.shape == weight.shape[:1]
         return weight.shape[1] if fits else 0
     area = embed.patch_size[0] * embed.patch_size[1]

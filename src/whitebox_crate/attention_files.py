@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .capture import _core, capture
-from .errors import InputError, OutputError, UnknownNameError
+from .capture import _core, capture, check_chunk
+from .errors import OutputError, UnknownNameError
 from .hub import make_folder
 from .models._base import resolve_indices, resolve_layers
 
@@ -57,17 +57,15 @@ def save_attention(
     """
     if dtype not in get_args(FileType):
         raise UnknownNameError.of("dtype of the file", dtype, get_args(FileType))
-    if chunk < 1:
-        raise InputError(f"chunk is a number of rows, at least 1, not {chunk}")
+    check_chunk(chunk)
     core, folder = _core(model), Path(folder)
     rows, columns = core.grid_of(images)
     tokens = core.num_prefix_tokens + rows * columns
     shown = core.num_heads if heads is None else len(resolve_indices("head", heads, core.num_heads))
     shape = (len(images), shown, tokens, tokens)
-    indices = resolve_layers(layers, len(core.blocks))
+    files = {layer: folder / f"attention_{layer:02d}.npy" for layer in resolve_layers(layers, len(core.blocks))}
     make_folder(folder)
-    _check_room(folder, len(indices) * int(np.prod(shape)) * np.dtype(dtype).itemsize)
-    files = {layer: folder / f"attention_{layer:02d}.npy" for layer in indices}
+    _check_room(folder, len(files) * int(np.prod(shape)) * np.dtype(dtype).itemsize)
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".attention-") as temporary, ExitStack() as stack:
             for layer, path in files.items():
@@ -76,7 +74,7 @@ def save_attention(
                     capture(model, "attention", layers=[layer], heads=heads, queries="all", chunk=chunk, reduce=writer)
                 )
             model(images)
-            stack.close()
+            stack.close()  # the files are flushed before they get their names
             for path in files.values():
                 (Path(temporary) / path.name).replace(path)
     except OSError as error:

@@ -85,7 +85,8 @@ def capture(
 
     Token 0 is [CLS]; the patches follow, rows of the grid first. Only what is asked for is ever computed. A compiled
     model runs uncompiled inside the block, so that its hooks run: its output is then the uncompiled model's. Where the
-    model computes [CLS] alone in its last layer, `compressed` and `output` of that layer are of a second run of it.
+    model computes [CLS] alone in its last layer, `compressed` and `output` of that layer are of a second run of it:
+    no gradient of the logits reaches them, unless those are `forward_head(forward_features(images))` of the model.
 
     All rows of attention at high resolution are more than memory holds; with `chunk` and `reduce` they are never there
     at once: `reduce=lambda rows: rows.mean(dim=1, keepdim=True)` for the mean over heads, `lambda rows: rows.topk(8)`
@@ -106,8 +107,8 @@ def capture(
 
     Raises:
         UnknownNameError: If a state, layer, head or query does not exist.
-        InputError: If the model is not one of this package, no state is named, indices are no list of integers, or
-            `chunk` is not positive.
+        InputError: If the model is not one of this package, no state is named, indices are no list of integers, `chunk`
+            is no positive integer, `chunk` or `reduce` is given without "attention", or `reduce` gives something else.
     """
     core = _core(model)
     if not states:
@@ -117,9 +118,9 @@ def capture(
             raise UnknownNameError.of("state", state, get_args(State))
     if isinstance(queries, str) and queries not in ("cls", "all"):
         raise UnknownNameError.of("queries", queries, ("cls", "all"), "Token indices are fine too.")
-    if chunk is not None and chunk < 1:
-        raise InputError(f"chunk is a number of rows, at least 1, not {chunk}")
-    rows = _Rows(queries, chunk, reduce)
+    if "attention" not in states and (chunk is not None or reduce is not None):
+        raise InputError(f"chunk and reduce are for rows of attention, and only {', '.join(states)} is captured")
+    rows = _Rows(queries, None if chunk is None else check_chunk(chunk), reduce)
     indices = resolve_layers(layers, len(core.blocks))
     trace = Trace(states, indices, len(core.blocks))
     with ExitStack() as stack:
@@ -132,8 +133,9 @@ def capture(
             block = _unwrap(core.blocks[index])
             for state in states:
 
-                def keep(value: Any, key: tuple[str, int] = (state, index)) -> None:
-                    trace._tensors.setdefault(key, value)
+                def keep(make: Callable[[], Any], key: tuple[str, int] = (state, index)) -> None:
+                    if key not in trace._tensors:  # a layer may run twice: see `_complete_last_layer`
+                        trace._tensors[key] = make()
 
                 stack.callback(_hook(core, block, state, heads, rows, keep).remove)
         if "torch._dynamo" in sys.modules:  # otherwise nothing can be compiled, and importing it takes seconds
@@ -169,7 +171,7 @@ def _hook(
     state: State,
     heads: Sequence[int] | None,
     rows: _Rows,
-    keep: Callable[[Any], None],
+    keep: Callable[[Callable[[], Any]], None],
 ) -> Any:
     """Registers the hook that reads one state of one layer."""
     if not isinstance(block, Block):
@@ -177,21 +179,20 @@ def _hook(
     attention = block.attention
     chosen = None if heads is None else resolve_indices("head", heads, attention.num_heads)
     if state == "tokens":
-        return block.register_forward_pre_hook(content_with_cls(lambda _, args: keep(args[0])))
+        return block.register_forward_pre_hook(content_with_cls(lambda _, args: keep(lambda: args[0])))
     if state == "output":
-        return block.register_forward_hook(content_with_cls(lambda _, __, out: keep(out)))
+        return block.register_forward_hook(content_with_cls(lambda _, __, out: keep(lambda: out)))
     if state == "compressed":
-        return block.norm2.register_forward_pre_hook(content_with_cls(lambda _, args: keep(args[0])))
+        return block.norm2.register_forward_pre_hook(content_with_cls(lambda _, args: keep(lambda: args[0])))
 
-    @content_with_cls
-    def read(_: nn.Module, __: Any, projected: Tensor) -> None:
+    def read(projected: Tensor) -> Any:
         with _apart(core):
             q, k, _v = attention.split_heads(projected)
             if chosen is not None:
                 q, k = q[:, chosen], k[:, chosen]
-            keep(k if state == "projections" else rows.of(q, k))
+            return k if state == "projections" else rows.of(q, k)
 
-    return attention.qkv.register_forward_hook(read)
+    return attention.qkv.register_forward_hook(content_with_cls(lambda _, __, out: keep(lambda: read(out))))
 
 
 def _complete_last_layer(core: ImageTransformer) -> Any:
@@ -232,11 +233,34 @@ class _Rows:
             q = q[:, :, resolve_indices("query token", self.queries, q.shape[2])]
         elif self.queries == "cls":
             q = q[:, :, :1]
-        reduce = self.reduce or _same
-        kept: list[Any] = [reduce(attention_rows(part, k)) for part in q.split(self.chunk or q.shape[2], dim=2)]
+        kept = [self._keep(attention_rows(part, k)) for part in q.split(self.chunk or q.shape[2], dim=2)]
         if isinstance(kept[0], Tensor):
             return torch.cat(kept, dim=2) if len(kept) > 1 else kept[0]
         return tuple(torch.cat(parts, dim=2) for parts in zip(*kept, strict=True))
+
+    def _keep(self, rows: Tensor) -> Any:
+        if self.reduce is None:
+            return rows
+        kept: object = self.reduce(rows)
+        parts = kept if isinstance(kept, tuple) else (kept,)
+        if not parts or not all(isinstance(p, Tensor) and p.ndim > 2 and p.shape[2] == rows.shape[2] for p in parts):
+            found = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
+            raise InputError(
+                f"reduce makes of rows {tuple(rows.shape)} a tensor, or a tuple of them, with {rows.shape[2]} rows in "
+                f"dimension 2, not {found}"
+            )
+        return kept
+
+
+def check_chunk(chunk: int) -> int:
+    """A number of rows.
+
+    Raises:
+        InputError: If it is no positive integer.
+    """
+    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
+        raise InputError(f"chunk is a number of rows, at least 1, not {chunk!r}")
+    return chunk
 
 
 def attention_rows(q: Tensor, k: Tensor) -> Tensor:

@@ -259,6 +259,7 @@ def model_card(model: ImageTransformer, repo_id: str = "") -> str:
         "Parameters": f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f} M",
         "Images": f"{model.in_chans} x {model.img_size[0]} x {model.img_size[1]}, mean {cfg.mean}, std {cfg.std}",
         "Classes": str(model.num_classes),
+        "Folded": "for inference; it is not trained further" if model.folded else "",
         "Made from": cfg.origin,
         "Paper": cfg.paper,
     }
@@ -311,8 +312,11 @@ def read_config(folder: str | Path) -> Config:
     classes = options.get("num_classes", cfg.num_classes)
     if type(classes) is not int or classes != cfg.num_classes:  # the head would be taken for one to be left fresh
         raise WeightsError(f"{path} has {cfg.num_classes} classes as 'num_classes' and {classes!r} in 'model_args'")
+    folded = config.get("folded", False)
+    if not isinstance(folded, bool):
+        raise WeightsError(f"{path}: 'folded' is true or false, not {folded!r}")
     pool: Any = config.get("global_pool")
-    return Config(architecture, options, cfg, pool, config.get("folded") is True)
+    return Config(architecture, options, cfg, pool, folded)
 
 
 def _tupled(value: object) -> object:

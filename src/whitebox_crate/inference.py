@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 from .errors import InputError
 from .layers import ISTA, FoldedISTA, NormedPatchEmbed
 from .models import FeatureExtractor, ImageTransformer
-from .models._base import Block
 from .models.crate import CrateBlock
 from .models.crate_ablations import CrateMhsaBlock, CrateMlpBlock
 from .models.crate_alpha import CrateAlphaBlock
@@ -21,7 +21,6 @@ from .models.vit import ViTBlock
 Model = TypeVar("Model", ImageTransformer, FeatureExtractor)
 
 
-@torch.no_grad()
 def fold_for_inference(model: Model, *, inplace: bool = False) -> Model:
     """Folds what is linear into one product each, so that the model computes the same with less.
 
@@ -36,34 +35,37 @@ def fold_for_inference(model: Model, *, inplace: bool = False) -> Model:
 
     The result is a model like any other: `capture` reads it, `save_pretrained` and `create_model` save and load it,
     and `torch.compile` and `torch.export` take it. Its parameters are not those of the paper any more, so it is neither
-    trained nor analysed. The products are computed in double precision: fold in float32, then cast.
+    trained nor analysed; its `load_report` still tells of those. The products are computed in double precision on the
+    CPU: fold in float32, then cast.
 
     Args:
         model: A model of this package in evaluation mode, of any dtype and on any device, not compiled or wrapped.
         inplace: Whether to change the model itself rather than a copy.
 
     Returns:
-        The folded model, without gradients, `folded` set; the model itself if it was folded before.
+        The folded model, whose parameters want no gradients and whose `folded` is true; the model itself if it was
+        folded before.
 
     Raises:
-        InputError: If the model is in training mode, wrapped, not of this package, or has layers that are not.
+        InputError: If the model is in training mode, wrapped, or not of this package, or if a layer or what folds in
+            it was exchanged or has hooks. Nothing is changed then.
     """
     core = _core(model)
-    if core.training:
-        raise InputError("the model is in training mode, and a folded one is not trained: call model.eval() first")
     if core.folded:
         return model
-    # A subclass may compute something else with the same modules.
-    strange = {type(layer).__name__ for layer in _layers(core) if type(layer) not in _FOLDABLE}
-    if strange:
-        raise InputError(f"nothing is known of what layers of the type {', '.join(strange)} compute: they do not fold")
-    if not inplace:
-        model = copy.deepcopy(model)
-        core = _core(model)
-    if isinstance(core.patch_embed, NormedPatchEmbed):
-        core.patch_embed.norm1, core.patch_embed.proj = _fold(core.patch_embed.norm1, core.patch_embed.proj)
-    for layer in _layers(core):
-        _fold_layer(layer)
+    if core.training:
+        raise InputError("the model is in training mode, and a folded one is not trained: call model.eval() first")
+    for planned in _pairs(core):
+        planned.check()
+    with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode could never be loaded into
+        if not inplace:
+            model = copy.deepcopy(model)
+            core = _core(model)
+        pairs = _pairs(core)
+        folded = [pair.fold() for pair in pairs]  # all before any is put in place: they may share modules
+    for pair, (norm, product) in zip(pairs, folded, strict=True):
+        setattr(pair.normer, pair.norm, norm)
+        setattr(pair.reader, pair.product, product)
     core.requires_grad_(False)
     core.folded = True
     return model
@@ -79,52 +81,95 @@ def _core(model: nn.Module) -> ImageTransformer:
     return core
 
 
-def _layers(core: ImageTransformer) -> list[nn.Module]:
-    """The layers, and those of CRATE-MAE's decoder."""
-    return [*core.blocks, *getattr(core, "decoder_blocks", ())]
+@dataclass(frozen=True)
+class _Pair:
+    """A norm whose scale and shift only one product reads, each by the module that has it and its name there."""
+
+    normer: nn.Module
+    norm: str
+    reader: nn.Module
+    product: str
+
+    def check(self) -> None:
+        """Whether these modules are what they are here, for another one may compute something else.
+
+        Raises:
+            InputError: If not.
+        """
+        for owner, name, kinds in ((self.normer, self.norm, _NORMS), (self.reader, self.product, _PRODUCTS)):
+            module = getattr(owner, name)
+            if type(module) not in kinds:
+                raise InputError(
+                    f"{name} of a {type(owner).__name__} is a {type(module).__name__}, of which nothing is known: it "
+                    f"folds only as a {kinds[0].__name__}"
+                )
+            if module._forward_hooks or module._forward_pre_hooks:
+                raise InputError(f"there are hooks on {name} of a {type(owner).__name__}: remove them, then fold")
+
+    def fold(self) -> tuple[nn.LayerNorm, nn.Linear | FoldedISTA]:
+        """The norm without scale and shift, and the product with both."""
+        norm, product = getattr(self.normer, self.norm), getattr(self.reader, self.product)
+        plain = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False)
+        return plain, _fold_ista(norm, product) if isinstance(product, ISTA) else _fold_linear(norm, product)
 
 
-_FOLDABLE = (CrateBlock, CrateMlpBlock, CrateMhsaBlock, CrateAlphaBlock, CrateMaeDecoderBlock, ViTBlock)
+_NORMS, _PRODUCTS = (nn.LayerNorm,), (nn.Linear, ISTA)
 
 
-def _fold_layer(layer: nn.Module) -> None:
-    """Folds the norms of a layer, each into the one product that reads it, and its sparse coding."""
-    if isinstance(layer, CrateMaeDecoderBlock):
-        layer.norm1, layer.linear = _fold(layer.norm1, layer.linear)
-        layer.norm2, layer.mssa.qkv = _fold(layer.norm2, layer.mssa.qkv)
-        return
-    skips_normed = isinstance(layer, CrateBlock) and layer.skip == "normalized"
-    if isinstance(layer, Block) and not skips_normed:
-        layer.norm1, layer.attention.qkv = _fold(layer.norm1, layer.attention.qkv)
-    if isinstance(layer, CrateBlock | CrateMhsaBlock) and isinstance(layer.ista, ISTA):
-        layer.norm2, layer.ista = _fold_ista(layer.norm2, layer.ista)
-    elif isinstance(layer, CrateMlpBlock | ViTBlock):
-        layer.norm2, layer.mlp.fc1 = _fold(layer.norm2, layer.mlp.fc1)
+def _pairs(core: ImageTransformer) -> list[_Pair]:
+    """What is folded in a model.
+
+    Raises:
+        InputError: If a layer is of a type that is not known here.
+    """
+    embed = core.patch_embed
+    pairs = [_Pair(embed, "norm1", embed, "proj")] if isinstance(embed, NormedPatchEmbed) else []
+    for layer in dict.fromkeys([*core.blocks, *getattr(core, "decoder_blocks", ())]):
+        pairs += _pairs_of(layer)
+    return pairs
 
 
-def _fold(norm: nn.LayerNorm, linear: nn.Linear) -> tuple[nn.LayerNorm, nn.Linear]:
-    """W (g * x + b) + c = (W diag(g)) x + (W b + c): a norm without scale and shift, and the product with both."""
+def _pairs_of(layer: nn.Module) -> list[_Pair]:
+    if type(layer) is CrateMaeDecoderBlock:
+        return [_Pair(layer, "norm1", layer, "linear"), _Pair(layer, "norm2", layer.mssa, "qkv")]
+    coding: list[_Pair]
+    if type(layer) in (CrateBlock, CrateMhsaBlock):
+        coding = [_Pair(layer, "norm2", layer, "ista")]
+    elif type(layer) in (CrateMlpBlock, ViTBlock):
+        coding = [_Pair(layer, "norm2", layer.mlp, "fc1")]  # type: ignore[arg-type]  # both have an MLP
+    elif type(layer) is CrateAlphaBlock:
+        coding = []
+    else:
+        raise InputError(
+            f"nothing is known of what a layer of the type {type(layer).__name__} computes: it cannot fold"
+        )
+    if type(layer) is CrateBlock and layer.skip == "normalized":
+        return coding
+    return [_Pair(layer, "norm1", layer.attention, "qkv"), *coding]  # type: ignore[arg-type]  # a Block
+
+
+def _fold_linear(norm: nn.LayerNorm, linear: nn.Linear) -> nn.Linear:
+    """W (g * x + b) + c = (W diag(g)) x + (W b + c)."""
+    scale, shift, weight = map(_exact, (norm.weight, norm.bias, linear.weight))
+    bias = weight @ shift + (0 if linear.bias is None else _exact(linear.bias))
     folded = nn.Linear(linear.in_features, linear.out_features, device="meta")
-    weight = linear.weight.double()
-    shift = weight @ norm.bias.double() + (0 if linear.bias is None else linear.bias.double())
-    folded.weight = _parameter(weight * norm.weight.double(), linear.weight.dtype)
-    folded.bias = _parameter(shift, linear.weight.dtype)
-    return _plain(norm), folded
+    folded.weight, folded.bias = _parameter(weight * scale, linear.weight), _parameter(bias, linear.weight)
+    return folded
 
 
-def _fold_ista(norm: nn.LayerNorm, ista: ISTA) -> tuple[nn.LayerNorm, FoldedISTA]:
-    """shrink(A (g * x + b)) = shrink((A diag(g)) x + A b)."""
-    matrix = ista.affine()
+def _fold_ista(norm: nn.LayerNorm, ista: ISTA) -> FoldedISTA:
+    """shrink(A (g * x + b)) = shrink((A diag(g)) x + A b); ReLU takes eta lambda off beforehand."""
+    scale, shift, matrix = _exact(norm.weight), _exact(norm.bias), ista.affine()
     folded = FoldedISTA(len(matrix), ista.step_size * ista.sparsity, ista.threshold, device="meta")
-    shift = matrix @ norm.bias.double() - (folded.shrinkage if folded.threshold == "relu" else 0)
-    folded.weight = _parameter(matrix * norm.weight.double(), ista.dictionary.dtype)
-    folded.bias = _parameter(shift, ista.dictionary.dtype)
-    return _plain(norm), folded
+    bias = matrix @ shift - (folded.shrinkage if ista.threshold == "relu" else 0)
+    folded.weight, folded.bias = _parameter(matrix * scale, ista.dictionary), _parameter(bias, ista.dictionary)
+    return folded
 
 
-def _plain(norm: nn.LayerNorm) -> nn.LayerNorm:
-    return nn.LayerNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False)
+def _exact(tensor: Tensor) -> Tensor:
+    """In double precision on the CPU, for some devices have none; on meta where there are no values yet."""
+    return (tensor if tensor.is_meta else tensor.cpu()).double()
 
 
-def _parameter(value: Tensor, dtype: torch.dtype) -> nn.Parameter:
-    return nn.Parameter(value.to(dtype), requires_grad=False)
+def _parameter(value: Tensor, like: Tensor) -> nn.Parameter:
+    return nn.Parameter(value.to(like.device, like.dtype), requires_grad=False)

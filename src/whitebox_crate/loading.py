@@ -109,8 +109,7 @@ def load_state(
         if have != want:
             problems.append(f"{name} is {have}, the model has {want}")
     if problems:
-        folded = "blocks.0.norm1.weight is missing" in problems
-        raise _misfit(source, problems, " (weights of a folded model are loaded by 'local-dir:')" if folded else "")
+        raise _misfit(source, problems, _folding(model, fitting, target))
     if any(value.is_meta for value in target.values()):
         device = torch.get_default_device()
         device = torch.device("cpu") if device.type == "meta" else device
@@ -121,6 +120,16 @@ def load_state(
     loaded = tuple(name for name in target if name in fitting and name not in adapted)
     model.load_report = LoadReport(source, loaded, adapted, tuple(head), left)
     return model.load_report
+
+
+def _folding(model: ImageTransformer, state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> str:
+    """What to do where a model is folded and weights are not, or the other way round."""
+    have, want = (sum(name.startswith("blocks.0.norm") for name in names) for names in (state, target))
+    if model.folded and have > want:
+        return "; these are not of a folded model: load them into one that is not, and call fold_for_inference"
+    if not model.folded and want - have in (2, 4):  # of one norm or of both, scale and shift
+        return "; if they are of a folded model, load the folder that save_pretrained wrote, as 'local-dir:PATH'"
+    return ""
 
 
 def _misfit(source: str, problems: list[str], hint: str = "") -> WeightsError:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..capture import State, _core, _unwrap, capture
 from ..errors import InputError, ProcessError
-from ..models import Block
+from ..models import Block, ImageTransformer
 from ..models._base import resolve_layers
 from .statistics import Moments
 
@@ -62,10 +62,11 @@ def over_images(
         report: Takes lines on progress; to stderr if None.
 
     Raises:
-        InputError: If there are no images, or a state is not finite.
+        InputError: If the model is folded, there are no images, or a state is not finite.
         ProcessError: With `gather`, if another process failed.
     """
     core = _core(model)
+    refuse_folded(core)
     if not isinstance(loader, Iterable):
         raise InputError(f"a loader is a DataLoader or another iterable of batches of images, not {loader!r}")
     indices = resolve_layers(layers, len(core.blocks))
@@ -87,6 +88,16 @@ def over_images(
         raise InputError("the loader yields no images; look at its data set (an iterator can be read only once)")
     say(f"{moments.count:,} images measured")
     return Pass(getattr(core, "architecture", "") or type(core).__name__, tuple(indices), tuple(blocks), moments)
+
+
+def refuse_folded(core: ImageTransformer) -> None:
+    """Weights of a folded model, and what its norms give, are not those of the equations: nothing here reads them.
+
+    Raises:
+        InputError: If the model is folded.
+    """
+    if core.folded:
+        raise InputError("this model is folded, its weights are products of the paper's: give the one before folding")
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from ._equations import (
     positions,
     prediction,
 )
-from .subspace_report import refuse_folded
+from ._passes import refuse_folded
 
 Format: TypeAlias = Literal["text", "markdown"]
 
@@ -52,7 +52,7 @@ def explain(model: nn.Module, format: Format = "text") -> str:
     if format not in get_args(Format):
         raise UnknownNameError.of("format", format, get_args(Format))
     core = _core(model)
-    refuse_folded(core.folded)
+    refuse_folded(core)
     parts = [notation(core), embedding(core), positions(core), *_layers(core, "blocks"), output(core)]
     if isinstance(core, CrateMae) and core.mask_token is not None:
         parts += [masking(core), *_layers(core, "decoder_blocks"), prediction(core)]

@@ -30,6 +30,7 @@ from ..errors import InputError, UnknownNameError
 from ..layers import ISTA, MHSA, MSSA, ODL
 from ..models import ImageTransformer
 from ..models._base import resolve_index, resolve_indices, resolve_layers
+from ._passes import refuse_folded
 from .subspace_report import attention_of, coder_of, head_weights
 
 Method: TypeAlias = Literal["ablation", "gradient"]
@@ -325,6 +326,7 @@ def cls_rollout(model: nn.Module, images: Tensor, layer: int = -1, skip: float =
 
 
 def _sparse_coding(core: ImageTransformer, index: int) -> ISTA | ODL:
+    refuse_folded(core)
     coder = coder_of(core.blocks[index])
     if coder is None:
         raise InputError(

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from ..capture import _core, _unwrap, capture
 from ..errors import InputError
-from ..layers import ISTA, MHSA, MSSA, ODL, FoldedISTA
+from ..layers import ISTA, MHSA, MSSA, ODL
 from ..models import Block, ImageTransformer
 from ..models._base import resolve_index, resolve_layers
+from ._passes import refuse_folded
 from .layerwise import as_table
 from .subspaces import (
     DictionaryGeometry,
@@ -50,7 +51,7 @@ def subspace_matrices(model: nn.Module, layer: int) -> Tensor:
         UnknownNameError: If there is no such layer.
     """
     core = _core(model)
-    refuse_folded(core.folded)
+    refuse_folded(core)
     attention = attention_of(core, resolve_index("layer", layer, len(core.blocks)))
     rows = attention.qkv.weight.detach()
     inner_dim = attention.num_heads * attention.head_dim
@@ -237,19 +238,8 @@ def head_weights(attention: MSSA | MHSA) -> Tensor:
 
 
 def coder_of(block: nn.Module) -> ISTA | ODL | None:
-    """The sparse coding of a layer, if it has one.
-
-    Raises:
-        InputError: If it is folded, so that neither dictionary nor constants are there to be read.
-    """
-    refuse_folded(any(isinstance(module, FoldedISTA) for module in block.modules()))
+    """The sparse coding of a layer, if it has one; none of a folded layer, which has no dictionary any more."""
     return next((module for module in block.modules() if isinstance(module, ISTA | ODL)), None)
-
-
-def refuse_folded(folded: bool) -> None:
-    """What reads weights cannot read those of a folded model: they are products of the paper's."""
-    if folded:
-        raise InputError("this model is folded, its weights are products of the paper's: give the one before folding")
 
 
 def block_of(core: ImageTransformer, index: int) -> Block:

@@ -13,6 +13,12 @@ from ..errors import UnknownNameError
 Threshold = Literal["relu", "soft"]
 
 
+def known_threshold(threshold: Threshold) -> Threshold:
+    if threshold not in get_args(Threshold):
+        raise UnknownNameError.of("threshold", threshold, get_args(Threshold))
+    return threshold
+
+
 class ISTA(nn.Module):
     """Codes tokens sparsely in a complete dictionary D (arXiv 2308.16271, Eq. 7).
 
@@ -36,32 +42,29 @@ class ISTA(nn.Module):
 
     def __init__(self, dim: int, step_size: float = 0.1, sparsity: float = 0.1, threshold: Threshold = "relu") -> None:
         super().__init__()
-        if threshold not in get_args(Threshold):
-            raise UnknownNameError.of("threshold", threshold, get_args(Threshold))
         self.step_size = step_size
         self.sparsity = sparsity
-        self.threshold = threshold
+        self.threshold = known_threshold(threshold)
         self.dictionary = nn.Parameter(torch.empty(dim, dim))
         nn.init.kaiming_uniform_(self.dictionary)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])  # tokens are rows: D x is `x @ D.T`
-        # Two products, each with its sum in one call, not the three products of D^T x - D^T D x.
-        residual = torch.addmm(rows, rows, self.dictionary.T, alpha=-1)  # x - D x
-        code = torch.addmm(rows, residual, self.dictionary, alpha=self.step_size)  # x + eta D^T (x - D x)
+        residual = x - F.linear(x, self.dictionary)  # x - D x: tokens are rows
+        # D^T residual as `residual @ D`; D enters two products, not the three of D^T x - D^T D x.
+        code = torch.add(x, residual @ self.dictionary, alpha=self.step_size)
         shrinkage = self.step_size * self.sparsity
         # In place, for nobody else holds the code.
-        out = F.softshrink(code, shrinkage) if self.threshold == "soft" else code.sub_(shrinkage).relu_()
-        return out.view(x.shape)
+        return F.softshrink(code, shrinkage) if self.threshold == "soft" else code.sub_(shrinkage).relu_()
 
     @torch.no_grad()
     def affine(self) -> Tensor:
         """The map before the threshold as one matrix: A = I + eta (D^T - D^T D), so that ISTA(x) = shrink(A x).
 
         Returns:
-            (dim, dim), in double precision.
+            (dim, dim), in double precision, on the CPU.
         """
-        exact = self.dictionary.double()
+        exact = self.dictionary if self.dictionary.is_meta else self.dictionary.cpu()  # some devices have no doubles
+        exact = exact.double()
         identity = torch.eye(len(exact), dtype=exact.dtype, device=exact.device)
         return identity + self.step_size * (exact.T - exact.T @ exact)
 
@@ -83,6 +86,9 @@ class FoldedISTA(nn.Module):
         threshold: "relu" or "soft".
         device: Of the weights, which have no values yet.
 
+    Raises:
+        UnknownNameError: If `threshold` is neither of the two.
+
     Shape:
         - Input: (..., dim), any float dtype.
         - Output: as the input.
@@ -91,7 +97,7 @@ class FoldedISTA(nn.Module):
     def __init__(self, dim: int, shrinkage: float, threshold: Threshold, device: str | None = None) -> None:
         super().__init__()
         self.shrinkage = shrinkage
-        self.threshold = threshold
+        self.threshold = known_threshold(threshold)
         self.weight = nn.Parameter(torch.empty(dim, dim, device=device))
         self.bias = nn.Parameter(torch.empty(dim, device=device))
 

@@ -30,7 +30,7 @@ class Block(nn.Module, ABC):
     """One layer: attention on `norm1` of the tokens, then coding of `norm2` of the result.
 
     Called with `first`, it gives so many leading tokens of the result and computes no others; all of them are attended
-    to. That is how [CLS] alone leaves the last layer.
+    to. Where the head reads [CLS] alone, that is how the last layer is called.
 
     Shape:
         - Input: (batch, tokens, dim), any float dtype.
@@ -221,9 +221,12 @@ class ImageTransformer(nn.Module, HubVerbs):
         return self.forward_head(self.norm(self._run_blocks(self.embed(images), self.num_prefix_tokens)))
 
     def _needs_all_tokens(self) -> bool:
-        """Whether anything but [CLS] of the last layer is read: by the head, a subclass, or someone who looks on."""
-        own_features = type(self).forward_features is not ImageTransformer.forward_features
-        return self.global_pool != "token" or own_features or _is_watched(self.blocks[-1], self.norm)
+        """Whether anything but [CLS] of the last layer may be read: by the head, a subclass, or a hook."""
+        methods = ("forward_features", "forward_head")
+        replaced = any(
+            getattr(getattr(self, name), "__func__", None) is not getattr(ImageTransformer, name) for name in methods
+        )
+        return self.global_pool != "token" or replaced or _is_watched(self.blocks[-1], self.norm)
 
     def forward_intermediates(
         self,
