@@ -174,3 +174,11 @@ def test_the_page_on_weights_says_what_was_measured() -> None:
     table = runpy.run_path(str(ROOT / "docs" / "benchmarks" / "load.py"))["table"]
     assert table(measured) in (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
     assert measured["peak_memory_over_file"]["model"] < 1.2
+
+
+def test_the_page_on_speed_says_what_was_measured() -> None:
+    measured = json.loads((ROOT / "docs" / "benchmarks" / "speed.json").read_text())
+    script = runpy.run_path(str(ROOT / "docs" / "benchmarks" / "speed_tables.py"))
+    page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    assert script["fill"](page, measured) == page, "run `python docs/benchmarks/speed_tables.py`"
+    assert all(table(measured) in page for table in script["TABLES"].values())

@@ -11,6 +11,7 @@ from .errors import (
     WeightsError,
     WhiteboxCrateError,
 )
+from .export import WithAttention
 from .factory import create_model
 from .hub import save_pretrained
 from .inference import fold_for_inference
@@ -41,6 +42,7 @@ __all__ = [
     "UnknownNameError",
     "WeightsError",
     "WhiteboxCrateError",
+    "WithAttention",
     "capture",
     "create_model",
     "create_transform",

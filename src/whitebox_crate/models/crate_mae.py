@@ -23,7 +23,7 @@ class Reconstruction:
     """What `CrateMae.reconstruct` makes of a batch.
 
     Attributes:
-        loss: Mean squared error of the pixels of the removed patches, a scalar.
+        loss: Mean squared error of the pixels of the removed patches, a scalar in float32 or float64.
         pred: The pixels of every patch, (batch, rows * columns, patch height * patch width * in_chans), in the order
             of `whitebox_crate.layers.patchify`; of a model with `norm_pix_loss`, standardised in each patch.
         mask: (batch, rows * columns), bool; True where a patch was removed.
@@ -206,7 +206,8 @@ class CrateMae(ImageTransformer):
         if self.norm_pix_loss:
             variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
             target = (target - mean) / (variance + PIXEL_EPS).sqrt()
-        errors = (pred - target).square().mean(dim=-1)
+        precise = torch.promote_types(pred.dtype, torch.float32)  # a sum over a large batch is beyond float16
+        errors = (pred - target).to(precise).square().mean(dim=-1)
         return Reconstruction((errors * mask).sum() / mask.sum(), pred, mask)
 
 

@@ -1,0 +1,204 @@
+"""What speed.json says: the tables of docs/speed.md, and a picture.
+
+    python docs/benchmarks/speed_tables.py
+
+puts the tables between the markers of the page.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+NAMES = {
+    "published": "as published",
+    "default": "default",
+    "folded": "folded",
+    "compiled": "folded, compiled",
+    "compiled, frozen": "folded, compiled, weights frozen",
+    "bf16, cast": "folded, bf16 (cast)",
+    "bf16, autocast": "folded, bf16 (autocast)",
+    "ViT": "ViT of the same size",
+    "products": "matrix products alone",
+}
+
+
+def times_as_long(case: dict[str, Any], slow: str, fast: str) -> float:
+    """The median over rounds of the time of `slow` over that of `fast`."""
+    rounds: list[dict[str, float]] = case["seconds"]
+    return statistics.median(r[slow] / r[fast] for r in rounds if slow in r and fast in r)
+
+
+def median(case: dict[str, Any], name: str) -> float:
+    """Seconds."""
+    rounds: list[dict[str, float]] = case["seconds"]
+    return statistics.median(r[name] for r in rounds if name in r)
+
+
+def exponent(sizes: list[dict[str, float]], what: str) -> float:
+    """b of `what` = a patches^b, by least squares of the logarithms, over the upper half of the sizes."""
+    upper = [(math.log(size["patches"]), math.log(size[what])) for size in sizes[len(sizes) // 2 :]]
+    return statistics.linear_regression([x for x, _ in upper], [y for _, y in upper]).slope
+
+
+def rows(header: str, lines: list[list[str]]) -> str:
+    """A table in Markdown."""
+    columns = header.count("|") + 1
+    return "\n".join([f"| {header} |", "|" + "---|" * columns, *(f"| {' | '.join(line)} |" for line in lines)])
+
+
+def forward(results: dict[str, Any]) -> str:
+    """Every contestant against the published formulation."""
+    section = results["forward"]
+    cases, rate = section["cases"], section["operations_per_second"]
+    lines = []
+    for name, said in NAMES.items():
+        line = [said]
+        for case in cases.values():
+            if not any(name in r for r in case["seconds"]):
+                line += [""] * 3
+                continue
+            spent = median(case, name)
+            of_type = rate.get("bfloat16" if name.startswith("bf16") else "float32")
+            needs_more = of_type is None or name in ("ViT", "published", "default")  # than the folded model's products
+            share = "" if needs_more else f"{case['operations'] / spent / of_type:.0%}"
+            line += [f"{times_as_long(case, 'published', name):.2f}", f"{case['batch'] / spent:.3g}", share]
+        lines.append(line)
+    return rows("Forward pass | " + " | ".join(f"{name}: times as fast | images/s | of peak" for name in cases), lines)
+
+
+def asked(results: dict[str, Any]) -> str:
+    """What was asked for, beside what was measured."""
+    b16, b8 = (results["forward"]["cases"][name] for name in list(results["forward"]["cases"])[:2])
+    [training] = results["training"]["cases"].values()
+    largest = results["growth"]["sizes"]["default"][-1]
+    lines: list[list[str]] = []
+
+    def line(what: str, measured: float, limit: float, *, at_most: bool = False) -> None:
+        met = measured <= limit if at_most else measured >= limit
+        said = f"{'at most' if at_most else 'at least'} {limit:.2f}"
+        lines.append([what, said, f"{measured:.2f}", "yes" if met else "**no**"])
+
+    for case, name, default, folded in ((b16, "B/16, batch 8", 1.25, 1.6), (b8, "B/8, batch 1", 1.45, 1.8)):
+        line(f"published / default, {name}", times_as_long(case, "published", "default"), default)
+        line(f"published / folded, {name}", times_as_long(case, "published", "folded"), folded)
+        best = max(times_as_long(case, "folded", way) for way in ("compiled", "compiled, frozen"))
+        line(f"folded / folded and compiled, {name}", best, 1.0)
+    line("ViT / folded, B/16, batch 8", times_as_long(b16, "ViT", "folded"), 3.2)
+    half = max(times_as_long(b16, "folded", way) for way in ("bf16, cast", "bf16, autocast"))
+    line("folded float32 / folded bf16, B/16, batch 8", half, 2.0)
+    line("training step, published / default", times_as_long(training, "published", "default"), 1.25)
+    for name, case in results["capture"]["cases"].items():
+        line(f"with [CLS] maps / without, {name}", times_as_long(case, "captured", "default"), 1.05, at_most=True)
+    gib = largest["peak_bytes"] / 2**30
+    line(f"GiB at {largest['patches'] + 1:,} tokens, with [CLS] maps", gib, 3.0, at_most=True)
+    return rows("What | Asked | Measured | Met", lines)
+
+
+def ceiling(results: dict[str, Any]) -> str:
+    """Which share of the time the products alone take."""
+    cases = results["forward"]["cases"]
+    ways = ("folded", "compiled", "compiled, frozen")
+    lines = [[NAMES[way], *(f"{times_as_long(c, 'products', way):.0%}" for c in cases.values())] for way in ways]
+    return rows("Time of the products alone over that of | " + " | ".join(cases), lines)
+
+
+def growth(results: dict[str, Any]) -> str:
+    """Seconds and memory by size, and how fast they grow."""
+    sizes: dict[str, list[dict[str, float]]] = results["growth"]["sizes"]
+    by_patches = {kind: {size["patches"]: size for size in found} for kind, found in sizes.items()}
+    lines = []
+    for patches in by_patches["default"]:
+        line = [f"{math.isqrt(int(patches)) * 8} px, {patches:,}"]
+        for of_kind in by_patches.values():
+            size = of_kind.get(patches)
+            line += [f"{size['seconds']:.2f} s", f"{size['peak_bytes'] / 2**30:.2f} GiB"] if size else ["", ""]
+        lines.append(line)
+    fitted = ["grows as patches to the power of"]
+    for found in sizes.values():
+        fitted += [f"{exponent(found, 'seconds'):.2f}", f"{exponent(found, 'growth_bytes'):.2f}"]
+    return rows("Image, patches | " + " | ".join(f"{NAMES[kind]} | peak" for kind in sizes), [*lines, fitted])
+
+
+def profile(results: dict[str, Any]) -> str:
+    """Where the time goes."""
+    columns = {f"{name}, {way}": s for name, case in results["profile"]["cases"].items() for way, s in case.items()}
+    groups = next(iter(columns.values()))
+    lines = [[group, *(f"{shares[group]:.1%}" for shares in columns.values())] for group in groups]
+    return rows("Share of the time | " + " | ".join(columns), lines)
+
+
+def ran_on(results: dict[str, Any]) -> str:
+    """What all this ran on, by section."""
+    lines = []
+    for name, section in results.items():
+        where = section["environment"]
+        versions = ", ".join(f"{package} {version}" for package, version in where["versions"].items())
+        machine = f"{where['device']} ({', '.join(where['flags'])}), threads: {where['threads']}"
+        lines.append([name, machine, versions, f"{where['seconds']} s", f"{where['load_before']}"])
+    return rows("Section | Machine | Versions | Took | Load before", lines)
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "asked": asked,
+    "forward": forward,
+    "ceiling": ceiling,
+    "growth": growth,
+    "profile": profile,
+    "ran-on": ran_on,
+}
+
+
+def fill(page: str, results: dict[str, Any]) -> str:
+    """The page with the tables between its markers, `<!-- name -->` and `<!-- /name -->`."""
+    for name, table in TABLES.items():
+        between = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", flags=re.DOTALL)
+        page = between.sub(lambda _, table=table: f"{table(results)}\n", page)  # type: ignore[misc]
+    return page
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Ratios, and how time and memory grow."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (bars, seconds, memory) = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    cases = results["forward"]["cases"]
+    names = [name for name in NAMES if all(name in case["seconds"][0] for case in cases.values())]
+    for index, (said, case) in enumerate(cases.items()):
+        places = [place + 0.4 * index for place in range(len(names))]
+        bars.barh(places, [times_as_long(case, "published", name) for name in names], 0.38, label=said)
+    bars.set_yticks([place + 0.2 for place in range(len(names))], [NAMES[name] for name in names])
+    bars.invert_yaxis()
+    bars.set_xlabel("times as fast as published")
+    bars.legend()
+    for kind, sizes in results["growth"]["sizes"].items():
+        patches = [size["patches"] for size in sizes]
+        power = exponent(sizes, "seconds"), exponent(sizes, "growth_bytes")
+        seconds.loglog(patches, [size["seconds"] for size in sizes], "o-", label=f"{NAMES[kind]}: n^{power[0]:.2f}")
+        grown = [size["growth_bytes"] / 2**20 for size in sizes]
+        memory.loglog(patches, grown, "o-", label=f"{NAMES[kind]}: n^{power[1]:.2f}")
+    seconds.set(xlabel="patches", ylabel="seconds, one image")
+    memory.set(xlabel="patches", ylabel="memory beyond the model, MiB")
+    seconds.legend()
+    memory.legend()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    results = json.loads((HERE / "speed.json").read_text())
+    page = HERE.parent / "speed.md"
+    page.write_text(fill(page.read_text(encoding="utf-8"), results), encoding="utf-8")
+    plot(results, HERE / "speed.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""WithAttention: a model whose output holds its attention, for code that runs no hooks: compiled, exported, ONNX.
+
+`capture` reads a model through hooks, which torch.export and ONNX do not keep. Here attention is an output like logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import InputError
+from .layers import MHSA, MSSA
+from .models import ImageTransformer
+from .models._base import resolve_layers
+
+
+class WithAttention(nn.Module):
+    """A model that returns the attention of [CLS] beside its logits.
+
+    It holds the model and runs the model's own parts. The row of [CLS] needs no second projection of all tokens, so
+    that a map costs a few hundredths of its layer, however the model is run.
+
+    Args:
+        model: A model of this package, folded or not, of any float dtype.
+        layers: Which layers, counted from 0, negative ones from the end; an int n for the last n; None for all.
+
+    Attributes:
+        layers: The layers of the maps, counted from 0, in the order asked.
+
+    Shape:
+        - Input: (batch, in_chans, height, width), float.
+        - Output: what the model returns, usually logits (batch, num_classes); and softmax(w w^T / sqrt(head_dim)) of
+          [CLS] (arXiv 2308.16271, Eq. 5) in each asked layer, (batch, layers, heads, 1 + rows * columns): to [CLS]
+          first, then to the patches, rows of the grid first; it sums to 1.
+
+    Raises:
+        InputError: If `model` is not of this package or has a forward pass of its own, or `layers` are not a list of
+            integers.
+        UnknownNameError: If a layer does not exist.
+    """
+
+    def __init__(self, model: ImageTransformer, layers: int | Sequence[int] | None = None) -> None:
+        super().__init__()
+        if not isinstance(model, ImageTransformer):
+            raise InputError(
+                f"WithAttention takes a model of this package, not {type(model).__name__}; wrap the model itself, then "
+                "compile, distribute or export the result"
+            )
+        kind, base = type(model), ImageTransformer
+        if kind.forward is not base.forward or kind.forward_features is not base.forward_features:
+            raise InputError(f"{kind.__name__} has a forward pass of its own, whose parts are not known here")
+        self.model = model
+        self.training = model.training
+        self.layers = tuple(resolve_layers(layers, len(model.blocks)))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        model, last = self.model, len(self.model.blocks) - 1
+        first = None if model._needs_all_tokens() else model.num_prefix_tokens
+        tokens, rows = model.embed(images), {}
+        blocks: Iterable[Any] = model.blocks
+        for index, block in enumerate(blocks):
+            if index in self.layers:
+                rows[index] = _cls_row(block.attention, block.norm1(tokens))
+            tokens = model._run_block(block, tokens, first if index == last else None)
+        return model.forward_head(model.norm(tokens)), torch.stack([rows[index] for index in self.layers], dim=1)
+
+
+def _cls_row(attention: MSSA | MHSA, tokens: Tensor) -> Tensor:
+    """What `capture` reads of [CLS]: softmax(q k^T / sqrt(head_dim)), (batch, heads, tokens).
+
+    With keys k = U^T z, the product q (U^T z) is (q U^T) z: one vector for each head instead of a key for each token. A
+    bias of the keys adds the same to a whole row, which softmax does not see.
+
+    Args:
+        attention: The operator.
+        tokens: Its input, (batch, tokens, dim), [CLS] first.
+    """
+    # Not by calling qkv: a hook on it would take [CLS] for all tokens.
+    q, _, _ = attention.split_heads(F.linear(tokens[:, :1], attention.qkv.weight, attention.qkv.bias))
+    _, basis, _ = attention.split_heads(attention.qkv.weight.mT[None])  # U of each head, (1, heads, dim, head_dim)
+    towards = (q * q.shape[-1] ** -0.5 @ basis.mT).squeeze(2)
+    row: Tensor = (towards @ tokens.mT).softmax(dim=-1)
+    return row
