@@ -11,6 +11,17 @@ from whitebox_crate import ImageTransformer, create_model, model_entrypoint
 DEPTH, DIM, CLASSES = 3, 48, 5
 GRID = (2, 3)  # rows and columns differ, so that a transposed grid shows
 
+# One model of each family, by what tests call it.
+FAMILIES = {
+    "crate": "crate_nano_patch6_96",
+    "sth": "crate_sth_paper_small_patch8_224",
+    "alpha": "crate_alpha_tiny_patch16_224",
+    "mae": "crate_mae_tiny_patch16_224",
+    "mlp": "crate_mlp_paper_small_patch8_224",
+    "mhsa": "crate_mhsa_paper_small_patch8_224",
+    "vit": "vit_nano_patch6_96",
+}
+
 
 def patch_of(name: str) -> int:
     """The patch size that this model has by default."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import images_for, patch_of, small_model
+from small_models import FAMILIES, images_for, patch_of, small_model
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,16 +18,6 @@ from whitebox_crate import ImageTransformer, capture, create_model, fold_for_inf
 from whitebox_crate.errors import InputError, UnknownNameError
 from whitebox_crate.export import WithAttention
 from whitebox_crate.models import Crate
-
-FAMILIES = {
-    "crate": "crate_nano_patch6_96",
-    "sth": "crate_sth_paper_small_patch8_224",
-    "alpha": "crate_alpha_tiny_patch16_224",
-    "mae": "crate_mae_tiny_patch16_224",
-    "mlp": "crate_mlp_paper_small_patch8_224",
-    "mhsa": "crate_mhsa_paper_small_patch8_224",
-    "vit": "vit_nano_patch6_96",
-}
 
 
 def make(family: str = "crate", **options: Any) -> ImageTransformer:
@@ -179,6 +169,10 @@ def test_compiled_whole_with_images_of_any_size(family: str) -> None:
     for batch, grid in ((2, (2, 3)), (3, (4, 2))):  # the first grid is the model's own: nothing is resampled
         images = images_for(model, batch, grid)
         assert_same(compiled(images), reference(model, images, [0]))
+    images = images_for(model, 5, (3, 6))
+    expected = reference(model, images, [0])
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert_same(compiled(images), expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -205,7 +199,9 @@ class Onnx:
 
     def __init__(self, program: Any, path: Path) -> None:
         program.save(path)
-        self.session = pytest.importorskip("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+        import onnxruntime
+
+        self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         return tuple(torch.from_numpy(array) for array in self.session.run(None, {"images": images.numpy()}))

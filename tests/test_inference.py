@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import images_for, small_model
+from small_models import FAMILIES, images_for, small_model
 from torch import Tensor, nn
 
 from whitebox_crate import ImageTransformer, capture, create_model, fold_for_inference, list_models, save_pretrained
@@ -18,15 +18,6 @@ from whitebox_crate.models import Crate, FeatureExtractor
 from whitebox_crate.models.crate import CrateBlock
 from whitebox_crate.training import Composites, Objects, Recipe, train
 
-FAMILIES = {
-    "crate": "crate_nano_patch6_96",
-    "sth": "crate_sth_paper_small_patch8_224",
-    "mlp": "crate_mlp_paper_small_patch8_224",
-    "mhsa": "crate_mhsa_paper_small_patch8_224",
-    "alpha": "crate_alpha_tiny_patch16_224",
-    "mae": "crate_mae_tiny_patch16_224",
-    "vit": "vit_nano_patch6_96",
-}
 STATES = ("tokens", "projections", "attention", "compressed", "output")
 
 
@@ -242,7 +233,7 @@ class Adapted(nn.Linear):
         return super().forward(x) + 1
 
 
-@pytest.mark.parametrize("where", ["qkv", "ista", "norm1", "patch embedding", "hook"])
+@pytest.mark.parametrize("where", ["qkv", "ista", "norm1", "norm2", "patch embedding", "hook"])
 def test_what_was_exchanged_inside_a_layer_is_refused_and_nothing_is_changed(where: str) -> None:
     model = make()
     block = model.blocks[1]
@@ -252,6 +243,8 @@ def test_what_was_exchanged_inside_a_layer_is_refused_and_nothing_is_changed(whe
         block.ista = type("Mine", (ISTA,), {})(48)
     elif where == "norm1":
         block.norm1 = nn.Identity()
+    elif where == "norm2":
+        block.norm2 = nn.LayerNorm(48, bias=False)
     elif where == "patch embedding":
         model.patch_embed.proj = Adapted(108, 48)
     else:
@@ -270,6 +263,9 @@ def test_layers_and_modules_that_are_shared() -> None:
     model.blocks[1] = model.blocks[0]
     model.blocks[2].mssa.qkv = model.blocks[0].mssa.qkv
     close(fold_for_inference(model)(images), model(images))
+    model.blocks[2].mssa = model.blocks[0].mssa
+    with pytest.raises(InputError, match="share their attention"):
+        fold_for_inference(model)
 
 
 def test_folded_inside_inference_mode() -> None:

@@ -129,7 +129,8 @@ def test_the_products_alone_are_all_those_of_the_folded_model(batch: int) -> Non
     assert sum(2 * left.numel() * right.shape[-1] for left, right in pairs) == of_pairs.get_total_flops()
 
 
-def test_the_exponent_is_that_of_the_larger_sizes() -> None:
+def test_the_exponent_is_that_of_the_range() -> None:
     exponent = runpy.run_path(str(SCRIPTS / "speed_tables.py"))["exponent"]
     sizes = [{"patches": n, "seconds": max(5.0, 3e-6 * n**2)} for n in (100, 200, 2000, 4000, 9000)]
-    assert exponent(sizes, "seconds") == pytest.approx(2)
+    assert exponent(sizes, "seconds", 2000, 9000) == pytest.approx(2)
+    assert exponent(sizes, "seconds", 100, 200) == pytest.approx(0)

@@ -117,17 +117,17 @@ def measure(make: Callable[[], ImageTransformer], known: Images, new: Images, de
 def table(results: dict[str, Any]) -> str:
     """The runs, in Markdown."""
     rows = [
-        "| Precision | Model | Logits, rms error | largest | Same class | Named | IoU, float32's mask | the object's |",
-        "|---|---|---|---|---|---|---|---|",
+        "| Precision | Model | Logits, rms error | largest | Same class | Named | IoU, float32's | least | object's |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for run in results["runs"]:
         precision = run["dtype"] if run["way"] == "-" else f"{run['dtype']}, {run['way']}"
         if "error" in run:
-            rows.append(f"| {precision} | {run['model']} | not on this device: `{run['error']}` | | | | | |")
+            rows.append(f"| {precision} | {run['model']} | not on this device: `{run['error']}` | | | | | | |")
             continue
         numbers = [f"{run['logits_rms']:.1e}", f"{run['logits_max']:.1e}"]
         numbers += [f"{run[key]:.1%}" for key in ("same_class", "named")]
-        numbers += [f"{run[key]:.3f}" for key in ("iou_with_float32", "iou_with_object")]
+        numbers += [f"{run[key]:.3f}" for key in ("iou_with_float32", "iou_with_float32_least", "iou_with_object")]
         rows.append(f"| {precision} | {run['model']} | {' | '.join(numbers)} |")
     return "\n".join(rows)
 

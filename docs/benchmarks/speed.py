@@ -1,10 +1,10 @@
 """How fast CRATE is: against its published formulation, against ViT, and against its matrix products alone.
 
-    python docs/benchmarks/speed.py --out docs/benchmarks/speed.json --rounds 9 --threads 2
+    python docs/benchmarks/speed.py --again --out docs/benchmarks/speed.json --rounds 9 --threads 2
     python docs/benchmarks/speed_tables.py
 
 The first command measures and draws (speed.png, beside the JSON), the second fills docs/speed.md. Every section is one
-run in which the contestants take turns, round by round and each time in another order; ratios are medians of the ratios
+run in which the contestants take turns, round by round, each time another one first; ratios are medians of the ratios
 within a round. What is much slower than the first contestant takes part in fewer rounds, so that it gets no more time.
 A section that the JSON has is kept; `--again` repeats it, `--only` runs one. How time and memory grow is measured in a
 process for each size. "products" are the dense products of the folded model, on buffers that are there before, and
@@ -168,11 +168,13 @@ def without_result(run: Callable[[], Any]) -> None:
 def compile_frozen(model: nn.Module, images: Tensor) -> Callable[[Tensor], Tensor]:
     """The model compiled with its weights as constants, which the compiler may lay out as it likes.
 
-    In float32 on a CPU it takes oneDNN's products, which are quicker here than MKL's, only if the batch is left open.
+    In float32 on a CPU it takes oneDNN's products in place of MKL's, and only if the batch is left open.
     """
     import torch._inductor.config as inductor
 
-    compiled: Callable[[Tensor], Tensor] = torch.compile(copy.deepcopy(model), fullgraph=True)
+    # The option keeps apart what is compiled here from the code of the same class that is compiled without it.
+    options: dict[str, Any] = {"freezing": True}
+    compiled: Callable[[Tensor], Tensor] = torch.compile(copy.deepcopy(model), fullgraph=True, options=options)
     example = images.clone()
     if images.device.type == "cpu":
         torch._dynamo.decorators.mark_unbacked(example, 0)  # `dynamic=True` would take a batch of one for fixed

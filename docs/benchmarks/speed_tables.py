@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+RANGES = ((784, 3136), (3136, 16384))  # patches, over which growth is fitted
 NAMES = {
     "published": "as published",
     "default": "default",
@@ -41,10 +42,10 @@ def median(case: dict[str, Any], name: str) -> float:
     return statistics.median(r[name] for r in rounds if name in r)
 
 
-def exponent(sizes: list[dict[str, float]], what: str) -> float:
-    """b of `what` = a patches^b, by least squares of the logarithms, over the upper half of the sizes."""
-    upper = [(math.log(size["patches"]), math.log(size[what])) for size in sizes[len(sizes) // 2 :]]
-    return statistics.linear_regression([x for x, _ in upper], [y for _, y in upper]).slope
+def exponent(sizes: list[dict[str, float]], what: str, low: float, high: float) -> float:
+    """b of `what` = a patches^b, by least squares of the logarithms, over the sizes from `low` to `high` patches."""
+    within = [(math.log(s["patches"]), math.log(s[what])) for s in sizes if low <= s["patches"] <= high]
+    return statistics.linear_regression([x for x, _ in within], [y for _, y in within]).slope
 
 
 def rows(header: str, lines: list[list[str]]) -> str:
@@ -74,8 +75,8 @@ def forward(results: dict[str, Any]) -> str:
 
 
 def asked(results: dict[str, Any]) -> str:
-    """What was asked for, beside what was measured."""
-    b16, b8 = (results["forward"]["cases"][name] for name in list(results["forward"]["cases"])[:2])
+    """What was asked for of a CPU, beside what was measured."""
+    b16, b8 = (results["forward"]["cases"][name] for name in ("B/16, batch 8", "B/8, batch 1"))
     [training] = results["training"]["cases"].values()
     largest = results["growth"]["sizes"]["default"][-1]
     lines: list[list[str]] = []
@@ -120,10 +121,15 @@ def growth(results: dict[str, Any]) -> str:
             size = of_kind.get(patches)
             line += [f"{size['seconds']:.2f} s", f"{size['peak_bytes'] / 2**30:.2f} GiB"] if size else ["", ""]
         lines.append(line)
-    fitted = ["grows as patches to the power of"]
-    for found in sizes.values():
-        fitted += [f"{exponent(found, 'seconds'):.2f}", f"{exponent(found, 'growth_bytes'):.2f}"]
-    return rows("Image, patches | " + " | ".join(f"{NAMES[kind]} | peak" for kind in sizes), [*lines, fitted])
+    for low, high in RANGES:
+        fitted = [f"power of the patches, {low:,} to {high:,}"]
+        for found in sizes.values():
+            reaches = found[-1]["patches"] >= high
+            fitted += [
+                f"{exponent(found, what, low, high):.2f}" if reaches else "" for what in ("seconds", "growth_bytes")
+            ]
+        lines.append(fitted)
+    return rows("Image, patches | " + " | ".join(f"{NAMES[kind]} | peak" for kind in sizes), lines)
 
 
 def profile(results: dict[str, Any]) -> str:
@@ -182,14 +188,12 @@ def plot(results: dict[str, Any], path: Path) -> None:
     bars.legend()
     for kind, sizes in results["growth"]["sizes"].items():
         patches = [size["patches"] for size in sizes]
-        power = exponent(sizes, "seconds"), exponent(sizes, "growth_bytes")
-        seconds.loglog(patches, [size["seconds"] for size in sizes], "o-", label=f"{NAMES[kind]}: n^{power[0]:.2f}")
-        grown = [size["growth_bytes"] / 2**20 for size in sizes]
-        memory.loglog(patches, grown, "o-", label=f"{NAMES[kind]}: n^{power[1]:.2f}")
+        seconds.loglog(patches, [size["seconds"] for size in sizes], "o-", label=NAMES[kind])
+        memory.loglog(patches, [size["growth_bytes"] / 2**20 for size in sizes], "o-", label=NAMES[kind])
     seconds.set(xlabel="patches", ylabel="seconds, one image")
     memory.set(xlabel="patches", ylabel="memory beyond the model, MiB")
     seconds.legend()
-    memory.legend()
+    memory.legend(loc="lower right", fontsize="small")
     figure.savefig(path, dpi=120)
 
 

@@ -21,8 +21,8 @@ from .models._base import resolve_layers
 class WithAttention(nn.Module):
     """A model that returns the attention of [CLS] beside its logits.
 
-    It holds the model and runs the model's own parts. The row of [CLS] needs no second projection of all tokens, so
-    that a map costs a few hundredths of its layer, however the model is run.
+    It holds the model and runs the model's own parts, as they are when it is made: hooks on the model itself are passed
+    by. The row of [CLS] needs no second projection of all tokens, so that a map costs little however the model is run.
 
     Args:
         model: A model of this package, folded or not, of any float dtype.

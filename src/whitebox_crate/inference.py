@@ -55,8 +55,11 @@ def fold_for_inference(model: Model, *, inplace: bool = False) -> Model:
         return model
     if core.training:
         raise InputError("the model is in training mode, and a folded one is not trained: call model.eval() first")
-    for planned in _pairs(core):
-        planned.check()
+    planned = _pairs(core)
+    for pair in planned:
+        pair.check()
+    if len({(id(pair.reader), pair.product) for pair in planned}) < len(planned):
+        raise InputError("layers share their attention, and each has a norm of its own: one product cannot take both")
     with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode could never be loaded into
         if not inplace:
             model = copy.deepcopy(model)
@@ -96,12 +99,13 @@ class _Pair:
         Raises:
             InputError: If not.
         """
-        for owner, name, kinds in ((self.normer, self.norm, _NORMS), (self.reader, self.product, _PRODUCTS)):
+        product = ISTA if self.product == "ista" else nn.Linear
+        for owner, name, kind in ((self.normer, self.norm, nn.LayerNorm), (self.reader, self.product, product)):
             module = getattr(owner, name)
-            if type(module) not in kinds:
+            if type(module) is not kind or (kind is nn.LayerNorm and module.bias is None):
                 raise InputError(
-                    f"{name} of a {type(owner).__name__} is a {type(module).__name__}, of which nothing is known: it "
-                    f"folds only as a {kinds[0].__name__}"
+                    f"{name} of a layer {type(owner).__name__} is {module}, of which nothing is known: it folds as a "
+                    f"{kind.__name__} with all its parameters"
                 )
             if module._forward_hooks or module._forward_pre_hooks:
                 raise InputError(f"there are hooks on {name} of a {type(owner).__name__}: remove them, then fold")
@@ -111,9 +115,6 @@ class _Pair:
         norm, product = getattr(self.normer, self.norm), getattr(self.reader, self.product)
         plain = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False)
         return plain, _fold_ista(norm, product) if isinstance(product, ISTA) else _fold_linear(norm, product)
-
-
-_NORMS, _PRODUCTS = (nn.LayerNorm,), (nn.Linear, ISTA)
 
 
 def _pairs(core: ImageTransformer) -> list[_Pair]:

@@ -50,10 +50,10 @@ class ISTA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         residual = x - F.linear(x, self.dictionary)  # x - D x: tokens are rows
-        # D^T residual as `residual @ D`; D enters two products, not the three of D^T x - D^T D x.
-        code = torch.add(x, residual @ self.dictionary, alpha=self.step_size)
+        # D^T residual as `residual @ D`; D enters two products, not the three of D^T x - D^T D x. What follows is in
+        # place where nobody else holds the values.
+        code = x + (residual @ self.dictionary).mul_(self.step_size)
         shrinkage = self.step_size * self.sparsity
-        # In place, for nobody else holds the code.
         return F.softshrink(code, shrinkage) if self.threshold == "soft" else code.sub_(shrinkage).relu_()
 
     @torch.no_grad()
