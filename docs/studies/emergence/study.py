@@ -1,0 +1,473 @@
+"""The emergence study: trains each variant on labels alone, measures where its attention looks, and keeps one record.
+
+    python docs/studies/emergence/study.py list
+    python docs/studies/emergence/study.py run --out RUNS --only 'garments-*'
+    python docs/studies/emergence/study.py collect --out RUNS
+
+A finished run is skipped; a killed one goes on from its last checkpoint and ends with the same record. Several
+processes may share a folder: each takes runs that no other is at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import fnmatch
+import json
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from measures import RULES, all_measures, interval, shares_of, trivial_maps
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import whitebox_crate
+from whitebox_crate import ImageTransformer, capture, create_model
+from whitebox_crate.analysis import layerwise_analysis
+from whitebox_crate.hub import write_whole
+from whitebox_crate.segmentation import best_head_iou, mask_iou, maskcut_of
+from whitebox_crate.training import (
+    Batch,
+    Composites,
+    Recipe,
+    garments,
+    noise_backgrounds,
+    normalize,
+    photographs,
+    train,
+    wallpapers,
+)
+
+RESULTS = Path(__file__).with_name("results.json")
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "crate": ("crate_nano", {}),
+    "crate_sth": ("crate_nano", {"threshold": "soft"}),
+    "crate_mlp": ("crate_mlp", {}),
+    "crate_mhsa": ("crate_mhsa", {}),
+    "vit": ("vit_nano", {}),
+    "vit_timm": ("vit_nano", {}),
+}
+COMPARED = ("crate", "crate_sth", "crate_mlp", "crate_mhsa", "vit")  # all of them start alike: `start_like_crate`
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What all runs on one kind of data share: the shape of the networks, of the training and of the measuring.
+
+    Attributes:
+        model: Options of every variant.
+        recipe: Options of `Recipe`.
+        images: How many a measurement takes at the end; a quarter of them at the points.
+    """
+
+    model: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    images: int = 1024
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        part: Of the study: "tuning", "main", "half", "start" or "why".
+        data: "garments" or "photographs".
+        variant: One of `VARIANTS`.
+        seed: Of weights and data.
+        learning_rate: At its peak; None for the one that named most in the tuning of the variant.
+        steps: Of training.
+        options: Of the model, beside those of its scale.
+        points: In how many equal parts training is measured, besides before it.
+        maps: Whether maps are measured, and not accuracy alone: what is chosen by a run is chosen without them.
+    """
+
+    part: str
+    data: str
+    variant: str
+    seed: int
+    learning_rate: float | None
+    steps: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    points: int = 1
+    maps: bool = True
+
+    @property
+    def name(self) -> str:
+        changed = "".join(f"-{key}={value}" for key, value in self.options.items())
+        rate = "" if self.learning_rate is None else f"-{self.learning_rate:g}"
+        return f"{self.part}-{self.data}-{self.variant}{changed}{rate}-{self.steps}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where composites come from.
+
+    Attributes:
+        training: What the networks learn.
+        choosing: What a head is chosen on: objects of training.
+        naming: What accuracy is measured on: objects of known classes that are new, or over new backgrounds.
+        scoring: What maps are measured on: objects never trained on, over new backgrounds.
+        group_by_object: Whether images that share a label share an object, so that intervals are over labels.
+    """
+
+    training: Composites
+    choosing: Composites
+    naming: Composites
+    scoring: Composites
+    group_by_object: bool
+
+
+SCALES = {
+    "garments": Scale(
+        model={"img_size": 32, "patch_size": 4, "embed_dim": 64, "depth": 6, "num_heads": 4, "num_classes": 10},
+        recipe={"batch_size": 32, "curriculum": 0.7, "sizes": (16, 24, 32), "size_starts": (0.0, 0.4, 0.7)},
+    ),
+    "photographs": Scale(
+        model={"img_size": 48, "patch_size": 6, "embed_dim": 64, "depth": 6, "num_heads": 4, "num_classes": 258},
+        recipe={"batch_size": 32, "curriculum": 0.5, "sizes": (36, 48), "size_starts": (0.0, 0.5)},
+    ),
+}
+
+
+@lru_cache
+def sources(data: str) -> Sources:
+    """The composites of "garments" or "photographs"; masks are never asked for in training."""
+    if data == "garments":
+        learnt, new = garments("train"), garments("test")
+        grounds, new_grounds = noise_backgrounds(2000, 64, seed=0), noise_backgrounds(500, 64, seed=1)
+        training, scoring = Composites(learnt, grounds), Composites(new, new_grounds)
+        return Sources(training, training, scoring, scoring, group_by_object=False)
+    learnt, new = photographs("train"), photographs("held_out")
+    grounds, new_grounds = wallpapers("train"), wallpapers("held_out", count=500)
+    training = Composites(learnt, grounds)
+    return Sources(
+        training, training, Composites(learnt, new_grounds), Composites(new, new_grounds), group_by_object=True
+    )
+
+
+# --- one run ------------------------------------------------------------------------------------------------
+
+
+def make_model(run: Run) -> ImageTransformer:
+    """The network of a run as it is before training."""
+    torch.manual_seed(run.seed)
+    name, options = VARIANTS[run.variant]
+    model = create_model(name, **{**SCALES[run.data].model, "dynamic_img_size": True, **options, **run.options})
+    if run.variant == "vit":
+        start_like_crate(model)
+    return model
+
+
+def start_like_crate(model: ImageTransformer) -> None:
+    """Draws a ViT's weights, [CLS] and positions as CRATE's are drawn, with deviations that fit the width.
+
+    timm's are 0.02 and less at any width. At width 64 that is so little that the ViT, as "vit_timm", hardly learns.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.reset_parameters()
+    nn.init.normal_(model.cls_token)
+    nn.init.normal_(model.pos_embed)
+
+
+def execute(run: Run, source: Sources, folder: Path) -> dict[str, Any]:
+    """Trains and measures a run, from wherever an earlier call was stopped; returns its record, written whole."""
+    record = folder / "record.json"
+    if record.exists():
+        return _read(record)
+    scale, model = SCALES[run.data], make_model(run)
+    rate = {} if run.learning_rate is None else {"learning_rate": run.learning_rate}
+    recipe = Recipe(**{"steps": run.steps, "seed": run.seed, **rate, **scale.recipe})
+    size, every = scale.model["img_size"], -(-run.steps // run.points)
+    see = measure if run.maps else accuracy
+    points = []
+    for stop in (*range(0, run.steps, every), run.steps):
+        point = folder / "points" / f"{stop:06d}.json"
+        if not point.exists():
+            begun = time.process_time()
+            if stop:
+                train(model, source.training, recipe, folder, checkpoint_every=every, stop_at=stop)
+            spent = round(time.process_time() - begun, 2)
+            _write(point, {"step": stop, "cpu_seconds": spent, **see(model, source, size, scale.images // 4)})
+        points.append(_read(point))
+    train(model, source.training, recipe, folder, checkpoint_every=every)  # for the weights, if all points were read
+    done = {
+        **asdict(run),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "images_seen": run.steps * recipe.batch_size,
+        "cpu_seconds": round(sum(point["cpu_seconds"] for point in points), 1),
+        **see(model, source, size, scale.images),
+        **(inner(model, source, size, scale.images // 16) if run.maps else {}),
+        "by_epoch": points,
+    }
+    _write(record, done)
+    return done
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def _write(path: Path, record: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda partial: partial.write_text(json.dumps(record) + "\n"))
+
+
+# --- measuring ----------------------------------------------------------------------------------------------
+
+
+def draw(source: Composites, images: int, size: int, seed: int) -> list[Batch]:
+    """`images` composites at full difficulty, of a seed that no training has."""
+    per_batch = min(images, 64)
+    return [source.draw(per_batch, seed=seed, step=step, size=size) for step in range(images // per_batch)]
+
+
+@torch.inference_mode()
+def look(model: ImageTransformer, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+    """Which images are named right, bool (images,), and where [CLS] looks, (images, layers, heads + 1, rows, columns).
+
+    The last of the heads is the mean of the others.
+    """
+    hits, maps = [], []
+    for batch in batches:
+        with capture(model, "attention") as trace:
+            logits = model(normalize(batch.images, model))
+        of_layers = torch.stack([trace["attention", layer][:, :, 0, 1:] for layer in trace.layers], dim=1)
+        of_layers = of_layers.unflatten(-1, model.grid_of(batch.images))
+        hits.append(logits.argmax(-1) == batch.labels)
+        maps.append(torch.cat([of_layers, of_layers.mean(2, keepdim=True)], dim=2))
+    return torch.cat(hits), torch.cat(maps)
+
+
+def accuracy(model: ImageTransformer, source: Sources, size: int, images: int) -> dict[str, Any]:
+    """The share of images whose object is named."""
+    model.eval()
+    hits, _ = look(model, draw(source.naming, images, size, seed=10_001))
+    model.train()
+    return {"accuracy": round(float(hits.float().mean()), 4)}
+
+
+def measure(model: ImageTransformer, source: Sources, size: int, images: int) -> dict[str, Any]:
+    """Accuracy, and every measure of the maps by layer: mean and half the width of its 95% interval over objects.
+
+    Of the heads: the best of each image, as the paper measures; one chosen for each layer on objects of training and
+    scored on others; and the mean of all maps. `chosen` are those heads, `chosen_by` what they scored when chosen,
+    by which a layer can be chosen too.
+    """
+    named = accuracy(model, source, size, images)
+    model.eval()
+    choosing = draw(source.choosing, images // 2, size, seed=10_002)
+    scoring = draw(source.scoring, images, size, seed=10_003)
+    chosen_by, scored = (_scores(look(model, drawn)[1], drawn) for drawn in (choosing, scoring))
+    units, marked = _units(source, scoring), scored.pop("marked")
+    by_layer: dict[str, Any] = {}
+    for name, values in scored.items():
+        promised, heads = chosen_by[name].mean(0)[:, :-1].max(-1)
+        picked = values.gather(-1, heads.expand(len(values), -1)[..., None]).squeeze(-1)
+        by_layer[name] = {
+            "best_head": _by_layer(values[..., :-1].amax(-1), units),
+            "chosen_head": _by_layer(picked, units),
+            "mean_head": _by_layer(values[..., -1], units),
+            "chosen": heads.tolist(),
+            "chosen_by": [round(score, 4) for score in promised.tolist()],
+        }
+    model.train()
+    return {
+        **named,
+        "iou_by_layer": {rule: by_layer[f"iou_{rule}"] for rule in RULES},
+        "map_average_precision_by_layer": by_layer["average_precision"],
+        "pointing_by_layer": by_layer["pointing"],
+        "marked_by_layer": _by_layer(marked[..., :-1].mean(-1), units),
+    }
+
+
+def inner(model: ImageTransformer, source: Sources, size: int, images: int) -> dict[str, Any]:
+    """What is behind the maps, by layer: MaskCut on the features, coding rate and sparsity."""
+    model.eval()
+    scoring = draw(source.scoring, images, size, seed=10_003)
+    inputs = [normalize(batch.images, model) for batch in scoring]
+    cut = [
+        torch.cat(
+            [
+                best_head_iou(maskcut_of(model, seen, layer).masks, batch.masks)[0]
+                for seen, batch in zip(inputs, scoring, strict=True)
+            ]
+        )
+        for layer in range(len(model.blocks))
+    ]
+    found = layerwise_analysis(
+        model, inputs, quantities=("subspace_coding_rate", "coding_rate", "l0"), report=lambda _: None
+    )
+    model.train()
+    return {
+        "maskcut_iou_by_layer": _by_layer(torch.stack(cut, dim=1), _units(source, scoring)),
+        "layerwise": {
+            quantity: {state: [round(value, 4) for value in series.mean] for state, series in states.items()}
+            for quantity, states in found.series.items()
+        },
+    }
+
+
+def _scores(maps: Tensor, batches: Sequence[Batch]) -> dict[str, Tensor]:
+    """Every measure of (images, layers, heads, rows, columns): (images, layers, heads)."""
+    masks = torch.cat([batch.masks for batch in batches])
+    return all_measures(maps, masks[:, None, None])
+
+
+def _units(source: Sources, batches: Sequence[Batch]) -> Tensor:
+    """What an interval is over: the object of each image, or the image."""
+    labels = torch.cat([batch.labels for batch in batches])
+    return labels if source.group_by_object else torch.arange(len(labels))
+
+
+def _by_layer(values: Tensor, units: Tensor) -> list[list[float]]:
+    """For each layer of (images, layers): the mean over units of their means, and half the width of its interval."""
+    kinds, which = units.unique(return_inverse=True)
+    sums = torch.zeros(len(kinds), values.shape[1], dtype=torch.float64).index_add_(0, which, values.double())
+    means = sums / which.bincount()[:, None]
+    return [[round(number, 4) for number in interval(column.tolist())] for column in means.T]
+
+
+def trivial(source: Sources, scale: Scale) -> dict[str, Any]:
+    """Every measure of what takes no network, and of the exact mask on the same grid: the most there is to reach."""
+    size, patch = scale.model["img_size"], scale.model["patch_size"]
+    scoring = draw(source.scoring, scale.images, size, seed=10_003)
+    images, masks = torch.cat([b.images for b in scoring]), torch.cat([b.masks for b in scoring])
+    units = _units(source, scoring)
+    grid, result = (size // patch, size // patch), {}
+    for name, maps in {**trivial_maps(images, grid), "exact mask": shares_of(masks, grid)}.items():
+        found = all_measures(maps, masks)
+        if name == "all ones":  # of a constant map no rule marks everything
+            found |= {f"iou_{rule}": mask_iou(torch.ones_like(masks), masks) for rule in RULES}
+        result[name] = {measure: _by_layer(values[:, None], units)[0] for measure, values in found.items()}
+    return result
+
+
+# --- the study ----------------------------------------------------------------------------------------------
+
+SEEDS = (0, 1, 2)
+TUNING_SEED, TUNING_STEPS = 100, 300
+GRID = (2e-4, 4e-4, 8e-4)
+STEPS = {"garments": 1000, "photographs": 1000}
+
+
+def table() -> list[Run]:
+    """Every run, in the order in which they are made: what exists at any moment is balanced."""
+    tuning = [
+        Run("tuning", "garments", variant, TUNING_SEED, rate, TUNING_STEPS, maps=False)
+        for rate in GRID
+        for variant in VARIANTS
+    ]
+    main = [
+        Run("main", data, variant, seed, None, STEPS[data], points=6)
+        for data in STEPS
+        for seed in SEEDS
+        for variant in COMPARED
+    ]
+    half = [Run("half", "garments", "vit", seed, None, STEPS["garments"] // 2) for seed in SEEDS]
+    start = [Run("start", "garments", "vit_timm", seed, None, STEPS["garments"]) for seed in SEEDS]
+    why = [
+        Run("why", "garments", "crate", 0, None, STEPS["garments"], options)
+        for options in (
+            {"step_size": 0.05},
+            {"step_size": 0.2},
+            {"sparsity": 0.0},
+            {"sparsity": 0.3},
+            {"depth": 3},
+            {"num_heads": 2},
+            {"num_heads": 8},
+            {"skip": "normalized"},
+        )
+    ]
+    garment_runs = [run for run in main if run.data == "garments"]
+    return [*tuning, *garment_runs, *half, *start, *(run for run in main if run.data != "garments"), *why]
+
+
+def tuned(run: Run, out: Path) -> Run | None:
+    """The run with its learning rate; None as long as the tuning of its variant is not done."""
+    if run.learning_rate is not None:
+        return run
+    paths = [out / r.name / "record.json" for r in table() if (r.part, r.variant) == ("tuning", run.variant)]
+    if not all(path.exists() for path in paths):
+        return None
+    best = max((_read(path) for path in paths), key=lambda record: record["accuracy"])
+    return replace(run, learning_rate=best["learning_rate"])
+
+
+def run_all(runs: Sequence[Run], out: Path) -> None:
+    """Every run that is neither done nor at work in another process."""
+    for run in runs:
+        folder = out / run.name
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends, however it ends
+            except BlockingIOError:
+                continue
+            if (ready := tuned(run, out)) is None:
+                print(f"{run.name}: not before the tuning of {run.variant} is done", flush=True)
+                continue
+            done = execute(ready, sources(run.data), folder)
+        print(f"{run.name}: accuracy {done['accuracy']:.3f}, {done['cpu_seconds']:.0f} s", flush=True)
+
+
+@torch.inference_mode()
+def flops(data: str, variant: str) -> int:
+    """Floating-point operations of a variant's forward pass of one image: two for each multiply-add of a product."""
+    model = make_model(Run("", data, variant, 0, None, 0))
+    image = torch.zeros(1, 3, *model.img_size)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # the fused ones are not counted
+        model(image)
+    return counter.get_total_flops()
+
+
+def collect(out: Path) -> dict[str, Any]:
+    """All records that are there, in the order of the table, and what they share."""
+    records = [_read(path) for run in table() if (path := out / run.name / "record.json").exists()]
+    kinds = dict.fromkeys(record["data"] for record in records)
+    return {
+        "versions": {
+            "whitebox_crate": whitebox_crate.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+        },
+        "scales": {data: {**asdict(SCALES[data]), "steps": STEPS[data]} for data in kinds},
+        "flops": {data: {variant: flops(data, variant) for variant in COMPARED} for data in kinds},
+        "trivial": {data: trivial(sources(data), SCALES[data]) for data in kinds},
+        "runs": records,
+    }
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("list", "run", "collect"))
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the runs")
+    parser.add_argument("--only", default="*", help="names of runs, with wildcards")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="what collect writes")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args(words)
+    torch.set_num_threads(options.threads)
+    runs = [run for run in table() if fnmatch.fnmatch(run.name, options.only)]
+    if options.what == "list":
+        for run in runs:
+            print("done " if (options.out / run.name / "record.json").exists() else "to do", run.name)
+    elif options.what == "run":
+        run_all(runs, options.out)
+    else:
+        results = collect(options.out)
+        lines = json.dumps(results).replace('{"part"', '\n{"part"')  # a line each run, to be told apart in a diff
+        write_whole(options.results, lambda path: path.write_text(lines + "\n"))
+        print(f"{len(results['runs'])} runs: {options.results}")
+
+
+if __name__ == "__main__":
+    main()
