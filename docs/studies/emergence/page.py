@@ -163,6 +163,7 @@ def comparisons(results: Record, data: str) -> Iterator[tuple[str, list[Record],
     of = {variant: select(results, "main", data, variant) for variant in COMPARED}
     yield "CRATE, ViT", of["crate"], of["vit"]
     yield "CRATE, ViT of half the steps", of["crate"], select(results, "half", data, "vit")
+    yield "CRATE, ViT of timm's start", of["crate"], select(results, "start", data, "vit_timm")
     for first, second in (
         ("crate", "crate_sth"),
         ("crate", "crate_mlp"),
