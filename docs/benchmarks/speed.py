@@ -287,6 +287,7 @@ def one_size(kind: str, side: int, device: str) -> dict[str, float]:
 
     "default" and "folded" give the [CLS] maps of all layers and heads too.
     """
+    import load
     from published import published_logits
 
     model: Any = create_model("crate_base_patch8_224", img_size=side).to(device).eval()
@@ -298,23 +299,19 @@ def one_size(kind: str, side: int, device: str) -> dict[str, float]:
     if patches <= REPEATED_TO:
         run()
     spent = statistics.median(seconds(run, device) for _ in range(3 if patches <= REPEATED_TO else 1))
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else load.resident("VmHWM")
     return {"patches": patches, "seconds": round(spent, 4), "peak_bytes": peak, "growth_bytes": peak - before}
 
 
 def reset_peak(device: str) -> int:
     """Makes the peak start from what is in use now, which is returned, bytes."""
+    import load
+
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5")
-    return resident("VmRSS")
-
-
-def resident(field: str) -> int:
-    """VmRSS or VmHWM of this process, bytes."""
-    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
-    return int(line.split()[1]) * 1024
+    load.reset_peak()
+    return load.resident("VmRSS")
 
 
 @torch.no_grad()

@@ -457,6 +457,8 @@ def main(words: Sequence[str] | None = None) -> None:
     options = parser.parse_args(words)
     torch.set_num_threads(options.threads)
     runs = [run for run in table() if fnmatch.fnmatch(run.name, options.only)]
+    if not runs:
+        parser.error(f"no run is called {options.only!r}; `study.py list` names them all")
     if options.what == "list":
         for run in runs:
             print("done " if (options.out / run.name / "record.json").exists() else "to do", run.name)
@@ -464,6 +466,8 @@ def main(words: Sequence[str] | None = None) -> None:
         run_all(runs, options.out)
     else:
         results = collect(options.out)
+        if not results["runs"]:
+            parser.error(f"no finished run is in {options.out}; give the --out of `study.py run`")
         lines = json.dumps(results).replace('{"part"', '\n{"part"')  # a line each run, to be told apart in a diff
         write_whole(options.results, lambda path: path.write_text(lines + "\n"))
         print(f"{len(results['runs'])} runs: {options.results}")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
 from ..layers import ISTA, ODL
 from ..models import Block
 from ._passes import over_images
@@ -18,6 +16,9 @@ from .layerwise import STATES, AsJson, RateSettings, as_table
 from .rates import Convention, l0
 from .statistics import check_confidence
 from .subspace_report import coder_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Claim: TypeAlias = Literal["compression", "sparsity", "coding"]
 Outcome: TypeAlias = Literal["holds", "does not hold", "undecided"]
@@ -82,18 +83,9 @@ class DescentReport(AsJson):
         return as_table(rows, markdown)
 
     @classmethod
-    def from_json(cls, text: str) -> DescentReport:
-        """Reads what `to_json` wrote.
-
-        Raises:
-            InputError: If the text is something else.
-        """
-        try:
-            plain = json.loads(text)
-            verdicts = tuple(Verdict(**one) for one in plain.pop("verdicts"))
-            return cls(settings=RateSettings(**plain.pop("settings")), verdicts=verdicts, **plain)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"this is no report that to_json wrote: {error}") from error
+    def _from_dict(cls, plain: dict[str, Any]) -> Self:
+        verdicts = tuple(Verdict(**one) for one in plain.pop("verdicts"))
+        return cls(settings=RateSettings(**plain.pop("settings")), verdicts=verdicts, **plain)
 
 
 def verify_descent(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from ..models import Block
 from ._passes import over_images
 from .rates import Convention, coding_rate, effective_rank, exact_dtype, l0, l1, subspace_coding_rate
 from .statistics import check_confidence
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 LayerState: TypeAlias = Literal["tokens", "compressed", "output"]
 Quantity: TypeAlias = Literal[
@@ -83,8 +87,8 @@ class Series:
 
 
 @dataclass(frozen=True)
-class AsJson:
-    """A report that can be written as JSON."""
+class AsJson(ABC):
+    """A report that can be written as JSON and read again."""
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON holds it."""
@@ -94,6 +98,23 @@ class AsJson:
     def to_json(self) -> str:
         """Everything as JSON, for `from_json`."""
         return json.dumps(self.to_dict(), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            InputError: If the text is something else.
+        """
+        try:
+            return cls._from_dict(json.loads(text))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"this is no report that to_json wrote: {error}") from error
+
+    @classmethod
+    @abstractmethod
+    def _from_dict(cls, plain: dict[str, Any]) -> Self:
+        """The report of which `to_dict` gave this."""
 
 
 @dataclass(frozen=True)
@@ -144,24 +165,13 @@ class LayerwiseReport(AsJson):
         return as_table(rows, markdown)
 
     @classmethod
-    def from_json(cls, text: str) -> LayerwiseReport:
-        """Reads what `to_json` wrote.
-
-        Raises:
-            InputError: If the text is something else.
-        """
-        try:
-            plain = json.loads(text)
-            series = {
-                quantity: {
-                    state: Series(**{k: v and tuple(v) for k, v in one.items()}) for state, one in states.items()
-                }
-                for quantity, states in plain.pop("series").items()
-            }
-            settings, layers = RateSettings(**plain.pop("settings")), tuple(plain.pop("layers"))
-            return cls(series=series, settings=settings, layers=layers, **plain)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"this is no report that to_json wrote: {error}") from error
+    def _from_dict(cls, plain: dict[str, Any]) -> Self:
+        series = {
+            quantity: {state: Series(**{k: v and tuple(v) for k, v in one.items()}) for state, one in states.items()}
+            for quantity, states in plain.pop("series").items()
+        }
+        settings, layers = RateSettings(**plain.pop("settings")), tuple(plain.pop("layers"))
+        return cls(series=series, settings=settings, layers=layers, **plain)
 
 
 def layerwise_analysis(
