@@ -228,9 +228,9 @@ class TestWallpapers:
     @pytest.mark.parametrize(
         "file, picture",
         [
-            ("Kay/contents/images/1080x1920.png", "Kay"),
+            ("/usr/share/wallpapers/Kay/contents/images/1080x1920.png", "Kay"),
             ("Kay/contents/images_dark/5120x2880.png", "Kay"),
-            ("gnome/wood-l.webp", "gnome/wood"),
+            ("/usr/share/backgrounds/gnome/wood-l.webp", "gnome/wood"),
             ("gnome/wood-d.webp", "gnome/wood"),
             ("mine/old-dog.jpg", "mine/old-dog"),
         ],

@@ -1,8 +1,10 @@
 """The minimal supervised recipe, and composites of real objects to train and measure on."""
 
-from .composites import Batch, Composites
+from .batches import Batch, Source, Stream
+from .composites import Composites
 from .data import Objects, garments, noise_backgrounds, photographs, wallpapers
-from .recipe import Recipe, Source, normalize, train
+from .loop import normalize, train
+from .recipe import Recipe
 
 __all__ = [
     "Batch",
@@ -10,6 +12,7 @@ __all__ = [
     "Objects",
     "Recipe",
     "Source",
+    "Stream",
     "garments",
     "noise_backgrounds",
     "normalize",

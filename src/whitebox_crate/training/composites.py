@@ -6,9 +6,7 @@ centred object on a plain colour to an object anywhere, at any size, over clutte
 
 from __future__ import annotations
 
-import hashlib
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
+from .batches import Batch, generator_of
 from .data import Objects, check_positive
 
 EASY_SCALE = 0.9
@@ -24,21 +23,6 @@ ROTATION = math.radians(15)
 OVERHANG = 0.03  # how far an object may leave the image, as a share of the image's side
 BRIGHTNESS, TINT, CONTRAST = 0.3, 0.15, 0.3  # half-widths of the factors around 1
 CHUNK = 16  # images handled at once: few enough to stay in the processor's cache
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Composites.
-
-    Attributes:
-        images: float32 (batch, 3, size, size), RGB in [0, 1].
-        labels: int64 (batch,).
-        masks: bool (batch, size, size), true where the pasted object's alpha exceeds one half.
-    """
-
-    images: Tensor
-    labels: Tensor
-    masks: Tensor
 
 
 class Composites:
@@ -92,8 +76,7 @@ class Composites:
         check_positive("size", size)
         if not 0 <= difficulty <= 1:
             raise InputError(f"difficulty is {difficulty}; expected a number from 0 to 1")
-        digest = hashlib.blake2b(f"{seed} {step}".encode(), digest_size=8).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+        generator = generator_of(seed, step)
         chosen = torch.randint(len(self._labels), (batch_size,), generator=generator)
         images = self._draw_backgrounds(batch_size, size, difficulty, generator)
         masks = self._paste_objects(images, chosen, difficulty, generator)

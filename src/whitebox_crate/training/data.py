@@ -27,7 +27,7 @@ from ..errors import InputError, require
 
 STAMPS = Path("/usr/share/tuxpaint/stamps")
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-WALLPAPERS = (Path("/usr/share/wallpapers"), Path("/usr/share/backgrounds"))
+WALLPAPERS = (Path("/usr/share/wallpapers"), Path("/usr/share/backgrounds/gnome"))
 
 HELD_OUT_OBJECTS = 0.15
 HELD_OUT_PICTURES = 0.2
@@ -174,7 +174,7 @@ def wallpapers(
         _check_folder(root, "plasma-workspace-wallpapers gnome-backgrounds")
         for path in sorted(root.rglob("*")):
             if path.suffix.lower() in {".png", ".jpg", ".jpeg", ".webp"} and path.stem != "screenshot":
-                pictures[_picture_name(path.relative_to(root))].append(path)
+                pictures[_picture_name(path)].append(path)
     held_out = _held_out(pictures, HELD_OUT_PICTURES, family=str)
     chosen = [name for name in sorted(pictures) if (name in held_out) == (split == "held_out")]
     if not chosen:
@@ -294,13 +294,13 @@ def _fit_square(picture: Any, side: int) -> Array:
 
 
 def _picture_name(path: Path) -> str:
-    """One name for all files that show one picture.
+    """One name for all files that show one picture, wherever its folder lies: what is held out hangs on it.
 
     Plasma keeps sizes and shades of a picture in <name>/contents/...; GNOME writes <name>-l and <name>-d.
     """
     if "contents" in path.parts:
-        return "/".join(path.parts[: path.parts.index("contents")])
-    return re.sub(r"-[ld]$", "", path.with_suffix("").as_posix())
+        return path.parts[path.parts.index("contents") - 1]
+    return f"{path.parent.name}/{re.sub(r'-[ld]$', '', path.stem)}"
 
 
 def _shades(paths: Sequence[Path]) -> list[list[Path]]:

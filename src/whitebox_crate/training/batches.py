@@ -1,0 +1,120 @@
+"""Where the batches of a run come from: drawn by number or read from a stream, ahead of time if workers are there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images and what is in them.
+
+    Attributes:
+        images: float32 (batch, 3, height, width), RGB in [0, 1].
+        labels: int64 (batch,).
+        masks: bool (batch, height, width), true where the object is; None where nobody knows.
+        left_out: How many pictures could not be decoded; others of the batch took their places.
+    """
+
+    images: Tensor
+    labels: Tensor
+    masks: Tensor | None = None
+    left_out: int = 0
+
+
+class Source(Protocol):
+    """Batches by number: a pure function of its arguments, so that a resumed run sees the same images."""
+
+    def draw(self, batch_size: int, *, seed: int, step: int, difficulty: float = 1.0, size: int | None = None) -> Batch:
+        """The batch of this number, counted from 0 over the whole run: `batch_size` images, `size` pixels wide."""
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """Batches in the order in which they are read; for data that cannot be reached by number."""
+
+    def stream(self, recipe: Recipe, *, start: int, rank: int, world: int) -> Iterator[Batch]:
+        """The parts that process `rank` of `world` takes of all steps from `start` on, epoch after epoch.
+
+        Each has `recipe.part_size(world)` images. Called in each worker of a DataLoader, or in the process itself;
+        `torch.utils.data.get_worker_info` tells which.
+        """
+
+
+class Share(NamedTuple):
+    """What one process of a run takes: `rank` of `world`, from step `start` up to step `last`."""
+
+    start: int
+    last: int
+    rank: int
+    world: int
+
+
+def batches_of(source: Source | Stream, recipe: Recipe, share: Share, workers: int = 0) -> Iterator[Batch]:
+    """The batches of one process: for each step in turn, `recipe.accumulation` parts of it.
+
+    The parts of a step are numbered over processes and, within them, over accumulation, so that drawn images do not
+    depend on how a batch of one size is shared out.
+
+    Args:
+        source: Where they come from.
+        recipe: The numbers of the run.
+        share: What this process takes.
+        workers: Processes that make batches ahead of time; 0 for none. Drawn images do not depend on it.
+
+    Raises:
+        InputError: If a batch cannot be divided into so many parts.
+    """
+    data: _Streamed | _Drawn
+    data = _Streamed(source, recipe, share) if isinstance(source, Stream) else _Drawn(source, recipe, share)
+    if workers:
+        return iter(DataLoader(data, batch_size=None, num_workers=workers))
+    return (data[index] for index in range(len(data))) if isinstance(data, _Drawn) else iter(data)
+
+
+def generator_of(seed: int, number: int) -> torch.Generator:
+    """A generator of its own for each batch of a run."""
+    digest = hashlib.blake2b(f"{seed} {number}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+class _Drawn(Dataset[Batch]):
+    """The batches of a share, by number."""
+
+    def __init__(self, source: Source, recipe: Recipe, share: Share) -> None:
+        self.source, self.recipe, self.share = source, recipe, share
+
+    def __len__(self) -> int:
+        return (self.share.last - self.share.start) * self.recipe.accumulation
+
+    def __getitem__(self, index: int) -> Batch:
+        recipe, share = self.recipe, self.share
+        ahead, part = divmod(index, recipe.accumulation)
+        step, parts = share.start + ahead, share.world * recipe.accumulation
+        return self.source.draw(
+            recipe.part_size(share.world),
+            seed=recipe.seed,
+            step=step * parts + share.rank * recipe.accumulation + part,
+            difficulty=recipe.difficulty_at(step),
+            size=recipe.size_at(step),
+        )
+
+
+class _Streamed(IterableDataset[Batch]):
+    """The batches of a share, in the order in which they are read."""
+
+    def __init__(self, source: Stream, recipe: Recipe, share: Share) -> None:
+        self.source, self.recipe, self.share = source, recipe, share
+
+    def __iter__(self) -> Iterator[Batch]:
+        share = self.share
+        return self.source.stream(self.recipe, start=share.start, rank=share.rank, world=share.world)

@@ -1,0 +1,268 @@
+"""train: the loop of the minimal recipe, on one process or many, and the same weights after being killed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError, UnknownNameError, require
+from ..models import CrateMae, ImageTransformer
+from .batches import Batch, Share, Source, Stream, batches_of, generator_of
+from .progress import Progress
+from .recipe import Recipe
+from .runs import describe_run, make_run_folder, resume, save_checkpoint
+
+
+class Measures(Protocol):
+    """What is measured while a model is trained: every so many steps, and after the last."""
+
+    @property
+    def every(self) -> int:
+        """In steps."""
+
+    def measure(self, model: ImageTransformer) -> dict[str, float]:
+        """Numbers by name. It is called in all processes of a run, and leaves the model as it was."""
+
+
+def train(
+    model: ImageTransformer,
+    source: Source | Stream,
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    validation: Measures | None = None,
+    workers: int = 0,
+    checkpoint_every: int = 250,
+    log_every: int = 25,
+    stop_at: int | None = None,
+    trackers: Sequence[str] = (),
+) -> ImageTransformer:
+    """Trains a model, in place, and writes checkpoints; called again with the same `out`, it goes on where it was.
+
+    A run that was killed and called again ends with the same weights, bit for bit, as one that was not.
+
+    Args:
+        model: The model. Its weights are replaced if `out` holds a checkpoint.
+        source: Where batches come from.
+        recipe: The numbers. Its epochs become steps if `source` knows how many images it has.
+        out: Folder for `checkpoint-STEP/` (the last one is kept) and `metrics.jsonl`.
+        validation: What to measure on the way.
+        workers: Processes that make batches ahead of time, for each process of the run.
+        checkpoint_every: Steps between checkpoints.
+        log_every: Steps between lines of progress.
+        stop_at: Ends the call after this step, with a checkpoint, for doing a run in parts.
+        trackers: Names of trackers that accelerate knows, such as "tensorboard"; they write to `out` too.
+
+    Returns:
+        The same model, on the device where it was trained.
+
+    Raises:
+        MissingExtraError: If accelerate, the optimiser or a tracker is not installed.
+        WeightsError: If `out` holds a checkpoint of another recipe or model, or a broken one.
+        OutputError: If `out` cannot be written; the last checkpoint stays.
+        InputError: If the model is folded or does not take images of the recipe's sizes, has no head or no decoder to
+            train, accelerate does not take the precision, a number of steps is not positive, a label is no class of the
+            model, or the loss stops being a number; the last checkpoint stays.
+    """
+    if min(checkpoint_every, log_every, *([validation.every] if validation else [])) < 1:
+        raise InputError(
+            f"checkpoint_every, log_every and validation.every are at least 1, not {checkpoint_every}, {log_every} and "
+            f"{validation.every if validation else 1}"
+        )
+    if workers < 0:
+        raise InputError(f"workers is at least 0, not {workers}")
+    recipe = _with_steps(recipe, source)
+    _check(model, recipe)
+    accelerator = _make_accelerator(recipe, trackers, Path(out))
+    recipe.part_size(accelerator.num_processes)
+    with _prepared(model, recipe):
+        made = make_optimizer(model, recipe)
+        folder = make_run_folder(Path(out))
+        if trackers:
+            accelerator.init_trackers("whitebox-crate", config=_plain(recipe))
+        wrapped, optimizer = accelerator.prepare(
+            _Pixels(model) if isinstance(model, CrateMae) and recipe.trains == "pixels" else model, made
+        )
+        training = _Training(accelerator, wrapped, model, optimizer, recipe)
+        progress = Progress(accelerator, recipe, folder)
+        try:
+            run = describe_run(model, recipe, accelerator.num_processes)
+            step = logged = resume(accelerator, folder, run)
+            progress.cut(step)
+            last = recipe.steps if stop_at is None else min(recipe.steps, stop_at)
+            share = Share(step, last, accelerator.process_index, accelerator.num_processes)
+            batches = batches_of(source, recipe, share, workers)
+            wrapped.train()
+            while step < last:
+                training.step(step, batches, progress)
+                step += 1
+                if step % log_every == 0 or step == recipe.steps:
+                    progress.write(step, step - logged)
+                    logged = step
+                if validation and (step % validation.every == 0 or step == recipe.steps):
+                    progress.validate(step, lambda: validation.measure(model))
+                if step % checkpoint_every == 0 or step == last:
+                    if step > logged:
+                        progress.check(step)
+                    save_checkpoint(accelerator, folder, step, run)
+            if trackers:
+                accelerator.end_training()
+        finally:
+            accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # or the model would autocast for ever
+    return model
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What a step needs, in one process of a run."""
+
+    accelerator: Any
+    wrapped: nn.Module  # what runs: the model, or it in the wrapper of several processes
+    model: ImageTransformer
+    optimizer: Any
+    recipe: Recipe
+
+    def step(self, step: int, batches: Iterator[Batch], progress: Progress) -> None:
+        """One step of the optimiser, over the parts of a batch."""
+        accelerator, recipe = self.accelerator, self.recipe
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.learning_rate_at(step)
+        first = (step * accelerator.num_processes + accelerator.process_index) * recipe.accumulation
+        for number in range(first, first + recipe.accumulation):
+            batch = next(batches)
+            others_follow = number + 1 < first + recipe.accumulation
+            with accelerator.no_sync(self.wrapped) if others_follow else nullcontext():
+                with accelerator.autocast():
+                    loss, accuracy = self.loss(batch, number)
+                accelerator.backward(loss / recipe.accumulation)
+            progress.add(loss, accuracy, batch.left_out)
+        accelerator.clip_grad_norm_(self.wrapped.parameters(), recipe.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def loss(self, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
+        """The loss of a part of this number, and the share of its images that are named."""
+        recipe, model, device = self.recipe, self.model, self.accelerator.device
+        images = normalize(batch.images.to(device), model)
+        if recipe.trains == "pixels":
+            rows, columns = model.grid_of(images)
+            noise = torch.rand(len(images), rows * columns, generator=generator_of(recipe.seed, number)).to(device)
+            loss = self.wrapped(images, recipe.mask_ratio, noise)
+            return loss, torch.zeros_like(loss)
+        smallest, largest = (int(label) for label in batch.labels.aminmax())
+        if not 0 <= smallest <= largest < model.num_classes:
+            raise InputError(
+                f"labels go from {smallest} to {largest}, and the model has {model.num_classes} classes; make it with "
+                "num_classes, or look at the labels"
+            )
+        labels, logits = batch.labels.to(device), self.wrapped(images)
+        loss = nn.functional.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
+        return loss, (logits.detach().argmax(-1) == labels).float().mean()
+
+
+class _Pixels(nn.Module):
+    """CRATE-MAE's loss as a forward pass, which is what the wrappers of several processes know."""
+
+    def __init__(self, model: CrateMae) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, mask_ratio: float, noise: Tensor) -> Tensor:
+        return self.model.reconstruct(images, mask_ratio, noise).loss
+
+
+def normalize(images: Tensor, model: ImageTransformer) -> Tensor:
+    """Images in [0, 1], (batch, channels, height, width), with the mean and deviation of the model's config."""
+    mean = images.new_tensor(model.pretrained_cfg.mean)[:, None, None]
+    std = images.new_tensor(model.pretrained_cfg.std)[:, None, None]
+    return (images - mean) / std
+
+
+def make_optimizer(model: ImageTransformer, recipe: Recipe) -> torch.optim.Optimizer:
+    """Lion or AdamW over what requires a gradient, with weight decay on matrices only.
+
+    Raises:
+        MissingExtraError: If Lion is asked for and lion-pytorch is not installed.
+        UnknownNameError: If the optimiser is neither of the two.
+    """
+    exempt = model.no_weight_decay()
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for n, p in trained if p.ndim > 1 and n not in exempt], "weight_decay": recipe.weight_decay},
+        {"params": [p for n, p in trained if p.ndim <= 1 or n in exempt], "weight_decay": 0.0},
+    ]
+    if recipe.optimizer == "lion":
+        lion: torch.optim.Optimizer = require("lion_pytorch", "train").Lion(groups, lr=recipe.learning_rate)
+        return lion
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    raise UnknownNameError.of("optimizer", recipe.optimizer, ("lion", "adamw"))
+
+
+def _with_steps(recipe: Recipe, source: Any) -> Recipe:
+    if not recipe.epochs:
+        return recipe
+    if not hasattr(source, "__len__"):
+        raise InputError(
+            f"{recipe.epochs} epochs of a {type(source).__name__}, which does not know how many images it has; give "
+            "steps"
+        )
+    return recipe.resolved(len(source))
+
+
+def _check(model: ImageTransformer, recipe: Recipe) -> None:
+    """Refuses at once what would fail later."""
+    if model.folded:
+        raise InputError("a folded model is not trained: train the model that it was folded from")
+    for size in recipe.sizes:  # now, not when their turn comes
+        model.grid_of(torch.empty(1, model.in_chans, size, size, device="meta"))
+    if recipe.trains == "pixels":
+        if not isinstance(model, CrateMae) or model.mask_token is None:
+            raise InputError(f"a {type(model).__name__} does not predict pixels; make a crate_mae_* with its decoder")
+    elif not model.num_classes:
+        raise InputError("this model has no head to name anything with; make it with num_classes")
+
+
+@contextmanager
+def _prepared(model: ImageTransformer, recipe: Recipe) -> Iterator[None]:
+    """Within it, what is not trained requires no gradient, and gradients are checkpointed if the recipe says so."""
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    checkpointing = model.grad_checkpointing
+    try:
+        if recipe.trains == "head":
+            model.requires_grad_(False)
+            model.get_classifier().requires_grad_(True)
+        model.set_grad_checkpointing(recipe.checkpointing)
+        yield
+    finally:
+        model.set_grad_checkpointing(checkpointing)
+        for parameter, required in before.items():
+            parameter.requires_grad_(required)
+
+
+def _make_accelerator(recipe: Recipe, trackers: Sequence[str], out: Path) -> Any:
+    accelerate = require("accelerate", "train")
+    try:
+        made = accelerate.Accelerator(
+            mixed_precision=recipe.precision,
+            log_with=list(trackers) or None,
+            project_dir=str(out) if trackers else None,
+        )
+    except ValueError as error:  # it or the device cannot, or the process has an Accelerator of another precision
+        with_trackers = f" with trackers {list(trackers)}" if trackers else ""
+        raise InputError(
+            f"accelerate does not take precision {recipe.precision!r}{with_trackers} here: {error}"
+        ) from error
+    return made
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    """The recipe in values that every tracker takes."""
+    numbers = asdict(recipe)
+    return {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in numbers.items()}

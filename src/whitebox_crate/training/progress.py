@@ -1,0 +1,111 @@
+"""How a run goes: a line on stderr, a record in metrics.jsonl, and whatever tracker accelerate knows."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, OutputError
+from ..hub import write_whole
+from .recipe import Recipe
+
+METRICS = "metrics.jsonl"
+
+
+class Progress:
+    """Means over the steps since the last record, and over processes.
+
+    Args:
+        accelerator: Of the run; it brings the numbers of all processes together, and has the trackers.
+        recipe: Of the run.
+        folder: Gets metrics.jsonl.
+    """
+
+    def __init__(self, accelerator: Any, recipe: Recipe, folder: Path) -> None:
+        self.accelerator, self.recipe, self.path = accelerator, recipe, folder / METRICS
+        self.sums: list[Tensor] = []
+        self.left_out = 0
+        self.since = time.monotonic()
+
+    def cut(self, step: int) -> None:
+        """Drops what a killed run wrote after its last checkpoint: those steps are done again."""
+        if self.accelerator.is_main_process and self.path.exists():
+            lines = self.path.read_text().splitlines()
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+            write_whole(self.path, lambda path: path.write_text("".join(f"{line}\n" for line in kept)))
+
+    def add(self, loss: Tensor, accuracy: Tensor, left_out: int) -> None:
+        """One part of a step: two scalars on the device, and how many pictures could not be decoded."""
+        self.sums.append(torch.stack([loss.detach().float(), accuracy.float()]))
+        self.left_out += left_out
+
+    def check(self, step: int) -> Tensor:
+        """The means so far, (2,), of all processes.
+
+        Raises:
+            InputError: If the loss is no number; in all processes, so that none waits for another.
+        """
+        means: Tensor = self.accelerator.reduce(torch.stack(self.sums).mean(0), "mean")
+        if not math.isfinite(loss := float(means[0])):
+            raise InputError(
+                f"the loss became {loss} by step {step}; lower the learning rate ({self.recipe.learning_rate}) or use "
+                "precision='no', and start again in another folder. If images may hold NaN, look at them first"
+            )
+        return means
+
+    def write(self, step: int, steps_done: int) -> None:
+        """A record and a line for the `steps_done` steps up to this one.
+
+        Raises:
+            InputError: As `check`.
+            OutputError: If there is no room for the record.
+        """
+        recipe, now = self.recipe, time.monotonic()
+        loss, accuracy = self.check(step).tolist()
+        lost = int(self.accelerator.reduce(torch.tensor(self.left_out, device=self.accelerator.device), "sum"))
+        seconds = (now - self.since) / steps_done
+        record = {
+            "step": step,
+            "loss": round(loss, 5),
+            **({} if recipe.trains == "pixels" else {"accuracy": round(accuracy, 5)}),
+            **({"left_out": lost} if lost else {}),
+            "difficulty": round(recipe.difficulty_at(step - 1), 4),
+            "size": recipe.size_at(step - 1),
+            "learning_rate": recipe.learning_rate_at(step - 1),
+            "seconds_per_step": round(seconds, 4),
+        }
+        self.sums, self.left_out, self.since = [], 0, now
+        shown = [f"{key.replace('_', ' ')} {record[key]:.3f}" for key in ("loss", "accuracy") if key in record]
+        shown += [f"{lost} pictures left out"] if lost else []
+        shown += [f"difficulty {record['difficulty']:.2f}"] if recipe.curriculum else []
+        shown += [f"{record['size']} px", f"{seconds:.2f} s/step", f"{recipe.batch_size / seconds:.0f} images/s"]
+        left = (recipe.steps - step) * seconds / 60
+        self._put(record, f"step {step}/{recipe.steps}  {'  '.join(shown)}  {left:.0f} min left at this pace")
+
+    def validate(self, step: int, measure: Callable[[], Mapping[str, float]]) -> None:
+        """A record and a line for what `measure` finds, whose time is none of the steps'."""
+        begun = time.monotonic()
+        measured = measure()
+        self.since += time.monotonic() - begun
+        found = {f"validation_{name}": round(value, 5) for name, value in measured.items()}
+        shown = "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in found.items())
+        self._put({"step": step, **found}, f"step {step}/{self.recipe.steps}  {shown}")
+
+    def _put(self, record: dict[str, Any], line: str) -> None:
+        self.accelerator.log({key: value for key, value in record.items() if key != "step"}, step=record["step"])
+        if not self.accelerator.is_main_process:
+            return
+        print(line, file=sys.stderr, flush=True)
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise OutputError(f"cannot write to {self.path}: {error}; make room and call again") from error
