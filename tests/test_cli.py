@@ -19,7 +19,6 @@ import whitebox_crate.cli as cli
 from whitebox_crate import create_model, get_pretrained_cfg, list_models, list_pretrained, save_pretrained
 from whitebox_crate.cli.pictures import SHOWN_SIDE
 from whitebox_crate.preprocess import create_transform, load_image
-from whitebox_crate.training import Objects
 
 SAMPLES = {"cat.png", "coffee.png", "rocket.png"}
 
@@ -218,52 +217,6 @@ def test_attention_shows_every_head(photo: Path, tmp_path: Path, capsys: pytest.
     assert "layer 5, 4 heads" in capsys.readouterr().out
     sheet = Image.open(tmp_path / "photo.png")
     assert sheet.width > 5 * SHOWN_SIDE
-
-
-class TestTrain:
-    WORDS = ("train", "--steps", "3", "--batch-size", "4", "--sizes", "12", "--size-starts", "0", "--set", "depth=1")
-
-    @pytest.fixture(autouse=True)
-    def tiny_data(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        images = torch.zeros(3, 4, 16, 16, dtype=torch.uint8)
-        images[:, 3, 4:12, 2:14] = 255
-        objects = Objects(images, torch.arange(3), ("a", "b", "c"))
-        noise = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
-        for source in ("photographs", "garments"):
-            monkeypatch.setattr(cli.training, source, lambda split: objects)
-        monkeypatch.setattr(cli.training, "wallpapers", lambda split: noise)
-
-    @pytest.mark.parametrize("data", ["photographs", "garments"])
-    def test_ends_with_a_folder_that_loads(self, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert cli.main([*self.WORDS, "--data", data, "--out", str(tmp_path)]) == 0
-        assert str(tmp_path / "model") in capsys.readouterr().out
-        model = create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True)
-        assert (model.num_classes, model.img_size, len(model.blocks)) == (3, (12, 12), 1)
-        assert model.pretrained_cfg.label_names == ("a", "b", "c")
-
-    def test_the_same_command_gives_the_same_weights(self, tmp_path: Path) -> None:
-        for name in ("one", "two"):
-            assert cli.main([*self.WORDS, "--out", str(tmp_path / name)]) == 0
-        one, two = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("one", "two"))
-        assert one == two
-
-    @pytest.mark.parametrize(
-        ("words", "said"),
-        [
-            (["--set", "dephts=1"], "depth"),
-            (["--set", "depth"], "OPTION=VALUE"),
-            (["--set", "num_classes=1"], "3 classes"),
-            (["--sizes", "12", "24"], "size_starts"),
-            (["--optimizer", "sgd"], "lion"),
-            (["--model", "crate_nan"], "crate_nano"),
-        ],
-    )
-    def test_what_is_wrong_is_said(
-        self, words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert cli.main([*self.WORDS, *words, "--out", str(tmp_path / "out")]) == 1
-        assert said in capsys.readouterr().err
-        assert not (tmp_path / "out" / "model").exists()
 
 
 def numbered(state: dict[str, Tensor], path: Path) -> None:

@@ -163,8 +163,9 @@ def test_tables_are_those_of_the_registry(page: str, marker: str, script: str) -
 def test_the_card_says_what_was_measured(measured: Path) -> None:
     results = json.loads(measured.read_text())
     table = runpy.run_path(str(ROOT / "docs" / "cards" / "measure.py"))["table"]
-    assert table(results) in (ROOT / "docs" / "cards" / "crate_nano.md").read_text(encoding="utf-8")
-    facts = whitebox_crate.get_pretrained_cfg("crate_nano")
+    name = "_".join(measured.stem.split("_")[:2])  # crate_nano_96: the model, and the side of the images
+    assert table(results) in measured.with_name(f"{name}.md").read_text(encoding="utf-8")
+    facts = whitebox_crate.get_pretrained_cfg(name)
     chosen = results["crate"]["mean"]["chosen"]
     assert (chosen["layer"], chosen["head"]) == (facts.attention_layer, facts.attention_head)
 
@@ -182,3 +183,10 @@ def test_the_page_on_speed_says_what_was_measured() -> None:
     page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
     assert script["fill"](page, measured) == page, "run `python docs/benchmarks/speed_tables.py`"
     assert all(table(measured) in page for table in script["TABLES"].values())
+
+
+def test_the_page_on_data_says_what_was_measured() -> None:
+    measured = json.loads((ROOT / "docs" / "benchmarks" / "loading.json").read_text())
+    table = runpy.run_path(str(ROOT / "docs" / "benchmarks" / "loading.py"))["table"]
+    assert table(measured) in (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    assert all(case["share"] < 0.1 for case in measured["cases"].values())

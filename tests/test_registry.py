@@ -31,7 +31,7 @@ def test_the_models_of_the_design_exist() -> None:
     names = {f"crate_{size}_patch{p}_224" for size in ("tiny", "small", "base", "large") for p in (16, 8)}
     names |= {f"vit_{size}_patch{p}_224" for size in ("tiny", "small", "base") for p in (16, 8)}
     names |= {f"crate_{kind}paper_small_patch8_224" for kind in ("", "mlp_", "mhsa_", "sth_")}
-    names |= {"crate_demo_base_patch8_224", "crate_nano_patch6_96", "vit_nano_patch6_96"}
+    names |= {"crate_demo_base_patch8_224", "crate_nano_patch6_96", "crate_pico_patch4_32", "vit_nano_patch6_96"}
     assert names <= set(list_models())
 
 

@@ -1,8 +1,12 @@
-"""Measures what the model card says: naming of objects, and how well [CLS] attention finds them.
+"""Measures what a model card says: naming of objects, and how well [CLS] attention finds them.
 
 Objects and backgrounds of the localisation part were never trained on; masks are used here alone.
 
-    python docs/cards/measure.py --out docs/cards/crate_nano.json --control RUN/model
+    python docs/cards/measure.py --out docs/cards/crate_nano_96.json --control RUN/model
+    python docs/cards/measure.py --data garments --model crate_pico --size 32 --out docs/cards/crate_pico.json
+
+With `--validation FOLDER` it measures what weights may be chosen by: objects of training over pictures of that folder
+that no training has.
 """
 
 from __future__ import annotations
@@ -19,7 +23,15 @@ import whitebox_crate
 from whitebox_crate import ImageTransformer, capture, create_model
 from whitebox_crate.hub import write_whole
 from whitebox_crate.segmentation import attention_masks, mask_iou, upsample
-from whitebox_crate.training import Batch, Composites, normalize, photographs, wallpapers
+from whitebox_crate.training import (
+    Batch,
+    Composites,
+    garments,
+    noise_backgrounds,
+    normalize,
+    photographs,
+    wallpapers,
+)
 
 RULES = ("mean", "mass", "entries")
 NAMES = {"crate": "CRATE", "vit": "ViT, the control", "crate_untrained": "CRATE, untrained"}
@@ -58,9 +70,16 @@ def interval(values: Tensor, labels: Tensor) -> list[float]:
     return [round(float(means.mean()), 4), round(1.96 * float(means.std() / len(means) ** 0.5), 4)]
 
 
-def localisation(model: ImageTransformer, choosing: list[Batch], scoring: list[Batch]) -> dict[str, Any]:
+def units_of(drawn: list[Batch], data: str) -> Tensor:
+    """What intervals are over: the object of each image; of garments, which are all different, the image."""
+    labels = torch.cat([batch.labels for batch in drawn])
+    return torch.arange(len(labels)) if data == "garments" else labels
+
+
+def localisation(
+    model: ImageTransformer, choosing: list[Batch], scoring: list[Batch], labels: Tensor
+) -> dict[str, Any]:
     """By rule and layer: the best head of each image, and one head chosen on the training objects."""
-    labels = torch.cat([batch.labels for batch in scoring])
     result: dict[str, Any] = {}
     by_training, by_held_out = head_ious(model, choosing), head_ious(model, scoring)
     for rule in RULES:
@@ -76,9 +95,8 @@ def localisation(model: ImageTransformer, choosing: list[Batch], scoring: list[B
     return result
 
 
-def trivial(scoring: list[Batch]) -> dict[str, list[float]]:
+def trivial(scoring: list[Batch], labels: Tensor, patch: int) -> dict[str, list[float]]:
     """What takes no model: everything, a centred box, and the best of four random maps, kept above their mean."""
-    labels = torch.cat([batch.labels for batch in scoring])
     masks = torch.cat([batch.masks for batch in scoring])
     side = masks.shape[-1]
     result = {"all_ones": interval(mask_iou(torch.ones_like(masks), masks), labels)}
@@ -87,7 +105,7 @@ def trivial(scoring: list[Batch]) -> dict[str, list[float]]:
         margin = round(side * (1 - share) / 2)
         box[margin : side - margin, margin : side - margin] = True
         result[f"centred_box_{share}"] = interval(mask_iou(box, masks), labels)
-    scores = torch.rand(len(masks), 4, side // 6, side // 6, generator=torch.Generator().manual_seed(0))
+    scores = torch.rand(len(masks), 4, side // patch, side // patch, generator=torch.Generator().manual_seed(0))
     noise = upsample(attention_masks(scores, rule="mean"), (side, side))
     result["best_of_4_random_maps"] = interval(mask_iou(noise, masks[:, None]).amax(-1), labels)
     return result
@@ -129,10 +147,28 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def sources_of(data: str, validation: Path | None) -> tuple[Composites, Composites, Composites]:
+    """Composites to choose a head on, to name objects of, and to score maps on."""
+    if data == "garments":
+        learnt, new = garments("train"), Composites(garments("test"), noise_backgrounds(500, 64, seed=1))
+        return Composites(learnt, noise_backgrounds(2000, 64, seed=0)), new, new
+    learnt, new_pictures = photographs("train"), wallpapers("held_out")
+    if validation:
+        unseen = Composites(learnt, wallpapers("held_out", roots=[validation]))
+        return Composites(learnt, wallpapers("train")), unseen, unseen
+    return (
+        Composites(learnt, wallpapers("train")),
+        Composites(learnt, new_pictures),
+        Composites(photographs("held_out"), new_pictures),
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="crate_nano", help="name or local-dir:PATH")
     parser.add_argument("--control", help="folder of a ViT trained by the same recipe")
+    parser.add_argument("--data", choices=("photographs", "garments"), default="photographs")
+    parser.add_argument("--validation", type=Path, help="folder of backgrounds: measure on the validation split")
     parser.add_argument("--size", type=int, default=96, help="side of the composites, pixels")
     parser.add_argument("--images", type=int, default=1024, help="of each kind, a multiple of 64")
     parser.add_argument("--seed", type=int, default=1000, help="of the composites; training used others")
@@ -142,18 +178,21 @@ def main() -> None:
     names = {"crate": options.model} | ({"vit": f"local-dir:{options.control}"} if options.control else {})
     models = {k: create_model(name, pretrained=True, dynamic_img_size=True).eval() for k, name in names.items()}
     torch.manual_seed(options.seed)
-    models["crate_untrained"] = create_model("crate_nano").eval()
+    shape = {"num_classes": models["crate"].num_classes}
+    models["crate_untrained"] = create_model(models["crate"].architecture, **shape).eval()
 
-    trained_on, new_pictures = photographs("train"), wallpapers("held_out")
-    choosing = batches(Composites(trained_on, wallpapers("train")), options.images, options.seed, options.size)
-    naming = batches(Composites(trained_on, new_pictures), options.images, options.seed, options.size)
-    scoring = batches(Composites(photographs("held_out"), new_pictures), options.images, options.seed + 1, options.size)
+    sources = sources_of(options.data, options.validation)
+    choosing, naming, scoring = (
+        batches(source, options.images, options.seed + later, options.size)
+        for source, later in zip(sources, (0, 0, 1), strict=True)
+    )
+    units = units_of(scoring, options.data)
     results: dict[str, Any] = {
         "images": len(scoring) * 64,
         "size": options.size,
         "seed": options.seed,
         "versions": {"whitebox_crate": whitebox_crate.__version__, "torch": torch.__version__},
-        "trivial": trivial(scoring),
+        "trivial": trivial(scoring, units, models["crate"].patch_embed.patch_size[0]),
     }
     for key, model in models.items():
         print(f"measuring {key}", flush=True)
@@ -161,7 +200,7 @@ def main() -> None:
             "parameters": sum(p.numel() for p in model.parameters()),
             "accuracy_training_backgrounds": round(accuracy(model, choosing), 4),
             "accuracy_held_out_backgrounds": round(accuracy(model, naming), 4),
-            **localisation(model, choosing, scoring),
+            **localisation(model, choosing, scoring, units),
         }
     write_whole(options.out, lambda path: path.write_text(json.dumps(results, indent=1) + "\n"))
     print(table(results))

@@ -1,6 +1,7 @@
-"""Draws the README's and the card's pictures: photographs, CRATE's map and mask, and the control's map.
+"""Draws the README's and the cards' pictures: photographs, CRATE's map and mask, and the control's map.
 
     python docs/cards/pictures.py --out docs/images/first_light.png
+    python docs/cards/pictures.py --garments --out docs/images/garments.png
     python docs/cards/pictures.py --out docs/images/photographs.png --control RUN/model PHOTOGRAPH ...
 
 Photographs: those of the package, or names of scikit-image's (`astronaut`) or paths.
@@ -14,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from PIL.Image import Image
+from PIL.Image import Image, Resampling, fromarray
 
 import whitebox_crate
 from whitebox_crate import ImageTransformer, create_model
@@ -22,8 +23,10 @@ from whitebox_crate.hub import write_whole
 from whitebox_crate.preprocess import image_to_tensor, load_image, resize_to_grid
 from whitebox_crate.segmentation import attention_masks, cls_attention
 from whitebox_crate.segmentation.draw import draw_map, draw_mask, draw_panels
+from whitebox_crate.training import Composites, garments, noise_backgrounds, normalize
 
 PANEL = (200, 300)  # (height, width), pixels
+GARMENT = 128
 
 
 def find(name: str) -> Path:
@@ -48,14 +51,38 @@ def map_of(model: ImageTransformer, photo: Image, short_side: int, layer: int, h
     return maps.mean(0) if head is None else maps[head]
 
 
+def draw_garments(count: int = 6) -> Image:
+    """Composites of test garments that nothing was measured on, with crate_pico's map and mask, and the exact mask."""
+    model = create_model("crate_pico", pretrained=True).eval()
+    facts, side = model.pretrained_cfg, model.img_size[0]
+    source = Composites(garments("test"), noise_backgrounds(500, 64, seed=1))
+    batch = source.draw(count, seed=20_000, step=0, size=side)
+    maps = cls_attention(model, normalize(batch.images, model), facts.attention_layer)[:, facts.attention_head]
+    named = [facts.label_names[index] for index in model(normalize(batch.images, model)).argmax(-1)]
+    panels, captions = [], []
+    for image, attention, mask, name in zip(batch.images, maps, batch.masks, named, strict=True):
+        pixels = fromarray((255 * image).round().byte().permute(1, 2, 0).numpy())
+        shown = pixels.resize((GARMENT, GARMENT), Resampling.NEAREST)
+        masks = (draw_mask(shown, found) for found in (attention_masks(attention, rule="mean"), mask))
+        panels += [shown, draw_map(attention, (GARMENT, GARMENT)), *masks]
+        captions += [f"named: {name}", f"L{facts.attention_layer} H{facts.attention_head}", "above the mean", "exact"]
+    return draw_panels(panels, captions, columns=8)
+
+
+@torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("photographs", nargs="*")
     parser.add_argument("--control", help="folder of a ViT trained by the same recipe")
     parser.add_argument("--control-layer", type=int, default=-1)
     parser.add_argument("--control-head", type=int)
+    parser.add_argument("--garments", action="store_true", help="composites of garments in place of photographs")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    if options.garments:
+        write_whole(options.out, partial(draw_garments().save, format="PNG", optimize=True))
+        print(options.out)
+        return
     samples = Path(whitebox_crate.__file__).parent / "samples"
     paths = [find(name) for name in options.photographs] or sorted(samples.glob("*.jpg"))
 

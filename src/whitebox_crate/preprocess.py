@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Any, TypeAlias, Union
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, Union
 
 import numpy as np
 import torch
@@ -194,27 +195,45 @@ def load_image(path: str | os.PathLike[str], *, upright: bool = True) -> Image:
             deems safe; the message names the file.
         MissingExtraError: If Pillow is not installed.
     """
-    pillow: Any = require("PIL.Image", extra="images")
-    transpose: Any = require("PIL.ImageOps", extra="images").exif_transpose
+    require("PIL.Image", extra="images")
     name = os.fspath(path)
     try:
         file = open(name, "rb")  # noqa: SIM115, so that its errors are told from those of the decoder
     except (OSError, ValueError) as error:
         raise InputError(f"{name!r} cannot be opened: {error}; look at the path") from error
-    with file:
-        try:
-            with pillow.open(file) as image:
-                return _to_rgb(transpose(image) if upright else image)
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from error
-        except pillow.DecompressionBombError as error:
-            raise InputError(f"{name}: {error} Make it smaller first.") from error
-        except pillow.UnidentifiedImageError as error:
-            raise InputError(f"{name} is no image, or of a format that Pillow does not read") from error
-        except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
-            raise InputError(
-                f"{name} is damaged or cut short: {type(error).__name__}: {error}; get or save it again"
-            ) from error
+    with file, reading(file, name) as image:
+        return to_rgb(image, upright=upright)
+
+
+@contextmanager
+def reading(file: IO[bytes], name: str) -> Iterator[Any]:
+    """The image in an open file, not yet decoded; whatever goes wrong with it inside the block becomes an InputError.
+
+    Args:
+        file: What to read.
+        name: What errors call it.
+
+    Yields:
+        A Pillow image, which reads on from the file when its pixels are asked for.
+
+    Raises:
+        InputError: If the file is damaged, cut short, no image, or larger than Pillow deems safe.
+        MissingExtraError: If Pillow is not installed.
+    """
+    pillow: Any = require("PIL.Image", extra="images")
+    try:
+        with pillow.open(file) as image:
+            yield image
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    except pillow.DecompressionBombError as error:
+        raise InputError(f"{name}: {error} Make it smaller first.") from error
+    except pillow.UnidentifiedImageError as error:
+        raise InputError(f"{name} is no image, or of a format that Pillow does not read") from error
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
+        raise InputError(
+            f"{name} is damaged or cut short: {type(error).__name__}: {error}; get or save it again"
+        ) from error
 
 
 def resize_to_grid(image: Image, patch_size: Size, short_side: int, long_side: int | None = None) -> Image:
@@ -243,7 +262,7 @@ def resize_to_grid(image: Image, patch_size: Size, short_side: int, long_side: i
     scale = min(short_side / min(width, height), longest / max(width, height))
     rows = max(1, round(height * scale / patch_height))
     columns = max(1, round(width * scale / patch_width))
-    return _to_rgb(image).resize((columns * patch_width, rows * patch_height), pillow.Resampling.BICUBIC)
+    return to_rgb(image).resize((columns * patch_width, rows * patch_height), pillow.Resampling.BICUBIC)
 
 
 def image_to_tensor(
@@ -323,10 +342,21 @@ def _to_pillow(image: Any) -> Image:
         image = pillow.fromarray(np.ascontiguousarray(image))
     elif not isinstance(image, pillow.Image):
         raise InputError(f"expected a Pillow image, a numpy array or a tensor, got {type(image).__name__}")
-    return _to_rgb(image)
+    return to_rgb(image)
 
 
-def _to_rgb(image: Image) -> Image:
+def to_rgb(image: Image, *, upright: bool = False) -> Image:
+    """A Pillow image of any mode in mode RGB: transparency laid on white, 16-bit grey scaled to 8 bits.
+
+    Args:
+        image: The image.
+        upright: Whether to turn it as its EXIF tag says.
+
+    Raises:
+        InputError: If it has no pixels, or a mode whose range nobody knows.
+    """
+    if upright:
+        image = require("PIL.ImageOps", extra="images").exif_transpose(image)
     if image.mode == "F":
         raise InputError("its pixels are floats of unknown range; save it with 8 or 16 bits")
     if min(image.size) < 1:

@@ -33,6 +33,22 @@ _NANO = PretrainedCfg(
     checked="file",
 )
 
+_PICO = PretrainedCfg(
+    tag="fashion_mnist_composites",
+    file="crate_pico_patch4_32.safetensors",
+    sha256="0a9bfa839263b3de350336d46add6514baf07062447e9943633d77d204dcbbb7",
+    input_size=(3, 32, 32),
+    num_classes=10,
+    label_names=_labels("crate_pico_patch4_32"),
+    attention_layer=3,
+    attention_head=2,
+    attention_size=32,
+    license="apache-2.0",
+    origin="whitebox-crate train on composites of garments; docs/cards/crate_pico.md has all of it",
+    paper="arXiv 2308.16271",
+    checked="file",
+)
+
 # Official CRATE: file hosts that serve people, not programs.
 _OFFICIAL = PretrainedCfg(checked="shapes", license="mit", origin="CRATE's authors, github.com/Ma-Lab-Berkeley/CRATE")
 _CRATE_SMALL = replace(
@@ -112,6 +128,7 @@ _AUGREG = replace(
 
 PRETRAINED: dict[str, list[PretrainedCfg]] = {
     "crate_nano_patch6_96": [_NANO],
+    "crate_pico_patch4_32": [_PICO],
     "crate_small_patch16_224": [_CRATE_SMALL],
     "crate_demo_base_patch8_224": [_CRATE_DEMO],
     "crate_mae_base_patch16_224": [_CRATE_MAE],

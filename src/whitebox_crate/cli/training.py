@@ -1,72 +1,246 @@
-"""train: the recipe at the command line."""
+"""train: data, a recipe and a model at the command line."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from .. import __version__
 from ..errors import InputError, require
 from ..factory import create_model
-from ..hub import save_pretrained
-from ..models import PretrainedCfg
-from ..registry import check_options
-from ..training import Composites, Recipe, garments, noise_backgrounds, photographs, train, wallpapers
-from ._common import command, option
+from ..loading import weightless
+from ..models import ImageTransformer, PretrainedCfg
+from ..segmentation.datasets import LabelledImages, read_folder, read_voc
+from ..training import Composites, Recipe, Source, Stream, garments, noise_backgrounds, photographs, train, wallpapers
+from ..training.images import Images, StreamedImages, open_images
+from ..training.presets import PRESETS
+from ..training.results import finish, last_metrics, publish, write_recipe
+from ..training.runs import checkpoints_of, make_run_folder
+from ..training.validation import Validation
+from ._common import command, option, positive
+
+COMPOSITES = ("photographs", "garments")
+
+
+class _Data(NamedTuple):
+    """What is trained on: its batches, the names of its classes, how many images if that is known, and all in words."""
+
+    source: Source | Stream
+    class_names: tuple[str, ...]
+    images: int | None
+    words: str
 
 
 def add_train(commands: Any) -> None:
     """Adds the command `train`."""
-    training = command(commands, "train", _train, "train on composites of objects over backgrounds")
-    training.add_argument("--model", default="crate_nano", help="architecture (%(default)s)")
-    training.add_argument("--set", nargs="+", default=[], metavar="OPTION=VALUE", help="options of the model")
-    training.add_argument("--data", choices=("photographs", "garments"), default="photographs")
-    training.add_argument("--out", type=Path, required=True, help="folder; one that holds a run is gone on with")
+    training = command(commands, "train", _train, "train on your own images, or on composites of objects")
+    add = training.add_argument_group("data").add_argument
+    add("--data", default="photographs", help="photographs or garments (composites), a folder, file or Hub data set")
+    add("--split", default="train", help="of the data set (%(default)s)")
+    add("--subset", help="of a Hub data set that has several")
+    add("--revision", help="branch, tag or commit of a Hub data set")
+    add("--image-column", help="name (default: by its type or the usual names)")
+    add("--label-column", help="name (default: by its type or the usual names)")
+    add("--label-names", type=Path, metavar="FILE", help="names of all classes in order, a line each")
+    add("--streaming", action="store_true", help="read one after the other, for data too large or too far away")
+    add("--images", type=positive, help="how many there are, if they are streamed and that is known")
+    add("--backgrounds", nargs="+", type=Path, default=[], metavar="FOLDER", help="more pictures behind photographs")
+    add("--workers", type=int, default=0, help="processes that make batches ahead of time, for each of the run's (0)")
+    add = training.add_argument_group("model").add_argument
+    add("--model", help="architecture, to be trained from scratch (crate_nano)")
+    add("--pretrained", metavar="NAME", help="weights to start from: name, name.tag, local-dir:PATH or hf-hub:org/name")
+    add("--set", nargs="+", action="extend", default=[], metavar="OPTION=VALUE", help="options of the model")
+    add = training.add_argument_group("validation").add_argument
+    add("--validation", metavar="SPLIT|PATH", help="a split of the data, or other data (with a / in it), to be named")
+    add("--masks", type=Path, metavar="FOLDER", help="images/ with masks/, or VOC 2012, to be segmented by attention")
+    add("--validate-every", type=float, help="epochs (1); steps (of a checkpoint) where no epoch is known")
+    add = training.add_argument_group("run").add_argument
+    add("--out", type=Path, required=True, help="folder; one that holds a run is gone on with")
+    add("--checkpoint-every", type=positive, default=250, help="steps (%(default)s)")
+    add("--tracker", nargs="+", default=[], metavar="NAME", help="trackers that accelerate knows, as tensorboard")
+    add("--push-to-hub", metavar="ORG/NAME", help="repository for the trained model")
+    recipe = training.add_argument_group("recipe", "a preset, and what shall differ from it")
+    recipe.add_argument(
+        "--preset", choices=sorted(PRESETS), help="(composites for those; else finetune from weights, else imagenet1k)"
+    )
     for field in dataclasses.fields(Recipe):
-        _add_recipe_option(training, field)
+        _add_recipe_option(recipe, field)
 
 
-def _add_recipe_option(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]) -> None:
+def _add_recipe_option(parser: Any, field: dataclasses.Field[Any]) -> None:
     flag, default = "--" + field.name.replace("_", "-"), field.default
-    if isinstance(default, tuple):
-        parser.add_argument(flag, nargs="+", type=type(default[0]), default=default, help=f"({default})")
+    if isinstance(default, bool):
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None)
+    elif isinstance(default, tuple):
+        parser.add_argument(flag, nargs="+", type=type(default[0]), help=f"as {' '.join(map(str, default))}")
     else:
-        parser.add_argument(flag, type=type(default), default=default, help=f"({default})")
+        parser.add_argument(flag, type=type(default), help=f"as {default}")
 
 
 def _train(options: argparse.Namespace) -> int:
-    recipe = Recipe(**{field.name: _recipe_value(options, field) for field in dataclasses.fields(Recipe)})
-    if options.data == "photographs":
-        objects, backgrounds = photographs("train"), wallpapers("train")
-    else:
-        objects = garments("train")
-        backgrounds = noise_backgrounds(2000, max(recipe.sizes), recipe.seed)
+    accelerate = require("accelerate", "train")  # or its lack would be told after the data are read
+    preset, recipe = _recipe(options)
+    data = _open(options, recipe)
+    if recipe.epochs:
+        if data.images is None:
+            raise InputError(f"how many images {options.data} has is not known, nor what an epoch is: give --steps")
+        recipe = recipe.resolved(data.images)
     torch.manual_seed(recipe.seed)
-    model_options = dict(option(text) for text in options.set)
-    check_options(options.model, model_options)
-    size = max(recipe.sizes)
-    defaults = {"num_classes": len(objects.class_names), "img_size": size, "dynamic_img_size": True}
-    model = create_model(options.model, **{**defaults, **model_options})
-    model.pretrained_cfg = PretrainedCfg(
-        input_size=(3, *model.img_size),
-        num_classes=model.num_classes,
-        label_names=objects.class_names,
-        origin=f"whitebox-crate {__version__} train on {options.data}, seed {recipe.seed}",
+    model = _model(options, recipe, data)
+    validation = _validation(options, recipe, data)
+    make_run_folder(options.out)
+    if not checkpoints_of(options.out):  # one that goes on has the same recipe, or is refused
+        write_recipe(options.out, recipe, data=data.words, preset=preset)
+    train(
+        model,
+        data.source,
+        recipe,
+        options.out,
+        validation=validation,
+        workers=options.workers,
+        checkpoint_every=options.checkpoint_every,
+        trackers=options.tracker,
     )
-    if model.num_classes < len(objects.class_names):
-        raise InputError(f"{options.data} have {len(objects.class_names)} classes, the model has {model.num_classes}")
-    train(model, Composites(objects, backgrounds, size), recipe, options.out)
-    if not require("accelerate", "train").PartialState().is_main_process:
-        return 0
-    folder = save_pretrained(model, options.out / "model")
-    print(f"{folder}  (create_model('local-dir:{folder}', pretrained=True) loads it)")
+    if accelerate.PartialState().is_main_process:
+        metrics = last_metrics(options.out)
+        folder = finish(model, options.out / "model", recipe, data=data.words, metrics=metrics, preset=preset)
+        print(f"{folder}  (weights, config, recipe, metrics and card)")
+        print(f"create_model('local-dir:{folder}', pretrained=True) loads it")
+        if options.push_to_hub:
+            print(publish(folder, options.push_to_hub))
     return 0
 
 
-def _recipe_value(options: argparse.Namespace, field: dataclasses.Field[Any]) -> Any:
-    value = getattr(options, field.name)
-    return tuple(value) if isinstance(value, list) else value
+def _recipe(options: argparse.Namespace) -> tuple[str, Recipe]:
+    """The name of the preset, and its recipe with what was given in place of its own."""
+    if options.model and options.pretrained:
+        raise InputError(f"--pretrained {options.pretrained} names the model too: leave --model {options.model} out")
+    composites = options.data in COMPOSITES
+    name = options.preset or ("composites" if composites else "finetune" if options.pretrained else "imagenet1k")
+    recipe = PRESETS[name].recipe
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Recipe)}
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    given = {key: value for key, value in given.items() if value is not None}
+    if "steps" in given:
+        given.setdefault("epochs", 0.0)
+    with weightless():  # the options are looked at before data are read, and the size is that of the weights
+        model = create_model(_name(options), **_options(options))
+    if "sizes" not in given and len(recipe.sizes) == 1:
+        given["sizes"] = (min(model.img_size),)
+    if len(given.get("sizes", ())) == 1:
+        given.setdefault("size_starts", (0.0,))
+    return name, dataclasses.replace(recipe, **given)
+
+
+def _name(options: argparse.Namespace) -> str:
+    name: str = options.pretrained or options.model or "crate_nano"
+    return name
+
+
+def _options(options: argparse.Namespace) -> dict[str, Any]:
+    return dict(option(text) for text in options.set)
+
+
+def _open(options: argparse.Namespace, recipe: Recipe) -> _Data:
+    size = max(recipe.sizes)
+    if options.backgrounds and options.data != "photographs":
+        raise InputError(f"--backgrounds are for photographs, not for {options.data}")
+    if options.data not in COMPOSITES:
+        images = _images(options, recipe, options.data, options.split, _label_names(options.label_names))
+        count = images.images if isinstance(images, StreamedImages) else len(images)
+        of = f" of {len(images.class_names)} classes" if recipe.trains != "pixels" else ""
+        known = "images" if count is None else f"{count:,} images"
+        return _Data(images, images.class_names, count, f"{options.data}, {options.split}: {known}{of}")
+    if options.streaming or options.split != "train" or options.label_names:
+        raise InputError(f"{options.data} are drawn, not read: they have no --streaming, --split and --label-names")
+    if options.data == "photographs":
+        objects, backgrounds = photographs("train"), wallpapers("train")
+        if options.backgrounds:
+            backgrounds = torch.cat([backgrounds, wallpapers("train", roots=options.backgrounds)])
+    else:
+        objects, backgrounds = garments("train"), noise_backgrounds(2000, size, recipe.seed)
+    words = f"{options.data}: composites of {len(objects.labels):,} objects of {len(objects.class_names)} classes"
+    return _Data(Composites(objects, backgrounds, size), objects.class_names, None, words)
+
+
+def _images(
+    options: argparse.Namespace, recipe: Recipe, where: str, split: str, label_names: Sequence[str] | None
+) -> Images | StreamedImages:
+    return open_images(
+        where,
+        split=split,
+        streaming=options.streaming,
+        labelled=recipe.trains != "pixels",
+        crop=recipe.crop,
+        flip=recipe.flip,
+        size=max(recipe.sizes),
+        image_column=options.image_column,
+        label_column=options.label_column,
+        label_names=label_names,
+        subset=options.subset,
+        revision=options.revision,
+        images=options.images,
+    )
+
+
+def _label_names(path: Path | None) -> list[str] | None:
+    try:
+        return None if path is None else path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}; it is text, the name of a class a line") from error
+
+
+def _model(options: argparse.Namespace, recipe: Recipe, data: _Data) -> ImageTransformer:
+    """The model for the classes of the data and the sizes of the recipe; its facts are true once it is trained."""
+    known = {"img_size": max(recipe.sizes), "dynamic_img_size": True}
+    classes = () if recipe.trains == "pixels" else data.class_names
+    if classes:
+        known["num_classes"] = len(classes)
+    made = create_model(_name(options), pretrained=bool(options.pretrained), **{**known, **_options(options)})
+    if not isinstance(made, ImageTransformer):
+        raise InputError(f"{_name(options)} makes a {type(made).__name__}, which is not trained here")
+    if classes and made.num_classes < len(classes):
+        raise InputError(f"{options.data} have {len(classes)} classes, the model has {made.num_classes}")
+    cfg, origin = made.pretrained_cfg, f", from {options.pretrained}" if options.pretrained else ""
+    made.pretrained_cfg = PretrainedCfg(
+        input_size=(made.in_chans, *made.img_size),
+        mean=cfg.mean,
+        std=cfg.std,
+        interpolation=cfg.interpolation,
+        num_classes=made.num_classes,
+        label_names=classes,
+        license=cfg.license if options.pretrained else "",
+        origin=f"whitebox-crate {__version__} train on {options.data}, seed {recipe.seed}{origin}",
+    )
+    return made
+
+
+def _validation(options: argparse.Namespace, recipe: Recipe, data: _Data) -> Validation | None:
+    if options.validation and recipe.trains == "pixels":
+        raise InputError("a model that learns pixels names nothing: leave --validation out; --masks measures it")
+    images = None
+    if options.validation:
+        other = "/" in options.validation
+        if not other and options.data in COMPOSITES:
+            raise InputError(f"{options.data} have no split to name; give labelled images as --validation ./FOLDER")
+        where, split = (options.validation, "validation") if other else (options.data, options.validation)
+        images = _images(options, recipe, where, split, data.class_names)
+    masks = None if options.masks is None else _masks(options.masks)
+    if images is None and masks is None:
+        return None
+    unit = 1.0 if data.images is None else data.images / recipe.batch_size
+    wanted = options.validate_every or (options.checkpoint_every if data.images is None else 1.0)
+    if wanted < 0:
+        raise InputError(f"--validate-every is a number of epochs or steps, not {wanted:g}")
+    return Validation(images, max(1, round(wanted * unit)), masks=masks)
+
+
+def _masks(root: Path) -> LabelledImages:
+    data = read_folder(root) if (root / "images").is_dir() else read_voc(root)
+    data.check_files()
+    return data

@@ -46,6 +46,16 @@ _NANO: dict[str, Any] = {
     "num_classes": 258,
     "dynamic_img_size": True,
 }
+# The emergence study's, for garments.
+_PICO: dict[str, Any] = {
+    "embed_dim": 64,
+    "depth": 6,
+    "num_heads": 4,
+    "img_size": 32,
+    "patch_size": 4,
+    "num_classes": 10,
+    "dynamic_img_size": True,
+}
 
 
 def _table() -> dict[str, Callable[..., ImageTransformer]]:
@@ -68,6 +78,7 @@ def _table() -> dict[str, Callable[..., ImageTransformer]]:
         table[f"crate_mae_{size}_patch16_224"] = partial(CrateMae, patch_size=16, **options)
     table["crate_demo_base_patch8_224"] = partial(Crate, patch_size=8, **_DEMO_BASE)
     table["crate_nano_patch6_96"] = partial(Crate, **_NANO)
+    table["crate_pico_patch4_32"] = partial(Crate, **_PICO)
     table["vit_nano_patch6_96"] = partial(ViT, **_NANO)
     return table
 
@@ -91,5 +102,6 @@ ALIASES = {
     "crate_mlp": "crate_mlp_paper_small_patch8_224",
     "crate_mhsa": "crate_mhsa_paper_small_patch8_224",
     "crate_nano": "crate_nano_patch6_96",
+    "crate_pico": "crate_pico_patch4_32",
     "vit_nano": "vit_nano_patch6_96",
 }

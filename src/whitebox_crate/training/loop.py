@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -68,7 +69,7 @@ def train(
         OutputError: If `out` cannot be written; the last checkpoint stays.
         InputError: If the model is folded or does not take images of the recipe's sizes, has no head or no decoder to
             train, accelerate does not take the precision, a number of steps is not positive, a label is no class of the
-            model, or the loss stops being a number; the last checkpoint stays.
+            model, FSDP is not version 2, or the loss or the gradient stops being a number; the last checkpoint stays.
     """
     if min(checkpoint_every, log_every, *([validation.every] if validation else [])) < 1:
         raise InputError(
@@ -78,9 +79,12 @@ def train(
     if workers < 0:
         raise InputError(f"workers is at least 0, not {workers}")
     recipe = _with_steps(recipe, source)
-    _check(model, recipe)
+    _check(model, recipe, _count(source))
     accelerator = _make_accelerator(recipe, trackers, Path(out))
     recipe.part_size(accelerator.num_processes)
+    given = model
+    if accelerator.is_fsdp2:  # which takes what it is given to pieces, for good
+        model = copy.deepcopy(given)
     with _prepared(model, recipe):
         made = make_optimizer(model, recipe)
         folder = make_run_folder(Path(out))
@@ -93,6 +97,8 @@ def train(
         progress = Progress(accelerator, recipe, folder)
         try:
             run = describe_run(model, recipe, accelerator.num_processes)
+            if isinstance(source, Stream):
+                run["workers"] = workers  # which share it among them
             step = logged = resume(accelerator, folder, run)
             progress.cut(step)
             last = recipe.steps if stop_at is None else min(recipe.steps, stop_at)
@@ -115,7 +121,9 @@ def train(
                 accelerator.end_training()
         finally:
             accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # or the model would autocast for ever
-    return model
+    if model is not given:
+        given.load_state_dict({name: _whole(value) for name, value in model.state_dict().items()})
+    return given
 
 
 @dataclass(frozen=True)
@@ -142,7 +150,9 @@ class _Training:
                     loss, accuracy = self.loss(batch, number)
                 accelerator.backward(loss / recipe.accumulation)
             progress.add(loss, accuracy, batch.left_out)
-        accelerator.clip_grad_norm_(self.wrapped.parameters(), recipe.clip_norm)
+        norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), recipe.clip_norm)
+        if recipe.precision != "fp16":  # whose scaler leaves out a step with such a gradient
+            progress.add_norm(_whole(norm))
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -164,6 +174,12 @@ class _Training:
         labels, logits = batch.labels.to(device), self.wrapped(images)
         loss = nn.functional.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
         return loss, (logits.detach().argmax(-1) == labels).float().mean()
+
+
+def _whole(tensor: Any) -> Tensor:
+    """A tensor of which each process may have a part."""
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole
 
 
 class _Pixels(nn.Module):
@@ -208,16 +224,24 @@ def make_optimizer(model: ImageTransformer, recipe: Recipe) -> torch.optim.Optim
 def _with_steps(recipe: Recipe, source: Any) -> Recipe:
     if not recipe.epochs:
         return recipe
-    if not hasattr(source, "__len__"):
+    images = _count(source)
+    if images is None:
         raise InputError(
             f"{recipe.epochs} epochs of a {type(source).__name__}, which does not know how many images it has; give "
             "steps"
         )
-    return recipe.resolved(len(source))
+    return recipe.resolved(images)
 
 
-def _check(model: ImageTransformer, recipe: Recipe) -> None:
+def _count(source: Any) -> int | None:
+    """How many images a source has, if it has an end and knows it."""
+    return len(source) if hasattr(source, "__len__") else getattr(source, "images", None)
+
+
+def _check(model: ImageTransformer, recipe: Recipe, images: int | None) -> None:
     """Refuses at once what would fail later."""
+    if images is not None and images < recipe.batch_size:
+        raise InputError(f"a batch of {recipe.batch_size} images needs as many; there are {images}: lower batch_size")
     if model.folded:
         raise InputError("a folded model is not trained: train the model that it was folded from")
     for size in recipe.sizes:  # now, not when their turn comes
@@ -250,6 +274,7 @@ def _make_accelerator(recipe: Recipe, trackers: Sequence[str], out: Path) -> Any
     accelerate = require("accelerate", "train")
     try:
         made = accelerate.Accelerator(
+            cpu=not torch.accelerator.is_available(),  # or processes that torchrun starts would not know of each other
             mixed_precision=recipe.precision,
             log_with=list(trackers) or None,
             project_dir=str(out) if trackers else None,
@@ -259,6 +284,10 @@ def _make_accelerator(recipe: Recipe, trackers: Sequence[str], out: Path) -> Any
         raise InputError(
             f"accelerate does not take precision {recipe.precision!r}{with_trackers} here: {error}"
         ) from error
+    if recipe.precision == "fp16" and made.device.type == "cpu":
+        raise InputError("accelerate leaves fp16 to GPUs and would train in float32 on a CPU: take bf16, or no")
+    if made.distributed_type.value == "FSDP" and not made.is_fsdp2:
+        raise InputError("FSDP is taken in its version 2: give accelerate --fsdp_version 2")
     return made
 
 

@@ -32,6 +32,7 @@ class Progress:
     def __init__(self, accelerator: Any, recipe: Recipe, folder: Path) -> None:
         self.accelerator, self.recipe, self.path = accelerator, recipe, folder / METRICS
         self.sums: list[Tensor] = []
+        self.norms: list[Tensor] = []
         self.left_out = 0
         self.since = time.monotonic()
 
@@ -47,18 +48,25 @@ class Progress:
         self.sums.append(torch.stack([loss.detach().float(), accuracy.float()]))
         self.left_out += left_out
 
+    def add_norm(self, norm: Tensor) -> None:
+        """The norm of a step's gradient, a scalar on the device, the same in all processes."""
+        self.norms.append(norm)
+
     def check(self, step: int) -> Tensor:
         """The means so far, (2,), of all processes.
 
         Raises:
-            InputError: If the loss is no number; in all processes, so that none waits for another.
+            InputError: If the loss or the gradient is no number; in all processes, so that none waits for another.
         """
         means: Tensor = self.accelerator.reduce(torch.stack(self.sums).mean(0), "mean")
-        if not math.isfinite(loss := float(means[0])):
-            raise InputError(
-                f"the loss became {loss} by step {step}; lower the learning rate ({self.recipe.learning_rate}) or use "
-                "precision='no', and start again in another folder. If images may hold NaN, look at them first"
-            )
+        # Of a gradient that is no number, Lion makes no movement, from then on and without a sign of it in the loss.
+        for what, value in (("loss", means[0]), ("gradient", sum(self.norms))):
+            if not math.isfinite(value):
+                raise InputError(
+                    f"the {what} became {float(value)} by step {step}; lower the learning rate "
+                    f"({self.recipe.learning_rate}) or use precision='no', and start again in another folder. If "
+                    "images may hold NaN, look at them first"
+                )
         return means
 
     def write(self, step: int, steps_done: int) -> None:
@@ -82,7 +90,7 @@ class Progress:
             "learning_rate": recipe.learning_rate_at(step - 1),
             "seconds_per_step": round(seconds, 4),
         }
-        self.sums, self.left_out, self.since = [], 0, now
+        self.sums, self.norms, self.left_out, self.since = [], [], 0, now
         shown = [f"{key.replace('_', ' ')} {record[key]:.3f}" for key in ("loss", "accuracy") if key in record]
         shown += [f"{lost} pictures left out"] if lost else []
         shown += [f"difficulty {record['difficulty']:.2f}"] if recipe.curriculum else []

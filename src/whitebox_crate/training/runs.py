@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from ..errors import OutputError, WeightsError
 from ..models import ImageTransformer
 from .recipe import Recipe
@@ -56,7 +58,7 @@ def save_checkpoint(accelerator: Any, folder: Path, step: int, run: dict[str, An
     """
     try:
         _write(accelerator, folder, step, run)
-    except (OSError, RuntimeError) as error:  # torch says of a full disk that a stream failed
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch says of a full disk that a stream failed
         raise OutputError(f"cannot write a checkpoint to {folder}: {error}; make room and call again") from error
 
 

@@ -1,0 +1,169 @@
+"""Pictures become batches; one that cannot be decoded does not end a run, and is counted."""
+
+from __future__ import annotations
+
+import functools
+import io
+import itertools
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InputError, UnknownNameError, require
+from ..preprocess import create_transform, reading, to_rgb
+from .batches import Batch
+from .transforms import centre_box, random_box, read_part
+
+_Pair: TypeAlias = tuple[Tensor, int]  # image, label
+Key: TypeAlias = tuple[int, int, int]  # seed, epoch, image
+
+CROPS = ("centre", "random")
+NAMED = 5  # pictures that cannot be decoded are named up to this one, then only counted
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture that is not decoded yet.
+
+    Attributes:
+        picture: Bytes; a path or URL; a dict with "bytes" or "path", as `datasets` has it; or None.
+        label: Index of the class.
+        name: What messages call it, after its path if it has one.
+    """
+
+    picture: Any
+    label: int
+    name: str
+
+
+class Decoder:
+    """Turns examples into batches.
+
+    Args:
+        crop: "centre", or "random" in place, area and aspect.
+        flip: Whether half of the pictures are mirrored.
+
+    Raises:
+        UnknownNameError: If the crop is neither of the two.
+        MissingExtraError: If Pillow is not installed.
+    """
+
+    def __init__(self, crop: str = "centre", flip: bool = False) -> None:
+        if crop not in CROPS:
+            raise UnknownNameError.of("crop", crop, CROPS)
+        require("PIL.Image", extra="train")
+        self.crop, self.flip = crop, flip
+        self._named = 0
+
+    def batch(self, examples: Sequence[Example], size: int, keys: Sequence[Key]) -> Batch:
+        """Decodes examples to train on; the places of those that cannot be decoded are taken by the others, in turn.
+
+        Args:
+            examples: What the batch is made of.
+            size: Side of the images, pixels.
+            keys: What decides on crop and mirror image of each.
+
+        Raises:
+            InputError: If none can be decoded; the message says why for the first.
+        """
+        pairs, reasons = self._decode(examples, size, keys)
+        if len(reasons) == len(pairs):
+            raise _none_of(len(pairs), reasons)
+        instead = itertools.cycle([pair for pair in pairs if pair])
+        return _batch([pair or next(instead) for pair in pairs], len(reasons))
+
+    def in_order(self, groups: Iterable[Sequence[Example]], size: int) -> Iterator[Batch]:
+        """Decodes examples to measure on; those that cannot be decoded are missing, and counted in the next batch.
+
+        Args:
+            groups: What the batches are made of.
+            size: Side of the images, pixels, which are what `create_transform(size)` makes before mean and deviation.
+
+        Raises:
+            InputError: If no example at all can be decoded; the message says why for the first.
+        """
+        count, seen = 0, False
+        lost: list[str] = []
+        for examples in groups:
+            pairs, reasons = self._decode(examples, size, None)
+            count, lost = count + len(pairs), lost + reasons
+            if good := [pair for pair in pairs if pair]:
+                yield _batch(good, len(lost))
+                seen, lost = True, []
+        if not seen:
+            raise _none_of(count, lost)
+
+    def _decode(
+        self, examples: Sequence[Example], size: int, keys: Sequence[Key] | None
+    ) -> tuple[list[_Pair | None], list[str]]:
+        """Image and label of each that can be decoded, and what is wrong with the others."""
+        pairs: list[_Pair | None] = []
+        reasons = []
+        for at, example in enumerate(examples):
+            try:
+                pairs.append((self._read(example, size, keys[at] if keys else None), example.label))
+            except InputError as error:
+                pairs.append(None)
+                reasons.append(str(error))
+                self._tell(str(error))
+        return pairs, reasons
+
+    def _read(self, example: Example, size: int, key: Key | None) -> Tensor:
+        name, file = _opened(example)
+        with file:
+            if key is None:
+                with reading(file, name) as image:
+                    return create_transform(size, mean=(0.0,) * 3, std=(1.0,) * 3)(to_rgb(image, upright=True))
+            seed, epoch, number = key
+            generator = generator_of(seed, epoch, number + 1)  # 0 is the epoch's order
+            box_of = functools.partial(random_box, generator=generator) if self.crop == "random" else centre_box
+            mirrored = self.flip and generator.random() < 0.5
+            return read_part(file, name, size, box_of, mirrored)
+
+    def _tell(self, reason: str) -> None:
+        self._named += 1
+        if self._named <= NAMED:
+            more = "; further ones are only counted" if self._named == NAMED else ""
+            warnings.warn(f"left out: {reason}{more}", stacklevel=2)
+
+
+def generator_of(*key: int) -> np.random.Generator:
+    """A generator of its own for each key."""
+    return np.random.default_rng([number % 2**64 for number in key])
+
+
+def _batch(pairs: Sequence[_Pair], left_out: int) -> Batch:
+    images, labels = zip(*pairs, strict=True)
+    return Batch(torch.stack(images), torch.tensor(labels), left_out=left_out)
+
+
+def _none_of(count: int, reasons: Sequence[str]) -> InputError:
+    if not count:
+        return InputError("there is no image; look at what was given")
+    return InputError(f"none of {count} pictures can be decoded; the first: {reasons[0]}")
+
+
+def _opened(example: Example) -> tuple[str, IO[bytes]]:
+    """What messages call the picture, and its bytes as a file."""
+    picture = example.picture
+    if isinstance(picture, dict):
+        path, content = picture.get("path"), picture.get("bytes")
+    else:
+        path, content = (picture, None) if isinstance(picture, str) else (None, picture)
+    name = f"{path} ({example.name})" if path else example.name
+    if content is not None:
+        return name, io.BytesIO(content)
+    if not path:
+        raise InputError(f"{name} is empty: it has neither bytes nor a path")
+    try:
+        if "://" in path:
+            remote: IO[bytes] = require("fsspec", "train").open(path, "rb").open()
+            return name, remote
+        return name, open(path, "rb")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name} cannot be opened: {error}; look at the path") from error

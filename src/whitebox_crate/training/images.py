@@ -1,0 +1,279 @@
+"""Labelled pictures by the batch: drawn by number or read from a stream, each a function of seed, epoch and image."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..errors import InputError, require
+from .batches import Batch
+from .columns import Columns, image_column_of, label_column_of, labels_of, undecoded
+from .data import check_positive
+from .decoding import Decoder, Example, generator_of
+from .finding import find
+from .recipe import Crop, Recipe
+
+
+class Images:
+    """Labelled pictures that can be reached by number; `open_images` makes it.
+
+    Args:
+        pictures: A `datasets.Dataset` of one column, undecoded.
+        labels: int64 (count,), each an index into `class_names`.
+        class_names: The names of the classes.
+        decoder: Makes batches.
+        size: Side of the images in pixels, where a call does not give it.
+
+    Attributes:
+        class_names: The names of the classes.
+    """
+
+    def __init__(
+        self,
+        pictures: Any,
+        labels: npt.NDArray[np.int64],
+        class_names: tuple[str, ...],
+        decoder: Decoder,
+        size: int,
+    ) -> None:
+        self.class_names = class_names
+        self._pictures, self._labels, self._decoder, self._size = pictures, labels, decoder, size
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def draw(self, batch_size: int, *, seed: int, step: int, difficulty: float = 1.0, size: int | None = None) -> Batch:
+        """The batch of this number: all images in an order that is another in each epoch, one batch after the other.
+
+        Each image is drawn once per epoch, whatever the size of the batches and however many processes share them. A
+        batch in which an epoch ends is filled up from the next. Crop and mirror image of a picture depend on seed,
+        epoch and picture alone.
+
+        Args:
+            batch_size: Number of images.
+            seed: Seed of the run.
+            step: Number of the batch within the run, if all batches have this size.
+            difficulty: Of composites; photographs have none.
+            size: Side of the images in pixels, if other than the one given at the start.
+
+        Raises:
+            InputError: If there are fewer images than the batch has, none of them can be decoded, or a number is not
+                positive.
+        """
+        size = _checked(batch_size, self._size if size is None else size)
+        if batch_size > len(self):
+            raise InputError(f"a batch of {batch_size} images needs as many; there are {len(self)}: lower batch_size")
+        first = step * batch_size
+        places = [divmod(position, len(self)) for position in range(first, first + batch_size)]
+        keys = [(seed, epoch, int(_order(len(self), seed, epoch)[place])) for epoch, place in places]
+        return self._decoder.batch(self._examples([index for *_, index in keys]), size, keys)
+
+    def in_order(self, batch_size: int, size: int | None = None) -> Iterator[Batch]:
+        """All images once, for measuring: not shuffled, and of each what `create_transform(size)` makes, in [0, 1].
+
+        The last batch may be smaller. A picture that cannot be decoded is missing, and counted in the next batch.
+
+        Raises:
+            InputError: If no picture at all can be decoded, or a number is not positive.
+        """
+        size = _checked(batch_size, self._size if size is None else size)
+        parts = (range(first, min(first + batch_size, len(self))) for first in range(0, len(self), batch_size))
+        return self._decoder.in_order((self._examples(part) for part in parts), size)
+
+    def _examples(self, indices: Sequence[int]) -> list[Example]:
+        [pictures] = self._pictures[list(indices)].values()
+        return [
+            Example(picture, int(self._labels[index]), f"image {index}")
+            for picture, index in zip(pictures, indices, strict=True)
+        ]
+
+
+class StreamedImages:
+    """Labelled pictures read one after the other, for data too large or too far away; `open_images` makes it.
+
+    Args:
+        dataset: A `datasets.IterableDataset`, undecoded.
+        columns: Where it has pictures and labels.
+        decoder: Makes batches.
+        size: Side of the images in pixels, where a call does not give it.
+        images: How many there are, if that is known.
+        buffer: How many undecoded pictures are mixed at a time.
+
+    Attributes:
+        class_names: The names of the classes.
+        images: How many there are; None if that is not known.
+    """
+
+    def __init__(
+        self, dataset: Any, columns: Columns, decoder: Decoder, size: int, images: int | None, buffer: int
+    ) -> None:
+        self.class_names, self.images = columns.class_names, images
+        self._dataset, self._columns = dataset, columns
+        self._decoder, self._size, self._buffer = decoder, size, buffer
+
+    def stream(self, recipe: Recipe, *, start: int, rank: int, world: int) -> Iterator[Batch]:
+        """The parts that a process takes of all steps from `start` on, endlessly; see `Stream`.
+
+        Processes, and the workers of each, share the images of an epoch; no two get the same one. Each reads its share
+        in an order that is another in each epoch. What is left at the end and fills no batch is left out.
+
+        Where the number of images is known, an epoch has as many batches for each as an equal share fills. A smaller
+        share, of unequal shards, begins again within the epoch. A run that goes on reads again, undecoded, only what it
+        had read of its epoch. Where the number is not known, a share ends with its shards, and a run that goes on reads
+        all again that it had read.
+
+        The batches are those of a run that was never stopped, if processes and workers are as many.
+
+        Raises:
+            InputError: If a share has fewer images than a batch, none of a batch can be decoded, or a label is out of
+                range.
+        """
+        worker = torch.utils.data.get_worker_info()
+        workers, asked = (worker.num_workers, worker.id) if worker else (1, 0)
+        size, shares = recipe.part_size(world), world * workers
+        # Part after part is asked of the workers in turn, from the first on, also after a stop: a worker takes up the
+        # share of the one that would have been asked.
+        first = start * recipe.accumulation + asked
+        share, done = rank * workers + first % workers, first // workers
+        most = None if self.images is None else self.images // shares // size
+        if most == 0:
+            raise _too_few(size, shares)
+        begun, done = divmod(done, most) if most else (0, done)
+        parts = itertools.count(first, workers)
+        for epoch in itertools.count(begun):
+            for index, rows in enumerate(self._epoch(recipe.seed, epoch, share, shares, size, most)):
+                if done:
+                    done -= 1
+                    continue
+                numbers = [(index * size + place) * shares + share for place in range(size)]
+                examples = self._columns.examples(rows, numbers)
+                keys = [(recipe.seed, epoch, number) for number in numbers]
+                yield self._decoder.batch(examples, recipe.size_at(next(parts) // recipe.accumulation), keys)
+
+    def in_order(self, batch_size: int, size: int | None = None) -> Iterator[Batch]:
+        """All images once, as `Images.in_order`."""
+        size = _checked(batch_size, self._size if size is None else size)
+        batches = enumerate(self._dataset.iter(batch_size))
+        groups = (self._columns.examples(rows, itertools.count(index * batch_size)) for index, rows in batches)
+        return self._decoder.in_order(groups, size)
+
+    def _epoch(
+        self, seed: int, epoch: int, share: int, shares: int, size: int, most: int | None
+    ) -> Iterator[dict[str, list[Any]]]:
+        """Undecoded batches of a share: all whole ones, or `most`."""
+        split = require("datasets.distributed", "train").split_dataset_by_node
+        # One shard at a time: several are read by threads, each with pictures of its own in memory.
+        mixed = self._dataset.shuffle(seed=seed % 2**63, buffer_size=self._buffer, max_buffer_input_shards=1)
+        own = split(mixed, rank=share, world_size=shares)
+        own.set_epoch(epoch)
+        read = 0
+        while not read or most:
+            before = read
+            # Not iter(own): that would divide the share once more, among the workers.
+            for rows in own.iter(size, drop_last_batch=True):
+                yield rows
+                read += 1
+                if read == most:
+                    return
+            if read == before:
+                raise _too_few(size, shares)
+
+
+def _checked(batch_size: int, size: int) -> int:
+    check_positive("batch_size", batch_size)
+    check_positive("size", size)
+    return size
+
+
+@functools.lru_cache(maxsize=2)  # a batch is of two epochs at most
+def _order(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    return generator_of(seed, epoch, 0).permutation(count)
+
+
+def _too_few(size: int, shares: int) -> InputError:
+    return InputError(
+        f"the share of a worker has fewer images than a batch, which has {size}: lower batch_size or workers ({shares} "
+        "over all processes), or raise accumulation"
+    )
+
+
+def open_images(
+    where: str | os.PathLike[str],
+    *,
+    split: str = "train",
+    streaming: bool = False,
+    labelled: bool = True,
+    crop: Crop = "centre",
+    flip: bool = False,
+    size: int = 224,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    label_names: Sequence[str] | None = None,
+    subset: str | None = None,
+    revision: str | None = None,
+    images: int | None = None,
+    buffer: int = 1000,
+) -> Images | StreamedImages:
+    """Opens labelled pictures, of any format that Pillow reads, by Hugging Face `datasets`.
+
+    Args:
+        where: A folder with a sub-folder of pictures per class, under a folder of the split's name or not; a folder or
+            pattern of parquet files or of WebDataset shards (.tar); or the name of a data set on the Hub.
+        split: Which part. Files given by a pattern are the part that is asked for.
+        streaming: Whether to read pictures one after the other instead of by number, and to copy nothing to the cache.
+        labelled: False takes pictures alone, wherever they lie in a folder; all get the label 0.
+        crop: For training: "centre" (the largest square in the middle) or "random" in place, area and aspect.
+        flip: For training: whether half of the pictures are mirrored.
+        size: Side of the images in pixels, where a call does not give it.
+        image_column: Name of the column of pictures, if it cannot be told by its type or by usual names.
+        label_column: Name of the column of labels, likewise.
+        label_names: The names of all classes in order, for labels without names, or in the order of another split.
+            Streamed labels need it unless the data set brings names.
+        subset: Of a data set on the Hub that has several.
+        revision: Branch, tag or commit of a data set on the Hub.
+        images: How many images the split has, if it is streamed and that is known; see `StreamedImages.stream`.
+        buffer: How many undecoded pictures are mixed at a time, if they are streamed.
+
+    Returns:
+        `Images`, or `StreamedImages` if they are streamed.
+
+    Raises:
+        MissingExtraError: If `datasets` or Pillow is not installed.
+        UnknownNameError: If there is no such split, column or crop; the message lists those there are.
+        InputError: If there is nothing to be read, no image, one class, a class without images that `label_names` does
+            not ask for, or a label that is no class.
+    """
+    decoder = Decoder(crop, flip)
+    check_positive("size", size)
+    check_positive("buffer", buffer)
+    if images is not None:
+        check_positive("images", images)
+    dataset, known = find(where, split, streaming, labelled, subset, revision)
+    features = dict(dataset.features or {})
+    image = image_column_of(features, image_column)
+    label = label_column_of(features, label_column) if labelled else ""
+    stored_names = getattr(features.get(label), "names", None)
+    dataset = undecoded(dataset, [image, label] if label else [image], image)
+    if streaming:
+        class_names = label_names or stored_names or ()
+        if label and not class_names:
+            raise InputError(
+                f"the labels in column {label!r} have no names, and all would have to be read to know the classes: "
+                "give label_names, in order"
+            )
+        columns = Columns(image, label, class_names, stored_names)
+        return StreamedImages(dataset, columns, decoder, size, known if images is None else images, buffer)
+    if not len(dataset):
+        raise InputError(f"{os.fspath(where)!r} has no image in its split {split!r}")
+    if label:
+        labels, class_names = labels_of(dataset, image, label, stored_names, label_names)
+    else:
+        labels, class_names = np.zeros(len(dataset), np.int64), ()
+    return Images(dataset.select_columns([image]), labels, class_names, decoder, size)

@@ -1,0 +1,193 @@
+"""finish: a trained model as a folder that says how it came about, and that folder on the Hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+
+from .. import __version__
+from ..errors import InputError, OutputError
+from ..hub import CARD, model_card, save_pretrained, write_whole
+from ..models import ImageTransformer
+from .presets import PRESETS
+from .progress import METRICS as RUN_METRICS
+from .recipe import Recipe
+
+RECIPE, METRICS = "recipe.json", "metrics.json"
+_BEFORE = "validation_"  # of what `Validation` measured, in a run's own file
+# The numbers of `Validation` in the card's words.
+_NAMES = {
+    "top1": "Top-1",
+    "top5": "Top-5",
+    "loss": "Cross-entropy",
+    "images": "Images",
+    "mask_iou": "mIoU of [CLS] attention",
+    "training_loss": "Loss in training, at the end",
+    "training_accuracy": "Accuracy in training, at the end",
+}
+
+
+def finish(
+    model: ImageTransformer,
+    folder: str | Path,
+    recipe: Recipe,
+    *,
+    data: str,
+    metrics: Mapping[str, Any],
+    preset: str = "",
+) -> Path:
+    """Writes a trained model with all that tells how it came about, to a folder that `create_model` loads.
+
+    Files are written whole or not at all: model.safetensors and config.json with the label names (`save_pretrained`),
+    recipe.json (`write_recipe`), metrics.json, and README.md, a model card of all that, if there is none yet.
+
+    Args:
+        model: The model, whole and on any device.
+        folder: Made if it does not exist.
+        recipe: What it was trained by, `resolved`.
+        data: What it was trained on, in words.
+        metrics: What was measured, as JSON holds it; names of `Validation` are spelt out in the card.
+        preset: Name in `PRESETS` that the recipe was made from, if it was.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: As `save_pretrained`.
+        OutputError: If the folder cannot be written.
+    """
+    edited = (Path(folder) / CARD).exists()  # perhaps by hand
+    folder = save_pretrained(model, folder)
+    write_recipe(folder, recipe, data=data, preset=preset)
+    _write_json(folder / METRICS, metrics)
+    if not edited:
+        card = "\n".join([model_card(model), *_about(model, recipe, data, metrics, preset)])
+        write_whole(folder / CARD, lambda path: path.write_text(card, encoding="utf-8"))
+    return folder
+
+
+def write_recipe(folder: Path, recipe: Recipe, *, data: str, preset: str = "") -> Path:
+    """Writes recipe.json: every number, the preset and its source, the data, and the versions that were at work.
+
+    Args:
+        folder: Which is there.
+        recipe: The numbers.
+        data: What is trained on, in words.
+        preset: Name in `PRESETS` that the recipe was made from, if it was.
+
+    Returns:
+        The file.
+
+    Raises:
+        OutputError: If it cannot be written.
+    """
+    about = {
+        "recipe": asdict(recipe),
+        "preset": preset or None,
+        "source": PRESETS[preset].source if preset else None,
+        "changed": _changed(recipe, preset),
+        "data": data,
+        "versions": {"whitebox_crate": __version__, "torch": torch.__version__},
+    }
+    return _write_json(folder / RECIPE, about)
+
+
+def last_metrics(run: Path) -> dict[str, Any]:
+    """The last of each number that `train` measured, from the folder of the run.
+
+    Returns:
+        Those of `Validation` by their names, and those of training itself with "training_" before them. Nothing if the
+        run has measured nothing.
+
+    Raises:
+        InputError: If the run's metrics cannot be read.
+    """
+    last: dict[str, Any] = {}
+    try:
+        for line in (run / RUN_METRICS).read_text().splitlines():
+            last.update(json.loads(line))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{run / RUN_METRICS} cannot be read: {error}; it is written by train") from error
+    measured = {name.removeprefix(_BEFORE): value for name, value in last.items() if name.startswith(_BEFORE)}
+    return {**measured, **{f"training_{name}": last[name] for name in ("loss", "accuracy", "left_out") if name in last}}
+
+
+def publish(folder: str | Path, repo_id: str, *, private: bool | None = None, token: str | bool | None = None) -> str:
+    """Uploads a folder to the Hub, so that weights, config, recipe, metrics and card go together.
+
+    The card then says to load the model from there, in the folder too; nothing else is changed.
+
+    Args:
+        folder: That `finish` or `save_pretrained` wrote.
+        repo_id: "org/name", made if it does not exist.
+        private: Whether a new repository is private; what its owner has set if None.
+        token: Access token; that of `hf auth login` or `HF_TOKEN` if None.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        OutputError: If there is no such folder, or the Hub cannot be reached or refuses; the folder stays whole.
+    """
+    api = HfApi(token=token, library_name="whitebox-crate", library_version=__version__)
+    try:
+        card = Path(folder, CARD).read_text(encoding="utf-8")
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        named = card.replace('"local-dir:PATH"', f'"hf-hub:{repo_id}"')
+        write_whole(Path(folder, CARD), lambda path: path.write_text(named, encoding="utf-8"))
+        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="A model and its recipe"))
+    except OutputError:
+        raise
+    except Exception as error:  # the client raises its own errors and those of HTTP and sockets
+        raise OutputError(
+            f"cannot push {folder} to {repo_id}: {error}; log in by 'hf auth login' with a token that may write, and "
+            "check the name. The folder is complete: 'hf upload' takes it as well"
+        ) from error
+
+
+def _changed(recipe: Recipe, preset: str) -> dict[str, Any]:
+    """What differs from the preset, but for steps that its epochs came to."""
+    if not preset:
+        return {}
+    before, now = asdict(PRESETS[preset].recipe), asdict(recipe)
+    derived = {"steps", "epochs"} if before["epochs"] and not now["epochs"] else set()
+    return {name: value for name, value in now.items() if value != before[name] and name not in derived}
+
+
+def _about(model: ImageTransformer, recipe: Recipe, data: str, metrics: Mapping[str, Any], preset: str) -> list[str]:
+    """What the card says beyond the model."""
+    lines = ["## Trained on", "", data, "", "## Measured", ""]
+    shown = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
+    if shown:
+        lines += ["| | |", "|---|---|"]
+        lines += [f"| {_NAMES.get(name, name)} | {_number(name, value)} |" for name, value in shown.items()]
+    else:
+        lines += ["Nothing: no validation data were given."]
+    lines += ["", "## Recipe", ""]
+    if preset:
+        changed = ", ".join(f"{name} {value}" for name, value in _changed(recipe, preset).items())
+        lines += [f"Preset `{preset}`: {PRESETS[preset].source}." + (f" Changed: {changed}." if changed else ""), ""]
+    lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in asdict(recipe).items())]
+    names = model.pretrained_cfg.label_names
+    lines += ["", "## Limits", ""]
+    lines += [f"It names the {len(names)} classes that it was trained on and nothing else. " if names else ""]
+    lines[-1] += "The numbers above hold for data like those that they were measured on."
+    return [*lines, ""]
+
+
+def _number(name: str, value: float) -> str:
+    if name in ("top1", "top5", "mask_iou"):
+        return f"{100 * value:.1f}%"
+    return f"{value:g}"
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> Path:
+    text = json.dumps(value, indent=1) + "\n"
+    write_whole(path, lambda temporary: temporary.write_text(text))
+    return path

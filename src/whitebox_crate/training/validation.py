@@ -1,0 +1,147 @@
+"""Validation: how well a model in training names images it is not trained on, and how well it shows where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import InputError
+from ..models import ImageTransformer
+from ..segmentation.attention import MaskRule, default_layer
+from ..segmentation.attention_eval import Record, score_image
+from ..segmentation.curves import layer_means
+from ..segmentation.datasets import LabelledImages
+from .batches import Batch
+from .loop import normalize
+
+
+class Ordered(Protocol):
+    """Labelled images one after the other: `open_images` gives them, streamed or not."""
+
+    def in_order(self, batch_size: int, size: int) -> Iterator[Batch]:
+        """Every image once, without augmentation; the last batch may be smaller."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What is measured on the way: of labelled images, of images with masks, or of both.
+
+    The processes of torch.distributed share the images: each takes every so many-th batch and mask, and all get the
+    numbers of all. Every process runs the model equally often, as sharded weights need.
+
+    Attributes:
+        images: Labelled images, their labels counted as the model's classes; None for none.
+        every: Steps between measurements; the last step has one too.
+        batch_size: Images at a time, of each process.
+        size: Side of the images in pixels, and the shorter one of those with masks; the model's own if None.
+        masks: Images with masks (`read_voc` and `read_folder` of `whitebox_crate.segmentation.datasets`), for a model
+            that takes images of any size.
+        rule: What an attention map's mask keeps, as of `attention_masks`.
+    """
+
+    images: Ordered | None
+    every: int
+    batch_size: int = 64
+    size: int | None = None
+    masks: LabelledImages | None = None
+    rule: MaskRule = "mass"
+
+    def measure(self, model: ImageTransformer) -> dict[str, float]:
+        """Measures a model, in evaluation mode, and leaves it in the mode that it was in.
+
+        Args:
+            model: Of this package.
+
+        Returns:
+            Of `images`: shares `top1` and `top5` (of the likeliest 5, or all classes if fewer), `loss` (cross-entropy
+            in float32, without label smoothing), how many `images`, and how many were `left_out`, if some could not be
+            decoded. Of `masks`: `mask_iou`, the mIoU of [CLS]
+            attention in `default_layer`, best head of each class of an image (arXiv 2308.16271, Figure 10).
+
+        Raises:
+            InputError: If there is no image, a label is no class of the model, a file cannot be read, or no mask has an
+                object.
+            WeightsError: If the model's attention is not finite.
+        """
+        training = model.training
+        model.eval()
+        try:
+            found = {} if self.images is None else self._classify(model, self.images)
+            if self.masks is not None:
+                found["mask_iou"] = self._segment(model, self.masks)
+        finally:
+            model.train(training)
+        return found
+
+    @torch.inference_mode()
+    def _classify(self, model: ImageTransformer, images: Ordered) -> dict[str, float]:
+        device, size = model.cls_token.device, self.size or min(model.img_size)
+        idle = torch.zeros(1, model.in_chans, size, size, device=device)
+        sums = torch.zeros(5, dtype=torch.float64)
+        for batch in _rounds(images.in_order(self.batch_size, size)):
+            if batch is None:
+                model(idle)
+                continue
+            _check_labels(batch.labels, model.num_classes)
+            labels = batch.labels.to(device)
+            logits = model(normalize(batch.images.to(device), model)).float()
+            likeliest = logits.topk(min(5, model.num_classes)).indices == labels[:, None]
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            counts = loss.new_tensor([len(labels), batch.left_out])
+            sums += torch.stack([likeliest[:, 0].sum(), likeliest.sum(), loss, *counts]).cpu()
+        if _world() > 1:
+            sums = sums.to(device)
+            dist.all_reduce(sums)
+        top1, top5, total, count, lost = sums.tolist()
+        if not count:
+            raise InputError("the validation data have no images; give others, or none")
+        found = {"top1": top1 / count, "top5": top5 / count, "loss": total / count, "images": int(count)}
+        return {**found, "left_out": int(lost)} if lost else found
+
+    def _segment(self, model: ImageTransformer, masks: LabelledImages) -> float:
+        records: list[tuple[str, Record]] = []
+        for name, pair in masks.items[_rank() :: _world()]:
+            size, names = self.size or min(model.img_size), masks.class_names
+            scored = score_image(model, pair, size=size, rules=[self.rule], void=masks.void, class_names=names)
+            records.append((name, scored))
+        shares = [records] * _world()
+        if _world() > 1:
+            dist.all_gather_object(shares, records)
+        means = layer_means(record for share in shares for record in share)
+        return means.best_head[self.rule][default_layer(model)]
+
+
+def _rounds(batches: Iterator[Batch]) -> Iterator[Batch | None]:
+    """This process's batches, then None while another process still has some."""
+    rank, world = _rank(), _world()
+    if world == 1:
+        yield from batches
+        return
+    while True:
+        group = [next(batches, None) for _ in range(world)]
+        if group[0] is None:
+            return
+        yield group[rank]
+
+
+def _check_labels(labels: Tensor, classes: int) -> None:
+    smallest, largest = (int(value) for value in labels.aminmax())
+    if not 0 <= smallest <= largest < classes:
+        raise InputError(
+            f"validation labels go from {smallest} to {largest}, and the model has {classes} classes; give the "
+            "validation data the class names of the training data"
+        )
+
+
+def _world() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _rank() -> int:
+    return dist.get_rank() if _world() > 1 else 0
