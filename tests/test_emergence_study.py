@@ -28,7 +28,7 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-measures, study, page = load("measures"), load("study"), load("page")
+measures, plan, study, tables, page = (load(name) for name in ("measures", "plan", "study", "tables", "page"))
 GRID = (4, 5)
 
 
@@ -135,12 +135,12 @@ def toy_sources() -> object:
     shapes[torch.arange(4), torch.arange(4) % 3, 2:14, 4:12] = 255
     grounds = torch.randint(0, 256, (4, 3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     drawn = Composites(Objects(shapes, torch.arange(4) % 2, ("a", "b")), grounds, size=12)
-    return study.Sources(drawn, drawn, drawn, drawn, group_by_object=False)
+    return plan.Sources(drawn, drawn, drawn, drawn, group_by_object=False)
 
 
 def tiny_scale() -> object:
     model = {"img_size": 12, "patch_size": 3, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 2}
-    return study.Scale(model, {"batch_size": 4, "sizes": (12,), "size_starts": (0.0,)}, images=64)
+    return plan.Scale(model, {"batch_size": 4, "sizes": (12,), "size_starts": (0.0,)}, images=64)
 
 
 def without_seconds(record: object) -> object:
@@ -154,7 +154,7 @@ def test_a_killed_run_ends_with_the_record_of_one_that_was_not(
     variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(study.SCALES, "toy", tiny_scale())
-    run = study.Run("test", "toy", variant, 0, 1e-3, steps=4, points=2)
+    run = plan.Run("test", "toy", variant, 0, 1e-3, steps=4, points=2)
     whole = study.execute(run, toy_sources(), tmp_path / "whole")
 
     measure, calls = study.measure, iter(range(100))
@@ -178,25 +178,46 @@ def test_a_killed_run_ends_with_the_record_of_one_that_was_not(
 
 
 def test_runs_are_named_apart_and_balanced() -> None:
-    runs = study.table()
+    runs = plan.table()
     assert len({run.name for run in runs}) == len(runs)
     main = [run for run in runs if run.part == "main" and run.data == "garments"]
-    for first in range(0, len(main), len(study.COMPARED)):
-        assert {run.variant for run in main[first : first + len(study.COMPARED)]} == set(study.COMPARED)
-    assert all(run.seed in study.SEEDS for run in main)
-    assert all(run.seed not in study.SEEDS for run in runs if run.part == "tuning")
+    for first in range(0, len(main), len(plan.COMPARED)):
+        assert {run.variant for run in main[first : first + len(plan.COMPARED)]} == set(plan.COMPARED)
+    assert all(run.seed in plan.SEEDS for run in main)
+    assert all(run.seed not in plan.SEEDS for run in runs if run.part == "tuning")
 
 
 @torch.no_grad()
 def test_what_is_compared_starts_alike() -> None:
     """Products by the same uniform law of their width, and tokens to learn by the normal one."""
     for variant in ("crate_mlp", "crate_mhsa", "vit"):
-        model = study.make_model(study.Run("main", "garments", variant, 0, None, 1))
+        model = plan.make_model(plan.Run("main", "garments", variant, 0, None, 1))
         for module in model.blocks.modules():
             if isinstance(module, torch.nn.Linear):
                 assert float(module.weight.std() * module.in_features**0.5) == pytest.approx(3**-0.5, rel=0.05)
         assert float(model.pos_embed.std()) == pytest.approx(1, rel=0.05)
         assert float(model.cls_token.std()) == pytest.approx(1, rel=0.3)
+
+
+def _apart(tokens: torch.Tensor) -> torch.Tensor:
+    """Every patch opposite to [CLS]."""
+    return torch.cat([tokens[:, :1], -tokens[:, :1].expand_as(tokens[:, 1:])], dim=1)
+
+
+def test_a_cls_that_looks_at_itself_alone_ranks_no_patch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(plan.SCALES, "toy", tiny_scale())
+    model = plan.make_model(plan.Run("main", "toy", "crate", 0, None, 1)).eval()
+    with torch.no_grad():
+        model.blocks[1].attention.qkv.weight *= 1e3
+        model.blocks[1].norm1.register_forward_hook(lambda _, __, tokens: _apart(tokens))
+    drawn = study.draw(toy_sources().scoring, 8, 12, seed=0)
+    _, maps = study.look(model, drawn)
+    assert maps.shape == (8, 2, 3, 4, 4) and maps[:, 0].std() > 0
+    assert torch.equal(maps[:, 1], torch.full_like(maps[:, 1], 1 / 16))
+    scored = measures.all_measures(maps, drawn[0].masks[:, None, None])
+    assert torch.equal(scored["iou_mean"][:, 1], torch.zeros(8, 3))  # nothing is marked
+    shares = measures.shares_of(drawn[0].masks, (4, 4)).mean((-2, -1))
+    torch.testing.assert_close(scored["average_precision"][:, 1], shares[:, None].expand(8, 3))
 
 
 def test_flops_are_those_of_every_product() -> None:
@@ -228,25 +249,25 @@ def toy_results() -> dict[str, object]:
 
 
 def test_readings_take_the_layer_they_say() -> None:
-    crate = page.select(toy_results(), "main", "garments", "crate")[0]
+    crate = tables.select(toy_results(), "main", "garments", "crate")[0]
     assert crate["seed"] == 0
-    assert page.READINGS["best head"]["AP"](crate) == pytest.approx(0.6)
-    assert page.READINGS["one map"]["AP"](crate) == 0.4  # of the layer that was chosen on objects of training
-    assert page.chosen(crate, "average_precision") == (0, 1)
-    assert page.READINGS["one map"]["MaskCut, IoU"](crate) is None
+    assert tables.READINGS["best head"]["AP"](crate) == pytest.approx(0.6)
+    assert tables.READINGS["one map"]["AP"](crate) == 0.4  # of the layer that was chosen on objects of training
+    assert tables.chosen(crate, "average_precision") == (0, 1)
+    assert tables.READINGS["one map"]["MaskCut, IoU"](crate) is None
 
 
 def test_seeds_are_paired_and_what_excludes_nothing_is_bold() -> None:
-    table = page.TABLES["heads_differences"](toy_results(), "garments").splitlines()
-    cells = next(line for line in table if line.startswith("| CRATE, ViT |")).split(" | ")
+    table = tables.TABLES["heads_differences"](toy_results(), "garments").splitlines()
+    cells = next(line for line in table if line.startswith("| CRATE; ViT |")).split(" | ")
     mean, half = measures.interval([0.3, 0.31])  # seed 2 has no partner
     assert cells[1:3] == ["2", f"**{mean:.3f} ± {half:.3f}**"]
-    assert page.cell([0.1, -0.1], null=0) == f"0.000 ± {measures.interval([0.1, -0.1])[1]:.3f}"
-    assert (page.cell([0.5]), page.cell([None])) == ("0.500", "–")
+    assert tables.cell([0.1, -0.1], null=0) == f"0.000 ± {measures.interval([0.1, -0.1])[1]:.3f}"
+    assert (tables.cell([0.5]), tables.cell([None])) == ("0.500", "–")
 
 
 def test_the_page_says_what_was_measured() -> None:
     text = page.PAGE.read_text(encoding="utf-8")
     results = json.loads(page.RESULTS.read_text(encoding="utf-8"))
-    assert set(re.findall(r"<!-- table: (\w+) ", text)) == set(page.TABLES)
+    assert set(re.findall(r"<!-- table: (\w+) ", text)) == set(tables.TABLES)
     assert page.fill(text, results) == text, "python docs/studies/emergence/page.py renews the tables"

@@ -1,0 +1,193 @@
+"""Which networks are trained on what, and how long: the runs of the emergence study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from whitebox_crate import ImageTransformer, create_model
+from whitebox_crate.training import Composites, garments, noise_backgrounds, photographs, wallpapers
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "crate": ("crate_nano", {}),
+    "crate_sth": ("crate_nano", {"threshold": "soft"}),
+    "crate_mlp": ("crate_mlp", {}),
+    "crate_mhsa": ("crate_mhsa", {}),
+    "vit": ("vit_nano", {}),
+    "vit_timm": ("vit_nano", {}),
+}
+COMPARED = ("crate", "crate_sth", "crate_mlp", "crate_mhsa", "vit")  # all of them start alike: `start_like_crate`
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What all runs on one kind of data share: the shape of the networks, of the training and of the measuring.
+
+    Attributes:
+        model: Options of every variant.
+        recipe: Options of `Recipe`.
+        images: How many a measurement takes at the end; a quarter of them at the points.
+    """
+
+    model: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    images: int = 1024
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        part: Of the study: "tuning", "main", "half", "start" or "why".
+        data: "garments" or "photographs".
+        variant: One of `VARIANTS`.
+        seed: Of weights and data.
+        learning_rate: At its peak; None for the one that named most in the tuning of the variant.
+        steps: Of training.
+        options: Of the model, beside those of its scale.
+        points: In how many equal parts training is measured, besides before it.
+        maps: Whether maps are measured, and not accuracy alone: what is chosen by a run is chosen without them.
+    """
+
+    part: str
+    data: str
+    variant: str
+    seed: int
+    learning_rate: float | None
+    steps: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    points: int = 1
+    maps: bool = True
+
+    @property
+    def name(self) -> str:
+        changed = "".join(f"-{key}={value}" for key, value in self.options.items())
+        rate = "" if self.learning_rate is None else f"-{self.learning_rate:g}"
+        return f"{self.part}-{self.data}-{self.variant}{changed}{rate}-{self.steps}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where composites come from.
+
+    Attributes:
+        training: What the networks learn.
+        choosing: What a head is chosen on: objects of training.
+        naming: What accuracy is measured on: objects of known classes that are new, or over new backgrounds.
+        scoring: What maps are measured on: objects never trained on, over new backgrounds.
+        group_by_object: Whether images that share a label share an object, so that intervals are over labels.
+    """
+
+    training: Composites
+    choosing: Composites
+    naming: Composites
+    scoring: Composites
+    group_by_object: bool
+
+
+SCALES = {
+    "garments": Scale(
+        model={"img_size": 32, "patch_size": 4, "embed_dim": 64, "depth": 6, "num_heads": 4, "num_classes": 10},
+        recipe={"batch_size": 32, "curriculum": 0.7, "sizes": (16, 24, 32), "size_starts": (0.0, 0.4, 0.7)},
+    ),
+    "photographs": Scale(
+        model={"img_size": 48, "patch_size": 6, "embed_dim": 64, "depth": 6, "num_heads": 4, "num_classes": 258},
+        recipe={"batch_size": 32, "curriculum": 0.5, "sizes": (36, 48), "size_starts": (0.0, 0.5)},
+    ),
+}
+
+
+@lru_cache
+def sources(data: str) -> Sources:
+    """The composites of "garments" or "photographs"; masks are never asked for in training."""
+    if data == "garments":
+        learnt, new = garments("train"), garments("test")
+        grounds, new_grounds = noise_backgrounds(2000, 64, seed=0), noise_backgrounds(500, 64, seed=1)
+        training, scoring = Composites(learnt, grounds), Composites(new, new_grounds)
+        return Sources(training, training, scoring, scoring, group_by_object=False)
+    learnt, new = photographs("train"), photographs("held_out")
+    grounds, new_grounds = wallpapers("train"), wallpapers("held_out", count=500)
+    training = Composites(learnt, grounds)
+    return Sources(
+        training, training, Composites(learnt, new_grounds), Composites(new, new_grounds), group_by_object=True
+    )
+
+
+def make_model(run: Run) -> ImageTransformer:
+    """The network of a run as it is before training."""
+    torch.manual_seed(run.seed)
+    name, options = VARIANTS[run.variant]
+    model = create_model(name, **{**SCALES[run.data].model, "dynamic_img_size": True, **options, **run.options})
+    if run.variant == "vit":
+        start_like_crate(model)
+    return model
+
+
+def start_like_crate(model: ImageTransformer) -> None:
+    """Draws a ViT's weights, [CLS] and positions as CRATE's are drawn, with deviations that fit the width.
+
+    timm's are 0.02 and less at any width. At width 64 that is so little that the ViT, as "vit_timm", hardly learns.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.reset_parameters()
+    nn.init.normal_(model.cls_token)
+    nn.init.normal_(model.pos_embed)
+
+
+# --- the runs -----------------------------------------------------------------------------------------------
+
+SEEDS = (0, 1, 2)
+TUNING_SEED, TUNING_STEPS = 100, 300
+GRID = (2e-4, 4e-4, 8e-4, 1.6e-3)
+STEPS = {"garments": 1000, "photographs": 2000}
+
+
+def table() -> list[Run]:
+    """Every run, in the order in which they are made: what exists at any moment is balanced."""
+    tuning = [
+        Run("tuning", "garments", variant, TUNING_SEED, rate, TUNING_STEPS, maps=False)
+        for rate in GRID
+        for variant in VARIANTS
+    ]
+    main = [
+        Run("main", data, variant, seed, None, STEPS[data], points=6)
+        for data in STEPS
+        for seed in SEEDS
+        for variant in COMPARED
+    ]
+    half = [Run("half", data, "vit", seed, None, STEPS[data] // 2) for data in STEPS for seed in SEEDS]
+    start = [Run("start", data, "vit_timm", seed, None, STEPS[data]) for data in STEPS for seed in SEEDS]
+    crossed = [  # each start at the rate of the other
+        Run("crossed", "garments", variant, seed, rate, STEPS["garments"])
+        for seed in SEEDS
+        for variant, rate in (("vit", 2e-4), ("vit_timm", 8e-4))
+    ]
+    why = [
+        Run("why", "garments", "crate", seed, None, STEPS["garments"], options)
+        for seed in SEEDS
+        for options in (
+            {"step_size": 0.05},
+            {"step_size": 0.2},
+            {"sparsity": 0.0},
+            {"sparsity": 0.3},
+            {"depth": 3},
+            {"patch_size": 2},
+            {"patch_size": 8},
+            {"num_heads": 2},
+            {"num_heads": 8},
+            {"skip": "normalized"},
+        )
+    ]
+    controlled = [*main, *half, *start]
+    return [*tuning, *_on("garments", controlled), *crossed, *_on("photographs", controlled), *why]
+
+
+def _on(data: str, runs: Sequence[Run]) -> list[Run]:
+    return [run for run in runs if run.data == data]
