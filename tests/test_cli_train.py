@@ -116,6 +116,7 @@ class TestComposites:
         assert run(*words, "--out", tmp_path / "out") == 0
         lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines if "validation_mask_iou" in line] == [2, 3]
+        assert run(*words, "--validate-every", 0, "--out", tmp_path / "never") == 1
         assert 0 < read(tmp_path / "out" / "model" / "metrics.json")["mask_iou"] < 1
 
 
@@ -139,7 +140,7 @@ class TestOwnImages:
         assert written == read(tmp_path / "recipe.json")
         assert written["preset"] == "imagenet1k" and written["recipe"]["steps"] == 6  # 2 epochs of 18 images
         assert written["changed"] == {
-            **{"batch_size": 6, "learning_rate": 1e-3, "flip": False},
+            **{"epochs": 2, "batch_size": 6, "learning_rate": 1e-3, "flip": False},
             **{"sizes": [12]},
         }
         metrics = read(folder / "metrics.json")
@@ -154,7 +155,6 @@ class TestOwnImages:
         ("more", "preset", "changed"),
         [
             (["--preset", "finetune"], "finetune", {}),
-            (["--preset", "linear-probe"], "linear-probe", {}),
             (["--preset", "imagenet21k", "--crop", "random"], "imagenet21k", {"crop": "random"}),
         ],
     )
@@ -165,7 +165,7 @@ class TestOwnImages:
         written = read(tmp_path / "recipe.json")
         assert written["preset"] == preset
         kept = {key: value for key, value in written["changed"].items() if key not in ("batch_size", "sizes")}
-        assert kept == changed
+        assert kept == {"steps": 1, "epochs": 0, **changed}
         assert written["recipe"]["steps"] == 1 and written["recipe"]["epochs"] == 0
 
     def test_weights_to_start_from_bring_size_mean_and_licence_and_get_a_new_head(
@@ -261,7 +261,10 @@ class TestOwnImages:
         (["--pretrained", "crate_nano", "--model", "vit_nano"], "--model vit_nano"),
         (["--epochs", "2"], "--steps"),
         (["--preset", "finetune"], "--steps"),
+        (["--preset", "linear-probe"], "give them by --pretrained"),
         (["--streaming"], "--streaming"),
+        (["--crop", "random", "--label-column", "x"], "leave --label-column, --crop out"),
+        (["--epochs", "2", "--steps", "3"], "give one of them"),
         (["--validation", "held_out"], "./FOLDER"),
         (["--data", "garments", "--backgrounds", "x"], "--backgrounds"),
         (["--data", "no/such_folder", "--label-names", "gone.txt"], "gone.txt"),

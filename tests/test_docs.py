@@ -170,6 +170,17 @@ def test_the_card_says_what_was_measured(measured: Path) -> None:
     assert (chosen["layer"], chosen["head"]) == (facts.attention_layer, facts.attention_head)
 
 
+@pytest.mark.parametrize(
+    "measured", sorted((ROOT / "docs" / "cards" / "validation").glob("*.json")), ids=lambda p: p.name
+)
+def test_the_card_says_how_its_weights_were_chosen(measured: Path) -> None:
+    found = json.loads(measured.read_text())["crate"]
+    (mean, half), best = found["mean"]["chosen"]["iou"], found["mean"]["best_head_by_layer"][4][0]
+    named = [found[f"accuracy_{where}_backgrounds"] for where in ("training", "held_out")]
+    row = f"(validation/{measured.name})) | {mean:.3f} ± {half:.3f} | {best:.3f} | {named[0]:.1%} | {named[1]:.1%} |"
+    assert row in (ROOT / "docs" / "cards" / "crate_nano.md").read_text(encoding="utf-8")
+
+
 def test_the_page_on_weights_says_what_was_measured() -> None:
     measured = json.loads((ROOT / "docs" / "benchmarks" / "load.json").read_text())
     table = runpy.run_path(str(ROOT / "docs" / "benchmarks" / "load.py"))["table"]

@@ -25,9 +25,9 @@ class Numbered:
         self.images = torch.rand(count, 3, SIDE, SIDE, generator=generator)
         self.labels = torch.arange(count) % classes
 
-    def in_order(self, batch_size: int, size: int) -> Iterator[Batch]:
+    def in_order(self, batch_size: int, size: int, *, rank: int, world: int) -> Iterator[Batch]:
         assert size == SIDE
-        for start in range(0, len(self.images), batch_size):
+        for start in range(rank * batch_size, len(self.images), world * batch_size):
             part = slice(start, start + batch_size)
             yield Batch(self.images[part], self.labels[part])
 

@@ -17,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -88,11 +88,11 @@ class Step:
         return time.perf_counter() - begun
 
 
-def timed_next(source: Iterator[Batch]) -> tuple[Batch, float]:
-    """The next batch, and the seconds that it took."""
-    begun = time.perf_counter()
+def timed_next(source: Iterator[Batch], clock: Callable[[], float] = time.perf_counter) -> tuple[Batch, float]:
+    """The next batch, and the seconds that it took by a clock."""
+    begun = clock()
     batch = next(source)
-    return batch, time.perf_counter() - begun
+    return batch, clock() - begun
 
 
 def measure(root: Path, batch_size: int, rounds: int) -> dict[str, list[dict[str, float]]]:
@@ -106,6 +106,7 @@ def measure(root: Path, batch_size: int, rounds: int) -> dict[str, list[dict[str
             for _ in range(1 + AHEAD * workers):
                 next(source)
             alone = [timed_next(source)[1] for _ in range(4)]
+            core = [timed_next(source, time.process_time)[1] for _ in range(4)]  # of this process, whatever else runs
             waits, steps = [], []
             for _ in range(2):
                 batch, wait = timed_next(source)
@@ -113,7 +114,7 @@ def measure(root: Path, batch_size: int, rounds: int) -> dict[str, list[dict[str
                 steps.append(step(batch))
             del source
             if number:
-                means = {"batch": alone, "wait": waits, "step": steps}
+                means = {"batch": alone, "core": core, "wait": waits, "step": steps}
                 seconds[f"{crop}, {workers}"].append({name: statistics.mean(of) for name, of in means.items()})
         print(f"round {number} of {rounds}{'' if number else ' (warming up)'}", file=sys.stderr, flush=True)
     return seconds
@@ -127,6 +128,11 @@ def summary(seconds: dict[str, list[dict[str, float]]], batch_size: int, picture
             "images_per_second": round(statistics.median(batch_size / r["batch"] for r in rounds), 1),
             "step_seconds": round(statistics.median(r["step"] for r in rounds), 4),
             "wait_seconds": round(statistics.median(r["wait"] for r in rounds), 4),
+            **(
+                {}
+                if name.endswith("1")  # a worker's time is not this process's
+                else {"images_per_core_second": round(statistics.median(batch_size / r["core"] for r in rounds), 1)}
+            ),
             "share": round(statistics.median(r["wait"] / (r["wait"] + r["step"]) for r in rounds), 4),
         }
     return {
@@ -146,13 +152,14 @@ def summary(seconds: dict[str, list[dict[str, float]]], batch_size: int, picture
 def table(results: dict[str, Any]) -> str:
     """The measurements in Markdown."""
     rows = [
-        "| Crop | Workers | Batches alone | Training step | Waiting for a batch | Share of the whole |",
-        "|---|---|---|---|---|---|",
+        "| Crop | Workers | Batches alone | of a core | Training step | Waiting for a batch | Share of the whole |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, case in results["cases"].items():
         crop, workers = name.split(", ")
         rows.append(
-            f"| {crop} | {workers} | {case['images_per_second']:.0f} images/s | {case['step_seconds']:.2f} s | "
+            f"| {crop} | {workers} | {case['images_per_second']:.0f} images/s | "
+            f"{case.get('images_per_core_second', '–')} | {case['step_seconds']:.2f} s | "
             f"{1000 * case['wait_seconds']:.0f} ms | {case['share']:.1%} |"
         )
     return "\n".join(rows)

@@ -113,7 +113,7 @@ def data(results: dict[str, Any]) -> str:
 
 def decoded(results: dict[str, Any]) -> float:
     """JPEGs that one core decodes and crops in a second."""
-    return float(results["loading"]["cases"]["centre, 0"]["images_per_second"])
+    return float(results["loading"]["cases"]["centre, 0"]["images_per_core_second"])
 
 
 def feeding(results: dict[str, Any]) -> str:

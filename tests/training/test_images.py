@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import tarfile
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -113,7 +114,11 @@ def test_every_kind_of_data_gives_all_pictures_with_their_labels(twelve: Path, s
     images = open_images(twelve, streaming=streaming, size=4, label_names=CLASSES if streaming else None)
     assert isinstance(images, StreamedImages if streaming else Images)
     assert images.class_names == (tuple("012") if twelve.name == "tar" and not streaming else CLASSES)
+    shares = [[*images.in_order(5, rank=rank, world=4)] for rank in range(4)]
     batches = list(images.in_order(5))
+    for number, batch in enumerate(batches):  # some process may have none
+        assert torch.equal(shares[number % 4][number // 4].images, batch.images)
+    assert sum(map(len, shares)) == len(batches)
     assert [len(batch.images) for batch in batches] == [5, 5, 2]
     found = {n: int(label) for batch in batches for n, label in zip(numbers(batch), batch.labels, strict=True)}
     assert found == {number: number % 3 for number in range(12)}
@@ -251,10 +256,11 @@ def test_the_places_of_damaged_pictures_are_taken_by_others_and_counted(tmp_path
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.filterwarnings("ignore:left out")
 def test_to_measure_damaged_pictures_are_missing_and_counted(tmp_path: Path, streaming: bool) -> None:
-    lost = damage(make_folder(tmp_path))
+    lost = [*damage(make_folder(tmp_path)), 11]  # the last one too
+    next(tmp_path.rglob("*011.png")).write_text("text")
     batches = list(open_images(tmp_path, size=2, streaming=streaming).in_order(1))
     assert sorted(n for batch in batches for n in numbers(batch)) == [n for n in range(12) if n not in lost]
-    assert sum(batch.left_out for batch in batches) == 2
+    assert sum(batch.left_out for batch in batches) == 3
 
 
 @pytest.mark.filterwarnings("ignore:left out")
@@ -321,6 +327,16 @@ def test_a_stream_goes_on_as_if_it_had_never_stopped(
     for start in starts:
         later = take(images, plan, range(start, 8), workers, rank=1, world=2)
         assert same(later, whole[start * accumulation :])
+
+
+def test_shards_that_each_worker_reads_whole_are_told(tmp_path: Path) -> None:
+    images = streamed(make_parquet(tmp_path / "data", shards=(4, 4, 4)))
+    with pytest.warns(UserWarning, match="3 shards are no multiple of 2"):
+        take(images, recipe(2), range(1), workers=0, world=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        take(images, recipe(3), range(1), workers=0, world=3)
+        take(images, recipe(2), range(1), workers=0, rank=1, world=2)  # once is enough
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -391,6 +407,8 @@ def test_a_streamed_label_out_of_range_is_refused(tmp_path: Path, bad: int | Non
     images = streamed(make_parquet(tmp_path / "data", labels=[0, 1, bad]))
     with pytest.raises(InputError, match=f"image 2 of the stream has the label {bad}, .* 3 classes .*0 to 2"):
         list(images.in_order(12))
+    with pytest.raises(InputError, match=rf"^image \d+ of the stream has the label {bad}, "):  # no traceback before it
+        take(images, recipe(12), range(1), workers=1)
 
 
 # Labels and columns.

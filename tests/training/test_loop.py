@@ -436,7 +436,7 @@ def test_a_half_written_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
 def test_a_folder_belongs_to_one_recipe(tmp_path: Path, changed: dict[str, Any]) -> None:
     train(make(), Colours(), short(), tmp_path, checkpoint_every=2, stop_at=2)
     model, source = make(seed=1), Colours()
-    with pytest.raises(WeightsError, match=rf"another recipe or model \(now .*{next(iter(changed))}.*another folder"):
+    with pytest.raises(WeightsError, match=rf"another recipe, .*\({next(iter(changed))} was .* is .*another folder"):
         train(model, source, short(**changed), tmp_path)
     assert source.drawn == [] and same(weights(model), weights(make(seed=1)))
     assert content(tmp_path) == ["checkpoint-0000002"]
@@ -447,8 +447,19 @@ def test_a_folder_belongs_to_one_recipe(tmp_path: Path, changed: dict[str, Any])
 )
 def test_a_folder_belongs_to_one_model(tmp_path: Path, other: dict[str, Any]) -> None:
     train(make(), Colours(), short(), tmp_path, checkpoint_every=2, stop_at=2)
-    with pytest.raises(WeightsError, match=r"another (recipe or )?model.*another folder"):
+    with pytest.raises(WeightsError, match=r"another (recipe, )?model.*another folder"):
         train(make(**other), Colours(), short(), tmp_path)
+
+
+def test_a_folder_belongs_to_data_of_the_same_classes(tmp_path: Path) -> None:
+    for names in (("a", "b", "c"), ("a", "b", "d")):
+        model = make()
+        model.pretrained_cfg = PretrainedCfg(label_names=names)
+        if names[-1] == "d":
+            with pytest.raises(WeightsError, match=r"data.*label_names was .*'c'.* is .*'d'.*another folder"):
+                train(model, Colours(), short(), tmp_path)
+        else:
+            train(model, Colours(), short(), tmp_path, checkpoint_every=2, stop_at=2)
 
 
 def test_a_run_of_another_model_is_not_gone_on_with(tmp_path: Path) -> None:
@@ -539,13 +550,16 @@ def test_a_label_that_is_no_class_is_refused(tmp_path: Path, wrong: int) -> None
         train(make(), Mislabelled(), short(), tmp_path)
 
 
-def test_arguments_that_mean_nothing(tmp_path: Path) -> None:
+def test_arguments_that_mean_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)  # none is installed
     with pytest.raises(InputError, match="a batch of 4 images cannot be divided among 1 processes x 3 parts"):
         train(make(), Colours(), short(accumulation=3), tmp_path / "out")
     with pytest.raises(InputError, match="workers is at least 0, not -1"):
         train(make(), Colours(), short(), tmp_path / "out", workers=-1)
     with pytest.raises(InputError, match=r"with trackers \['nobody'\] here"):
         train(make(), Colours(), short(), tmp_path / "out", trackers=["nobody"])
+    with pytest.raises(MissingExtraError, match=r"trackers not installed: \['tensorboard'\]"):
+        train(make(), Colours(), short(), tmp_path / "out", trackers=["tensorboard"])
     for every in ({"checkpoint_every": 0}, {"log_every": -1}, {"validation": Looks(0, [])}):
         with pytest.raises(InputError, match="at least 1"):
             train(make(), Colours(), short(), tmp_path / "out", **every)

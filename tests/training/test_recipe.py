@@ -19,6 +19,13 @@ from whitebox_crate.training import Recipe
     [
         ({"steps": 0}, InputError, "at least 1"),
         ({"batch_size": 0}, InputError, "at least 1"),
+        ({"sizes": (0,), "size_starts": (0.0,)}, InputError, "at least 1"),
+        ({"epochs": math.nan}, InputError, "epochs is finite and at least 0, not nan"),
+        ({"learning_rate": -1e-3}, InputError, "learning_rate is finite and at least 0"),
+        ({"weight_decay": math.inf}, InputError, "weight_decay is finite"),
+        ({"warmup": 3}, InputError, "warmup is from 0 to 1, not 3"),
+        ({"label_smoothing": -0.1}, InputError, "label_smoothing is from 0 to 1"),
+        ({"clip_norm": 0}, InputError, "more than 0"),
         ({"sizes": ()}, InputError, "need one start each"),
         ({"sizes": (12, 18)}, InputError, "need one start each"),
         ({"size_starts": (0.5,)}, InputError, "from 0 upwards"),

@@ -17,7 +17,7 @@ from whitebox_crate.errors import InputError, OutputError
 from whitebox_crate.models import Crate, ImageTransformer
 from whitebox_crate.training import Recipe
 from whitebox_crate.training.presets import PRESETS
-from whitebox_crate.training.results import finish, publish
+from whitebox_crate.training.results import finish, last_metrics, publish
 
 LABELS = ("a", "b", "c", "d", "e")
 METRICS = {"top1": 0.9312, "loss": 0.25, "images": 40}
@@ -73,6 +73,14 @@ def test_a_card_that_was_edited_stays_and_the_rest_is_replaced(model: ImageTrans
     finish(model, tmp_path, Recipe(), data="mine", metrics=METRICS)
     assert (tmp_path / "README.md").read_text() == "mine"
     assert json.loads((tmp_path / "metrics.json").read_text()) == METRICS
+
+
+def test_the_last_of_each_number_counts_and_of_pictures_left_out_the_sum(tmp_path: Path) -> None:
+    records = [{"step": 1, "loss": 2.0, "left_out": 3}, {"step": 1, "validation_top1": 0.5, "validation_left_out": 1}]
+    records += [{"step": 2, "loss": 1.0}, {"step": 3, "loss": 1.5, "left_out": 2}]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    expected = {"top1": 0.5, "left_out": 1, "training_loss": 1.5, "training_left_out": 5}
+    assert last_metrics(tmp_path) == expected
 
 
 def test_a_model_that_cannot_be_saved_leaves_nothing(tmp_path: Path) -> None:

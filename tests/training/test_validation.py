@@ -64,8 +64,8 @@ def test_it_is_what_the_model_says_of_normalised_images() -> None:
 
 def test_pictures_that_could_not_be_decoded_are_counted() -> None:
     class Damaged(Numbered):
-        def in_order(self, batch_size: int, size: int) -> Iterator[Batch]:
-            for batch, lost in zip(super().in_order(batch_size, size), (0, 2, 1), strict=True):
+        def in_order(self, batch_size: int, size: int, **share: int) -> Iterator[Batch]:
+            for batch, lost in zip(super().in_order(batch_size, size, **share), (0, 2, 1), strict=True):
                 yield replace(batch, left_out=lost)
 
     found = Validation(Damaged(), every=1, batch_size=4).measure(model_of())

@@ -170,9 +170,10 @@ def paired(firsts: Sequence[Record], seconds: Sequence[Record]) -> list[tuple[Re
 
 
 def compared(pairs: Sequence[tuple[Record, Record]], read: Reading, ratio: bool = False) -> list[float]:
-    """The first minus the second of each pair, or over it, where both have the value."""
-    values = [(read(first), read(second)) for first, second in pairs]
-    return [a / b if ratio else a - b for a, b in values if a is not None and b is not None]
+    """The first minus the second of each pair, or over it unless that is zero, where both have the value."""
+    read_pairs = [(read(first), read(second)) for first, second in pairs]
+    known = [(a, b) for a, b in read_pairs if a is not None and b is not None]
+    return [a / b for a, b in known if b] if ratio else [a - b for a, b in known]
 
 
 def equal_accuracy_table(results: Record, data: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,10 @@ from ..training.validation import Validation
 from ._common import command, option, positive
 
 COMPOSITES = ("photographs", "garments")
+OF_FILES = (  # what composites have no use for
+    *("streaming", "images", "label_names", "subset", "revision", "image_column", "label_column"),
+    *("crop", "flip"),
+)
 
 
 class _Data(NamedTuple):
@@ -120,14 +125,16 @@ def _recipe(options: argparse.Namespace) -> tuple[str, Recipe]:
     """The name of the preset, and its recipe with what was given in place of its own."""
     if options.model and options.pretrained:
         raise InputError(f"--pretrained {options.pretrained} names the model too: leave --model {options.model} out")
+    if options.preset == "linear-probe" and not options.pretrained:
+        raise InputError("a linear probe tells what weights know: give them by --pretrained")
     composites = options.data in COMPOSITES
     name = options.preset or ("composites" if composites else "finetune" if options.pretrained else "imagenet1k")
     recipe = PRESETS[name].recipe
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Recipe)}
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     given = {key: value for key, value in given.items() if value is not None}
-    if "steps" in given:
-        given.setdefault("epochs", 0.0)
+    if "steps" in given and given.setdefault("epochs", 0.0):
+        raise InputError(f"--steps {options.steps} and --epochs {options.epochs:g} say the same: give one of them")
     with weightless():  # the options are looked at before data are read, and the size is that of the weights
         model = create_model(_name(options), **_options(options))
     if "sizes" not in given and len(recipe.sizes) == 1:
@@ -156,8 +163,10 @@ def _open(options: argparse.Namespace, recipe: Recipe) -> _Data:
         of = f" of {len(images.class_names)} classes" if recipe.trains != "pixels" else ""
         known = "images" if count is None else f"{count:,} images"
         return _Data(images, images.class_names, count, f"{options.data}, {options.split}: {known}{of}")
-    if options.streaming or options.split != "train" or options.label_names:
-        raise InputError(f"{options.data} are drawn, not read: they have no --streaming, --split and --label-names")
+    given = ["split"] * (options.split != "train") + [name for name in OF_FILES if getattr(options, name)]
+    if given:
+        flags = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise InputError(f"{options.data} are drawn, not read: leave {flags} out")
     if options.data == "photographs":
         objects, backgrounds = photographs("train"), wallpapers("train")
         if options.backgrounds:
@@ -234,9 +243,11 @@ def _validation(options: argparse.Namespace, recipe: Recipe, data: _Data) -> Val
     if images is None and masks is None:
         return None
     unit = 1.0 if data.images is None else data.images / recipe.batch_size
-    wanted = options.validate_every or (options.checkpoint_every if data.images is None else 1.0)
-    if wanted < 0:
-        raise InputError(f"--validate-every is a number of epochs or steps, not {wanted:g}")
+    wanted = options.validate_every
+    if wanted is None:
+        wanted = options.checkpoint_every if data.images is None else 1.0
+    if not 0 < wanted < math.inf:
+        raise InputError(f"--validate-every is a number of epochs or steps, more than 0, not {wanted:g}")
     return Validation(images, max(1, round(wanted * unit)), masks=masks)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from ..errors import InputError
 from .recipe import Recipe
 
 
@@ -77,8 +78,16 @@ def batches_of(source: Source | Stream, recipe: Recipe, share: Share, workers: i
     data: _Streamed | _Drawn
     data = _Streamed(source, recipe, share) if isinstance(source, Stream) else _Drawn(source, recipe, share)
     if workers:
-        return iter(DataLoader(data, batch_size=None, num_workers=workers))
+        return _told(DataLoader(data, batch_size=None, num_workers=workers))
     return (data[index] for index in range(len(data))) if isinstance(data, _Drawn) else iter(data)
+
+
+def _told(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches of workers; what one of them says of its data comes without its traceback around it."""
+    try:
+        yield from batches
+    except InputError as error:
+        raise InputError(str(error).rstrip().rpartition("InputError: ")[2]) from error
 
 
 def generator_of(seed: int, number: int) -> torch.Generator:

@@ -77,26 +77,30 @@ class Decoder:
         instead = itertools.cycle([pair for pair in pairs if pair])
         return _batch([pair or next(instead) for pair in pairs], len(reasons))
 
-    def in_order(self, groups: Iterable[Sequence[Example]], size: int) -> Iterator[Batch]:
-        """Decodes examples to measure on; those that cannot be decoded are missing, and counted in the next batch.
+    def in_order(self, groups: Iterable[Sequence[Example]], size: int, may_be_empty: bool = False) -> Iterator[Batch]:
+        """Decodes examples to measure on; those that cannot be decoded are missing, and counted in a batch beside them.
 
         Args:
             groups: What the batches are made of.
             size: Side of the images, pixels, which are what `create_transform(size)` makes before mean and deviation.
+            may_be_empty: Whether there may be no example.
 
         Raises:
             InputError: If no example at all can be decoded; the message says why for the first.
         """
-        count, seen = 0, False
+        ready: list[_Pair] = []  # kept back, for what may be lost after the last one
         lost: list[str] = []
         for examples in groups:
             pairs, reasons = self._decode(examples, size, None)
-            count, lost = count + len(pairs), lost + reasons
-            if good := [pair for pair in pairs if pair]:
-                yield _batch(good, len(lost))
-                seen, lost = True, []
-        if not seen:
-            raise _none_of(count, lost)
+            good = [pair for pair in pairs if pair]
+            if good and ready:
+                yield _batch(ready, len(lost))
+                lost = []
+            ready, lost = good or ready, lost + reasons
+        if ready:
+            yield _batch(ready, len(lost))
+        elif lost or not may_be_empty:
+            raise _none_of(len(lost), lost)
 
     def _decode(
         self, examples: Sequence[Example], size: int, keys: Sequence[Key] | None

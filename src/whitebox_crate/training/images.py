@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -75,17 +76,24 @@ class Images:
         keys = [(seed, epoch, int(_order(len(self), seed, epoch)[place])) for epoch, place in places]
         return self._decoder.batch(self._examples([index for *_, index in keys]), size, keys)
 
-    def in_order(self, batch_size: int, size: int | None = None) -> Iterator[Batch]:
+    def in_order(self, batch_size: int, size: int | None = None, *, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """All images once, for measuring: not shuffled, and of each what `create_transform(size)` makes, in [0, 1].
 
-        The last batch may be smaller. A picture that cannot be decoded is missing, and counted in the next batch.
+        The last batch may be smaller. A picture that cannot be decoded is missing, and counted in a batch beside it.
+
+        Args:
+            batch_size: Number of images.
+            size: Side of the images in pixels, if other than the one given at the start.
+            rank: Of the process, which gets every `world`-th batch and decodes no others; it may get none.
+            world: How many processes share the images.
 
         Raises:
-            InputError: If no picture at all can be decoded, or a number is not positive.
+            InputError: If no picture of a share can be decoded, or a number is not positive.
         """
         size = _checked(batch_size, self._size if size is None else size)
-        parts = (range(first, min(first + batch_size, len(self))) for first in range(0, len(self), batch_size))
-        return self._decoder.in_order((self._examples(part) for part in parts), size)
+        firsts = range(rank * batch_size, len(self), world * batch_size)
+        groups = (self._examples(range(first, min(first + batch_size, len(self)))) for first in firsts)
+        return self._decoder.in_order(groups, size, may_be_empty=world > 1)
 
     def _examples(self, indices: Sequence[int]) -> list[Example]:
         [pictures] = self._pictures[list(indices)].values()
@@ -142,6 +150,12 @@ class StreamedImages:
         # share of the one that would have been asked.
         first = start * recipe.accumulation + asked
         share, done = rank * workers + first % workers, first // workers
+        if (shards := self._dataset.num_shards) % shares and shards > 1 and rank == asked == 0:
+            warnings.warn(
+                f"{shards} shards are no multiple of {shares} (processes x workers), so that each reads all of them: "
+                "choose another number of workers, or write other shards",
+                stacklevel=2,
+            )
         most = None if self.images is None else self.images // shares // size
         if most == 0:
             raise _too_few(size, shares)
@@ -157,12 +171,12 @@ class StreamedImages:
                 keys = [(recipe.seed, epoch, number) for number in numbers]
                 yield self._decoder.batch(examples, recipe.size_at(next(parts) // recipe.accumulation), keys)
 
-    def in_order(self, batch_size: int, size: int | None = None) -> Iterator[Batch]:
-        """All images once, as `Images.in_order`."""
+    def in_order(self, batch_size: int, size: int | None = None, *, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """All images once, as `Images.in_order`; each process reads all of them and decodes its own."""
         size = _checked(batch_size, self._size if size is None else size)
-        batches = enumerate(self._dataset.iter(batch_size))
+        batches = itertools.islice(enumerate(self._dataset.iter(batch_size)), rank, None, world)
         groups = (self._columns.examples(rows, itertools.count(index * batch_size)) for index, rows in batches)
-        return self._decoder.in_order(groups, size)
+        return self._decoder.in_order(groups, size, may_be_empty=world > 1)
 
     def _epoch(
         self, seed: int, epoch: int, share: int, shares: int, size: int, most: int | None

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, UnknownNameError, require
+from ..errors import InputError, MissingExtraError, UnknownNameError, require
 from ..models import CrateMae, ImageTransformer
 from .batches import Batch, Share, Source, Stream, batches_of, generator_of
 from .progress import Progress
@@ -117,8 +117,8 @@ def train(
                     if step > logged:
                         progress.check(step)
                     save_checkpoint(accelerator, folder, step, run)
-            if trackers:
-                accelerator.end_training()
+            for tracker in accelerator.trackers:  # not end_training, which takes the processes apart too
+                tracker.finish()
         finally:
             accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # or the model would autocast for ever
     if model is not given:
@@ -284,6 +284,8 @@ def _make_accelerator(recipe: Recipe, trackers: Sequence[str], out: Path) -> Any
         raise InputError(
             f"accelerate does not take precision {recipe.precision!r}{with_trackers} here: {error}"
         ) from error
+    if missing := set(trackers) - {"all", *map(str, made.log_with)}:  # which accelerate passes over in silence
+        raise MissingExtraError(f"trackers not installed: {sorted(missing)}; install what they need, or leave them out")
     if recipe.precision == "fp16" and made.device.type == "cpu":
         raise InputError("accelerate leaves fp16 to GPUs and would train in float32 on a CPU: take bf16, or no")
     if made.distributed_type.value == "FSDP" and not made.is_fsdp2:

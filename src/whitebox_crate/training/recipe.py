@@ -13,6 +13,8 @@ Crop = Literal["centre", "random"]
 Trained = Literal["all", "head", "pixels"]
 Precision = Literal["no", "bf16", "fp16"]
 _CHOICES = {"optimizer": Optimizer, "crop": Crop, "trains": Trained, "precision": Precision}
+_AMOUNTS = ("epochs", "learning_rate", "weight_decay")
+_SHARES = ("warmup", "label_smoothing", "curriculum", "mask_ratio")
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,17 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size, self.accumulation) < 1 or self.epochs < 0:
+        if min(self.steps, self.batch_size, self.accumulation, *self.sizes) < 1:
             raise InputError(
-                f"steps, batch_size and accumulation are at least 1, not {self.steps}, {self.batch_size} and "
-                f"{self.accumulation}; epochs at least 0, not {self.epochs}"
+                f"steps, batch_size, accumulation and sizes are at least 1, not {self.steps}, {self.batch_size}, "
+                f"{self.accumulation} and {self.sizes}"
             )
+        for name in (*_AMOUNTS, *_SHARES):
+            value, amount = getattr(self, name), name in _AMOUNTS
+            if not (0 <= value < math.inf if amount else 0 <= value <= 1):  # NaN is neither
+                raise InputError(f"{name} is {'finite and at least 0' if amount else 'from 0 to 1'}, not {value}")
+        if not self.clip_norm > 0:
+            raise InputError(f"clip_norm is more than 0, not {self.clip_norm}; inf does not clip")
         starts = self.size_starts
         if len(self.sizes) != len(starts) or not starts or starts[0] != 0 or list(starts) != sorted(starts):
             raise InputError(f"sizes {self.sizes} need one start each, from 0 upwards; size_starts is {starts}")
@@ -83,7 +91,7 @@ class Recipe:
 
     def resolved(self, images: int) -> Recipe:
         """The recipe with `steps` for its epochs over so many images; the last batch of a run is a whole one."""
-        return replace(self, steps=max(1, math.ceil(self.epochs * images / self.batch_size)), epochs=0.0)
+        return replace(self, steps=max(1, math.ceil(self.epochs * images / self.batch_size)))
 
     def part_size(self, processes: int) -> int:
         """Images of one part of a step.

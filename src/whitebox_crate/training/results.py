@@ -30,6 +30,8 @@ _NAMES = {
     "mask_iou": "mIoU of [CLS] attention",
     "training_loss": "Loss in training, at the end",
     "training_accuracy": "Accuracy in training, at the end",
+    "left_out": "Images left out, for they cannot be decoded",
+    "training_left_out": "Images left out in training, each time they came",
 }
 
 
@@ -99,7 +101,7 @@ def write_recipe(folder: Path, recipe: Recipe, *, data: str, preset: str = "") -
 
 
 def last_metrics(run: Path) -> dict[str, Any]:
-    """The last of each number that `train` measured, from the folder of the run.
+    """The last of each number that `train` measured, from the folder of the run; of pictures left out, the sum.
 
     Returns:
         Those of `Validation` by their names, and those of training itself with "training_" before them. Nothing if the
@@ -111,7 +113,10 @@ def last_metrics(run: Path) -> dict[str, Any]:
     last: dict[str, Any] = {}
     try:
         for line in (run / RUN_METRICS).read_text().splitlines():
-            last.update(json.loads(line))
+            lost = last.get("left_out", 0)
+            last.update(record := json.loads(line))
+            if "left_out" in record:  # since the record before
+                last["left_out"] += lost
     except (OSError, ValueError) as error:
         raise InputError(f"{run / RUN_METRICS} cannot be read: {error}; it is written by train") from error
     measured = {name.removeprefix(_BEFORE): value for name, value in last.items() if name.startswith(_BEFORE)}
@@ -152,12 +157,12 @@ def publish(folder: str | Path, repo_id: str, *, private: bool | None = None, to
 
 
 def _changed(recipe: Recipe, preset: str) -> dict[str, Any]:
-    """What differs from the preset, but for steps that its epochs came to."""
+    """What differs from the preset, but for steps that epochs came to."""
     if not preset:
         return {}
     before, now = asdict(PRESETS[preset].recipe), asdict(recipe)
-    derived = {"steps", "epochs"} if before["epochs"] and not now["epochs"] else set()
-    return {name: value for name, value in now.items() if value != before[name] and name not in derived}
+    derived = "steps" if recipe.epochs else ""
+    return {name: value for name, value in now.items() if value != before[name] and name != derived}
 
 
 def _about(model: ImageTransformer, recipe: Recipe, data: str, metrics: Mapping[str, Any], preset: str) -> list[str]:

@@ -44,6 +44,7 @@ def describe_run(model: ImageTransformer, recipe: Recipe, processes: int) -> dic
         "architecture": model.architecture or type(model).__name__,
         "model_args": model.model_args,
         "num_classes": model.num_classes,
+        "label_names": model.pretrained_cfg.label_names,
         "processes": processes,
     }
     described: dict[str, Any] = json.loads(json.dumps(facts, default=str))
@@ -81,7 +82,7 @@ def resume(accelerator: Any, folder: Path, run: dict[str, Any]) -> int:
     """Loads the last checkpoint, if there is one; returns the step it was made after.
 
     Raises:
-        WeightsError: If it is of another recipe or model, or broken.
+        WeightsError: If it is of another recipe, model or data of other classes, or broken.
     """
     found = checkpoints_of(folder)
     if not found:
@@ -93,10 +94,11 @@ def resume(accelerator: Any, folder: Path, run: dict[str, Any]) -> int:
     except (OSError, ValueError, LookupError) as error:
         raise _unusable(found[-1], error) from error
     if saved != run:
-        changed = {key: value for key, value in run.items() if saved.get(key) != value}
+        changed = [key for key in {**saved, **run} if saved.get(key) != run.get(key)]
+        differs = ", ".join(f"{key} was {saved.get(key)!r} and is {run.get(key)!r}" for key in changed)
         raise WeightsError(
-            f"{found[-1]} belongs to another recipe or model (now {changed}); use the same one to go on, or another "
-            "folder"
+            f"{found[-1]} belongs to another recipe, model or data ({textwrap.shorten(differs, 300)}); use the same "
+            "to go on, or another folder"
         )
     try:
         accelerator.load_state(str(found[-1]))

@@ -24,8 +24,8 @@ from .loop import normalize
 class Ordered(Protocol):
     """Labelled images one after the other: `open_images` gives them, streamed or not."""
 
-    def in_order(self, batch_size: int, size: int) -> Iterator[Batch]:
-        """Every image once, without augmentation; the last batch may be smaller."""
+    def in_order(self, batch_size: int, size: int, *, rank: int, world: int) -> Iterator[Batch]:
+        """Every `world`-th batch from `rank` on, without augmentation; the last one may be smaller."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Validation:
         device, size = model.cls_token.device, self.size or min(model.img_size)
         idle = torch.zeros(1, model.in_chans, size, size, device=device)
         sums = torch.zeros(5, dtype=torch.float64)
-        for batch in _rounds(images.in_order(self.batch_size, size)):
+        for batch in _rounds(images.in_order(self.batch_size, size, rank=_rank(), world=_world()), device):
             if batch is None:
                 model(idle)
                 continue
@@ -117,17 +117,16 @@ class Validation:
         return means.best_head[self.rule][default_layer(model)]
 
 
-def _rounds(batches: Iterator[Batch]) -> Iterator[Batch | None]:
+def _rounds(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch | None]:
     """This process's batches, then None while another process still has some."""
-    rank, world = _rank(), _world()
-    if world == 1:
-        yield from batches
-        return
     while True:
-        group = [next(batches, None) for _ in range(world)]
-        if group[0] is None:
+        batch = next(batches, None)
+        having = torch.tensor(float(batch is not None), device=device)
+        if _world() > 1:
+            dist.all_reduce(having)
+        if not having:
             return
-        yield group[rank]
+        yield batch
 
 
 def _check_labels(labels: Tensor, classes: int) -> None:
