@@ -161,7 +161,7 @@ def test_the_eigenvector_solves_its_equation(scene: tuple[Tensor, tuple[int, int
     residual = (degree * vector - matrix @ vector - second * degree * vector) * scale
     assert float(residual.norm()) < 10 * SAME
     largest = vector.abs().max()
-    assert (vector > 0)[vector.abs() > (1 - solvers.TIE) * largest].any()  # of two that differ by rounding alone, either
+    assert (vector > 0)[vector.abs() > (1 - solvers.TIE) * largest].any()  # of equals, either
 
 
 def test_the_iteration_converges_by_itself_where_objects_stand_out(monkeypatch: pytest.MonkeyPatch) -> None:
