@@ -8,10 +8,11 @@ puts the tables between the markers of the page.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import speed_tables
 from plan import (  # beside this file, as the next
     CARDS,
     CORES_PER_NODE,
@@ -169,12 +170,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-def fill(page: str, results: dict[str, Any]) -> str:
-    """The page with the tables between its markers, `<!-- name -->` and `<!-- /name -->`."""
-    for name, table in TABLES.items():
-        between = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", flags=re.DOTALL)
-        page = between.sub(lambda _, table=table: f"{table(results)}\n", page)  # type: ignore[misc]
-    return page
+fill = partial(speed_tables.fill, tables=TABLES)
 
 
 def read() -> dict[str, Any]:

@@ -161,9 +161,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-def fill(page: str, results: dict[str, Any]) -> str:
+def fill(page: str, results: dict[str, Any], tables: dict[str, Callable[[dict[str, Any]], str]] = TABLES) -> str:
     """The page with the tables between its markers, `<!-- name -->` and `<!-- /name -->`."""
-    for name, table in TABLES.items():
+    for name, table in tables.items():
         between = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", flags=re.DOTALL)
         page = between.sub(lambda _, table=table: f"{table(results)}\n", page)  # type: ignore[misc]
     return page

@@ -90,6 +90,13 @@ def _told(batches: Iterable[Batch]) -> Iterator[Batch]:
         raise InputError(str(error).rstrip().rpartition("InputError: ")[2]) from error
 
 
+def check_labels(labels: Tensor, classes: int, what: str, remedy: str) -> None:
+    """Raises InputError if a label, int64 (batch,), is no class of a model that has so many."""
+    smallest, largest = (int(label) for label in labels.aminmax())
+    if not 0 <= smallest <= largest < classes:
+        raise InputError(f"{what} go from {smallest} to {largest}, and the model has {classes} classes; {remedy}")
+
+
 def generator_of(seed: int, number: int) -> torch.Generator:
     """A generator of its own for each batch of a run."""
     digest = hashlib.blake2b(f"{seed} {number}".encode(), digest_size=8).digest()

@@ -8,7 +8,7 @@ import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, TypeAlias
+from typing import IO, Any, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -17,12 +17,13 @@ from torch import Tensor
 from ..errors import InputError, UnknownNameError, require
 from ..preprocess import create_transform, reading, to_rgb
 from .batches import Batch
+from .recipe import Crop
 from .transforms import centre_box, random_box, read_part
 
 _Pair: TypeAlias = tuple[Tensor, int]  # image, label
 Key: TypeAlias = tuple[int, int, int]  # seed, epoch, image
 
-CROPS = ("centre", "random")
+CROPS: tuple[str, ...] = get_args(Crop)
 NAMED = 5  # pictures that cannot be decoded are named up to this one, then only counted
 
 

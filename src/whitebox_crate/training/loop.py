@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, MissingExtraError, UnknownNameError, require
+from ..errors import InputError, MissingExtraError, require
 from ..models import CrateMae, ImageTransformer
-from .batches import Batch, Share, Source, Stream, batches_of, generator_of
+from .batches import Batch, Share, Source, Stream, batches_of, check_labels, generator_of
 from .progress import Progress
 from .recipe import Recipe
 from .runs import describe_run, make_run_folder, resume, save_checkpoint
@@ -165,12 +165,7 @@ class _Training:
             noise = torch.rand(len(images), rows * columns, generator=generator_of(recipe.seed, number)).to(device)
             loss = self.wrapped(images, recipe.mask_ratio, noise)
             return loss, torch.zeros_like(loss)
-        smallest, largest = (int(label) for label in batch.labels.aminmax())
-        if not 0 <= smallest <= largest < model.num_classes:
-            raise InputError(
-                f"labels go from {smallest} to {largest}, and the model has {model.num_classes} classes; make it with "
-                "num_classes, or look at the labels"
-            )
+        check_labels(batch.labels, model.num_classes, "labels", "make it with num_classes, or look at the labels")
         labels, logits = batch.labels.to(device), self.wrapped(images)
         loss = nn.functional.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
         return loss, (logits.detach().argmax(-1) == labels).float().mean()
@@ -205,7 +200,6 @@ def make_optimizer(model: ImageTransformer, recipe: Recipe) -> torch.optim.Optim
 
     Raises:
         MissingExtraError: If Lion is asked for and lion-pytorch is not installed.
-        UnknownNameError: If the optimiser is neither of the two.
     """
     exempt = model.no_weight_decay()
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -216,9 +210,7 @@ def make_optimizer(model: ImageTransformer, recipe: Recipe) -> torch.optim.Optim
     if recipe.optimizer == "lion":
         lion: torch.optim.Optimizer = require("lion_pytorch", "train").Lion(groups, lr=recipe.learning_rate)
         return lion
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.learning_rate)
-    raise UnknownNameError.of("optimizer", recipe.optimizer, ("lion", "adamw"))
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate)
 
 
 def _with_steps(recipe: Recipe, source: Any) -> Recipe:

@@ -8,7 +8,6 @@ from typing import Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InputError
@@ -17,7 +16,7 @@ from ..segmentation.attention import MaskRule, default_layer
 from ..segmentation.attention_eval import Record, score_image
 from ..segmentation.curves import layer_means
 from ..segmentation.datasets import LabelledImages
-from .batches import Batch
+from .batches import Batch, check_labels
 from .loop import normalize
 
 
@@ -88,7 +87,8 @@ class Validation:
             if batch is None:
                 model(idle)
                 continue
-            _check_labels(batch.labels, model.num_classes)
+            remedy = "give the validation data the class names of the training data"
+            check_labels(batch.labels, model.num_classes, "validation labels", remedy)
             labels = batch.labels.to(device)
             logits = model(normalize(batch.images.to(device), model)).float()
             likeliest = logits.topk(min(5, model.num_classes)).indices == labels[:, None]
@@ -127,15 +127,6 @@ def _rounds(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch | 
         if not having:
             return
         yield batch
-
-
-def _check_labels(labels: Tensor, classes: int) -> None:
-    smallest, largest = (int(value) for value in labels.aminmax())
-    if not 0 <= smallest <= largest < classes:
-        raise InputError(
-            f"validation labels go from {smallest} to {largest}, and the model has {classes} classes; give the "
-            "validation data the class names of the training data"
-        )
 
 
 def _world() -> int:
