@@ -74,7 +74,7 @@ def _load(where: str, split: str, streaming: bool, path: str, **source: Any) -> 
             names = datasets.get_dataset_split_names(path, source.pop("name", None), **source)
             raise UnknownNameError.of("split", split, names, f"They are those of {where!r}.") from error
         reason = error.__cause__ or error
-        on_hub = "; it is no folder here, and was looked for on the Hub" if path == where else ""
+        on_hub = "; it is no folder here, and was looked for on the Hub: look at the name" if path == where else ""
         raise InputError(f"{where!r} cannot be opened: {type(reason).__name__}: {reason}{on_hub}") from error
 
 
