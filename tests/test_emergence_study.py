@@ -187,6 +187,16 @@ def test_runs_are_named_apart_and_balanced() -> None:
     assert all(run.seed not in plan.SEEDS for run in runs if run.part == "tuning")
 
 
+@pytest.mark.parametrize("data", plan.SCALES)
+def test_every_scale_has_networks_and_runs_of_its_own(data: str) -> None:
+    model = plan.make_model(plan.Run("main", data, "crate", 0, None, 1))
+    assert model.num_classes == plan.SCALES[data].model["num_classes"]
+    study.Recipe(steps=plan.STEPS[data], **plan.SCALES[data].recipe)
+    runs = [run for run in plan.table() if run.data == data]
+    tuned = {run.variant for run in runs if run.part == "tuning"}
+    assert tuned == {run.variant for run in runs if run.learning_rate is None}
+
+
 @torch.no_grad()
 def test_what_is_compared_starts_alike() -> None:
     """Products by the same uniform law of their width, and tokens to learn by the normal one."""

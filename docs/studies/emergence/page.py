@@ -19,7 +19,7 @@ import torch
 from measures import above_mean
 from plan import COMPARED, SCALES, Run, make_model, sources, table
 from study import RESULTS
-from tables import NAMES, TABLES, Record, best_by_layer, best_head, chosen, select
+from tables import LONGER, NAMES, TABLES, Record, best_by_layer, best_head, chosen, select
 from torch import Tensor
 
 import whitebox_crate
@@ -81,8 +81,9 @@ def draw_training(results: Record, data: str) -> Any:
     figure = Figure(figsize=(11, 6.5), layout="constrained")
     rows = figure.subplots(2, 3, sharey="row", sharex="col")
     for row, (title, measure) in zip(rows, ROWS.items(), strict=True):
-        for variant in COMPARED:
-            for run in select(results, "main", data, variant):
+        shown = [("main", variant, NAMES[variant], "-") for variant in COMPARED] + [("longer", "crate", LONGER, "--")]
+        for part, variant, label, style in shown:
+            for run in select(results, part, data, variant):
                 points, batch = run["by_epoch"], run["images_seen"] // run["steps"]
                 seconds = [sum(p["cpu_seconds"] for p in points[: i + 1]) for i in range(len(points))]
                 across = {
@@ -92,7 +93,7 @@ def draw_training(results: Record, data: str) -> Any:
                 }
                 score = [best_head(measure)(point) for point in points]
                 for axes, (xlabel, values) in zip(row, across.items(), strict=True):
-                    axes.plot(values, score, color=COLOURS[variant], label=NAMES[variant], marker=".", alpha=0.8)
+                    axes.plot(values, score, style, color=COLOURS[variant], label=label, marker=".", alpha=0.8)
                     axes.set(xlabel=xlabel if measure == "iou_mean" else "")
         row[0].set(ylabel=title)
     _legend(figure)

@@ -44,11 +44,11 @@ class Run:
     """One training.
 
     Attributes:
-        part: Of the study: "tuning", "main", "half", "start" or "why".
-        data: "garments" or "photographs".
+        part: Of the study: "tuning", "main", "half", "longer", "start", "crossed" or "why".
+        data: One of `SCALES`.
         variant: One of `VARIANTS`.
         seed: Of weights and data.
-        learning_rate: At its peak; None for the one that named most in the tuning of the variant.
+        learning_rate: At its peak; None for the one that named most in the tuning of the variant on that data.
         steps: Of training.
         options: Of the model, beside those of its scale.
         points: In how many equal parts training is measured, besides before it.
@@ -100,12 +100,22 @@ SCALES = {
         model={"img_size": 48, "patch_size": 6, "embed_dim": 64, "depth": 6, "num_heads": 4, "num_classes": 258},
         recipe={"batch_size": 32, "curriculum": 0.5, "sizes": (36, 48), "size_starts": (0.0, 0.5)},
     ),
+    "large": Scale(  # the same photographs, for a GPU
+        model={"img_size": 96, "patch_size": 6, "embed_dim": 384, "depth": 12, "num_heads": 6, "num_classes": 258},
+        recipe={
+            "batch_size": 128,
+            "curriculum": 0.5,
+            "sizes": (48, 72, 96),
+            "size_starts": (0.0, 0.3, 0.6),
+            "precision": "bf16",
+        },
+    ),
 }
 
 
 @lru_cache
 def sources(data: str) -> Sources:
-    """The composites of "garments" or "photographs"; masks are never asked for in training."""
+    """The composites of "garments", or of photographs at either size; masks are never asked for in training."""
     if data == "garments":
         learnt, new = garments("train"), garments("test")
         grounds, new_grounds = noise_backgrounds(2000, 64, seed=0), noise_backgrounds(500, 64, seed=1)
@@ -144,17 +154,23 @@ def start_like_crate(model: ImageTransformer) -> None:
 # --- the runs -----------------------------------------------------------------------------------------------
 
 SEEDS = (0, 1, 2)
-TUNING_SEED, TUNING_STEPS = 100, 300
-GRID = (2e-4, 4e-4, 8e-4, 1.6e-3)
-STEPS = {"garments": 1000, "photographs": 2000}
+STEPS = {"garments": 1000, "photographs": 2000, "large": 20_000}
+TUNING_SEED, TUNING_STEPS = 100, {"garments": 300, "photographs": 2000, "large": 5000}
+GRID = {
+    "garments": (2e-4, 4e-4, 8e-4, 1.6e-3),
+    "photographs": (2e-4, 4e-4, 8e-4),
+    "large": (5e-5, 1e-4, 2e-4, 4e-4),
+}
+EQUAL_COMPUTE = 4500  # steps of CRATE that cost about what 2,000 of the ViT do, by `study.flops`
 
 
 def table() -> list[Run]:
     """Every run, in the order in which they are made: what exists at any moment is balanced."""
     tuning = [
-        Run("tuning", "garments", variant, TUNING_SEED, rate, TUNING_STEPS, maps=False)
-        for rate in GRID
-        for variant in VARIANTS
+        Run("tuning", data, variant, TUNING_SEED, rate, TUNING_STEPS[data], maps=False)
+        for data, rates in GRID.items()
+        for rate in rates
+        for variant in (VARIANTS if data == "garments" else COMPARED)
     ]
     main = [
         Run("main", data, variant, seed, None, STEPS[data], points=6)
@@ -162,12 +178,22 @@ def table() -> list[Run]:
         for seed in SEEDS
         for variant in COMPARED
     ]
-    half = [Run("half", data, "vit", seed, None, STEPS[data] // 2) for data in STEPS for seed in SEEDS]
-    start = [Run("start", data, "vit_timm", seed, None, STEPS[data]) for data in STEPS for seed in SEEDS]
-    crossed = [  # each start at the rate of the other
-        Run("crossed", "garments", variant, seed, rate, STEPS["garments"])
+    half = [Run("half", "garments", "vit", seed, None, STEPS["garments"] // 2) for seed in SEEDS]
+    longer = [Run("longer", "photographs", "crate", seed, None, EQUAL_COMPUTE, points=3) for seed in SEEDS]
+    start = [
+        Run("start", data, "vit_timm", seed, rate, STEPS[data])
+        for data, rate in (("garments", None), ("photographs", 2e-4))  # there, at the rate that was tuned here
         for seed in SEEDS
-        for variant, rate in (("vit", 2e-4), ("vit_timm", 8e-4))
+    ]
+    crossed = [  # each start at the rate of the other, and on photographs the rate that was tuned on garments
+        Run("crossed", data, variant, seed, rate, STEPS[data])
+        for seed in SEEDS
+        for data, variant, rate in (
+            ("garments", "vit", 2e-4),
+            ("garments", "vit_timm", 8e-4),
+            ("photographs", "crate", 8e-4),
+            ("photographs", "vit", 8e-4),
+        )
     ]
     why = [
         Run("why", "garments", "crate", seed, None, STEPS["garments"], options)
@@ -185,8 +211,8 @@ def table() -> list[Run]:
             {"skip": "normalized"},
         )
     ]
-    controlled = [*main, *half, *start]
-    return [*tuning, *_on("garments", controlled), *crossed, *_on("photographs", controlled), *why]
+    runs = [*tuning, *main, *half, *longer, *start, *crossed]
+    return [*_on("garments", runs), *_on("photographs", runs), *why, *_on("large", runs)]
 
 
 def _on(data: str, runs: Sequence[Run]) -> list[Run]:

@@ -39,7 +39,7 @@ RESULTS = Path(__file__).with_name("results.json")
 # --- one run ------------------------------------------------------------------------------------------------
 
 
-def execute(run: Run, source: Sources, folder: Path) -> dict[str, Any]:
+def execute(run: Run, source: Sources, folder: Path, workers: int = 0) -> dict[str, Any]:
     """Trains and measures a run, from wherever an earlier call was stopped; returns its record, written whole."""
     record = folder / "record.json"
     if record.exists():
@@ -55,11 +55,12 @@ def execute(run: Run, source: Sources, folder: Path) -> dict[str, Any]:
         if not point.exists():
             begun = time.process_time()
             if stop:
-                train(model, source.training, recipe, folder, checkpoint_every=every, stop_at=stop)
+                train(model, source.training, recipe, folder, workers=workers, checkpoint_every=every, stop_at=stop)
             spent = round(time.process_time() - begun, 2)
             _write(point, {"step": stop, "cpu_seconds": spent, **see(model, source, size, scale.images // 4)})
         points.append(_read(point))
-    train(model, source.training, recipe, folder, checkpoint_every=every)  # for the weights, if all points were read
+    # Now for the weights, if all points were read.
+    train(model, source.training, recipe, folder, workers=workers, checkpoint_every=every)
     done = {
         **asdict(run),
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -101,14 +102,19 @@ def look(model: ImageTransformer, batches: Sequence[Batch]) -> tuple[Tensor, Ten
     hits, maps = [], []
     for batch in batches:
         with capture(model, "attention") as trace:
-            logits = model(normalize(batch.images, model))
-        of_layers = torch.stack([trace["attention", layer][:, :, 0, 1:] for layer in trace.layers], dim=1)
+            logits = model(_seen(batch, model)).cpu()
+        of_layers = torch.stack([trace["attention", layer][:, :, 0, 1:].cpu() for layer in trace.layers], dim=1)
         # [CLS] may look at itself alone, to the last bit: then no patch is before another.
         of_layers = of_layers.masked_fill((of_layers == 0).all(-1, keepdim=True), 1 / of_layers.shape[-1])
         of_layers = of_layers.unflatten(-1, model.grid_of(batch.images))
         hits.append(logits.argmax(-1) == batch.labels)
         maps.append(torch.cat([of_layers, of_layers.mean(2, keepdim=True)], dim=2))
     return torch.cat(hits), torch.cat(maps)
+
+
+def _seen(batch: Batch, model: ImageTransformer) -> Tensor:
+    """What the network is shown, on its device: training leaves it on the GPU if there is one."""
+    return normalize(batch.images, model).to(model.cls_token.device)
 
 
 def accuracy(model: ImageTransformer, source: Sources, size: int, images: int) -> dict[str, Any]:
@@ -157,11 +163,11 @@ def inner(model: ImageTransformer, source: Sources, size: int, images: int) -> d
     """What is behind the maps, by layer: MaskCut on the features, coding rate and sparsity."""
     model.eval()
     scoring = draw(source.scoring, images, size, seed=10_003)
-    inputs = [normalize(batch.images, model) for batch in scoring]
+    inputs = [_seen(batch, model) for batch in scoring]
     cut = [
         torch.cat(
             [
-                best_head_iou(maskcut_of(model, seen, layer).masks, batch.masks)[0]
+                best_head_iou(maskcut_of(model, seen, layer).masks.cpu(), batch.masks)[0]
                 for seen, batch in zip(inputs, scoring, strict=True)
             ]
         )
@@ -219,17 +225,18 @@ def trivial(source: Sources, scale: Scale) -> dict[str, Any]:
 
 
 def tuned(run: Run, out: Path) -> Run | None:
-    """The run with its learning rate; None as long as the tuning of its variant is not done."""
+    """The run with its learning rate; None as long as the tuning of its variant on its data is not done."""
     if run.learning_rate is not None:
         return run
-    paths = [out / r.name / "record.json" for r in table() if (r.part, r.variant) == ("tuning", run.variant)]
+    asked = ("tuning", run.data, run.variant)
+    paths = [out / r.name / "record.json" for r in table() if (r.part, r.data, r.variant) == asked]
     if not all(path.exists() for path in paths):
         return None
     best = max((_read(path) for path in paths), key=lambda record: record["accuracy"])
     return replace(run, learning_rate=best["learning_rate"])
 
 
-def run_all(runs: Sequence[Run], out: Path) -> None:
+def run_all(runs: Sequence[Run], out: Path, workers: int = 0) -> None:
     """Every run that is neither done nor at work in another process."""
     for run in runs:
         folder = out / run.name
@@ -240,9 +247,9 @@ def run_all(runs: Sequence[Run], out: Path) -> None:
             except BlockingIOError:
                 continue
             if (ready := tuned(run, out)) is None:
-                print(f"{run.name}: not before the tuning of {run.variant} is done", flush=True)
+                print(f"{run.name}: not before the tuning of {run.variant} on {run.data} is done", flush=True)
                 continue
-            done = execute(ready, sources(run.data), folder)
+            done = execute(ready, sources(run.data), folder, workers)
         print(f"{run.name}: accuracy {done['accuracy']:.3f}, {done['cpu_seconds']:.0f} s", flush=True)
 
 
@@ -281,6 +288,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default="*", help="names of runs, with wildcards")
     parser.add_argument("--results", type=Path, default=RESULTS, help="what collect writes")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw composites ahead of time")
     options = parser.parse_args(words)
     torch.set_num_threads(options.threads)
     runs = [run for run in table() if fnmatch.fnmatch(run.name, options.only)]
@@ -290,7 +298,7 @@ def main(words: Sequence[str] | None = None) -> None:
         for run in runs:
             print("done " if (options.out / run.name / "record.json").exists() else "to do", run.name)
     elif options.what == "run":
-        run_all(runs, options.out)
+        run_all(runs, options.out, options.workers)
     else:
         results = collect(options.out)
         if not results["runs"]:

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from measures import interval
-from plan import COMPARED, table
+from plan import COMPARED, EQUAL_COMPUTE, table
 
 NAMES = {
     "crate": "CRATE",
@@ -97,16 +97,20 @@ def select(results: Record, part: str, data: str, variant: str) -> list[Record]:
     return sorted(found, key=lambda run: run["seed"])
 
 
-HALF, TIMM, SLOW, FAST = "ViT, half the steps", NAMES["vit_timm"], "ViT, at 0.0002", "ViT, timm's start, at 0.0008"
+HALF, LONGER = "ViT, half the steps", f"CRATE, {EQUAL_COMPUTE:,} steps"
+TIMM, SLOW, FAST = NAMES["vit_timm"], "ViT, at 0.0002", "ViT, timm's start, at 0.0008"
+OF_GARMENTS = ("CRATE, at 0.0008", "ViT, at 0.0008")  # on photographs, at the rate that was tuned on garments
 
 
 def groups(results: Record, data: str) -> dict[str, list[Record]]:
     """The runs of every network and control by what they are called, untrained ones too, as far as they are there."""
     found = {NAMES[variant]: select(results, "main", data, variant) for variant in COMPARED}
+    found[LONGER] = select(results, "longer", data, "crate")
     found[HALF] = select(results, "half", data, "vit")
     found[TIMM] = select(results, "start", data, "vit_timm")
-    found[SLOW] = select(results, "crossed", data, "vit")
-    found[FAST] = select(results, "crossed", data, "vit_timm")
+    for variant in NAMES:
+        for run in select(results, "crossed", data, variant):
+            found.setdefault(f"{NAMES[variant]}, at {run['learning_rate']:g}", []).append(run)
     found |= {f"{NAMES[variant]}, untrained": untrained(results, data, variant) for variant in ("crate", "vit")}
     return {name: runs for name, runs in found.items() if runs}
 
@@ -146,6 +150,8 @@ def main_table(results: Record, data: str, kind: str) -> str:
 
 COMPARISONS = (
     *(("CRATE", other) for other in ("ViT", HALF, TIMM, SLOW, FAST, "CRATE-sth", "CRATE-MLP", "CRATE-MHSA")),
+    *((LONGER, "ViT"), (LONGER, TIMM), (LONGER, "CRATE")),
+    *(OF_GARMENTS, *zip(("CRATE", "ViT"), OF_GARMENTS, strict=True)),
     *(("CRATE-MLP", "CRATE-MHSA"), ("CRATE-MHSA", "ViT"), ("CRATE-MLP", "ViT")),
     *((TIMM, "ViT"), (SLOW, "ViT"), (TIMM, SLOW), (TIMM, FAST), (FAST, "ViT")),
     *(("CRATE", "CRATE, untrained"), ("ViT", "ViT, untrained")),
@@ -179,20 +185,19 @@ def compared(pairs: Sequence[tuple[Record, Record]], read: Reading, ratio: bool 
 def equal_accuracy_table(results: Record, data: str) -> str:
     """CRATE at the end against each other network at the point where it named about as much, on the points' images."""
     readings, of = READINGS["best head"], groups(results, data)
-    rows = [["CRATE less", "seeds", "its step", *readings]]
-    ends = [{**run["by_epoch"][-1], "seed": run["seed"]} for run in of.get("CRATE", [])]
-    accuracies = {end["seed"]: end["accuracy"] for end in ends}
-    for name in ("ViT", "CRATE-MLP", "CRATE-MHSA"):
-        runs = [run for run in of.get(name, []) if run["seed"] in accuracies]
-        nearest = [
-            {**min(run["by_epoch"], key=lambda p: abs(p["accuracy"] - accuracies[run["seed"]])), "seed": run["seed"]}
-            for run in runs
-        ]
-        if pairs := paired(ends, nearest):
-            steps = ", ".join(str(other["step"]) for _, other in pairs)
+    rows = [["", "seeds", "step of the second", *readings]]
+    for first, second in (*(("CRATE", other) for other in ("ViT", "CRATE-MLP", "CRATE-MHSA")), (LONGER, "ViT")):
+        runs = [(a["by_epoch"][-1], b) for a, b in paired(of.get(first, []), of.get(second, []))]
+        if pairs := [(end, _nearest(run["by_epoch"], end)) for end, run in runs]:
+            steps = ", ".join(str(point["step"]) for _, point in pairs)
             values = (cell(compared(pairs, read), 3, 0) for read in readings.values())
-            rows.append([name, str(len(pairs)), steps, *values])
+            rows.append([f"{first}; {second}", str(len(pairs)), steps, *values])
     return markdown(rows)
+
+
+def _nearest(points: Sequence[Record], end: Record) -> Record:
+    """The point of a training at which it named most nearly as many."""
+    return min(points, key=lambda point: abs(point["accuracy"] - end["accuracy"]))
 
 
 def layer_table(results: Record, data: str) -> str:
@@ -216,7 +221,7 @@ def layer_table(results: Record, data: str) -> str:
 def budget_table(results: Record, data: str) -> str:
     """What each variant cost."""
     rows = [["", "seeds", "parameters", "learning rate", "steps", "images seen", "MFLOPs an image", "CPU seconds"]]
-    for part, suffix in (("main", ""), ("half", ", half the steps")):
+    for part, suffix in (("main", ""), ("half", ", half the steps"), ("longer", f", {EQUAL_COMPUTE:,} steps")):
         for variant in COMPARED:
             if found := select(results, part, data, variant):
                 run = found[0]
