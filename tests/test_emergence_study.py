@@ -237,6 +237,11 @@ def test_flops_are_those_of_every_product() -> None:
     assert study.flops("garments", "vit") == pytest.approx(depth * block, rel=0.2)  # the last is done for [CLS] alone
 
 
+def test_crate_is_trained_longer_by_what_it_costs_less() -> None:
+    crate, vit = (study.flops("photographs", variant) for variant in ("crate", "vit"))
+    assert plan.EQUAL_COMPUTE * crate == pytest.approx(plan.STEPS["photographs"] * vit, rel=0.02)
+
+
 def toy_results() -> dict[str, object]:
     def run(variant: str, seed: int, score: float) -> dict[str, object]:
         by_layer = [[score, 0.0], [score + 0.2, 0.0]]
