@@ -87,7 +87,7 @@ def draw_training(results: Record, data: str) -> Any:
                 points, batch = run["by_epoch"], run["images_seen"] // run["steps"]
                 seconds = [sum(p["cpu_seconds"] for p in points[: i + 1]) for i in range(len(points))]
                 across = {
-                    "images seen": [point["step"] * batch for point in points],
+                    "thousand images seen": [point["step"] * batch / 1000 for point in points],
                     "CPU seconds of training": seconds,
                     "accuracy": [point["accuracy"] for point in points],
                 }
