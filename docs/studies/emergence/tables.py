@@ -221,13 +221,13 @@ def layer_table(results: Record, data: str) -> str:
 def budget_table(results: Record, data: str) -> str:
     """What each variant cost."""
     rows = [["", "seeds", "parameters", "learning rate", "steps", "images seen", "MFLOPs an image", "CPU seconds"]]
-    for part, suffix in (("main", ""), ("half", ", half the steps"), ("longer", f", {EQUAL_COMPUTE:,} steps")):
-        for variant in COMPARED:
+    for part, called in (("main", NAMES), ("half", {"vit": HALF}), ("longer", {"crate": LONGER})):
+        for variant, name in called.items():
             if found := select(results, part, data, variant):
                 run = found[0]
                 rows.append(
                     [
-                        NAMES[variant] + suffix,
+                        name,
                         str(len(found)),
                         f"{run['parameters']:,}",
                         f"{run['learning_rate']:g}",
