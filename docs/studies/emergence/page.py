@@ -19,7 +19,18 @@ import torch
 from measures import above_mean
 from plan import COMPARED, SCALES, Run, make_model, sources, table
 from study import RESULTS
-from tables import LONGER, NAMES, TABLES, Record, best_by_layer, best_head, chosen, select
+from tables import (
+    LONGER,
+    NAMES,
+    TABLES,
+    Record,
+    best_by_layer,
+    best_head,
+    chosen,
+    nonzero_by_layer,
+    rate_by_layer,
+    select,
+)
 from torch import Tensor
 
 import whitebox_crate
@@ -58,8 +69,8 @@ def draw_layers(results: Record, data: str) -> Any:
 
     panels: dict[str, Callable[[Record], Sequence[float]]] = {
         **{title: best_by_layer(measure) for title, measure in ROWS.items()},
-        "Rc after attention, nats per token": lambda run: run["layerwise"]["subspace_coding_rate"]["compressed"],
-        "share not zero after coding": lambda run: run["layerwise"]["l0"]["output"],
+        "Rc after attention, nats per token": rate_by_layer,
+        "share not zero after coding": nonzero_by_layer,
     }
     figure = Figure(figsize=(10, 7), layout="constrained")
     for axes, (title, read) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):

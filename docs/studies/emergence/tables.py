@@ -59,6 +59,18 @@ def maskcut_by_layer(record: Record) -> list[float]:
     return [mean for mean, _ in record["maskcut_iou_by_layer"]]
 
 
+def rate_by_layer(record: Record) -> list[float]:
+    """Rc of the tokens after attention, on the layer's own subspaces, nats per token."""
+    rates: list[float] = record["layerwise"]["subspace_coding_rate"]["compressed"]
+    return rates
+
+
+def nonzero_by_layer(record: Record) -> list[float]:
+    """The share of entries that are not zero after coding."""
+    shares: list[float] = record["layerwise"]["l0"]["output"]
+    return shares
+
+
 def marked_by_layer(record: Record) -> list[float]:
     return [mean for mean, _ in record["marked_by_layer"]]
 
@@ -207,6 +219,8 @@ def layer_table(results: Record, data: str) -> str:
         **{f"best head, IoU, {rule}": best_by_layer(f"iou_{rule}") for rule in ("mean", "mass", "entries")},
         "best head, IoU, best cut": best_by_layer("iou_best"),
         "MaskCut, IoU": maskcut_by_layer,
+        "Rc after attention, nats per token": rate_by_layer,
+        "share not zero after coding": nonzero_by_layer,
     }
     depth = results["scales"][data]["model"]["depth"]
     rows = [["", "", *(f"layer {layer}" for layer in range(depth)), "last − first"]]
