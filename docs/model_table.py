@@ -5,7 +5,7 @@ import inspect
 import torch
 
 from whitebox_crate import create_model, list_models, list_pretrained, model_entrypoint
-from whitebox_crate.models.variants import ALIASES
+from whitebox_crate.variants import ALIASES
 
 
 def model_table() -> str:

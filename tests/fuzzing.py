@@ -28,8 +28,8 @@ from small_models import shake
 from torch import Tensor
 
 from whitebox_crate import ImageTransformer, create_model
-from whitebox_crate.checkpoints import read_checkpoint
-from whitebox_crate.convert import convert
+from whitebox_crate.convert.files import read_checkpoint
+from whitebox_crate.convert.rename import convert_checkpoint
 from whitebox_crate.errors import WhiteboxCrateError
 from whitebox_crate.loading import load_state
 
@@ -395,7 +395,7 @@ def check(base: Base, mutant: Mutant, folder: Path, case: str) -> str:
     existing.load_report = None
 
     def load_into() -> Any:
-        converted = convert(read_checkpoint(path))
+        converted = convert_checkpoint(read_checkpoint(path))
         return load_state(existing, converted.state, str(path), unused=converted.unused)
 
     options = options_of(base.architecture)

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from whitebox_crate import checkpoints
-from whitebox_crate.checkpoints import read_checkpoint
+from whitebox_crate.convert import files as checkpoints
+from whitebox_crate.convert.files import read_checkpoint
 from whitebox_crate.errors import WeightsError, WhiteboxCrateError
 
 

@@ -18,7 +18,8 @@ from torch import Tensor
 import whitebox_crate.cli as cli
 from whitebox_crate import create_model, get_pretrained_cfg, list_models, list_pretrained, save_pretrained
 from whitebox_crate.cli.pictures import SHOWN_SIDE
-from whitebox_crate.preprocess import create_transform, load_image
+from whitebox_crate.images import load_image
+from whitebox_crate.preprocess import create_transform
 
 SAMPLES = {"cat.png", "coffee.png", "rocket.png"}
 

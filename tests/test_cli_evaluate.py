@@ -18,7 +18,8 @@ from PIL import Image
 
 import whitebox_crate.cli as cli
 from whitebox_crate import create_model, save_pretrained
-from whitebox_crate.preprocess import image_to_tensor, load_image, resize_to_grid
+from whitebox_crate.images import load_image
+from whitebox_crate.preprocess import image_to_tensor, resize_to_grid
 from whitebox_crate.segmentation import all_cls_attention, attention_masks, mask_iou, upsample
 
 SMALL = {"depth": 4, "embed_dim": 32, "num_heads": 2, "img_size": 48, "num_classes": 3}

@@ -20,7 +20,7 @@ from toy_data import make, write_sources, write_toy
 
 import whitebox_crate.cli as cli
 from whitebox_crate.errors import InputError, OutputError
-from whitebox_crate.segmentation.coco import read_annotations, read_results, score
+from whitebox_crate.evaluation.coco import read_annotations, read_results, score
 from whitebox_crate.training import Objects
 
 coding = pytest.importorskip("faster_coco_eval").mask

@@ -17,8 +17,8 @@ import whitebox_crate.cli as cli
 import whitebox_crate.cli.curves as curves_cli
 from whitebox_crate import InputError, WeightsError, create_model, save_pretrained
 from whitebox_crate.cli.curves import find_checkpoints, load_checkpoint
-from whitebox_crate.segmentation.attention_eval import score_image, summarize
-from whitebox_crate.segmentation.datasets import read_folder
+from whitebox_crate.evaluation.attention import score_image, summarize
+from whitebox_crate.evaluation.folders import read_folder
 from whitebox_crate.segmentation.draw import CAPTION, GAP
 
 SIDE = 120  # of a picture on a sheet

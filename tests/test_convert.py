@@ -8,10 +8,12 @@ from foreign import dino_training_of, jax_of, two_part_of
 from golden_data import load_case
 from torch import Tensor
 
-from whitebox_crate import _formats, create_model, list_models
-from whitebox_crate.convert import convert, convert_state_dict, infer_model
+from whitebox_crate import create_model, list_models
+from whitebox_crate.convert import formats as _formats
+from whitebox_crate.convert.infer import infer_model
+from whitebox_crate.convert.rename import convert_checkpoint, convert_state_dict
 from whitebox_crate.errors import InputError, UnknownNameError, WeightsError
-from whitebox_crate.loading import weightless
+from whitebox_crate.loading import meta_init
 
 
 def official_names(depth: int, projection: bool = True) -> dict[str, str]:
@@ -48,7 +50,7 @@ def test_every_name_of_the_released_sizes(name: str, depth: int) -> None:
     state = {theirs: torch.full((), float(number)) for number, theirs in enumerate(names)}
     converted = convert_state_dict(state)
     assert converted == {names[theirs]: value for theirs, value in state.items()}
-    with weightless():
+    with meta_init():
         assert converted.keys() == create_model(name).state_dict().keys()
 
 
@@ -79,7 +81,7 @@ def test_the_tensors_themselves_are_not_touched(name: str) -> None:
 )
 def test_a_format_is_recognised_and_its_tensors_are_taken_as_they_are(name: str, format: str) -> None:
     state = state_of(name)
-    converted = convert(state)
+    converted = convert_checkpoint(state)
     assert converted.format == format
     theirs = {id(value): key for key, value in state.items()}
     assert {theirs[id(value)] for value in converted.state.values()} | set(converted.unused) == state.keys()
@@ -100,7 +102,7 @@ def test_a_format_with_names_of_a_model_registered_elsewhere_stays() -> None:
 
 def test_what_crate_mae_never_uses_is_said() -> None:
     state = state_of("crate_mae_basic")
-    converted = convert(state)
+    converted = convert_checkpoint(state)
     assert set(converted.unused) == {"pos_embed", "decoder_embed.weight", "decoder_embed.bias"}
     assert converted.state["pos_embed"] is state["decoder_pos_embed"]
 
@@ -115,7 +117,7 @@ def test_the_last_norm_has_the_name_that_pooling_gives_it(name: str, pool: str) 
 
 def test_a_two_part_head_becomes_one() -> None:
     case = load_case("crate_square")
-    converted, plain = convert(two_part_of(case)), convert(case.group("state"))
+    converted, plain = convert_checkpoint(two_part_of(case)), convert_checkpoint(case.group("state"))
     assert converted.format == "CRATE with a two-part head"
     assert converted.state.keys() == plain.state.keys()
     for name, value in plain.state.items():
@@ -127,10 +129,10 @@ def test_a_two_part_head_becomes_one() -> None:
 def test_half_of_a_two_part_head_is_refused(lacking: str) -> None:
     state = two_part_of(load_case("crate_square"))
     with pytest.raises(WeightsError, match="two Linears"):
-        convert({**state, lacking: torch.ones(3, 3, 3)})
+        convert_checkpoint({**state, lacking: torch.ones(3, 3, 3)})
     del state[lacking]
     with pytest.raises(WeightsError, match="two Linears"):
-        convert(state)
+        convert_checkpoint(state)
 
 
 @pytest.mark.parametrize("name", ["crate_alpha_square", "crate_alpha_rect"])
@@ -138,7 +140,7 @@ def test_half_of_a_two_part_head_is_refused(lacking: str) -> None:
 def test_the_jax_original_becomes_what_its_authors_ported(name: str, prefix: str) -> None:
     case = load_case(name)
     theirs = {prefix + key.removeprefix("params/"): value for key, value in jax_of(case).items()}
-    converted, ported = convert(theirs), convert_state_dict(case.group("state"))
+    converted, ported = convert_checkpoint(theirs), convert_state_dict(case.group("state"))
     assert converted.format == "CRATE-alpha (JAX)"
     assert converted.options == {"norm_eps": 1e-6, "num_heads": case.kwargs["heads"]}
     assert converted.state.keys() == ported.keys()
@@ -151,12 +153,12 @@ def test_a_jax_kernel_with_other_axes_is_refused(name: str) -> None:
     state = jax_of(load_case("crate_alpha_square"))
     [found] = [key for key in state if key.endswith(name.partition("*")[2] or name) and name.partition("*")[0] in key]
     with pytest.raises(WeightsError, match=r"is \(3,\)"):
-        convert({**state, found: torch.ones(3)})
+        convert_checkpoint({**state, found: torch.ones(3)})
 
 
 def test_of_dino_in_training_the_teacher_is_taken_without_its_head() -> None:
     case = load_case("timm_vit")
-    converted = convert(dino_training_of(case))
+    converted = convert_checkpoint(dino_training_of(case))
     state = case.group("state")
     assert {key: id(value) for key, value in converted.state.items()} == {
         key: id(value) for key, value in state.items()
@@ -189,20 +191,20 @@ def test_names_that_no_format_has_are_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["crate_square", "crate_alpha_square", "crate_mae_basic"])
 def test_a_name_too_many_is_refused(name: str) -> None:
     with pytest.raises(WeightsError, match=r"'ema\.decay' cannot"):
-        convert({**state_of(name), "ema.decay": torch.ones(1)})
+        convert_checkpoint({**state_of(name), "ema.decay": torch.ones(1)})
 
 
 def test_a_checkpoint_without_a_tensor_says_which_formats_are_known() -> None:
     with pytest.raises(WeightsError, match=r"CRATE-alpha.*CRATE-MAE.*timm"):
-        convert({"epoch": 3})
+        convert_checkpoint({"epoch": 3})
 
 
 def test_two_tensors_for_one_place_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(_formats._CRATE_NAMES, "cls", "cls_token")
     form = _formats.Format("doubled", ("cls",), _formats._CRATE_NAMES)
-    monkeypatch.setattr("whitebox_crate.convert.FORMATS", (form,))
+    monkeypatch.setattr("whitebox_crate.convert.rename.FORMATS", (form,))
     with pytest.raises(WeightsError, match="both be cls_token"):
-        convert({"cls": torch.ones(1), "cls_token": torch.ones(1)})
+        convert_checkpoint({"cls": torch.ones(1), "cls_token": torch.ones(1)})
 
 
 # Wrappers and prefixes
@@ -226,21 +228,21 @@ def test_prefixes_that_all_names_have_are_dropped(name: str, prefix: str) -> Non
 def test_several_sets_of_weights_are_an_error_that_names_them() -> None:
     state = state_of("crate_square")
     with pytest.raises(WeightsError, match="'model', 'model_ema' all hold weights"):
-        convert({"model": state, "model_ema": state})
+        convert_checkpoint({"model": state, "model_ema": state})
     with pytest.raises(WeightsError, match="'state_dict', 'the top level'"):
-        convert({**state, "state_dict": state})
+        convert_checkpoint({**state, "state_dict": state})
 
 
 def test_weights_under_an_unknown_name_are_not_guessed() -> None:
     with pytest.raises(WeightsError, match="'generator', 'discriminator'"):
-        convert({"generator": state_of("crate_square"), "discriminator": {}})
+        convert_checkpoint({"generator": state_of("crate_square"), "discriminator": {}})
 
 
 def test_a_dict_in_itself_has_an_end() -> None:
     loop: dict[str, Any] = {}
     loop["model"] = loop
     with pytest.raises(WeightsError, match="deeper"):
-        convert(loop)
+        convert_checkpoint(loop)
 
 
 # Which model
@@ -256,7 +258,7 @@ PLAINER = {
 
 
 def empty(name: str, **options: Any) -> dict[str, Tensor]:
-    with weightless():
+    with meta_init():
         state: dict[str, Tensor] = create_model(name, **options).state_dict()
     return state
 
@@ -320,7 +322,7 @@ def test_options_that_shapes_do_not_show_are_given(name: str, options: dict[str,
     found, differing = infer_model(state, options={key: value for key, value in options.items() if key in hidden})
     again = empty(found, **differing)
     assert {key: value.shape for key, value in again.items()} == {key: value.shape for key, value in state.items()}
-    with weightless():
+    with meta_init():
         model = create_model(found, **differing)
     for key, value in options.items():
         assert getattr(model, key, value) in (value, (value, value))

@@ -22,7 +22,7 @@ from whitebox_crate import (
 )
 from whitebox_crate.errors import InputError, UnknownNameError, WeightsError
 from whitebox_crate.models import Crate, CrateMhsa, CrateMlp, ViT
-from whitebox_crate.models.variants import ALIASES
+from whitebox_crate.variants import ALIASES
 
 NAME = "crate_tiny_patch16_224"
 

@@ -11,8 +11,9 @@ from safetensors import SafetensorError, safe_open
 from small_models import CLASSES, DIM, images_for, small_model
 
 from whitebox_crate import PretrainedCfg, create_model, hub, register_model, save_pretrained
+from whitebox_crate._files import write_whole
 from whitebox_crate.errors import InputError, OutputError, UnknownNameError, WeightsError, WhiteboxCrateError
-from whitebox_crate.hub import read_config, write_whole
+from whitebox_crate.hub import read_config
 from whitebox_crate.models import Crate
 
 NAME = "crate_tiny_patch16_224"

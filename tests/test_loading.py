@@ -11,9 +11,11 @@ from small_models import GRID, images_for, small_model, small_options
 from torch import Tensor
 
 from whitebox_crate import ImageTransformer, create_model, list_models, save_pretrained
+from whitebox_crate._files import read_json
 from whitebox_crate.errors import WeightsError
 from whitebox_crate.layers import resample_pos_embed
-from whitebox_crate.loading import LoadReport, load_state, read_json, weightless
+from whitebox_crate.load_report import LoadReport
+from whitebox_crate.loading import load_state, meta_init
 from whitebox_crate.models import Crate
 
 NAMES = ["crate_tiny_patch16_224", "vit_tiny_patch16_224"]
@@ -174,7 +176,7 @@ def test_a_model_not_made_by_name_loads_too() -> None:
 
 @pytest.mark.parametrize("name", list_models())
 def test_a_weightless_model_is_the_same_model_on_meta(name: str) -> None:
-    with weightless():
+    with meta_init():
         empty = create_model(name, **small_options(name))
     full = small_model(name)
     described = [(key, value.shape, value.dtype) for key, value in full.state_dict().items()]
@@ -190,7 +192,7 @@ def test_a_weightless_model_is_the_same_model_on_meta(name: str) -> None:
 def test_a_weightless_model_computes_no_initial_value() -> None:
     """A random number drawn inside would move the generator."""
     before = torch.get_rng_state()
-    with weightless():
+    with meta_init():
         small = Crate(img_size=8, patch_size=4, embed_dim=8, depth=1, num_heads=2)
         small.cls_token.requires_grad_(False)
     assert torch.equal(torch.get_rng_state(), before)
@@ -201,7 +203,7 @@ def test_a_weightless_model_computes_no_initial_value() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_of_another_dtype_are_cast_to_that_of_the_model(dtype: torch.dtype) -> None:
     state = {key: value.to(dtype) for key, value in small_model(NAMES[0]).state_dict().items()}
-    with weightless():
+    with meta_init():
         model = create_model(NAMES[0], **small_options(NAMES[0]))
     load_state(model, state, "a file")
     assert all(
@@ -211,7 +213,7 @@ def test_weights_of_another_dtype_are_cast_to_that_of_the_model(dtype: torch.dty
 
 
 def test_a_fresh_head_of_a_weightless_model_has_values() -> None:
-    with weightless():
+    with meta_init():
         model = create_model(NAMES[0], **small_options(NAMES[0], num_classes=9))
     report = load_state(model, small_model(NAMES[0]).state_dict(), "a file", new_head=True)
     assert set(report.reinitialised) == HEAD
@@ -220,7 +222,7 @@ def test_a_fresh_head_of_a_weightless_model_has_values() -> None:
 
 
 def test_a_weightless_model_is_left_alone_by_weights_that_do_not_fit() -> None:
-    with weightless():
+    with meta_init():
         model = create_model(NAMES[0], **small_options(NAMES[0]))
     state = small_model(NAMES[0]).state_dict()
     del state["cls_token"]
@@ -230,7 +232,7 @@ def test_a_weightless_model_is_left_alone_by_weights_that_do_not_fit() -> None:
 
 
 def test_tensors_of_one_memory_get_memory_of_their_own() -> None:
-    with weightless():
+    with meta_init():
         model = create_model(NAMES[0], **small_options(NAMES[0]))
     state = small_model(NAMES[0]).state_dict()
     state["blocks.1.norm1.weight"] = state["blocks.0.norm1.weight"]

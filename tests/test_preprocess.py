@@ -18,13 +18,8 @@ from PIL import Image
 
 from whitebox_crate import PretrainedCfg, create_model
 from whitebox_crate.errors import InputError, MissingExtraError, UnknownNameError
-from whitebox_crate.preprocess import (
-    create_transform,
-    image_to_tensor,
-    load_image,
-    resize_to_grid,
-    resolve_data_config,
-)
+from whitebox_crate.images import load_image
+from whitebox_crate.preprocess import create_transform, image_to_tensor, resize_to_grid, resolve_data_config
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 

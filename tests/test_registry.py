@@ -17,8 +17,8 @@ from whitebox_crate import (
 )
 from whitebox_crate.errors import InputError, UnknownNameError, WhiteboxCrateError
 from whitebox_crate.models import Crate
-from whitebox_crate.models.variants import ALIASES
 from whitebox_crate.registry import split_name
+from whitebox_crate.variants import ALIASES
 
 pytestmark = pytest.mark.usefixtures("own_registry")
 

@@ -28,7 +28,7 @@ from PIL import Image
 from whitebox_crate.errors import WhiteboxCrateError
 from whitebox_crate.models import Crate
 from whitebox_crate.training import Batch, Composites, Objects, Recipe, train
-from whitebox_crate.training.images import open_images
+from whitebox_crate.training.datasets import open_images
 
 CLASSES, SIDE = ("blue", "green", "red"), 12
 RECIPE = Recipe(

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from small_models import small_model
 
+from whitebox_crate.evaluation.folders import read_folder
 from whitebox_crate.models import ImageTransformer
-from whitebox_crate.segmentation.datasets import read_folder
 from whitebox_crate.training import Batch
 from whitebox_crate.training.validation import Validation
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from whitebox_crate import create_model
+from whitebox_crate._files import write_whole
 from whitebox_crate.analysis import layerwise_analysis, plot_layerwise, verify_descent
-from whitebox_crate.hub import write_whole
 from whitebox_crate.training import Composites, normalize, photographs, wallpapers
 
 BATCH = 32

@@ -28,10 +28,10 @@ from PIL import Image
 from torch import nn
 
 from whitebox_crate import create_model
-from whitebox_crate.hub import write_whole
+from whitebox_crate._files import write_whole
 from whitebox_crate.training import Batch, Recipe, normalize
 from whitebox_crate.training.batches import Share, batches_of
-from whitebox_crate.training.images import open_images
+from whitebox_crate.training.datasets import open_images
 from whitebox_crate.training.loop import make_optimizer
 
 MODEL, SIZE, THREADS = "crate_tiny", 224, 1

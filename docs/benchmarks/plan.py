@@ -32,7 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from whitebox_crate import create_model
-from whitebox_crate.hub import write_whole
+from whitebox_crate._files import write_whole
 from whitebox_crate.training.presets import PRESETS
 
 HERE = Path(__file__).parent

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from whitebox_crate import ImageTransformer, __version__, capture, create_model, fold_for_inference
-from whitebox_crate.hub import write_whole
+from whitebox_crate._files import write_whole
 from whitebox_crate.segmentation import attention_masks, mask_iou, upsample
 from whitebox_crate.training import Composites, normalize, photographs, wallpapers
 

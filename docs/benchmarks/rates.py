@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from whitebox_crate._files import write_whole
 from whitebox_crate.analysis import subspace_coding_rate
-from whitebox_crate.hub import write_whole
 
 TOKENS, EPS = 785, 0.01
 SHAPES = {"B/8, as released": (12, 64), "B/8, public demo": (6, 128)}

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
 from whitebox_crate import capture, create_model, fold_for_inference
-from whitebox_crate.hub import write_whole
+from whitebox_crate._files import write_whole
 
 Run: TypeAlias = Callable[[], Tensor | None]
 SLOW = 1.5  # times as long as the first contestant

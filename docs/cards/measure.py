@@ -21,17 +21,9 @@ from torch import Tensor
 
 import whitebox_crate
 from whitebox_crate import ImageTransformer, capture, create_model
-from whitebox_crate.hub import write_whole
+from whitebox_crate._files import write_whole
 from whitebox_crate.segmentation import attention_masks, mask_iou, upsample
-from whitebox_crate.training import (
-    Batch,
-    Composites,
-    garments,
-    noise_backgrounds,
-    normalize,
-    photographs,
-    wallpapers,
-)
+from whitebox_crate.training import Batch, Composites, garments, noise_backgrounds, normalize, photographs, wallpapers
 
 RULES = ("mean", "mass", "entries")
 NAMES = {"crate": "CRATE", "vit": "ViT, the control", "crate_untrained": "CRATE, untrained"}

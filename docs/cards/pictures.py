@@ -19,8 +19,9 @@ from PIL.Image import Image, Resampling, fromarray
 
 import whitebox_crate
 from whitebox_crate import ImageTransformer, create_model
-from whitebox_crate.hub import write_whole
-from whitebox_crate.preprocess import image_to_tensor, load_image, resize_to_grid
+from whitebox_crate._files import write_whole
+from whitebox_crate.images import load_image
+from whitebox_crate.preprocess import image_to_tensor, resize_to_grid
 from whitebox_crate.segmentation import attention_masks, cls_attention
 from whitebox_crate.segmentation.draw import draw_map, draw_mask, draw_panels
 from whitebox_crate.training import Composites, garments, noise_backgrounds, normalize

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from whitebox_crate.hub import write_whole
+from whitebox_crate._files import write_whole
 from whitebox_crate.training import Composites, Objects, photographs, wallpapers
 
 QUADRUPEDS = ("mammals/bovines", "mammals/equines", "mammals/deer", "mammals/dogs")

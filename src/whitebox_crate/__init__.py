@@ -1,7 +1,8 @@
 """White-box transformers (CRATE): models whose every layer is a derived optimisation step."""
 
+from ._version import __version__
 from .attention_files import save_attention
-from .capture import Trace, capture
+from .capturing import Trace, capture
 from .errors import (
     CaptureError,
     InputError,
@@ -13,11 +14,12 @@ from .errors import (
 )
 from .export import WithAttention
 from .factory import create_model
+from .fold import fold_for_inference
 from .hub import save_pretrained
-from .inference import fold_for_inference
-from .loading import LoadReport
-from .models import ImageTransformer, PretrainedCfg
+from .load_report import LoadReport
+from .models import ImageTransformer
 from .preprocess import create_transform, resolve_data_config
+from .pretrained_cfg import PretrainedCfg
 from .registry import (
     get_pretrained_cfg,
     is_model,
@@ -27,8 +29,6 @@ from .registry import (
     model_entrypoint,
     register_model,
 )
-
-__version__ = "0.1.0"
 
 __all__ = [
     "CaptureError",
@@ -43,6 +43,7 @@ __all__ = [
     "WeightsError",
     "WhiteboxCrateError",
     "WithAttention",
+    "__version__",
     "capture",
     "create_model",
     "create_transform",

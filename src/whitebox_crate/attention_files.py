@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .capture import _core, capture, check_chunk
+from ._files import make_folder
+from ._indices import resolve_indices, resolve_layers
+from .capturing import capture, check_chunk
 from .errors import OutputError, UnknownNameError
-from .hub import make_folder
-from .models._base import resolve_indices, resolve_layers
+from .models._wrappers import transformer_in
 
 FileType = Literal["float16", "float32"]
 
@@ -58,7 +59,7 @@ def save_attention(
     if dtype not in get_args(FileType):
         raise UnknownNameError.of("dtype of the file", dtype, get_args(FileType))
     check_chunk(chunk)
-    core, folder = _core(model), Path(folder)
+    core, folder = transformer_in(model), Path(folder)
     rows, columns = core.grid_of(images)
     tokens = core.num_prefix_tokens + rows * columns
     shown = core.num_heads if heads is None else len(resolve_indices("head", heads, core.num_heads))

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ._indices import resolve_layers
 from .errors import InputError
 from .layers import MHSA, MSSA
 from .models import ImageTransformer
-from .models._base import resolve_layers
 
 
 class WithAttention(nn.Module):
@@ -58,14 +58,13 @@ class WithAttention(nn.Module):
         self.layers = tuple(resolve_layers(layers, len(model.blocks)))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        model, last = self.model, len(self.model.blocks) - 1
-        first = None if model._needs_all_tokens() else model.num_prefix_tokens
+        model = self.model
         tokens, rows = model.embed(images), {}
         blocks: Iterable[Any] = model.blocks
         for index, block in enumerate(blocks):
             if index in self.layers:
                 rows[index] = _cls_row(block.attention, block.norm1(tokens))
-            tokens = model._run_block(block, tokens, first if index == last else None)
+            tokens = model._run_block(block, tokens)
         return model.forward_head(model.norm(tokens)), torch.stack([rows[index] for index in self.layers], dim=1)
 
 

@@ -15,14 +15,15 @@ from typing import Any
 from torch import nn
 
 from . import hub
-from .checkpoints import read_checkpoint
-from .convert import Converted, convert
+from .convert.files import read_checkpoint
+from .convert.rename import Converted, convert_checkpoint
 from .errors import InputError, UnknownNameError, WeightsError, WhiteboxCrateError
-from .inference import fold_for_inference
-from .layers.embed import to_pair
-from .loading import load_state, weightless
-from .models import FeatureExtractor, ImageTransformer, PretrainedCfg
+from .fold import fold_for_inference
+from .layers.patch_embed import to_pair
+from .loading import load_state, meta_init
+from .models import FeatureExtractor, ImageTransformer
 from .models._base import GlobalPool, known_pool
+from .pretrained_cfg import PretrainedCfg
 from .registry import Entrypoint, check_options, get_pretrained_cfg, model_entrypoint, split_name
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
@@ -84,7 +85,7 @@ def create_model(
         path = _weights_file(name, source, cache_dir, token)
     converted = None
     if path is not None:
-        converted = convert(read_checkpoint(path), global_pool=options.get("global_pool") or "token")
+        converted = convert_checkpoint(read_checkpoint(path), global_pool=options.get("global_pool") or "token")
         options = _with_what_a_file_shows(options, converted, source.architecture, path)
     model = _make(source.architecture, options, empty=converted is not None)
     if not isinstance(model, ImageTransformer):
@@ -223,11 +224,11 @@ def _is_finite(value: object) -> bool:
 
 
 def _make(architecture: str, options: Mapping[str, Any], empty: bool) -> nn.Module:
-    """Runs the entrypoint, inside `weightless` if weights follow and the model needs no values while it is made."""
+    """Runs the entrypoint, inside `meta_init` if weights follow and the model needs no values while it is made."""
     entrypoint = model_entrypoint(architecture)
     try:
         if empty:
-            with suppress(_NeedsValues), weightless():
+            with suppress(_NeedsValues), meta_init():
                 return _without_hidden_buffers(entrypoint, options)
         return entrypoint(**options)
     except WhiteboxCrateError:
@@ -290,3 +291,46 @@ def _known_fields(overlay: Mapping[str, Any]) -> Mapping[str, Any]:
         if key not in known:
             raise UnknownNameError.of("field of PretrainedCfg", key, known)
     return overlay
+
+
+class _Folders:
+    """The storage behind the verbs of models: folders as `save_pretrained` writes them, here and on the Hub."""
+
+    def load(
+        self,
+        source: str,
+        *,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        token: str | bool | None,
+        local_files_only: bool,
+        force_download: bool,
+        model_options: dict[str, Any],
+    ) -> Any:
+        not_of_models = sorted(model_options.keys() & inspect.signature(create_model).parameters.keys())
+        if not_of_models:
+            raise InputError(f"{not_of_models} are no options of a model; call create_model for them")
+        name = f"{LOCAL}{source}"
+        if not Path(source).is_dir():
+            for file in (hub.CONFIG, hub.WEIGHTS):  # into the cache, where create_model finds them
+                place = hub.fetch(
+                    source,
+                    file,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    token=token,
+                    local_files_only=local_files_only,
+                    force_download=force_download,
+                )
+                revision = place.parent.name  # the cache names a snapshot by its commit: both files are of one
+            name = f"{HUB}{source}@{revision}"
+        return create_model(name, pretrained=True, cache_dir=cache_dir, token=token, **model_options)
+
+    def save(self, model: ImageTransformer, folder: str | Path, repo_id: str) -> Path:
+        return hub.save_pretrained(model, folder, repo_id=repo_id)
+
+    def card(self, model: ImageTransformer, repo_id: str) -> str:
+        return hub.model_card(model, repo_id)
+
+
+ImageTransformer.storage = _Folders()

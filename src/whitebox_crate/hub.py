@@ -5,9 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
-import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,16 +19,17 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import InputError, OutputError, WeightsError
-from .inference import fold_for_inference
-from .loading import read_json, weightless
-from .models import ImageTransformer, PretrainedCfg
+from ._files import make_folder, read_json, write_whole
+from .errors import InputError, WeightsError
+from .fold import fold_for_inference
+from .loading import meta_init
+from .models import ImageTransformer
 from .models._base import GlobalPool
 from .pretrained import PRETRAINED
+from .pretrained_cfg import PretrainedCfg
 from .registry import model_entrypoint
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -238,7 +236,7 @@ def _options_of(model: ImageTransformer) -> dict[str, Any]:
 
 def _check_description(model: ImageTransformer, options: dict[str, Any]) -> None:
     """Whether these options make a model of the same names and shapes, so that what is saved can be loaded."""
-    with weightless():
+    with meta_init():
         again: Any = model_entrypoint(model.architecture)(**options)
         if model.folded:
             again = fold_for_inference(again.eval(), inplace=True)
@@ -322,47 +320,6 @@ def read_config(folder: str | Path) -> Config:
 def _tupled(value: object) -> object:
     """JSON has no tuples, and options and facts have no lists."""
     return tuple(value) if isinstance(value, list) else value
-
-
-def make_folder(folder: Path, advice: str = "give another") -> None:
-    """Makes a folder and those above it, if they are not there.
-
-    Args:
-        folder: Which.
-        advice: What to do if it cannot be made, for the message.
-
-    Raises:
-        OutputError: If it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {folder}: {error}; {advice}") from error
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file under a temporary name beside it and renames it, so that it is whole or not there.
-
-    Args:
-        path: Where the file shall be.
-        write: Writes to the path it is given.
-
-    Raises:
-        OutputError: If that fails; nothing is left behind.
-    """
-    temporary = None
-    try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-        os.close(descriptor)
-        temporary = Path(name)
-        write(temporary)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"cannot write {path}: {error}; choose another place") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def _save_tensors(state: dict[str, Tensor], path: Path) -> None:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import IO, TYPE_CHECKING, Any, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, Union
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .errors import InputError, UnknownNameError, require
-from .layers.embed import Size, to_pair
-from .models import FeatureExtractor, ImageTransformer, PretrainedCfg
-from .models._pretrained_cfg import IMAGENET_MEAN, IMAGENET_STD
+from .images import to_rgb
+from .layers.patch_embed import Size, to_pair
+from .models import FeatureExtractor, ImageTransformer
+from .pretrained_cfg import IMAGENET_MEAN, IMAGENET_STD, PretrainedCfg
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -178,64 +177,6 @@ class Transform:
         return pixels[:, top : top + height, left : left + width].contiguous()
 
 
-def load_image(path: str | os.PathLike[str], *, upright: bool = True) -> Image:
-    """Reads an image as a viewer shows it: turned upright by its EXIF tag, transparency laid on white.
-
-    Of an animation, the first frame; 16-bit grey is scaled to 8 bits.
-
-    Args:
-        path: Any file that Pillow reads.
-        upright: False leaves the pixels as they are stored, whatever the EXIF tag says.
-
-    Returns:
-        A Pillow image in mode RGB.
-
-    Raises:
-        InputError: If the file is absent, unreadable, damaged, cut short, no image, or larger than Pillow
-            deems safe; the message names the file.
-        MissingExtraError: If Pillow is not installed.
-    """
-    require("PIL.Image", extra="images")
-    name = os.fspath(path)
-    try:
-        file = open(name, "rb")  # noqa: SIM115, so that its errors are told from those of the decoder
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name!r} cannot be opened: {error}; look at the path") from error
-    with file, reading(file, name) as image:
-        return to_rgb(image, upright=upright)
-
-
-@contextmanager
-def reading(file: IO[bytes], name: str) -> Iterator[Any]:
-    """The image in an open file, not yet decoded; whatever goes wrong with it inside the block becomes an InputError.
-
-    Args:
-        file: What to read.
-        name: What errors call it.
-
-    Yields:
-        A Pillow image, which reads on from the file when its pixels are asked for.
-
-    Raises:
-        InputError: If the file is damaged, cut short, no image, or larger than Pillow deems safe.
-        MissingExtraError: If Pillow is not installed.
-    """
-    pillow: Any = require("PIL.Image", extra="images")
-    try:
-        with pillow.open(file) as image:
-            yield image
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
-    except pillow.DecompressionBombError as error:
-        raise InputError(f"{name}: {error} Make it smaller first.") from error
-    except pillow.UnidentifiedImageError as error:
-        raise InputError(f"{name} is no image, or of a format that Pillow does not read") from error
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
-        raise InputError(
-            f"{name} is damaged or cut short: {type(error).__name__}: {error}; get or save it again"
-        ) from error
-
-
 def resize_to_grid(image: Image, patch_size: Size, short_side: int, long_side: int | None = None) -> Image:
     """Scales an image so that patches tile it: nothing is cut off, and sides are rounded to whole patches.
 
@@ -263,6 +204,47 @@ def resize_to_grid(image: Image, patch_size: Size, short_side: int, long_side: i
     rows = max(1, round(height * scale / patch_height))
     columns = max(1, round(width * scale / patch_width))
     return to_rgb(image).resize((columns * patch_width, rows * patch_height), pillow.Resampling.BICUBIC)
+
+
+def best_short_side(model: ImageTransformer) -> int:
+    """The shorter side of a photograph, pixels, at which a model's attention shows objects best.
+
+    Args:
+        model: The model, whose `pretrained_cfg.attention_size` tells; where it was not measured, its own image's side.
+    """
+    return model.pretrained_cfg.attention_size or min(model.img_size)
+
+
+class SeenPhoto(NamedTuple):
+    """A photograph as a model sees it.
+
+    Attributes:
+        image: Pillow, RGB, scaled to whole patches.
+        pixels: (3, height, width), float32, on the CPU, normalised; `pixels[None]` is a batch.
+    """
+
+    image: Image
+    pixels: Tensor
+
+
+def fit_photo(model: ImageTransformer, photo: Image, short_side: int | None = None) -> SeenPhoto:
+    """The one way from a photograph to a model's tensor: whole patches, nothing cut off, the weights' mean and std.
+
+    Args:
+        model: A model that takes images of any size (`dynamic_img_size=True`), or of the one that comes out.
+        photo: A Pillow image of any size and mode, as `whitebox_crate.images.load_image` reads it.
+        short_side: Of the image, pixels, before it is rounded to whole patches; `best_short_side` if None.
+
+    Raises:
+        InputError: If the model takes another number of channels than a photograph has, or the side is not positive.
+        MissingExtraError: If Pillow is not installed.
+    """
+    if model.in_chans != 3:
+        raise InputError(f"the model takes {model.in_chans} channels; photographs have 3")
+    cfg = model.pretrained_cfg
+    side = best_short_side(model) if short_side is None else short_side
+    image = resize_to_grid(photo, model.patch_embed.patch_size, side)
+    return SeenPhoto(image, image_to_tensor(image, mean=cfg.mean, std=cfg.std))
 
 
 def image_to_tensor(
@@ -343,37 +325,6 @@ def _to_pillow(image: Any) -> Image:
     elif not isinstance(image, pillow.Image):
         raise InputError(f"expected a Pillow image, a numpy array or a tensor, got {type(image).__name__}")
     return to_rgb(image)
-
-
-def to_rgb(image: Image, *, upright: bool = False) -> Image:
-    """A Pillow image of any mode in mode RGB: transparency laid on white, 16-bit grey scaled to 8 bits.
-
-    Args:
-        image: The image.
-        upright: Whether to turn it as its EXIF tag says.
-
-    Raises:
-        InputError: If it has no pixels, or a mode whose range nobody knows.
-    """
-    if upright:
-        image = require("PIL.ImageOps", extra="images").exif_transpose(image)
-    if image.mode == "F":
-        raise InputError("its pixels are floats of unknown range; save it with 8 or 16 bits")
-    if min(image.size) < 1:
-        raise InputError(f"it is {image.width} x {image.height}: it has no pixels")
-    if image.mode.startswith("I"):  # 16-bit grey, which convert would clip
-        image = image.convert("I").point(lambda value: value / 256).convert("L")
-    if image.mode in ("La", "RGBa"):  # premultiplied
-        image = image.convert(image.mode.upper())
-    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-        pillow: Any = require("PIL.Image", extra="images")
-        rgba = image.convert("RGBA")
-        white = pillow.new("RGBA", rgba.size, "white")
-        image = pillow.alpha_composite(white, rgba)
-    try:
-        return image.convert("RGB")
-    except ValueError as error:
-        raise InputError(f"its mode {image.mode} is not one that Pillow turns into RGB: {error}") from error
 
 
 def _check_unit_range(pixels: Tensor, channels: int) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib import resources
 
-from .models import PretrainedCfg
+from .pretrained_cfg import PretrainedCfg
 
 
 def _labels(name: str) -> tuple[str, ...]:

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 from torch import nn
 
 from .errors import InputError, UnknownNameError
-from .models import PretrainedCfg
-from .models.variants import ALIASES, VARIANTS
 from .pretrained import PRETRAINED
+from .pretrained_cfg import PretrainedCfg
+from .variants import ALIASES, VARIANTS
 
 Entrypoint = Callable[..., nn.Module]
 E = TypeVar("E", bound=Entrypoint)

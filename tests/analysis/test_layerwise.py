@@ -28,8 +28,8 @@ from whitebox_crate.analysis import (
 )
 from whitebox_crate.analysis.descent import _outcome
 from whitebox_crate.analysis.layerwise import QUANTITIES
-from whitebox_crate.analysis.statistics import Moments, student_t
-from whitebox_crate.convert import convert_state_dict
+from whitebox_crate.analysis.moments import Moments, student_t
+from whitebox_crate.convert.rename import convert_state_dict
 from whitebox_crate.errors import InputError, UnknownNameError
 from whitebox_crate.models import Crate
 

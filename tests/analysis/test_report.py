@@ -22,7 +22,7 @@ from small_models import DEPTH, small_model
 from whitebox_crate.analysis import explain, layerwise_analysis, report, verify_descent
 from whitebox_crate.analysis.descent import DescentReport
 from whitebox_crate.analysis.layerwise import RateSettings
-from whitebox_crate.analysis.report import SIDE, _summary, _tick
+from whitebox_crate.analysis.reports import SIDE, _summary, _tick
 from whitebox_crate.errors import InputError
 from whitebox_crate.models import ImageTransformer
 from whitebox_crate.preprocess import image_to_tensor, resize_to_grid

@@ -13,12 +13,7 @@ from hypothesis import strategies as st
 from small_models import CLASSES, DEPTH, DIM, GRID, images_for, patch_of, small_model, small_options, trained
 from torch import Tensor, nn
 
-from whitebox_crate import (
-    ImageTransformer,
-    create_model,
-    list_models,
-    save_pretrained,
-)
+from whitebox_crate import ImageTransformer, create_model, list_models, save_pretrained
 from whitebox_crate.errors import InputError, UnknownNameError
 from whitebox_crate.models import CrateMae, FeatureExtractor
 

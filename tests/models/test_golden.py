@@ -12,7 +12,7 @@ from golden_data import GOLDEN, MAE_USED_COUNTS, MANIFEST, PARAM_COUNTS, Case, l
 from torch import Tensor
 
 from whitebox_crate import ImageTransformer, capture, create_model, fold_for_inference
-from whitebox_crate.convert import convert_state_dict
+from whitebox_crate.convert.rename import convert_state_dict
 from whitebox_crate.errors import InputError
 from whitebox_crate.layers import MSSA, patchify
 from whitebox_crate.models import Crate, CrateAlpha, CrateAlphaBlock, CrateMae, ViT

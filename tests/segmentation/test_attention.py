@@ -12,7 +12,7 @@ from torch import Tensor
 
 from whitebox_crate import create_model
 from whitebox_crate.errors import InputError, UnknownNameError
-from whitebox_crate.models import PretrainedCfg
+from whitebox_crate.pretrained_cfg import PretrainedCfg
 from whitebox_crate.segmentation import attention_masks, cls_attention, default_layer, upsample
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "attention_masks.safetensors"

@@ -20,6 +20,9 @@ from torch import Tensor
 
 from whitebox_crate import create_model
 from whitebox_crate.errors import InputError, UnknownNameError, WeightsError
+from whitebox_crate.evaluation.attention import RULES, score_image, score_maps, summarize, tables
+from whitebox_crate.evaluation.curves import layer_means
+from whitebox_crate.evaluation.folders import LabelledImage
 from whitebox_crate.segmentation import (
     all_cls_attention,
     attention_masks,
@@ -29,15 +32,6 @@ from whitebox_crate.segmentation import (
     mean_iou,
     upsample,
 )
-from whitebox_crate.segmentation.attention_eval import (
-    RULES,
-    score_image,
-    score_maps,
-    summarize,
-    tables,
-)
-from whitebox_crate.segmentation.curves import layer_means
-from whitebox_crate.segmentation.datasets import LabelledImage
 
 # Measures one pair of files under many names, and prints by how much the memory that the process had at most grew.
 MEMORY = """

@@ -22,9 +22,7 @@ from torch import Tensor
 
 from whitebox_crate import create_model
 from whitebox_crate.errors import InputError, MissingExtraError, UnknownNameError, WeightsError
-from whitebox_crate.preprocess import image_to_tensor, load_image, resize_to_grid
-from whitebox_crate.segmentation import maskcut, patch_features, upsample
-from whitebox_crate.segmentation.coco import (
+from whitebox_crate.evaluation.coco import (
     check_images,
     maskcut_results,
     read_annotations,
@@ -32,6 +30,9 @@ from whitebox_crate.segmentation.coco import (
     score,
     to_results,
 )
+from whitebox_crate.images import load_image
+from whitebox_crate.preprocess import image_to_tensor, resize_to_grid
+from whitebox_crate.segmentation import maskcut, patch_features, upsample
 
 coding = pytest.importorskip("faster_coco_eval").mask
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from small_models import images_for, small_model
 
 from whitebox_crate import InputError
+from whitebox_crate.evaluation.attention import summarize
+from whitebox_crate.evaluation.curves import add_noise, generator_of, layer_means, noisy
 from whitebox_crate.segmentation import all_cls_attention
-from whitebox_crate.segmentation.attention_eval import summarize
-from whitebox_crate.segmentation.curves import add_noise, generator_of, layer_means, noisy
 
 
 @given(

@@ -10,7 +10,7 @@ from labelled_images import labels, make_folder, make_voc, noise, save_mask
 from PIL import Image
 
 from whitebox_crate.errors import InputError, UnknownNameError
-from whitebox_crate.segmentation.datasets import VOC_CLASSES, VOID, LabelledImage, read_folder, read_labels, read_voc
+from whitebox_crate.evaluation.folders import VOC_CLASSES, VOID, LabelledImage, read_folder, read_labels, read_voc
 
 
 class TestVoc:

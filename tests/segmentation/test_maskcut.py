@@ -31,7 +31,7 @@ from whitebox_crate.segmentation import (
     upsample,
 )
 from whitebox_crate.segmentation import ncut as solvers
-from whitebox_crate.segmentation.maskcut import _refused, _rounds
+from whitebox_crate.segmentation.cuts import _refused, _rounds
 from whitebox_crate.segmentation.ncut import EPSILON, SAME, degrees
 
 GOLDEN = Path(__file__).parents[1] / "golden"

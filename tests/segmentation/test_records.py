@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whitebox_crate.errors import InputError, OutputError, ProcessError
-from whitebox_crate.segmentation.records import Records, content_of
+from whitebox_crate.evaluation.records import Records, content_of
 
 SETTINGS = {"size": 96, "rules": ["mass", "mean"]}
 ITEMS = [(f"image {index}", index) for index in range(12)]
@@ -128,7 +128,7 @@ class TestOneProcess:
             measured(tmp_path, by=lambda _: {"value": value})
 
     def test_progress_has_rate_and_time_left(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("whitebox_crate.segmentation.records.REPORT_EVERY", 0)
+        monkeypatch.setattr("whitebox_crate.evaluation.records.REPORT_EVERY", 0)
         measured(tmp_path, ITEMS[:2])
         lines: list[str] = []
         measured(tmp_path, report=lines.append)

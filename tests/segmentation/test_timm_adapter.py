@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from whitebox_crate import create_model
-from whitebox_crate.convert import convert_state_dict
+from whitebox_crate.convert.rename import convert_state_dict
 from whitebox_crate.segmentation import cls_attention, patch_features
 
 timm: Any = pytest.importorskip("timm")

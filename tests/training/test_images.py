@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from whitebox_crate.errors import InputError, UnknownNameError, WhiteboxCrateError
-from whitebox_crate.preprocess import create_transform, load_image
+from whitebox_crate.images import load_image
+from whitebox_crate.preprocess import create_transform
 from whitebox_crate.training import Batch, Recipe
 from whitebox_crate.training.batches import Share, batches_of
-from whitebox_crate.training.images import Images, StreamedImages, open_images
+from whitebox_crate.training.datasets import Images, StreamedImages, open_images
 
 datasets = pytest.importorskip("datasets")
 pa = pytest.importorskip("pyarrow")

@@ -22,7 +22,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from whitebox_crate import create_model
 from whitebox_crate.errors import InputError, MissingExtraError, OutputError, UnknownNameError, WeightsError
-from whitebox_crate.models import Crate, CrateMae, ImageTransformer, PretrainedCfg, ViT
+from whitebox_crate.models import Crate, CrateMae, ImageTransformer, ViT
+from whitebox_crate.pretrained_cfg import PretrainedCfg
 from whitebox_crate.training import Batch, Recipe, normalize, train
 from whitebox_crate.training.loop import make_optimizer
 

@@ -16,8 +16,8 @@ from whitebox_crate import create_model, hub
 from whitebox_crate.errors import InputError, OutputError
 from whitebox_crate.models import Crate, ImageTransformer
 from whitebox_crate.training import Recipe
+from whitebox_crate.training.model_folder import finish, last_metrics, publish
 from whitebox_crate.training.presets import PRESETS
-from whitebox_crate.training.results import finish, last_metrics, publish
 
 LABELS = ("a", "b", "c", "d", "e")
 METRICS = {"top1": 0.9312, "loss": 0.25, "images": 40}

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image, JpegImagePlugin
 
 from whitebox_crate.errors import InputError
-from whitebox_crate.preprocess import image_to_tensor, load_image
+from whitebox_crate.images import load_image
+from whitebox_crate.preprocess import image_to_tensor
 from whitebox_crate.training.transforms import AREAS, ASPECTS, Box, centre_box, random_box, read_part
 
 SIDES = st.integers(1, 3000)

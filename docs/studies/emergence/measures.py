@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from whitebox_crate.analysis.statistics import student_t
+from whitebox_crate.analysis.moments import student_t
 from whitebox_crate.segmentation import attention_masks, mask_iou, upsample
 
 RULES = ("mean", "mass", "entries", "log", "best")  # the last two are this study's: `ious`

@@ -35,9 +35,10 @@ from torch import Tensor
 
 import whitebox_crate
 from whitebox_crate import ImageTransformer
-from whitebox_crate.checkpoints import read_checkpoint
-from whitebox_crate.hub import write_whole
-from whitebox_crate.preprocess import image_to_tensor, load_image
+from whitebox_crate._files import write_whole
+from whitebox_crate.convert.files import read_checkpoint
+from whitebox_crate.images import load_image
+from whitebox_crate.preprocess import image_to_tensor
 from whitebox_crate.segmentation import cls_attention
 from whitebox_crate.segmentation.draw import draw_map, draw_mask, draw_panels
 

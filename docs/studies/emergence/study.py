@@ -30,8 +30,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import whitebox_crate
 from whitebox_crate import ImageTransformer, capture
+from whitebox_crate._files import write_whole
 from whitebox_crate.analysis import layerwise_analysis
-from whitebox_crate.hub import write_whole
 from whitebox_crate.segmentation import best_head_iou, mask_iou, maskcut_of
 from whitebox_crate.training import Batch, Composites, Recipe, normalize, train
 

@@ -1,28 +1,9 @@
 """What a layer does and what it was derived to do: rates, sparsity, subspaces, heads."""
 
 from .descent import DescentReport, Verdict, verify_descent
-from .explain import explain
-from .heads import (
-    HeadOutputs,
-    attention_rollout,
-    cls_rollout,
-    head_contributions,
-    head_outputs,
-    intervene,
-)
-from .layerwise import LayerwiseReport, RateSettings, Series, layerwise_analysis
-from .plots import plot_layerwise
-from .rates import (
-    coding_rate,
-    effective_rank,
-    l0,
-    l1,
-    rate_reduction,
-    sparse_rate_reduction,
-    subspace_coding_rate,
-)
-from .report import report
-from .subspace_report import (
+from .explanation import explain
+from .heads import HeadOutputs, attention_rollout, cls_rollout, head_contributions, head_outputs, intervene
+from .layer_subspaces import (
     LayerSubspaces,
     SubspaceReport,
     head_bases,
@@ -30,6 +11,10 @@ from .subspace_report import (
     subspace_report,
     token_energy,
 )
+from .layerwise import LayerwiseReport, RateSettings, Series, layerwise_analysis
+from .plots import plot_layerwise
+from .rates import coding_rate, effective_rank, l0, l1, rate_reduction, sparse_rate_reduction, subspace_coding_rate
+from .reports import report
 from .subspaces import (
     DictionaryGeometry,
     HeadBases,

@@ -9,7 +9,6 @@ from typing import TypeAlias
 
 from torch import nn
 
-from ..capture import _unwrap
 from ..layers import ISTA, MHSA, MSSA, ODL, ConvPatchEmbed, NormedPatchEmbed
 from ..models import (
     Block,
@@ -22,6 +21,7 @@ from ..models import (
     ImageTransformer,
     ViTBlock,
 )
+from ..models._wrappers import unwrap
 
 Symbols: TypeAlias = Mapping[str, "Line"]
 
@@ -125,7 +125,7 @@ def positions(core: ImageTransformer) -> Part:
 
 def layer(wrapped: nn.Module) -> Part:
     """One layer; names of parameters are those in the block."""
-    block = _unwrap(wrapped)
+    block = unwrap(wrapped)
     prefix = next(f"{name}." if name else "" for name, module in wrapped.named_modules() if module is block)
     if type(block) is CrateMaeDecoderBlock:
         return _decoder_block(block, prefix)

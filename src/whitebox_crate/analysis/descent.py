@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from ..layers import ISTA, ODL
 from ..models import Block
-from ._passes import over_images
+from .batches import over_images
+from .layer_subspaces import coder_of
 from .layerwise import STATES, AsJson, RateSettings, as_table
+from .moments import check_confidence
 from .rates import Convention, l0
-from .statistics import check_confidence
-from .subspace_report import coder_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -25,13 +25,14 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..capture import Queries, _core, capture
+from .._indices import resolve_index, resolve_indices, resolve_layers
+from ..capturing import Queries, capture
 from ..errors import InputError, UnknownNameError
 from ..layers import ISTA, MHSA, MSSA, ODL
 from ..models import ImageTransformer
-from ..models._base import resolve_index, resolve_indices, resolve_layers
-from ._passes import refuse_folded
-from .subspace_report import attention_of, coder_of, head_weights
+from ..models._wrappers import transformer_in
+from .batches import refuse_folded
+from .layer_subspaces import attention_of, coder_of, head_weights
 
 Method: TypeAlias = Literal["ablation", "gradient"]
 
@@ -74,7 +75,7 @@ def head_outputs(
         InputError: If the model is not one of this package, or does not take the images.
         UnknownNameError: If a layer or token does not exist.
     """
-    core = _core(model)
+    core = transformer_in(model)
     indices = resolve_layers(layers, len(core.blocks))
     if isinstance(queries, str) and queries not in ("cls", "all"):
         raise UnknownNameError.of("queries", queries, ("cls", "all"), "Token indices are fine too.")
@@ -138,7 +139,7 @@ def head_contributions(
     """
     if method not in get_args(Method):
         raise UnknownNameError.of("method", method, get_args(Method))
-    core = _core(model)
+    core = transformer_in(model)
     indices = resolve_layers(layers, len(core.blocks))
     if not core.num_classes or not core.global_pool:
         raise InputError(
@@ -243,7 +244,7 @@ def intervene(
             coding.
         UnknownNameError: If a layer or head does not exist.
     """
-    core = _core(model)
+    core = transformer_in(model)
     constants = {"step_size": step_size, "sparsity": sparsity}
     given = {name: _constant(name, value) for name, value in constants.items() if value is not None}
     if not given and mask_heads is None:
@@ -300,7 +301,7 @@ def attention_rollout(model: nn.Module, images: Tensor, layer: int = -1, skip: f
         InputError: If the model is not one of this package, does not take the images, or `skip` is no share.
         UnknownNameError: If there is no such layer.
     """
-    core = _core(model)
+    core = transformer_in(model)
     last = resolve_index("layer", layer, len(core.blocks))
     if not 0 <= skip <= 1:
         raise InputError(f"skip is a share in [0, 1], not {skip!r}")
@@ -320,7 +321,7 @@ def cls_rollout(model: nn.Module, images: Tensor, layer: int = -1, skip: float =
 
     The share of [CLS] itself is left out, so that a map sums to less than 1.
     """
-    core = _core(model)
+    core = transformer_in(model)
     row = attention_rollout(model, images, layer, skip)[:, 0, core.num_prefix_tokens :]
     return row.reshape(len(row), *core.grid_of(images))
 

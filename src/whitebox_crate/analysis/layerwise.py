@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ..errors import InputError, UnknownNameError
 from ..models import Block
-from ._passes import over_images
+from .batches import over_images
+from .moments import check_confidence
 from .rates import Convention, coding_rate, effective_rank, exact_dtype, l0, l1, subspace_coding_rate
-from .statistics import check_confidence
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .._files import write_whole
 from ..errors import InputError, require
-from ..hub import write_whole
 from .layerwise import LayerState, LayerwiseReport, Quantity
 
 _PANELS: tuple[tuple[Quantity, LayerState, str], ...] = (

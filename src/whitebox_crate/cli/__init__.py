@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .. import __version__
+from .._version import __version__
 from ..errors import WhiteboxCrateError
 from .analyze import add_analyze
 from .curves import add_curves

@@ -9,11 +9,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from .._files import make_folder
+from .._indices import resolve_index
 from ..errors import InputError
 from ..factory import create_model
-from ..hub import make_folder
 from ..models import ImageTransformer
-from ..models._base import resolve_index
 from ..segmentation import default_layer
 
 # What --layer is if it is not given, for the help of commands; see `layer_of`.

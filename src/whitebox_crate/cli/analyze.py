@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..analysis.report import report
+from .._files import write_whole
+from ..analysis.reports import report
 from ..errors import InputError, OutputError
-from ..hub import write_whole
-from ..preprocess import load_image
-from ..segmentation.datasets import IMAGE_SUFFIXES
+from ..evaluation.folders import IMAGE_SUFFIXES
+from ..images import load_image
 from ._common import add_model_options, command, make, out_folder, positive, samples
 
 if TYPE_CHECKING:

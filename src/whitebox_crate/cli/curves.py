@@ -12,17 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import read_checkpoint
-from ..convert import infer_model
+from .._files import read_json, write_whole
+from ..convert.files import read_checkpoint
+from ..convert.infer import infer_model
 from ..errors import InputError, WeightsError, require
+from ..evaluation.attention import RULES, score_image
+from ..evaluation.curves import LayerMeans, check_noise, generator_of, layer_means, noisy
+from ..evaluation.folders import LabelledImage, LabelledImages, read_folder, read_voc
+from ..evaluation.records import Records
 from ..factory import create_model
-from ..hub import CONFIG, WEIGHTS, write_whole
-from ..loading import read_json
+from ..hub import CONFIG, WEIGHTS
 from ..models import ImageTransformer
-from ..segmentation.attention_eval import RULES, score_image
-from ..segmentation.curves import LayerMeans, check_noise, generator_of, layer_means, noisy
-from ..segmentation.datasets import LabelledImage, LabelledImages, read_folder, read_voc
-from ..segmentation.records import Records
 from ._common import LAYER, command, layer_of, load
 from .evaluate import ADVICE, add_run_options, check_files, load_for_evaluation, names_digest
 

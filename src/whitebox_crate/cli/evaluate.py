@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from .. import __version__
+from .._files import write_whole
+from .._version import __version__
 from ..errors import InputError, require
-from ..hub import write_whole
+from ..evaluation.attention import RULES, Record, score_image, summarize, tables
+from ..evaluation.coco import check_images, maskcut_results, read_annotations, score
+from ..evaluation.folders import LabelledImage, LabelledImages, read_folder, read_voc
+from ..evaluation.records import Records, content_of, whole_number
 from ..models import ImageTransformer
-from ..segmentation.attention_eval import RULES, Record, score_image, summarize, tables
-from ..segmentation.coco import check_images, maskcut_results, read_annotations, score
-from ..segmentation.datasets import LabelledImage, LabelledImages, read_folder, read_voc
-from ..segmentation.records import Records, content_of, whole_number
 from ._common import LAYER, add_model_choice, command, layer_of, load, positive
 
 # What to do about a broken item; the functions beneath know no options.

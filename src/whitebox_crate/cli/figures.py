@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from torch import Tensor
 
+from .._files import write_whole
 from ..errors import InputError, require
-from ..hub import write_whole
+from ..evaluation import curves
+from ..evaluation.folders import LabelledImage
+from ..images import load_image
 from ..models import ImageTransformer
-from ..preprocess import image_to_tensor, load_image, resize_to_grid
-from ..segmentation import attention_masks, cls_attention, curves, mask_iou, patch_features, upsample
+from ..preprocess import image_to_tensor, resize_to_grid
+from ..segmentation import attention_masks, cls_attention, mask_iou, patch_features, upsample
 from ..segmentation.attention import MaskRule
-from ..segmentation.datasets import LabelledImage
 from ..segmentation.draw import PAPER, draw_map, draw_mask, draw_panels
 from ..segmentation.heads import rank_heads
 from ..segmentation.pca import patch_pca, pca_maps, unit_range

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from torch import Tensor
 
+from .._files import write_whole
+from .._indices import resolve_index
 from ..errors import InputError, WeightsError
-from ..hub import write_whole
+from ..images import load_image
 from ..models import ImageTransformer
-from ..models._base import resolve_index
-from ..preprocess import Transform, create_transform, image_to_tensor, load_image, resize_to_grid, resolve_data_config
+from ..preprocess import Transform, create_transform, image_to_tensor, resize_to_grid, resolve_data_config
 from ..segmentation import attention_masks, cls_attention
 from ..segmentation.attention import MaskRule
 from ..segmentation.draw import draw_map, draw_mask, draw_panels

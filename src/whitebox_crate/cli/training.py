@@ -11,17 +11,18 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .. import __version__
+from .._version import __version__
 from ..errors import InputError, require
+from ..evaluation.folders import LabelledImages, read_folder, read_voc
 from ..factory import create_model
-from ..loading import weightless
-from ..models import ImageTransformer, PretrainedCfg
-from ..segmentation.datasets import LabelledImages, read_folder, read_voc
+from ..loading import meta_init
+from ..models import ImageTransformer
+from ..pretrained_cfg import PretrainedCfg
 from ..training import Composites, Recipe, Source, Stream, garments, noise_backgrounds, photographs, train, wallpapers
-from ..training.images import Images, StreamedImages, open_images
+from ..training.checkpoints import checkpoints_of, make_run_folder
+from ..training.datasets import Images, StreamedImages, open_images
+from ..training.model_folder import finish, last_metrics, publish, write_recipe
 from ..training.presets import PRESETS
-from ..training.results import finish, last_metrics, publish, write_recipe
-from ..training.runs import checkpoints_of, make_run_folder
 from ..training.validation import Validation
 from ._common import command, option, positive
 
@@ -135,7 +136,7 @@ def _recipe(options: argparse.Namespace) -> tuple[str, Recipe]:
     given = {key: value for key, value in given.items() if value is not None}
     if "steps" in given and given.setdefault("epochs", 0.0):
         raise InputError(f"--steps {options.steps} and --epochs {options.epochs:g} say the same: give one of them")
-    with weightless():  # the options are looked at before data are read, and the size is that of the weights
+    with meta_init():  # the options are looked at before data are read, and the size is that of the weights
         model = create_model(_name(options), **_options(options))
     if "sizes" not in given and len(recipe.sizes) == 1:
         given["sizes"] = (min(model.img_size),)

@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import read_checkpoint
-from ..convert import convert, infer_model
+from ..convert.files import read_checkpoint
+from ..convert.infer import infer_model
+from ..convert.rename import convert_checkpoint
 from ..factory import create_model
 from ..hub import save_pretrained
-from ..loading import load_state, weightless
-from ..models import PretrainedCfg
+from ..loading import load_state, meta_init
+from ..pretrained_cfg import PretrainedCfg
 from ..registry import check_options, list_models, list_pretrained
 from ._common import command, option
 
@@ -53,10 +54,10 @@ def _list(options: argparse.Namespace) -> int:
 
 def _convert(options: argparse.Namespace) -> int:
     given = dict(option(text) for text in options.set)
-    converted = convert(read_checkpoint(options.file), global_pool=given.get("global_pool") or "token")
+    converted = convert_checkpoint(read_checkpoint(options.file), global_pool=given.get("global_pool") or "token")
     name, model_options = infer_model(converted, model=options.model, options=given)
     check_options(name, given)
-    with weightless():
+    with meta_init():
         model = create_model(name, **model_options)
     report = load_state(model, converted.state, str(options.file), unused=converted.unused)
     folder = save_pretrained(model, options.out)

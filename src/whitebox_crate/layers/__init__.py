@@ -1,19 +1,12 @@
 """The operators that the models are made of, each usable alone."""
 
-from .embed import (
-    ConvPatchEmbed,
-    NormedPatchEmbed,
-    PatchEmbed,
-    patchify,
-    resample_pos_embed,
-    sincos_pos_embed,
-    unpatchify,
-)
 from .ista import ISTA, FoldedISTA
 from .mhsa import MHSA
 from .mlp import MLP
 from .mssa import MSSA
 from .odl import ODL
+from .patch_embed import ConvPatchEmbed, NormedPatchEmbed, PatchEmbed, patchify, unpatchify
+from .pos_embed import resample_pos_embed, sincos_pos_embed
 
 __all__ = [
     "ISTA",

@@ -20,7 +20,7 @@ class MHSA(nn.Module):
 
     Shape:
         - Input: (batch, tokens, dim), any float dtype.
-        - Output: as the input; with `first`, of so many leading tokens alone, which still attend to all.
+        - Output: as the input.
 
     Raises:
         InputError: If the heads cannot share the width equally.
@@ -46,8 +46,8 @@ class MHSA(nn.Module):
         q, k, v = rearrange(projected, "b n (qkv h p) -> qkv b h n p", qkv=3, h=self.num_heads).unbind(0)
         return q, k, v
 
-    def forward(self, x: Tensor, first: int | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.split_heads(self.qkv(x))
-        attended = F.scaled_dot_product_attention(q[:, :, :first], k, v)
+        attended = F.scaled_dot_product_attention(q, k, v)
         out: Tensor = self.proj(rearrange(attended, "b h n p -> b n (h p)"))
         return out

@@ -24,7 +24,7 @@ class MSSA(nn.Module):
 
     Shape:
         - Input: (batch, tokens, dim), any float dtype.
-        - Output: as the input; with `first`, of so many leading tokens alone, which still attend to all.
+        - Output: as the input.
 
     Raises:
         InputError: If the heads cannot share the width equally.
@@ -51,8 +51,8 @@ class MSSA(nn.Module):
         w = rearrange(projected, "b n (h p) -> b h n p", h=self.num_heads)
         return w, w, w
 
-    def forward(self, x: Tensor, first: int | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         w, _, _ = self.split_heads(self.qkv(x))
-        compressed = F.scaled_dot_product_attention(w[:, :, :first], w, w)
+        compressed = F.scaled_dot_product_attention(w, w, w)
         out: Tensor = self.proj(rearrange(compressed, "b h n p -> b n (h p)"))
         return out

@@ -1,8 +1,8 @@
 """The models: CRATE, its family and ablations, and ViT, all on one contract."""
 
+from ..pretrained_cfg import PretrainedCfg
 from ._base import Block, ImageTransformer
 from ._features import FeatureExtractor, FeatureInfo
-from ._pretrained_cfg import PretrainedCfg
 from .crate import Crate, CrateBlock
 from .crate_ablations import CrateMhsa, CrateMhsaBlock, CrateMlp, CrateMlpBlock
 from .crate_alpha import CrateAlpha, CrateAlphaBlock

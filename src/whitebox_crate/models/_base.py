@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .._indices import resolve_layers
 from ..errors import InputError, UnknownNameError
 from ..layers import MHSA, MSSA, PatchEmbed, resample_pos_embed
-from ..layers.embed import Size
+from ..layers.patch_embed import Size
+from ..load_report import LoadReport
+from ..pretrained_cfg import PretrainedCfg
 from ._hub_verbs import HubVerbs
-from ._pretrained_cfg import PretrainedCfg
-
-if TYPE_CHECKING:
-    from ..loading import LoadReport
 
 GlobalPool = Literal["token", "avg", "mean", ""]
 Intermediate: TypeAlias = Tensor | tuple[Tensor, Tensor]
-Hook = TypeVar("Hook", bound=Callable[..., Any])
 
 
 class Block(nn.Module, ABC):
     """One layer: attention on `norm1` of the tokens, then coding of `norm2` of the result.
 
-    Called with `first`, it gives so many leading tokens of the result and computes no others; all of them are attended
-    to. Where the head reads [CLS] alone, that is how the last layer is called.
-
     Shape:
         - Input: (batch, tokens, dim), any float dtype.
-        - Output: as the input, or `first` leading tokens of it.
+        - Output: as the input.
     """
 
     norm1: nn.LayerNorm
@@ -46,8 +40,8 @@ class Block(nn.Module, ABC):
         """The operator that lets tokens see each other."""
 
     @abstractmethod
-    def forward(self, tokens: Tensor, first: int | None = None) -> Tensor:
-        """The tokens after this layer, or the first few of them."""
+    def forward(self, tokens: Tensor) -> Tensor:
+        """The tokens after this layer."""
 
 
 class ImageTransformer(nn.Module, HubVerbs):
@@ -131,7 +125,7 @@ class ImageTransformer(nn.Module, HubVerbs):
         """timm's other name of `pretrained_cfg`."""
         return self.pretrained_cfg
 
-    def does_without(self, name: str) -> bool:
+    def ignores_key(self, name: str) -> bool:
         """Whether weights of this name, which the model has no place for, may be left out when it is loaded."""
         return False
 
@@ -152,9 +146,9 @@ class ImageTransformer(nn.Module, HubVerbs):
         Raises:
             InputError: If the channels or the size are not those of the model.
         """
-        return self._place(self.patch_embed(images), self.grid_of(images))
+        return self._add_cls_and_positions(self.patch_embed(images), self.grid_of(images))
 
-    def _place(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _add_cls_and_positions(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """Puts [CLS] before the patch tokens of this grid and adds the positions."""
         cls_token = self.cls_token.expand(patches.shape[0], -1, -1)
         positions = self.resample_positions(self.pos_embed, self.patch_embed.grid_size, grid)
@@ -176,20 +170,17 @@ class ImageTransformer(nn.Module, HubVerbs):
         """
         return resample_pos_embed(pos_embed, old_grid, new_grid, self.num_prefix_tokens)
 
-    def _run_block(self, block: nn.Module, tokens: Tensor, first: int | None = None) -> Tensor:
-        args = (tokens,) if first is None else (tokens, first)
+    def _run_block(self, block: nn.Module, tokens: Tensor) -> Tensor:
         if self.grad_checkpointing and torch.is_grad_enabled():
-            out: Tensor = checkpoint(block, *args, use_reentrant=False)
+            out: Tensor = checkpoint(block, tokens, use_reentrant=False)
             return out
-        out = block(*args)
+        out = block(tokens)
         return out
 
-    def _run_blocks(self, tokens: Tensor, first: int | None = None) -> Tensor:
-        """Runs all layers; the last one computes the `first` tokens alone, if given."""
-        *blocks, last = self.blocks
-        for block in blocks:
+    def _run_blocks(self, tokens: Tensor) -> Tensor:
+        for block in self.blocks:
             tokens = self._run_block(block, tokens)
-        return self._run_block(last, tokens, first)
+        return tokens
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Normed tokens after the last block, (batch, 1 + rows * columns, embed_dim), [CLS] first."""
@@ -216,17 +207,7 @@ class ImageTransformer(nn.Module, HubVerbs):
         return pooled if pre_logits else self.head(pooled)
 
     def forward(self, images: Tensor) -> Tensor:
-        if self._needs_all_tokens():
-            return self.forward_head(self.forward_features(images))
-        return self.forward_head(self.norm(self._run_blocks(self.embed(images), self.num_prefix_tokens)))
-
-    def _needs_all_tokens(self) -> bool:
-        """Whether anything but [CLS] of the last layer may be read: by the head, a subclass, or a hook."""
-        methods = ("forward_features", "forward_head")
-        replaced = any(
-            getattr(getattr(self, name), "__func__", None) is not getattr(ImageTransformer, name) for name in methods
-        )
-        return self.global_pool != "token" or replaced or _is_watched(self.blocks[-1], self.norm)
+        return self.forward_head(self.forward_features(images))
 
     def forward_intermediates(
         self,
@@ -382,73 +363,7 @@ class ImageTransformer(nn.Module, HubVerbs):
         }
 
 
-def content_with_cls(hook: Hook) -> Hook:
-    """Marks a hook that does not need the tokens which the last layer leaves out."""
-    hook.content_with_cls = True  # type: ignore[attr-defined]
-    return hook
-
-
-def _is_watched(*modules: nn.Module) -> bool:
-    """Whether there are hooks on these modules or inside, other than those marked by `content_with_cls`."""
-    parts = [part for module in modules for part in module.modules()]
-    hooks = [hook for part in parts for hook in [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]]
-    hooks += [hook for part in parts for hook in [*part._backward_pre_hooks.values(), *part._backward_hooks.values()]]
-    return not all(hasattr(hook, "content_with_cls") for hook in hooks)
-
-
 def known_pool(global_pool: GlobalPool) -> GlobalPool:
     if global_pool not in get_args(GlobalPool):
         raise UnknownNameError.of("global_pool", global_pool, get_args(GlobalPool))
     return global_pool
-
-
-def resolve_layers(layers: int | Sequence[int] | None, depth: int) -> list[int]:
-    """Layer indices counted from 0, in the order asked.
-
-    Args:
-        layers: None for all, an int n for the last n, or indices, negative ones from the end.
-        depth: Number of layers.
-
-    Raises:
-        UnknownNameError: If a layer does not exist.
-        InputError: If none is asked for, or what is asked for is no list of integers.
-    """
-    if layers is None:
-        return list(range(depth))
-    if isinstance(layers, int):
-        if not 1 <= layers <= depth:
-            raise InputError(f"the last {layers} layers of {depth} were asked for; ask for 1 to {depth}")
-        return list(range(depth - layers, depth))
-    return resolve_indices("layer", layers, depth)
-
-
-def resolve_indices(kind: str, indices: Sequence[int], count: int) -> list[int]:
-    """Indices counted from 0, in the order asked.
-
-    Raises:
-        UnknownNameError: If one is out of range.
-        InputError: If it is no list of integers, or an empty one.
-    """
-    try:
-        asked = list(indices)
-    except TypeError:
-        raise InputError(f"{kind}s are asked for as a list of indices, not {indices!r}") from None
-    if not asked:
-        raise InputError(f"an empty list of {kind}s was asked for; name one or more, or leave it out")
-    return [resolve_index(kind, index, count) for index in asked]
-
-
-def resolve_index(kind: str, index: int, count: int) -> int:
-    """One index counted from 0, negative ones from the end.
-
-    Raises:
-        UnknownNameError: If it is out of range.
-        InputError: If it is no integer.
-    """
-    try:
-        index = operator.index(index)
-    except TypeError:
-        raise InputError(f"a {kind} is an integer, not {index!r}") from None
-    if not -count <= index < count:
-        raise UnknownNameError(f"no {kind} {index}: there are {count}, so {-count} to {count - 1} are valid")
-    return index % count

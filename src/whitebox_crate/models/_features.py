@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from ..load_report import LoadReport
 from ._base import ImageTransformer
-
-if TYPE_CHECKING:
-    from ..loading import LoadReport
 
 
 class FeatureInfo:

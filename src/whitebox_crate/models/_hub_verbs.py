@@ -1,13 +1,12 @@
 """HubVerbs: from_pretrained, save_pretrained and push_to_hub, as on every model of the Hugging Face Hub.
 
-What they do is in `whitebox_crate.hub` and `whitebox_crate.factory`, above this module, and imported when called.
+What they need of folders and the Hub is a `Storage`; `whitebox_crate.factory`, above this module, provides it.
 """
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from huggingface_hub import ModelCard, ModelHubMixin
 
@@ -17,8 +16,33 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+class Storage(Protocol):
+    """How models are kept in folders and on the Hub."""
+
+    def load(
+        self,
+        source: str,
+        *,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        token: str | bool | None,
+        local_files_only: bool,
+        force_download: bool,
+        model_options: dict[str, Any],
+    ) -> Any:
+        """A model with its weights from a folder or a repository."""
+
+    def save(self, model: Any, folder: str | Path, repo_id: str) -> Path:
+        """Writes a model to a folder, which it returns; its card names the repository."""
+
+    def card(self, model: Any, repo_id: str) -> str:
+        """The text of the card of a model."""
+
+
 class HubVerbs(ModelHubMixin, library_name="whitebox-crate"):
     """huggingface_hub's mixin over this package's own folders; it adds `push_to_hub(repo_id, ...)` as it is."""
+
+    storage: ClassVar[Storage]  # set once, where the package is put together
 
     @classmethod
     def from_pretrained(
@@ -47,28 +71,16 @@ class HubVerbs(ModelHubMixin, library_name="whitebox-crate"):
             WeightsError: If folder or repository cannot be had or do not hold a model.
             InputError: If the model is not of the class that this was called on.
         """
-        from ..factory import create_model
-        from ..hub import CONFIG, WEIGHTS, fetch
-
-        not_of_models = sorted(model_options.keys() & inspect.signature(create_model).parameters.keys())
-        if not_of_models:
-            raise InputError(f"{not_of_models} are no options of a model; call create_model for them")
         source = str(pretrained_model_name_or_path)
-        name = f"local-dir:{source}"
-        if not Path(source).is_dir():
-            for file in (CONFIG, WEIGHTS):  # into the cache, where create_model finds them
-                place = fetch(
-                    source,
-                    file,
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    token=token,
-                    local_files_only=local_files_only,
-                    force_download=force_download,
-                )
-                revision = place.parent.name  # the cache names a snapshot by its commit: both files are of one
-            name = f"hf-hub:{source}@{revision}"
-        model = create_model(name, pretrained=True, cache_dir=cache_dir, token=token, **model_options)
+        model = cls.storage.load(
+            source,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+            force_download=force_download,
+            model_options=model_options,
+        )
         if not isinstance(model, cls):
             raise InputError(
                 f"{source} holds a {type(model).__name__}, not a {cls.__name__}; call from_pretrained on that class, "
@@ -104,12 +116,10 @@ class HubVerbs(ModelHubMixin, library_name="whitebox-crate"):
             InputError: If `create_model` did not make the model, or a config is given.
             OutputError: If the folder cannot be written.
         """
-        from .. import hub
-
         if config is not None:
             raise InputError("config.json is written from the model; change the file afterwards")
         named = (model_card_kwargs or {}).get("repo_id") or repo_id or ""
-        folder = hub.save_pretrained(self, save_directory, repo_id=named)  # type: ignore[arg-type]  # as above
+        folder = self.storage.save(self, save_directory, named)
         return self.push_to_hub(repo_id or folder.name, **push_to_hub_kwargs) if push_to_hub else None
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
@@ -130,6 +140,4 @@ class HubVerbs(ModelHubMixin, library_name="whitebox-crate"):
         Args:
             repo_id: "org/name" of the repository, if it is known.
         """
-        from ..hub import model_card
-
-        return ModelCard(model_card(self, repo_id))  # type: ignore[arg-type]  # as above
+        return ModelCard(self.storage.card(self, repo_id))

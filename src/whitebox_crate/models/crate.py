@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ..errors import UnknownNameError
 from ..layers import ISTA, MSSA, FoldedISTA, NormedPatchEmbed
-from ..layers.embed import Size
 from ..layers.ista import Threshold
+from ..layers.patch_embed import Size
 from ._base import Block, GlobalPool, ImageTransformer
 
 Skip = Literal["input", "normalized"]
@@ -32,7 +32,7 @@ class CrateBlock(Block):
 
     Shape:
         - Input: (batch, tokens, dim), any float dtype.
-        - Output: as the input, or `first` leading tokens of it; not negative with "relu".
+        - Output: as the input; not negative with "relu".
 
     Raises:
         UnknownNameError: If `skip` is neither of the two.
@@ -62,10 +62,10 @@ class CrateBlock(Block):
         """MSSA."""
         return self.mssa
 
-    def forward(self, tokens: Tensor, first: int | None = None) -> Tensor:
+    def forward(self, tokens: Tensor) -> Tensor:
         normed = self.norm1(tokens)
         skipped = normed if self.skip == "normalized" else tokens
-        compressed = skipped[:, :first] + self.mssa(normed, first)
+        compressed = skipped + self.mssa(normed)
         out: Tensor = self.ista(self.norm2(compressed))
         return out
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..layers import ISTA, MHSA, MLP, MSSA, FoldedISTA, NormedPatchEmbed
-from ..layers.embed import Size
+from ..layers.patch_embed import Size
 from ._base import Block, GlobalPool, ImageTransformer
 
 
@@ -27,8 +27,8 @@ class CrateMlpBlock(Block):
         """MSSA."""
         return self.mssa
 
-    def forward(self, tokens: Tensor, first: int | None = None) -> Tensor:
-        compressed = tokens[:, :first] + self.mssa(self.norm1(tokens), first)
+    def forward(self, tokens: Tensor) -> Tensor:
+        compressed = tokens + self.mssa(self.norm1(tokens))
         out: Tensor = compressed + self.mlp(self.norm2(compressed))
         return out
 
@@ -56,8 +56,8 @@ class CrateMhsaBlock(Block):
         """ViT's attention."""
         return self.attn
 
-    def forward(self, tokens: Tensor, first: int | None = None) -> Tensor:
-        attended = tokens[:, :first] + self.attn(self.norm1(tokens), first)
+    def forward(self, tokens: Tensor) -> Tensor:
+        attended = tokens + self.attn(self.norm1(tokens))
         out: Tensor = self.ista(self.norm2(attended))
         return out
 

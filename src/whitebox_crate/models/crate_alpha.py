@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..layers import MSSA, ODL, ConvPatchEmbed
-from ..layers.embed import Size
+from ..layers.patch_embed import Size
 from ._base import Block, GlobalPool, ImageTransformer
 
 BLOCK_NORM_EPS = 1e-6
@@ -27,7 +27,7 @@ class CrateAlphaBlock(Block):
 
     Shape:
         - Input: (batch, tokens, dim), any float dtype.
-        - Output: as the input, or `first` leading tokens of it.
+        - Output: as the input.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class CrateAlphaBlock(Block):
         """MSSA."""
         return self.mssa
 
-    def forward(self, tokens: Tensor, first: int | None = None) -> Tensor:
-        compressed = tokens[:, :first] + self.mssa(self.norm1(tokens), first)
+    def forward(self, tokens: Tensor) -> Tensor:
+        compressed = tokens + self.mssa(self.norm1(tokens))
         out: Tensor = compressed + self.odl(self.norm2(compressed))
         return out
 

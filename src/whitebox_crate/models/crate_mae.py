@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..layers import MSSA, ConvPatchEmbed, patchify, resample_pos_embed, sincos_pos_embed
-from ..layers.embed import Size
+from ..layers.patch_embed import Size
 from ._base import GlobalPool, ImageTransformer
 from .crate import CrateBlock
 
@@ -146,7 +146,7 @@ class CrateMae(ImageTransformer):
             if isinstance(module, CrateMaeDecoderBlock):
                 nn.init.kaiming_uniform_(module.linear.weight)
 
-    def does_without(self, name: str) -> bool:
+    def ignores_key(self, name: str) -> bool:
         """True of the decoder's weights where the model has no decoder."""
         return not self.decoder_blocks and name.startswith(("mask_token", "decoder_"))
 
@@ -195,7 +195,9 @@ class CrateMae(ImageTransformer):
         grid = self.grid_of(images)
         mask = _random_mask((images.shape[0], grid[0] * grid[1]), mask_ratio, noise, images.device)
         patches = self.patch_embed(images)
-        tokens = self._place(torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches), grid)
+        tokens = self._add_cls_and_positions(
+            torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches), grid
+        )
         # The last norm bears one of these names; the other is no norm.
         tokens = self.fc_norm(self.norm(self._run_blocks(tokens)))
         for block in self.decoder_blocks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..layers import MHSA, MLP, ConvPatchEmbed
-from ..layers.embed import Size
+from ..layers.patch_embed import Size
 from ._base import Block, GlobalPool, ImageTransformer
 
 NORM_EPS = 1e-6
@@ -23,7 +23,7 @@ class ViTBlock(Block):
 
     Shape:
         - Input: (batch, tokens, dim), any float dtype.
-        - Output: as the input, or `first` leading tokens of it.
+        - Output: as the input.
     """
 
     def __init__(
@@ -45,8 +45,8 @@ class ViTBlock(Block):
         """ViT's attention."""
         return self.attn
 
-    def forward(self, tokens: Tensor, first: int | None = None) -> Tensor:
-        attended = tokens[:, :first] + self.attn(self.norm1(tokens), first)
+    def forward(self, tokens: Tensor) -> Tensor:
+        attended = tokens + self.attn(self.norm1(tokens))
         out: Tensor = attended + self.mlp(self.norm2(attended))
         return out
 

@@ -2,7 +2,7 @@
 
 from .attention import all_cls_attention, attention_masks, cls_attention, default_layer, upsample
 from .crf import dense_crf
-from .maskcut import (
+from .cuts import (
     CutRound,
     FoundObjects,
     bipartition,

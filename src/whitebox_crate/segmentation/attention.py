@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..capture import capture
+from .._indices import resolve_index
+from ..capturing import capture
 from ..errors import InputError, UnknownNameError
 from ..models import ImageTransformer, ViT
-from ..models._base import resolve_index
 
 MaskRule: TypeAlias = Literal["mass", "entries", "mean"]
 UpsampleMode: TypeAlias = Literal["nearest", "bilinear"]

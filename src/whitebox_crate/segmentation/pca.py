@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from ..capture import State, capture
+from ..capturing import State, capture
 from ..errors import InputError, UnknownNameError
 from ..models import ImageTransformer
 from .attention import grid_of

@@ -3,11 +3,11 @@
 from .batches import Batch, Source, Stream
 from .composites import Composites
 from .data import Objects, garments, noise_backgrounds, photographs, wallpapers
-from .images import Images, StreamedImages, open_images
+from .datasets import Images, StreamedImages, open_images
 from .loop import normalize, train
+from .model_folder import finish, last_metrics, publish
 from .presets import PRESETS, Preset
 from .recipe import Recipe
-from .results import finish, last_metrics, publish
 from .validation import Validation
 
 __all__ = [

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, UnknownNameError, require
-from ..preprocess import create_transform, reading, to_rgb
+from ..images import reading, to_rgb
+from ..preprocess import create_transform
 from .batches import Batch
 from .recipe import Crop
 from .transforms import centre_box, random_box, read_part

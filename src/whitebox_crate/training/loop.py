@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from ..errors import InputError, MissingExtraError, require
 from ..models import CrateMae, ImageTransformer
 from .batches import Batch, Share, Source, Stream, batches_of, check_labels, generator_of
-from .progress import Progress
+from .checkpoints import describe_run, make_run_folder, resume, save_checkpoint
+from .metrics_log import Progress
 from .recipe import Recipe
-from .runs import describe_run, make_run_folder, resume, save_checkpoint
 
 
 class Measures(Protocol):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import require
-from ..preprocess import reading, to_rgb
+from ..images import reading, to_rgb
 
 Box: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 

@@ -11,11 +11,11 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from ..errors import InputError
+from ..evaluation.attention import Record, score_image
+from ..evaluation.curves import layer_means
+from ..evaluation.folders import LabelledImages
 from ..models import ImageTransformer
 from ..segmentation.attention import MaskRule, default_layer
-from ..segmentation.attention_eval import Record, score_image
-from ..segmentation.curves import layer_means
-from ..segmentation.datasets import LabelledImages
 from .batches import Batch, check_labels
 from .loop import normalize
 

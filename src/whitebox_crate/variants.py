@@ -6,12 +6,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ._base import ImageTransformer
-from .crate import Crate
-from .crate_ablations import CrateMhsa, CrateMlp
-from .crate_alpha import CrateAlpha
-from .crate_mae import CrateMae
-from .vit import ViT
+from .models._base import ImageTransformer
+from .models.crate import Crate
+from .models.crate_ablations import CrateMhsa, CrateMlp
+from .models.crate_alpha import CrateAlpha
+from .models.crate_mae import CrateMae
+from .models.vit import ViT
 
 # Widths, depths and heads of the released code (github.com/Ma-Lab-Berkeley/CRATE, model/crate.py).
 _RELEASED: dict[str, dict[str, Any]] = {

@@ -15,11 +15,11 @@ import torch
 
 from ..errors import InputError, require
 from .batches import Batch
-from .columns import Columns, image_column_of, label_column_of, labels_of, undecoded
 from .data import check_positive
 from .decoding import Decoder, Example, generator_of
-from .finding import find
 from .recipe import Crop, Recipe
+from .schema import Columns, image_column_of, label_column_of, labels_of, undecoded
+from .sources import find
 
 
 class Images:

@@ -19,9 +19,9 @@ from ..preprocess import image_to_tensor, resize_to_grid
 from ..segmentation import cls_attention, default_layer
 from ..segmentation.draw import draw_map
 from .descent import Claim, DescentReport, verify_descent
-from .explain import explain
+from .explanation import explain
+from .layer_subspaces import SubspaceReport, subspace_report
 from .layerwise import LayerwiseReport, Series, layerwise_analysis
-from .subspace_report import SubspaceReport, subspace_report
 
 if TYPE_CHECKING:
     from PIL.Image import Image

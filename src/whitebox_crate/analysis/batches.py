@@ -12,11 +12,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..capture import State, _core, _unwrap, capture
+from .._indices import resolve_layers
+from ..capturing import State, capture
 from ..errors import InputError, ProcessError
 from ..models import Block, ImageTransformer
-from ..models._base import resolve_layers
-from .statistics import Moments
+from ..models._wrappers import transformer_in, unwrap
+from .moments import Moments
 
 REPORT_EVERY = 10.0  # seconds
 
@@ -65,12 +66,12 @@ def over_images(
         InputError: If the model is folded, there are no images, or a state is not finite.
         ProcessError: With `gather`, if another process failed.
     """
-    core = _core(model)
+    core = transformer_in(model)
     refuse_folded(core)
     if not isinstance(loader, Iterable):
         raise InputError(f"a loader is a DataLoader or another iterable of batches of images, not {loader!r}")
     indices = resolve_layers(layers, len(core.blocks))
-    blocks: list[Any] = [_unwrap(core.blocks[index]) for index in indices]
+    blocks: list[Any] = [unwrap(core.blocks[index]) for index in indices]
     if gather and not (dist.is_available() and dist.is_initialized()):
         raise InputError("gather=True is for processes of torch.distributed: call init_process_group first")
     say = report or _to_stderr
@@ -111,7 +112,7 @@ def _measure_all(
     moments: Moments,
     say: Callable[[str], object],
 ) -> None:
-    weight = _core(model).cls_token
+    weight = transformer_in(model).cls_token
     started = said = time.monotonic()
     for batch in loader:
         images = _images_of(batch).to(weight.device, weight.dtype)

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..capture import State
+from ..capturing import State
 from ..errors import InputError, UnknownNameError, WeightsError, require
+from ..images import load_image
 from ..models import ImageTransformer
-from ..preprocess import image_to_tensor, load_image, resize_to_grid
-from .attention import upsample
-from .maskcut import mask_boxes, maskcut
-from .pca import patch_features
+from ..preprocess import image_to_tensor, resize_to_grid
+from ..segmentation.attention import upsample
+from ..segmentation.cuts import mask_boxes, maskcut
+from ..segmentation.pca import patch_features
 
 Kind: TypeAlias = Literal["bbox", "segm"]
 Document: TypeAlias = dict[str, Any]  # a parsed instances_*.json

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._indices import resolve_index
 from ..errors import InputError, WeightsError
 from ..models import ImageTransformer
-from ..models._base import resolve_index
 from ..preprocess import image_to_tensor, resize_to_grid
-from .attention import MaskRule, all_cls_attention, attention_masks, upsample
-from .datasets import LabelledImage
+from ..segmentation.attention import MaskRule, all_cls_attention, attention_masks, upsample
+from .folders import LabelledImage
 
 RULES: tuple[MaskRule, ...] = get_args(MaskRule)
 # IoU by class, rule, layer and head: what is recorded of an image.

@@ -11,12 +11,13 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..capture import _core, _unwrap, capture
+from .._indices import resolve_index, resolve_layers
+from ..capturing import capture
 from ..errors import InputError
 from ..layers import ISTA, MHSA, MSSA, ODL
 from ..models import Block, ImageTransformer
-from ..models._base import resolve_index, resolve_layers
-from ._passes import refuse_folded
+from ..models._wrappers import transformer_in, unwrap
+from .batches import refuse_folded
 from .layerwise import as_table
 from .subspaces import (
     DictionaryGeometry,
@@ -50,7 +51,7 @@ def subspace_matrices(model: nn.Module, layer: int) -> Tensor:
         InputError: If the model is not one of this package, or its attention is neither MSSA nor MHSA.
         UnknownNameError: If there is no such layer.
     """
-    core = _core(model)
+    core = transformer_in(model)
     refuse_folded(core)
     attention = attention_of(core, resolve_index("layer", layer, len(core.blocks)))
     rows = attention.qkv.weight.detach()
@@ -81,7 +82,7 @@ def token_energy(model: nn.Module, images: Tensor, layers: int | Sequence[int] |
         InputError: As of `subspace_matrices` and of the model; or if the tokens are not finite.
         UnknownNameError: If there is no such layer.
     """
-    core = _core(model)
+    core = transformer_in(model)
     with capture(model, "tokens", layers=layers) as trace:
         model(images)
     shares = []
@@ -178,7 +179,7 @@ def subspace_report(model: nn.Module, layers: int | Sequence[int] | None = None)
             finite.
         UnknownNameError: If there is no such layer.
     """
-    core = _core(model)
+    core = transformer_in(model)
     indices = resolve_layers(layers, len(core.blocks))
     operators = [attention_of(core, index) for index in indices]
     matrices = [subspace_matrices(core, index) for index in indices]
@@ -243,7 +244,7 @@ def coder_of(block: nn.Module) -> ISTA | ODL | None:
 
 
 def block_of(core: ImageTransformer, index: int) -> Block:
-    block = _unwrap(core.blocks[index])
+    block = unwrap(core.blocks[index])
     if not isinstance(block, Block):
         raise InputError(f"layer {index} is a {type(block).__name__}, not a Block: nothing says where its heads are")
     return block

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._files import write_whole
 from ..errors import InputError, OutputError
-from ..hub import write_whole
 from .recipe import Recipe
 
 METRICS = "metrics.jsonl"

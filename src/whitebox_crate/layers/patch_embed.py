@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TypeAlias
 
-import numpy as np
-import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..errors import InputError, UnknownNameError
+from ..errors import InputError
 
 Size: TypeAlias = int | tuple[int, int]
-Resampling = Literal["size", "scale"]
 
 
 def to_pair(size: Size) -> tuple[int, int]:
@@ -194,106 +190,3 @@ class ConvPatchEmbed(PatchEmbed):
         self.check(images)
         features: Tensor = self.proj(images)
         return rearrange(features, "b d h w -> b (h w) d")
-
-
-def sincos_pos_embed(grid: tuple[int, int], dim: int) -> Tensor:
-    """A fixed position embedding: sines and cosines of the place in the grid (arXiv 2111.06377, as MAE has it).
-
-    The first half of the channels tells the column, the second the row; a half is the sines of the place times
-    `10000^(-k / (dim / 4))` for k = 0, 1, ..., dim / 4 - 1, then the cosines.
-
-    Args:
-        grid: (rows, columns).
-        dim: Width of a token.
-
-    Returns:
-        (1, 1 + rows * columns, dim), default dtype, zero for [CLS]; computed in double precision.
-
-    Raises:
-        InputError: If `dim` is not divisible by 4.
-    """
-    if dim % 4:
-        raise InputError(f"a sine-cosine position embedding has a width divisible by 4, not {dim}")
-    rows, columns = grid
-    frequencies = 10000.0 ** (-4 * np.arange(dim // 4) / dim)
-
-    def along(side: int) -> np.ndarray[Any, Any]:
-        angles = np.outer(np.arange(side), frequencies)
-        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
-
-    patches = np.concatenate([np.tile(along(columns), (rows, 1)), np.repeat(along(rows), columns, axis=0)], axis=1)
-    table = np.concatenate([np.zeros((1, dim)), patches])
-    return torch.tensor(table[None], dtype=torch.get_default_dtype())
-
-
-def resample_pos_embed(
-    pos_embed: Tensor,
-    old_grid: tuple[int, int],
-    new_grid: tuple[int, int],
-    num_prefix_tokens: int = 1,
-    rule: Resampling = "size",
-) -> Tensor:
-    """Resamples a position embedding to another patch grid, bicubic.
-
-    Args:
-        pos_embed: (1, num_prefix_tokens + rows * columns, dim).
-        old_grid: (rows, columns) of `pos_embed`.
-        new_grid: (rows, columns) wanted.
-        num_prefix_tokens: Leading rows that belong to no patch and are kept.
-        rule: "size" resamples to the target size, with antialias, as timm does; "scale" by the factors
-            `(new + 0.1) / old` without antialias, as DINO and CRATE-MAE were released.
-
-    Returns:
-        (1, num_prefix_tokens + new rows * new columns, dim), same dtype; `pos_embed` itself if the grid is the same.
-
-    Raises:
-        InputError: If `pos_embed` does not have the length that `old_grid` says.
-        UnknownNameError: If `rule` is neither of the two.
-    """
-    if rule not in get_args(Resampling):
-        raise UnknownNameError.of("rule of resampling", rule, get_args(Resampling))
-    if pos_embed.shape[1] != num_prefix_tokens + old_grid[0] * old_grid[1]:
-        raise InputError(
-            f"a position embedding of shape {tuple(pos_embed.shape)} does not hold {num_prefix_tokens} prefix tokens "
-            f"and a grid of {old_grid[0]} x {old_grid[1]}"
-        )
-    # A size that torch.export leaves open is not compared: the program would be bound to the outcome.
-    if not any(isinstance(side, torch.SymInt) for side in new_grid) and old_grid == new_grid:
-        return pos_embed
-    prefix, patches = pos_embed[:, :num_prefix_tokens], pos_embed[:, num_prefix_tokens:]
-    precise = patches.to(torch.promote_types(patches.dtype, torch.float32))
-    image = rearrange(precise, "1 (h w) d -> 1 d h w", h=old_grid[0])
-    if rule == "size":
-        image = F.interpolate(image, size=new_grid, mode="bicubic", antialias=True, align_corners=False)
-    else:
-        image = _interpolate_by_scale(image, new_grid)
-    resampled = rearrange(image, "1 d h w -> 1 (h w) d").to(pos_embed.dtype)
-    return torch.cat([prefix, resampled], dim=1)
-
-
-def _interpolate_by_scale(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bicubic interpolation of (1, channels, height, width) at the factors (new + 0.1) / old; none at the same size.
-
-    As `F.interpolate` does it, whose factors torch.export would bind to one size.
-    """
-    old_height, old_width = image.shape[-2:]
-    height, width = (torch.full((), side, dtype=image.dtype, device=image.device) for side in size)
-    offset = 0.1 * ((height != old_height) | (width != old_width)).to(image.dtype)
-    rows, columns = (torch.arange(side, dtype=image.dtype, device=image.device) for side in size)
-    down = _cubic_weights(rows, old_height, (height + offset) / old_height)
-    across = _cubic_weights(columns, old_width, (width + offset) / old_width)
-    return down @ image @ across.mT
-
-
-def _cubic_weights(places: Tensor, old_side: int, factor: Tensor) -> Tensor:
-    """(new side, old side): how much each old cell gives to each new one, by Keys' kernel with a = -0.75.
-
-    The old cells at the border stand for those beyond it.
-    """
-    centres = (places[:, None] + 0.5) / factor - 0.5
-    taps = centres.floor() + torch.arange(-1, 3, device=places.device)
-    near = (centres - taps).abs()
-    inner = (1.25 * near - 2.25) * near**2 + 1
-    outer = ((-0.75 * near + 3.75) * near - 6) * near + 3
-    none = torch.zeros(places.shape[0], old_side, dtype=places.dtype, device=places.device)
-    return none.scatter_add(1, taps.clamp(0, old_side - 1).long(), torch.where(near <= 1, inner, outer))

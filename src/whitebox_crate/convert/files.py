@@ -21,7 +21,7 @@ from numpy.lib import format as npy
 from safetensors import safe_open
 from torch import Tensor
 
-from .errors import WeightsError
+from ..errors import WeightsError
 
 # Parts of a JAX training state that are no weights; they are twice as large as the weights and are not read.
 NOT_WEIGHTS = ("opt", "chrono")

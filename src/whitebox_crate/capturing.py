@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from ._indices import resolve_index, resolve_indices, resolve_layers
 from .errors import CaptureError, InputError, UnknownNameError
-from .models import Block, FeatureExtractor, ImageTransformer
-from .models._base import content_with_cls, resolve_index, resolve_indices, resolve_layers
+from .models import Block, ImageTransformer
+from .models._wrappers import transformer_in, unwrap
 
 State = Literal["tokens", "projections", "attention", "compressed", "output"]
 Queries: TypeAlias = Literal["cls", "all"] | Sequence[int]
@@ -84,9 +85,11 @@ def capture(
     - `output`: z', (batch, tokens, dim).
 
     Token 0 is [CLS]; the patches follow, rows of the grid first. Only what is asked for is ever computed. A compiled
-    model runs uncompiled inside the block, so that its hooks run: its output is then the uncompiled model's. Where the
-    model computes [CLS] alone in its last layer, `compressed` and `output` of that layer are of a second run of it:
-    no gradient of the logits reaches them, unless those are `forward_head(forward_features(images))` of the model.
+    model runs uncompiled inside the block, so that its hooks run: its output is then the uncompiled model's.
+
+    `tokens`, `compressed` and `output` are the model's own tensors, so that gradients of the logits reach them.
+    `projections` and `attention` are computed beside the model from its projections, for a fused kernel shows neither:
+    their gradients reach parameters and images, but no gradient of the logits reaches them.
 
     All rows of attention at high resolution are more than memory holds; with `chunk` and `reduce` they are never there
     at once: `reduce=lambda rows: rows.mean(dim=1, keepdim=True)` for the mean over heads, `lambda rows: rows.topk(8)`
@@ -110,7 +113,7 @@ def capture(
         InputError: If the model is not one of this package, no state is named, indices are no list of integers, `chunk`
             is no positive integer, `chunk` or `reduce` is given without "attention", or `reduce` gives something else.
     """
-    core = _core(model)
+    core = transformer_in(model)
     if not states:
         raise InputError(f"name at least one state to capture: {', '.join(get_args(State))}")
     for state in states:
@@ -127,42 +130,18 @@ def capture(
         # Every forward pass embeds once and begins afresh; a layer that gradient checkpointing runs again does not.
         forget = core.patch_embed.register_forward_pre_hook(lambda _, __: trace._tensors.clear())
         stack.callback(forget.remove)
-        if len(core.blocks) - 1 in indices and {"compressed", "output"} & set(states):
-            stack.callback(_complete_last_layer(core).remove)
         for index in indices:
-            block = _unwrap(core.blocks[index])
+            block = unwrap(core.blocks[index])
             for state in states:
 
                 def keep(make: Callable[[], Any], key: tuple[str, int] = (state, index)) -> None:
-                    if key not in trace._tensors:  # a layer may run twice: see `_complete_last_layer`
+                    if key not in trace._tensors:  # gradient checkpointing runs a layer twice
                         trace._tensors[key] = make()
 
                 stack.callback(_hook(core, block, state, heads, rows, keep).remove)
         if "torch._dynamo" in sys.modules:  # otherwise nothing can be compiled, and importing it takes seconds
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield trace
-
-
-def _core(model: nn.Module) -> ImageTransformer:
-    """The model itself, inside whatever wraps it."""
-    inner = _unwrap(model)
-    if isinstance(inner, FeatureExtractor):
-        inner = inner.model
-    if not isinstance(inner, ImageTransformer):
-        raise InputError(
-            f"capture reads models of this package, not {type(inner).__name__}; exported models and others have no "
-            "layers it knows. For attention of another backbone, pass its maps to whitebox_crate.segmentation"
-        )
-    return inner
-
-
-def _unwrap(module: nn.Module) -> nn.Module:
-    """What torch.compile and distributed training wrap, in any order."""
-    for wrapper in ("_orig_mod", "module"):
-        inner = getattr(module, wrapper, None)
-        if isinstance(inner, nn.Module):
-            return _unwrap(inner)
-    return module
 
 
 def _hook(
@@ -174,43 +153,31 @@ def _hook(
     keep: Callable[[Callable[[], Any]], None],
 ) -> Any:
     """Registers the hook that reads one state of one layer."""
-    if not isinstance(block, Block):
-        raise InputError(f"a layer is a Block, not {type(block).__name__}")
+    if state == "tokens":
+        return block.register_forward_pre_hook(lambda _, args: keep(lambda: args[0]))
+    if state == "output":
+        return block.register_forward_hook(lambda _, __, out: keep(lambda: out))
+    if not isinstance(block, Block):  # anything that maps tokens to tokens may be a layer
+        raise InputError(
+            f"a {type(block).__name__} in place of a layer has no {state!r} that is known here; ask for 'tokens' or "
+            "'output' of it, or leave that layer out"
+        )
+    if state == "compressed":
+        return block.norm2.register_forward_pre_hook(lambda _, args: keep(lambda: args[0]))
     attention = block.attention
     chosen = None if heads is None else resolve_indices("head", heads, attention.num_heads)
-    if state == "tokens":
-        return block.register_forward_pre_hook(content_with_cls(lambda _, args: keep(lambda: args[0])))
-    if state == "output":
-        return block.register_forward_hook(content_with_cls(lambda _, __, out: keep(lambda: out)))
-    if state == "compressed":
-        return block.norm2.register_forward_pre_hook(content_with_cls(lambda _, args: keep(lambda: args[0])))
 
     def read(projected: Tensor) -> Any:
-        with _apart(core):
+        with _unseen_by_checkpointing(core):
             q, k, _v = attention.split_heads(projected)
             if chosen is not None:
                 q, k = q[:, chosen], k[:, chosen]
             return k if state == "projections" else rows.of(q, k)
 
-    return attention.qkv.register_forward_hook(content_with_cls(lambda _, __, out: keep(lambda: read(out))))
+    return attention.qkv.register_forward_hook(lambda _, __, out: keep(lambda: read(out)))
 
 
-def _complete_last_layer(core: ImageTransformer) -> Any:
-    """Registers a hook that runs the last layer on all tokens where the model asks it for [CLS] alone.
-
-    The other hooks see that run first, and keep what they see first.
-    """
-
-    @content_with_cls
-    def complete(block: nn.Module, args: tuple[Any, ...]) -> None:
-        if len(args) > 1:
-            with _apart(core):
-                block(args[0])
-
-    return _unwrap(core.blocks[-1]).register_forward_pre_hook(complete)
-
-
-def _apart(core: ImageTransformer) -> Any:
+def _unseen_by_checkpointing(core: ImageTransformer) -> Any:
     """Checkpointing counts the tensors that a layer saves for the backward pass: those saved here are not its own."""
     return saved_tensors_hooks(_same, _same) if core.grad_checkpointing else nullcontext()
 

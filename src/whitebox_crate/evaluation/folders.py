@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, UnknownNameError, require
-from ..preprocess import load_image
+from ..images import load_image
 from .records import content_of
 
 if TYPE_CHECKING:

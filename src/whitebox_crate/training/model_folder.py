@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 
-from .. import __version__
+from .._files import write_whole
+from .._version import __version__
 from ..errors import InputError, OutputError
-from ..hub import CARD, model_card, save_pretrained, write_whole
+from ..hub import CARD, model_card, save_pretrained
 from ..models import ImageTransformer
+from .metrics_log import METRICS as RUN_METRICS
 from .presets import PRESETS
-from .progress import METRICS as RUN_METRICS
 from .recipe import Recipe
 
 RECIPE, METRICS = "recipe.json", "metrics.json"

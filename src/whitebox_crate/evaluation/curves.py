@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..models import ImageTransformer
-from .attention_eval import Record, ious_of
+from .attention import Record, ious_of
 
 
 @dataclass(frozen=True)

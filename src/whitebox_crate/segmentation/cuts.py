@@ -11,7 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from ..capture import State
+from ..capturing import State
 from ..errors import InputError
 from ..models import ImageTransformer
 from .attention import upsample

@@ -9,23 +9,11 @@ from typing import Literal, TypeAlias, get_args
 
 from torch import nn
 
-from ..capture import _core
 from ..errors import UnknownNameError
 from ..models import CrateMae, ImageTransformer
-from ._equations import (
-    Line,
-    Parameter,
-    Part,
-    embedding,
-    layer,
-    masking,
-    named,
-    notation,
-    output,
-    positions,
-    prediction,
-)
-from ._passes import refuse_folded
+from ..models._wrappers import transformer_in
+from ._equations import Line, Parameter, Part, embedding, layer, masking, named, notation, output, positions, prediction
+from .batches import refuse_folded
 
 Format: TypeAlias = Literal["text", "markdown"]
 
@@ -51,7 +39,7 @@ def explain(model: nn.Module, format: Format = "text") -> str:
     """
     if format not in get_args(Format):
         raise UnknownNameError.of("format", format, get_args(Format))
-    core = _core(model)
+    core = transformer_in(model)
     refuse_folded(core)
     parts = [notation(core), embedding(core), positions(core), *_layers(core, "blocks"), output(core)]
     if isinstance(core, CrateMae) and core.mask_token is not None:

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO, TypeAlias, TypeVar
 
 import torch.distributed as dist
 
+from .._files import make_folder, write_whole
 from ..errors import InputError, OutputError, ProcessError
-from ..hub import make_folder, write_whole
 
 if sys.platform != "win32":
     import fcntl

@@ -1,0 +1,16 @@
+"""Tables in Markdown, written once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+def markdown_table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown, without a newline at its end.
+
+    Args:
+        head: Names of the columns.
+        rows: Cells of each row, as text or what `str` makes text of.
+    """
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)

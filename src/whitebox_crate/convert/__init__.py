@@ -1,0 +1,7 @@
+"""Other people's checkpoints: files read without running them, their names in ours, and the model they are for."""
+
+from .files import read_checkpoint
+from .infer import infer_model
+from .rename import Converted, convert_checkpoint, convert_state_dict
+
+__all__ = ["Converted", "convert_checkpoint", "convert_state_dict", "infer_model", "read_checkpoint"]

@@ -1,0 +1,102 @@
+"""Photographs as they are: any file or Pillow image read into 8-bit RGB."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any
+
+from .errors import InputError, require
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def load_image(path: str | os.PathLike[str], *, upright: bool = True) -> Image:
+    """Reads an image as a viewer shows it: turned upright by its EXIF tag, transparency laid on white.
+
+    Of an animation, the first frame; 16-bit grey is scaled to 8 bits.
+
+    Args:
+        path: Any file that Pillow reads.
+        upright: False leaves the pixels as they are stored, whatever the EXIF tag says.
+
+    Returns:
+        A Pillow image in mode RGB.
+
+    Raises:
+        InputError: If the file is absent, unreadable, damaged, cut short, no image, or larger than Pillow
+            deems safe; the message names the file.
+        MissingExtraError: If Pillow is not installed.
+    """
+    require("PIL.Image", extra="images")
+    name = os.fspath(path)
+    try:
+        file = open(name, "rb")  # noqa: SIM115, so that its errors are told from those of the decoder
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name!r} cannot be opened: {error}; look at the path") from error
+    with file, reading(file, name) as image:
+        return to_rgb(image, upright=upright)
+
+
+@contextmanager
+def reading(file: IO[bytes], name: str) -> Iterator[Any]:
+    """The image in an open file, not yet decoded; whatever goes wrong with it inside the block becomes an InputError.
+
+    Args:
+        file: What to read.
+        name: What errors call it.
+
+    Yields:
+        A Pillow image, which reads on from the file when its pixels are asked for.
+
+    Raises:
+        InputError: If the file is damaged, cut short, no image, or larger than Pillow deems safe.
+        MissingExtraError: If Pillow is not installed.
+    """
+    pillow: Any = require("PIL.Image", extra="images")
+    try:
+        with pillow.open(file) as image:
+            yield image
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    except pillow.DecompressionBombError as error:
+        raise InputError(f"{name}: {error} Make it smaller first.") from error
+    except pillow.UnidentifiedImageError as error:
+        raise InputError(f"{name} is no image, or of a format that Pillow does not read") from error
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
+        raise InputError(
+            f"{name} is damaged or cut short: {type(error).__name__}: {error}; get or save it again"
+        ) from error
+
+
+def to_rgb(image: Image, *, upright: bool = False) -> Image:
+    """A Pillow image of any mode in mode RGB: transparency laid on white, 16-bit grey scaled to 8 bits.
+
+    Args:
+        image: The image.
+        upright: Whether to turn it as its EXIF tag says.
+
+    Raises:
+        InputError: If it has no pixels, or a mode whose range nobody knows.
+    """
+    if upright:
+        image = require("PIL.ImageOps", extra="images").exif_transpose(image)
+    if image.mode == "F":
+        raise InputError("its pixels are floats of unknown range; save it with 8 or 16 bits")
+    if min(image.size) < 1:
+        raise InputError(f"it is {image.width} x {image.height}: it has no pixels")
+    if image.mode.startswith("I"):  # 16-bit grey, which convert would clip
+        image = image.convert("I").point(lambda value: value / 256).convert("L")
+    if image.mode in ("La", "RGBa"):  # premultiplied
+        image = image.convert(image.mode.upper())
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        pillow: Any = require("PIL.Image", extra="images")
+        rgba = image.convert("RGBA")
+        white = pillow.new("RGBA", rgba.size, "white")
+        image = pillow.alpha_composite(white, rgba)
+    try:
+        return image.convert("RGB")
+    except ValueError as error:
+        raise InputError(f"its mode {image.mode} is not one that Pillow turns into RGB: {error}") from error

@@ -1,0 +1,35 @@
+"""What torch.compile, distributed training and feature extraction put around a model, taken off."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..errors import InputError
+from ._base import ImageTransformer
+from ._features import FeatureExtractor
+
+
+def transformer_in(model: nn.Module) -> ImageTransformer:
+    """The model of this package inside whatever wraps it.
+
+    Raises:
+        InputError: If there is none.
+    """
+    inner = unwrap(model)
+    if isinstance(inner, FeatureExtractor):
+        inner = inner.model
+    if not isinstance(inner, ImageTransformer):
+        raise InputError(
+            f"capture reads models of this package, not {type(inner).__name__}; exported models and others have no "
+            "layers it knows. For attention of another backbone, pass its maps to whitebox_crate.segmentation"
+        )
+    return inner
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """What torch.compile and distributed training wrap, in any order."""
+    for wrapper in ("_orig_mod", "module"):
+        inner = getattr(module, wrapper, None)
+        if isinstance(inner, nn.Module):
+            return unwrap(inner)
+    return module
