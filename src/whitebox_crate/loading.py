@@ -36,8 +36,8 @@ def load_state(
     """Puts weights into a model, or changes nothing and raises.
 
     A position embedding of another grid is resampled, and a patch embedding fitted to another number of channels
-    (`fit_positions`, `fit_channels`). Everything else must fit, but for the head where `new_head` allows it. A model that
-    was made inside `meta_init` takes the tensors as they are, without a copy where the dtype is its own.
+    (`fit_positions`, `fit_channels`). Everything else must fit, but for the head where `new_head` allows it. A model
+    that was made inside `meta_init` takes the tensors as they are, without a copy where the dtype is its own.
 
     Args:
         model: The model; its `load_report` is set.
