@@ -232,9 +232,6 @@ def test_the_attention_of_the_model_stays_fused(kind: str, monkeypatch: pytest.M
     with capture(model, "tokens", "projections", "attention", queries="all"):
         model(images_for(model))
     assert len(calls) == DEPTH
-    with capture(model, "compressed", layers=[-1]):  # of all tokens: the last layer runs again
-        model(images_for(model))
-    assert len(calls) == 2 * DEPTH + 1
 
 
 RUNS: dict[str, tuple[torch.dtype, Callable[[], AbstractContextManager[Any]]]] = {
@@ -423,7 +420,7 @@ WRONG: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] =
     "int for -2": (("tokens",), {"layers": -2}, InputError, "the last -2 layers"),
     "fraction of a layer": (("tokens",), {"layers": [0.5]}, InputError, "integer, not 0.5"),
     "head": (("attention",), {"heads": [0, HEADS]}, UnknownNameError, f"no head {HEADS}"),
-    "head of tokens": (("tokens",), {"heads": [HEADS]}, UnknownNameError, f"no head {HEADS}"),
+    "head of tokens": (("tokens",), {"heads": [HEADS]}, InputError, "heads are of projections and attention"),
     "int for heads": (("attention",), {"heads": 1}, InputError, "a list of indices, not 1"),
     "no heads": (("projections",), {"heads": []}, InputError, "empty list of heads"),
     "queries": (("attention",), {"queries": "CLS"}, UnknownNameError, "did you mean 'cls'|known: 'all', 'cls'"),
@@ -557,28 +554,55 @@ def test_rows_are_of_attention() -> None:
 
 
 @torch.no_grad()
-def test_the_last_layer_computes_cls_alone_unless_someone_looks(kind: str) -> None:
+def test_every_hook_sees_all_tokens_of_every_layer(kind: str) -> None:
+    """Those of others too: on a layer, on its parts, or on all modules there are."""
     model = make(kind)
-    images = images_for(model)
-    block, seen = model.blocks[-1], []
-    with Shapes() as alone:
-        logits = model(images)
-    torch.testing.assert_close(logits, model.forward_head(model.forward_features(images)), rtol=1e-5, atol=1e-5)
-    for watched in (block, block.norm2, block.attention.proj, model.norm):
-        handle = watched.register_forward_hook(lambda _, __, out: seen.append(out.shape[1]))
-        with Shapes() as whole:
-            torch.testing.assert_close(model(images), logits, rtol=1e-5, atol=1e-5)
+    images, seen = images_for(model), []
+    block = model.blocks[-1]
+    handles = [
+        part.register_forward_hook(lambda _, __, out: seen.append(out.shape[1])) for part in (block, block.norm2)
+    ]
+    on_all = nn.modules.module.register_module_forward_hook(
+        lambda module, _, out: seen.append(out.shape[1]) if module is block else None
+    )
+    model(images)
+    for handle in (*handles, on_all):
         handle.remove()
-        assert whole.count(TOKENS, DIM) > alone.count(TOKENS, DIM)
-    assert seen == 4 * [TOKENS]
-    handle = block.register_full_backward_hook(lambda _, __, of: seen.append(of[0].shape[1]))
-    with torch.enable_grad():
-        model(images).sum().backward()
-    handle.remove()
-    assert seen[4:] == [TOKENS]
-    with capture(model, "compressed", "output", layers=[-1]) as trace:
-        assert torch.equal(model(images), logits)
-    assert trace["compressed", -1].shape == trace["output", -1].shape == (2, TOKENS, DIM)
+    assert seen == 3 * [TOKENS]
+
+
+def test_gradients_of_the_logits_reach_what_is_the_models_own(kind: str) -> None:
+    model = make(kind)
+    with capture(model, "tokens", "compressed", "output") as trace:
+        logits = model(images_for(model))
+    for state in ("tokens", "compressed", "output"):
+        for layer in range(DEPTH):
+            (gradient,) = torch.autograd.grad(logits.sum(), trace[state, layer], retain_graph=True)
+            assert gradient.abs().sum() > 0
+
+
+class Adapter(nn.Module):
+    """Maps tokens to tokens."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return 2 * tokens
+
+
+@torch.no_grad()
+def test_anything_that_maps_tokens_to_tokens_may_be_a_layer() -> None:
+    model = make()
+    images = images_for(model)
+    model.blocks[-1] = nn.Sequential(model.blocks[-1], Adapter())
+    with capture(model, "tokens", "output") as trace:
+        logits = model(images)
+    last = trace["output", -1]
+    torch.testing.assert_close(last, model.blocks[-1](trace["tokens", -1]))
+    assert torch.equal(logits, model.forward_head(model.norm(last)))
+    with (
+        pytest.raises(InputError, match="a Sequential in place of a layer has no 'attention'"),
+        capture(model, "attention"),
+    ):
+        pass
 
 
 class Doubled(Crate):

@@ -368,6 +368,40 @@ def test_a_model_with_a_buffer_that_no_file_holds_keeps_its_values(own_registry:
     assert torch.equal(model.cls_token, small_model(NAME).cls_token)
 
 
+class OfTen(Crate):
+    """Has no option for its classes."""
+
+    def __init__(self, depth: int = 2) -> None:
+        super().__init__(img_size=8, patch_size=4, embed_dim=8, depth=depth, num_heads=2, num_classes=10)
+
+
+@torch.no_grad()
+def test_a_model_without_the_option_num_classes_saves_and_loads(own_registry: None, tmp_path: Path) -> None:
+    register_model(OfTen, name="of_ten", pretrained=[PretrainedCfg(tag="mine", num_classes=10)])
+    model = create_model("of_ten").eval()
+    folder = save_pretrained(model, tmp_path / "model")
+    again = create_model(f"local-dir:{folder}", pretrained=True).eval()
+    images = torch.rand(2, 3, 8, 8)
+    assert torch.equal(again(images), model(images))
+    overlay = {"file": str(folder / "model.safetensors")}
+    tagged = create_model("of_ten.mine", pretrained=True, pretrained_cfg_overlay=overlay).eval()
+    assert torch.equal(tagged(images), model(images))
+    assert tagged.load_report.reinitialised == ()
+
+
+@pytest.mark.parametrize("given", [{}, {"pretrained": True}, {"checkpoint_path": True}], ids=["fresh", "own", "file"])
+@pytest.mark.parametrize("saved", ["", "token"])
+@pytest.mark.parametrize("asked", ["", "token", None])
+def test_the_pooling_that_is_asked_for_or_saved(given: dict[str, Any], asked: Any, saved: Any, tmp_path: Path) -> None:
+    model = small_model(NAME)
+    model.reset_classifier(CLASSES, saved)
+    folder = save_pretrained(model, tmp_path / "model")
+    if "checkpoint_path" in given:
+        given = {"checkpoint_path": folder / "model.safetensors"}
+    made = create_model(f"local-dir:{folder}", global_pool=asked, **given)
+    assert made.global_pool == (saved if asked is None else asked)
+
+
 @pytest.mark.parametrize("name", ["crate_alpha_tiny", "vit_tiny_patch16_224", "crate_mae_tiny"])
 def test_a_fresh_head_has_the_initial_values_of_its_kind(name: str) -> None:
     model = create_model(name, depth=1)

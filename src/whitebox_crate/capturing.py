@@ -111,7 +111,8 @@ def capture(
     Raises:
         UnknownNameError: If a state, layer, head or query does not exist.
         InputError: If the model is not one of this package, no state is named, indices are no list of integers, `chunk`
-            is no positive integer, `chunk` or `reduce` is given without "attention", or `reduce` gives something else.
+            is no positive integer, `chunk`, `reduce` or `heads` is given for states that have no such thing, or
+            `reduce` gives something else.
     """
     core = transformer_in(model)
     if not states:
@@ -123,6 +124,8 @@ def capture(
         raise UnknownNameError.of("queries", queries, ("cls", "all"), "Token indices are fine too.")
     if "attention" not in states and (chunk is not None or reduce is not None):
         raise InputError(f"chunk and reduce are for rows of attention, and only {', '.join(states)} is captured")
+    if heads is not None and not {"attention", "projections"} & set(states):
+        raise InputError(f"heads are of projections and attention, and only {', '.join(states)} is captured")
     rows = _Rows(queries, None if chunk is None else check_chunk(chunk), reduce)
     indices = resolve_layers(layers, len(core.blocks))
     trace = Trace(states, indices, len(core.blocks))

@@ -24,7 +24,7 @@ from .loading import load_state, meta_init
 from .models import FeatureExtractor, ImageTransformer
 from .models._base import GlobalPool, known_pool
 from .pretrained_cfg import PretrainedCfg
-from .registry import Entrypoint, check_options, get_pretrained_cfg, model_entrypoint, split_name
+from .registry import Entry, Entrypoint, find_entry
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
 
@@ -76,50 +76,48 @@ def create_model(
     source = _source(name, pretrained, pretrained_cfg, cache_dir, token)
     if pretrained_cfg_overlay:
         source = replace(source, cfg=replace(source.cfg, **_known_fields(pretrained_cfg_overlay)))
-    named = checkpoint_path is not None
+    own_weights = pretrained and checkpoint_path is None
     # Weights decide whether their last norm comes before or after pooling; another pooling is set afterwards.
-    pool = model_options.pop("global_pool", None) if pretrained and not named else None
-    options = _options(source, model_options, pretrained)
-    path = Path(checkpoint_path) if checkpoint_path is not None else None
-    if pretrained and path is None:
-        path = _weights_file(name, source, cache_dir, token)
+    given = {key: value for key, value in model_options.items() if not (own_weights and key == "global_pool")}
+    options = _options(source, given, pretrained)
+    path = _weights_file(name, source, cache_dir, token) if own_weights else checkpoint_path
     converted = None
     if path is not None:
+        path = Path(path)
         converted = convert_checkpoint(read_checkpoint(path), global_pool=options.get("global_pool") or "token")
-        options = _with_what_a_file_shows(options, converted, source.architecture, path)
-    model = _make(source.architecture, options, empty=converted is not None)
+        options = _with_what_a_file_shows(source.entry, options, converted, path)
+    model = _make(source.entry, options, empty=converted is not None)
     if not isinstance(model, ImageTransformer):
         if converted is not None or features_only:
             raise WeightsError(f"{name!r} makes a {type(model).__name__}, no ImageTransformer: load it yourself")
         return model
     if source.folded:
         model = fold_for_inference(model.eval(), inplace=True)
-    cfg = source.cfg
-    model.architecture, model.model_args, model.pretrained_cfg = source.architecture, options, cfg
-    if converted is not None and named:
-        load_state(model, converted.state, str(path), unused=converted.unused)
-    elif converted is not None:
-        new_head, size = model.num_classes != cfg.num_classes, cfg.input_size[1:]
+    model.architecture, model.model_args, model.pretrained_cfg = source.entry.name, options, source.cfg
+    if converted is not None and own_weights:
+        new_head, size = model.num_classes != source.cfg.num_classes, source.cfg.input_size[1:]
         load_state(model, converted.state, name, new_head=new_head, img_size=size, unused=converted.unused)
-    wanted = pool if pool is not None else None if model_options.get("global_pool") else source.pool
-    if wanted is not None:
-        model.global_pool = known_pool(wanted)
+    elif converted is not None:
+        load_state(model, converted.state, str(path), unused=converted.unused)
+    asked_pool = model_options.get("global_pool")
+    pool = source.pool if asked_pool is None else asked_pool
+    if pool is not None:
+        model.global_pool = known_pool(pool)
     return FeatureExtractor(model, out_indices) if features_only else model
 
 
 def _with_what_a_file_shows(
-    options: dict[str, Any], converted: Converted, architecture: str, path: Path
+    entry: Entry, options: Mapping[str, Any], converted: Converted, path: Path
 ) -> dict[str, Any]:
     """Adds what a file shows beside its tensors, which no shape could contradict: heads and eps of a JAX file.
 
     Raises:
         WeightsError: If something else was asked for.
     """
-    known = inspect.signature(model_entrypoint(architecture)).parameters
     for key, value in converted.options.items():
         if options.get(key, value) != value:
             raise WeightsError(f"{path} was made with {key}={value}, not {options[key]}; leave {key} out")
-    return {**options, **{key: value for key, value in converted.options.items() if key in known}}
+    return {**options, **{key: value for key, value in converted.options.items() if entry.takes(key)}}
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,7 @@ class _Source:
     """What a name stands for: how to make the model, and the facts about its weights.
 
     Attributes:
-        architecture: Registered name.
+        entry: The registered model.
         cfg: The facts.
         options: Options that were saved with the weights.
         pool: Pooling that was saved with them; that of `options` only says where the last norm is.
@@ -135,7 +133,7 @@ class _Source:
         folder: Where the weights lie, if in a folder.
     """
 
-    architecture: str
+    entry: Entry
     cfg: PretrainedCfg
     options: Mapping[str, Any] = field(default_factory=dict)
     pool: GlobalPool | None = None
@@ -150,11 +148,11 @@ def _source(
     cache_dir: str | Path | None,
     token: str | bool | None,
 ) -> _Source:
-    """Looks a name up in the registry, in a folder or on the Hub."""
+    """Looks a name up in the registry, in a folder or on the Hub: the one place that does."""
     if not name.startswith((LOCAL, HUB)):
-        architecture, tag = split_name(name)
-        cfg = _facts(architecture, tag, pretrained, given)
-        return _Source(architecture, cfg, {"num_classes": cfg.num_classes} if tag or isinstance(given, str) else {})
+        entry, tag = find_entry(name)
+        cfg = _facts(entry, tag, pretrained, given)
+        return _Source(entry, cfg, _classes(entry, cfg) if tag or isinstance(given, str) else {})
     if given is not None:
         raise InputError(f"{name} has facts of its own; change single ones with pretrained_cfg_overlay")
     if name.startswith(LOCAL):
@@ -170,48 +168,53 @@ def _source(
 
 
 def _described(config: hub.Config, folder: Path | None = None) -> _Source:
-    options = {"num_classes": config.cfg.num_classes, **config.options}
-    return _Source(config.architecture, config.cfg, options, config.pool, config.folded, folder)
+    entry, _ = find_entry(config.architecture)
+    options = {**_classes(entry, config.cfg), **config.options}
+    return _Source(entry, config.cfg, options, config.pool, config.folded, folder)
+
+
+def _classes(entry: Entry, cfg: PretrainedCfg) -> dict[str, Any]:
+    """The number of classes of the weights as an option, where the model has it."""
+    return {"num_classes": cfg.num_classes} if entry.takes("num_classes") else {}
 
 
 def _facts(
-    architecture: str, tag: str, pretrained: bool, given: str | Mapping[str, Any] | PretrainedCfg | None
+    entry: Entry, tag: str, pretrained: bool, given: str | Mapping[str, Any] | PretrainedCfg | None
 ) -> PretrainedCfg:
     """The facts about the weights of a registered model."""
     if isinstance(given, PretrainedCfg):
         return given
     if isinstance(given, Mapping):
-        return replace(_default_cfg(architecture), **_known_fields(given))
+        return replace(_default_cfg(entry), **_known_fields(given))
     chosen = given or tag
     if chosen:
-        return get_pretrained_cfg(f"{architecture}.{chosen}")
+        return entry.pretrained_cfg(chosen)
     if not pretrained:
-        return _default_cfg(architecture)
+        return _default_cfg(entry)
     try:
-        return get_pretrained_cfg(architecture)
+        return entry.pretrained_cfg()
     except UnknownNameError as error:
         raise WeightsError(str(error)) from None
 
 
-def _default_cfg(architecture: str) -> PretrainedCfg:
-    defaults = {k: p.default for k, p in inspect.signature(model_entrypoint(architecture)).parameters.items()}
-    height, width = to_pair(defaults.get("img_size", 224))
-    return PretrainedCfg(input_size=(3, height, width), num_classes=defaults.get("num_classes", 1000))
+def _default_cfg(entry: Entry) -> PretrainedCfg:
+    height, width = to_pair(entry.defaults.get("img_size", 224))
+    return PretrainedCfg(input_size=(3, height, width), num_classes=entry.defaults.get("num_classes", 1000))
 
 
 def _options(source: _Source, given: Mapping[str, Any], pretrained: bool) -> dict[str, Any]:
     """Options for the entrypoint: those given go before those of the weights; None stands for the default."""
-    parameters = inspect.signature(model_entrypoint(source.architecture)).parameters
+    entry = source.entry
     merged = {**source.cfg.model_args, **source.options}
     merged.update({key: value for key, value in given.items() if value is not None or key not in merged})
-    check_options(source.architecture, merged)
+    entry.check_options(merged)
     options = {key: value for key, value in merged.items() if value is not None}
     for key, value in options.items():  # constants enter no shape: a wrong one would show only where it is used
-        if key in parameters and type(parameters[key].default) is float and not _is_finite(value):
-            raise InputError(f"{key} of {source.architecture} is a finite number, not {value!r}")
+        if type(entry.defaults.get(key)) is float and not _is_finite(value):
+            raise InputError(f"{key} of {entry.name} is a finite number, not {value!r}")
     if pretrained:
-        options.setdefault("num_classes", source.cfg.num_classes)
-    if source.pool is not None and "global_pool" in parameters:  # timm saves it apart from the options
+        options = {**_classes(entry, source.cfg), **options}
+    if source.pool is not None and entry.takes("global_pool"):  # timm saves it apart from the options
         options.setdefault("global_pool", source.pool)
     return options
 
@@ -223,18 +226,17 @@ def _is_finite(value: object) -> bool:
         return False
 
 
-def _make(architecture: str, options: Mapping[str, Any], empty: bool) -> nn.Module:
+def _make(entry: Entry, options: Mapping[str, Any], empty: bool) -> nn.Module:
     """Runs the entrypoint, inside `meta_init` if weights follow and the model needs no values while it is made."""
-    entrypoint = model_entrypoint(architecture)
     try:
         if empty:
             with suppress(_NeedsValues), meta_init():
-                return _without_hidden_buffers(entrypoint, options)
-        return entrypoint(**options)
+                return _without_hidden_buffers(entry.entrypoint, options)
+        return entry.entrypoint(**options)
     except WhiteboxCrateError:
         raise
     except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
-        raise InputError(f"{architecture} cannot be made with the options {options}: {error}") from error
+        raise InputError(f"{entry.name} cannot be made with the options {options}: {error}") from error
 
 
 class _NeedsValues(Exception):
@@ -272,11 +274,12 @@ def _weights_file(name: str, source: _Source, cache_dir: str | Path | None, toke
             token=token,
         )
     if cfg.url:
-        full_name = f"{source.architecture}.{cfg.tag}" if cfg.tag else source.architecture
+        architecture = source.entry.name
+        full_name = f"{architecture}.{cfg.tag}" if cfg.tag else architecture
         raise WeightsError(
             f"the weights of {name} are on a page from which only a person can download them: {cfg.url} . Then run\n"
-            f"  whitebox-crate convert {cfg.file or 'FILE'} {source.architecture} --model {full_name}\n"
-            f"and load them by create_model('local-dir:{source.architecture}', pretrained=True)"
+            f"  whitebox-crate convert {cfg.file or 'FILE'} {architecture} --model {full_name}\n"
+            f"and load them by create_model('local-dir:{architecture}', pretrained=True)"
         )
     if cfg.file:
         path = Path(str(resources.files("whitebox_crate") / "weights" / cfg.file))

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .errors import InputError
-from .layers import ISTA, FoldedISTA, NormedPatchEmbed
+from .layers import ISTA, ConvPatchEmbed, FoldedISTA, NormedProduct
 from .models import FeatureExtractor, ImageTransformer
-from .models.crate import CrateBlock
-from .models.crate_ablations import CrateMhsaBlock, CrateMlpBlock
-from .models.crate_alpha import CrateAlphaBlock
-from .models.crate_mae import CrateMaeDecoderBlock
-from .models.vit import ViTBlock
 
 Model = TypeVar("Model", ImageTransformer, FeatureExtractor)
 
@@ -55,17 +49,17 @@ def fold_for_inference(model: Model, *, inplace: bool = False) -> Model:
         return model
     if core.training:
         raise InputError("the model is in training mode, and a folded one is not trained: call model.eval() first")
-    planned = _pairs(core)
+    planned = _normed_products(core)
     for pair in planned:
-        pair.check()
+        _check(pair)
     if len({(id(pair.reader), pair.product) for pair in planned}) < len(planned):
         raise InputError("layers share their attention, and each has a norm of its own: one product cannot take both")
     with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode could never be loaded into
         if not inplace:
             model = copy.deepcopy(model)
             core = _core(model)
-        pairs = _pairs(core)
-        folded = [pair.fold() for pair in pairs]  # all before any is put in place: they may share modules
+        pairs = _normed_products(core)
+        folded = [_fold(pair) for pair in pairs]  # all before any is put in place: they may share modules
     for pair, (norm, product) in zip(pairs, folded, strict=True):
         setattr(pair.normer, pair.norm, norm)
         setattr(pair.reader, pair.product, product)
@@ -84,69 +78,55 @@ def _core(model: nn.Module) -> ImageTransformer:
     return core
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """A norm whose scale and shift only one product reads, each by the module that has it and its name there."""
-
-    normer: nn.Module
-    norm: str
-    reader: nn.Module
-    product: str
-
-    def check(self) -> None:
-        """Whether these modules are what they are here, for another one may compute something else.
-
-        Raises:
-            InputError: If not.
-        """
-        product = ISTA if self.product == "ista" else nn.Linear
-        for owner, name, kind in ((self.normer, self.norm, nn.LayerNorm), (self.reader, self.product, product)):
-            module = getattr(owner, name)
-            if type(module) is not kind or (kind is nn.LayerNorm and module.bias is None):
-                raise InputError(
-                    f"{name} of a layer {type(owner).__name__} is {module}, of which nothing is known: it folds as a "
-                    f"{kind.__name__} with all its parameters"
-                )
-            if module._forward_hooks or module._forward_pre_hooks:
-                raise InputError(f"there are hooks on {name} of a {type(owner).__name__}: remove them, then fold")
-
-    def fold(self) -> tuple[nn.LayerNorm, nn.Linear | FoldedISTA]:
-        """The norm without scale and shift, and the product with both."""
-        norm, product = getattr(self.normer, self.norm), getattr(self.reader, self.product)
-        plain = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False)
-        return plain, _fold_ista(norm, product) if isinstance(product, ISTA) else _fold_linear(norm, product)
-
-
-def _pairs(core: ImageTransformer) -> list[_Pair]:
-    """What is folded in a model.
+def _normed_products(core: ImageTransformer) -> list[NormedProduct]:
+    """What folds in a model, as its patch embedding and its layers say of themselves.
 
     Raises:
-        InputError: If a layer is of a type that is not known here.
+        InputError: If a layer does not say.
     """
-    embed = core.patch_embed
-    pairs = [_Pair(embed, "norm1", embed, "proj")] if isinstance(embed, NormedPatchEmbed) else []
-    for layer in dict.fromkeys([*core.blocks, *getattr(core, "decoder_blocks", ())]):
-        pairs += _pairs_of(layer)
-    return pairs
+    found: list[NormedProduct] = []
+    for module in dict.fromkeys([core.patch_embed, *core.blocks, *getattr(core, "decoder_blocks", ())]):
+        if isinstance(module, ConvPatchEmbed):  # has no norm
+            continue
+        # What a class says of its own forward is not true of the forward of a subclass, or of one put in its place.
+        says, runs = (_definer(module, name) for name in ("normed_products", "forward"))
+        if says is not runs or "forward" in vars(module):
+            raise InputError(
+                f"nothing is known of what a layer of the type {type(module).__name__} computes: it cannot fold. If "
+                "it is yours, define normed_products beside its forward"
+            )
+        found += module.normed_products()
+    return found
 
 
-def _pairs_of(layer: nn.Module) -> list[_Pair]:
-    if type(layer) is CrateMaeDecoderBlock:
-        return [_Pair(layer, "norm1", layer, "linear"), _Pair(layer, "norm2", layer.mssa, "qkv")]
-    coding: list[_Pair]
-    if type(layer) in (CrateBlock, CrateMhsaBlock):
-        coding = [_Pair(layer, "norm2", layer, "ista")]
-    elif type(layer) in (CrateMlpBlock, ViTBlock):
-        coding = [_Pair(layer, "norm2", layer.mlp, "fc1")]  # type: ignore[arg-type]  # both have an MLP
-    elif type(layer) is CrateAlphaBlock:
-        coding = []
-    else:
-        raise InputError(
-            f"nothing is known of what a layer of the type {type(layer).__name__} computes: it cannot fold"
-        )
-    if type(layer) is CrateBlock and layer.skip == "normalized":
-        return coding
-    return [_Pair(layer, "norm1", layer.attention, "qkv"), *coding]  # type: ignore[arg-type]  # a Block
+def _definer(module: nn.Module, method: str) -> type | None:
+    """The class of the module that defines a method of this name."""
+    return next((kind for kind in type(module).__mro__ if method in vars(kind)), None)
+
+
+def _check(pair: NormedProduct) -> None:
+    """Whether these modules are what they are here, for another one may compute something else.
+
+    Raises:
+        InputError: If not.
+    """
+    product = ISTA if pair.product == "ista" else nn.Linear
+    for owner, name, kind in ((pair.normer, pair.norm, nn.LayerNorm), (pair.reader, pair.product, product)):
+        module = getattr(owner, name)
+        if type(module) is not kind or (kind is nn.LayerNorm and module.bias is None):
+            raise InputError(
+                f"{name} of a layer {type(owner).__name__} is {module}, of which nothing is known: it folds as a "
+                f"{kind.__name__} with all its parameters"
+            )
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise InputError(f"there are hooks on {name} of a {type(owner).__name__}: remove them, then fold")
+
+
+def _fold(pair: NormedProduct) -> tuple[nn.LayerNorm, nn.Linear | FoldedISTA]:
+    """The norm without scale and shift, and the product with both."""
+    norm, product = getattr(pair.normer, pair.norm), getattr(pair.reader, pair.product)
+    plain = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False)
+    return plain, _fold_ista(norm, product) if isinstance(product, ISTA) else _fold_linear(norm, product)
 
 
 def _fold_linear(norm: nn.LayerNorm, linear: nn.Linear) -> nn.Linear:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -30,11 +29,11 @@ from .models import ImageTransformer
 from .models._base import GlobalPool
 from .pretrained import PRETRAINED
 from .pretrained_cfg import PretrainedCfg
-from .registry import model_entrypoint
+from .registry import find_entry
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 # Facts of where weights lie and what was seen of them, which are not true of a copy that may have changed.
-_PLACE: dict[str, Any] = {
+_NOT_OF_A_COPY: dict[str, Any] = {
     **dict.fromkeys(("hf_hub_id", "file", "revision", "sha256", "url", "checked", "notes"), ""),
     "model_args": {},
 }
@@ -192,7 +191,7 @@ def save_pretrained(model: ImageTransformer, folder: str | Path, *, repo_id: str
     cfg = _facts_of(model)
     labels = cfg.label_names if len(cfg.label_names) == model.num_classes else ()
     size = (model.in_chans, *model.img_size)
-    facts = replace(cfg, num_classes=model.num_classes, input_size=size, label_names=(), **_PLACE)
+    facts = replace(cfg, num_classes=model.num_classes, input_size=size, label_names=(), **_NOT_OF_A_COPY)
     config = {
         "architecture": model.architecture,
         "num_classes": model.num_classes,
@@ -201,7 +200,7 @@ def save_pretrained(model: ImageTransformer, folder: str | Path, *, repo_id: str
         "label_names": labels,
         "folded": model.folded,
         "model_args": options,
-        "pretrained_cfg": {k: v for k, v in asdict(facts).items() if k != "label_names" and k not in _PLACE},
+        "pretrained_cfg": {k: v for k, v in asdict(facts).items() if k != "label_names" and k not in _NOT_OF_A_COPY},
     }
     try:
         text = json.dumps(config, indent=1) + "\n"
@@ -226,18 +225,18 @@ def _facts_of(model: ImageTransformer) -> PretrainedCfg:
 
 def _options_of(model: ImageTransformer) -> dict[str, Any]:
     """The options that make a model of these sizes; its pooling is that of construction, which places the last norm."""
-    known = inspect.signature(model_entrypoint(model.architecture)).parameters
+    entry, _ = find_entry(model.architecture)
     now = {"num_classes": model.num_classes, "img_size": model.img_size, "depth": len(model.blocks)}
-    options = {**model.model_args, **{key: value for key, value in now.items() if key in known}}
-    if "global_pool" in known:
-        options.setdefault("global_pool", known["global_pool"].default)
+    options = {**model.model_args, **{key: value for key, value in now.items() if entry.takes(key)}}
+    if "global_pool" in entry.defaults:
+        options.setdefault("global_pool", entry.defaults["global_pool"])
     return options
 
 
 def _check_description(model: ImageTransformer, options: dict[str, Any]) -> None:
     """Whether these options make a model of the same names and shapes, so that what is saved can be loaded."""
     with meta_init():
-        again: Any = model_entrypoint(model.architecture)(**options)
+        again: Any = find_entry(model.architecture)[0].entrypoint(**options)
         if model.folded:
             again = fold_for_inference(again.eval(), inplace=True)
     have, made = ({k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (model, again))
@@ -294,7 +293,7 @@ def read_config(folder: str | Path) -> Config:
     facts, labels = config.get("pretrained_cfg", {}), config.get("label_names", [])
     if not (isinstance(architecture, str) and isinstance(options, dict) and isinstance(facts, dict)):
         raise WeightsError(f"{path} needs 'architecture' (text), 'model_args' and 'pretrained_cfg' (objects)")
-    known = {field.name: field for field in fields(PretrainedCfg) if field.name not in _PLACE}
+    known = {field.name: field for field in fields(PretrainedCfg) if field.name not in _NOT_OF_A_COPY}
     values: dict[str, Any] = {k: _tupled(v) for k, v in facts.items() if k in known and v is not None}
     values["label_names"] = tuple(str(label) for label in labels) if isinstance(labels, list) else ()
     if "num_classes" in config:  # timm's own place for it

@@ -86,7 +86,7 @@ def load_state(
         device = torch.get_default_device()
         device = torch.device("cpu") if device.type == "meta" else device
         values = {name: value.to(device, target[name].dtype) for name, value in {**head, **fitting}.items()}
-        model.load_state_dict(_apart(values), assign=True)
+        model.load_state_dict(_own_memory(values), assign=True)
     else:
         model.load_state_dict({**head, **fitting})
     loaded = tuple(name for name in target if name in fitting and name not in adapted)
@@ -112,7 +112,7 @@ def _misfit(source: str, problems: list[str], hint: str = "") -> WeightsError:
     )
 
 
-def _apart(values: dict[str, Tensor]) -> dict[str, Tensor]:
+def _own_memory(values: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors, contiguous and none in the memory of another: training would change both."""
     seen, own = set[int](), dict[str, Tensor]()
     for name, value in values.items():

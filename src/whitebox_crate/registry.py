@@ -5,8 +5,9 @@ from __future__ import annotations
 import fnmatch
 import inspect
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 from torch import nn
@@ -20,13 +21,64 @@ Entrypoint = Callable[..., nn.Module]
 E = TypeVar("E", bound=Entrypoint)
 
 
-@dataclass
-class _Entry:
+@dataclass(frozen=True)
+class Entry:
+    """A registered model.
+
+    Attributes:
+        name: Its full name.
+        entrypoint: Makes it from keyword options.
+        pretrained: Tag -> facts about weights that exist for it, the default first.
+    """
+
+    name: str
     entrypoint: Entrypoint
-    pretrained: dict[str, PretrainedCfg] = field(default_factory=dict)
+    pretrained: Mapping[str, PretrainedCfg]
+
+    @cached_property
+    def _parameters(self) -> Mapping[str, inspect.Parameter]:
+        return inspect.signature(self.entrypoint).parameters
+
+    @cached_property
+    def defaults(self) -> dict[str, Any]:
+        """Option -> default, of the options that have one."""
+        return {key: p.default for key, p in self._parameters.items() if p.default is not inspect.Parameter.empty}
+
+    def takes(self, option: str) -> bool:
+        """Whether the entrypoint takes an option of this name."""
+        return option in self._parameters or any(
+            parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in self._parameters.values()
+        )
+
+    def check_options(self, options: Iterable[str]) -> None:
+        """Looks whether the entrypoint takes these options.
+
+        Raises:
+            UnknownNameError: If it does not; the message lists close matches.
+        """
+        for option in options:
+            if not self.takes(option):
+                raise UnknownNameError.of(f"option of {self.name}", option, self._parameters)
+
+    def pretrained_cfg(self, tag: str = "") -> PretrainedCfg:
+        """The facts about the weights of a tag, or about the first of its weights if none is given.
+
+        Raises:
+            UnknownNameError: If the tag does not exist, or no weights do.
+        """
+        if tag in self.pretrained:
+            return self.pretrained[tag]
+        if not tag and self.pretrained:
+            return next(iter(self.pretrained.values()))
+        if not self.pretrained:
+            raise UnknownNameError(
+                f"no pretrained weights are known for {self.name!r}; give checkpoint_path=..., or choose among "
+                f"{', '.join(list_pretrained())}"
+            )
+        raise UnknownNameError.of(f"tag of {self.name}", tag, self.pretrained)
 
 
-_models: dict[str, _Entry] = {}
+_models: dict[str, Entry] = {}
 _aliases: dict[str, str] = {}
 
 
@@ -67,13 +119,13 @@ def register_model(
         _models.pop(taken, None)
         for alias in [alias for alias, target in _aliases.items() if taken in (alias, target)]:
             del _aliases[alias]
-    _models[full_name] = _Entry(entrypoint, {cfg.tag: cfg for cfg in pretrained})
+    _models[full_name] = Entry(full_name, entrypoint, {cfg.tag: cfg for cfg in pretrained})
     _aliases.update(dict.fromkeys(aliases, full_name))
     return entrypoint
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """The full architecture name, aliases resolved, and the tag ("" if none is given).
+def find_entry(name: str) -> tuple[Entry, str]:
+    """The registered model that a name means, aliases resolved, and the tag ("" if none is given).
 
     Args:
         name: "crate_base", "crate_base_patch16_224" or "architecture.tag".
@@ -85,7 +137,13 @@ def split_name(name: str) -> tuple[str, str]:
     architecture = _aliases.get(architecture, architecture)
     if architecture not in _models:
         raise UnknownNameError.of("model", name, [*_models, *_aliases], "whitebox-crate list shows all.")
-    return architecture, tag
+    return _models[architecture], tag
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """The full architecture name and the tag, as `find_entry` finds them."""
+    entry, tag = find_entry(name)
+    return entry.name, tag
 
 
 def is_model(name: str) -> bool:
@@ -109,22 +167,7 @@ def model_entrypoint(name: str) -> Entrypoint:
     Raises:
         UnknownNameError: If there is no such model.
     """
-    return _models[split_name(name)[0]].entrypoint
-
-
-def check_options(name: str, options: Iterable[str]) -> None:
-    """Looks whether the entrypoint of a model takes these options.
-
-    Raises:
-        UnknownNameError: If it does not; the message lists close matches. Or if there is no such model.
-    """
-    architecture, _ = split_name(name)
-    known = inspect.signature(_models[architecture].entrypoint).parameters
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
-        return
-    for option in options:
-        if option not in known:
-            raise UnknownNameError.of(f"option of {architecture}", option, known)
+    return find_entry(name)[0].entrypoint
 
 
 def get_pretrained_cfg(name: str) -> PretrainedCfg:
@@ -136,18 +179,8 @@ def get_pretrained_cfg(name: str) -> PretrainedCfg:
     Raises:
         UnknownNameError: If the model or the tag does not exist, or no weights do.
     """
-    architecture, tag = split_name(name)
-    known = _models[architecture].pretrained
-    if tag in known:
-        return known[tag]
-    if not tag and known:
-        return next(iter(known.values()))
-    if not known:
-        raise UnknownNameError(
-            f"no pretrained weights are known for {architecture!r}; give checkpoint_path=..., or choose among "
-            f"{', '.join(list_pretrained())}"
-        )
-    raise UnknownNameError.of(f"tag of {architecture}", tag, known)
+    entry, tag = find_entry(name)
+    return entry.pretrained_cfg(tag)
 
 
 def list_models(
@@ -172,8 +205,8 @@ def list_models(
             names += [f"{name}.{tag}" for tag in entry.pretrained]
         elif not pretrained or entry.pretrained:
             names.append(name)
-    kept = [name for name in names if _matches(name, filter, if_none=True)]
-    return sorted((name for name in kept if not _matches(name, exclude_filters, if_none=False)), key=_natural)
+    kept = [name for name in names if _matches(name, filter, default=True)]
+    return sorted((name for name in kept if not _matches(name, exclude_filters, default=False)), key=_natural)
 
 
 def list_pretrained(filter: str | Sequence[str] = "") -> list[str]:
@@ -181,11 +214,11 @@ def list_pretrained(filter: str | Sequence[str] = "") -> list[str]:
     return list_models(filter, pretrained=True)
 
 
-def _matches(name: str, filters: str | Sequence[str], if_none: bool) -> bool:
+def _matches(name: str, filters: str | Sequence[str], default: bool) -> bool:
     patterns = [filters] if isinstance(filters, str) else list(filters)
     patterns = [pattern for pattern in patterns if pattern]
     if not patterns:
-        return if_none
+        return default
     return any(fnmatch.fnmatchcase(name, p) or fnmatch.fnmatchcase(name, f"{p}.*") for p in patterns)
 
 

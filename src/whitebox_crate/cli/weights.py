@@ -14,7 +14,7 @@ from ..factory import create_model
 from ..hub import save_pretrained
 from ..loading import load_state, meta_init
 from ..pretrained_cfg import PretrainedCfg
-from ..registry import check_options, list_models, list_pretrained
+from ..registry import find_entry, list_models, list_pretrained
 from ._common import command, option
 
 
@@ -56,7 +56,7 @@ def _convert(options: argparse.Namespace) -> int:
     given = dict(option(text) for text in options.set)
     converted = convert_checkpoint(read_checkpoint(options.file), global_pool=given.get("global_pool") or "token")
     name, model_options = infer_model(converted, model=options.model, options=given)
-    check_options(name, given)
+    find_entry(name)[0].check_options(given)
     with meta_init():
         model = create_model(name, **model_options)
     report = load_state(model, converted.state, str(options.file), unused=converted.unused)

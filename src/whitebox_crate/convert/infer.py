@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -13,7 +12,7 @@ from torch import Tensor
 from ..errors import InputError, WeightsError
 from ..layers.patch_embed import to_pair
 from ..models import Crate, CrateAlpha, CrateMae, CrateMhsa, CrateMlp, ViT
-from ..registry import list_models, model_entrypoint, split_name
+from ..registry import find_entry, list_models
 from .formats import TWO_PART
 from .rename import Converted, convert_checkpoint, listed
 
@@ -60,10 +59,11 @@ def infer_model(
     if not isinstance(converted, Converted):
         converted = convert_checkpoint(converted, global_pool=given.get("global_pool") or "token")
     wanted = {**converted.options, **given}
-    architecture, tag = split_name(model) if model else ("", "")
+    tag = ""
     if model:
-        fits = [architecture]
-        kind = _class_behind(architecture)
+        entry, tag = find_entry(model)
+        fits = [entry.name]
+        kind = _class_behind(entry.name)
         if kind in _CLASSES.values() and kind is not _class_of(converted.state):
             raise InputError(
                 f"{model} is of another kind than the file, which holds a {converted.format}: leave it out"
@@ -80,7 +80,7 @@ def infer_model(
 
 
 def _class_behind(name: str) -> Any:
-    entrypoint = model_entrypoint(name)
+    entrypoint = find_entry(name)[0].entrypoint
     return entrypoint.func if isinstance(entrypoint, partial) else entrypoint
 
 
@@ -97,7 +97,7 @@ def _class_of(state: Mapping[str, Tensor]) -> Any:
 
 
 def _defaults(name: str) -> dict[str, Any]:
-    return {key: p.default for key, p in inspect.signature(model_entrypoint(name)).parameters.items()}
+    return find_entry(name)[0].defaults
 
 
 def _differences(name: str, wanted: Mapping[str, Any]) -> dict[str, Any]:

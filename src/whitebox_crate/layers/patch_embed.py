@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .normed_product import NormedProduct
 
 Size: TypeAlias = int | tuple[int, int]
 
@@ -160,6 +161,10 @@ class NormedPatchEmbed(PatchEmbed):
         self.norm1 = nn.LayerNorm(patch_dim)
         self.proj = nn.Linear(patch_dim, embed_dim)
         self.norm2 = nn.LayerNorm(embed_dim)
+
+    def normed_products(self) -> list[NormedProduct]:
+        """The patches' norm and their projection."""
+        return [NormedProduct(self, "norm1", self, "proj")]
 
     def forward(self, images: Tensor) -> Tensor:
         self.check(images)

@@ -26,6 +26,8 @@ Intermediate: TypeAlias = Tensor | tuple[Tensor, Tensor]
 class Block(nn.Module, ABC):
     """One layer: attention on `norm1` of the tokens, then coding of `norm2` of the result.
 
+    A subclass that can be folded for inference has a method `normed_products` beside its `forward`.
+
     Shape:
         - Input: (batch, tokens, dim), any float dtype.
         - Output: as the input.

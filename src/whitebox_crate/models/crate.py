@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from ..errors import UnknownNameError
-from ..layers import ISTA, MSSA, FoldedISTA, NormedPatchEmbed
+from ..layers import ISTA, MSSA, FoldedISTA, NormedPatchEmbed, NormedProduct
 from ..layers.ista import Threshold
 from ..layers.patch_embed import Size
 from ._base import Block, GlobalPool, ImageTransformer
@@ -61,6 +61,11 @@ class CrateBlock(Block):
     def attention(self) -> MSSA:
         """MSSA."""
         return self.mssa
+
+    def normed_products(self) -> list[NormedProduct]:
+        """Both norms; the first stays with `skip="normalized"`, for the skip adds its output as well."""
+        attended = [] if self.skip == "normalized" else [NormedProduct(self, "norm1", self.mssa, "qkv")]
+        return [*attended, NormedProduct(self, "norm2", self, "ista")]
 
     def forward(self, tokens: Tensor) -> Tensor:
         normed = self.norm1(tokens)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..layers import ISTA, MHSA, MLP, MSSA, FoldedISTA, NormedPatchEmbed
+from ..layers import ISTA, MHSA, MLP, MSSA, FoldedISTA, NormedPatchEmbed, NormedProduct
 from ..layers.patch_embed import Size
 from ._base import Block, GlobalPool, ImageTransformer
 
@@ -26,6 +26,10 @@ class CrateMlpBlock(Block):
     def attention(self) -> MSSA:
         """MSSA."""
         return self.mssa
+
+    def normed_products(self) -> list[NormedProduct]:
+        """Both norms."""
+        return [NormedProduct(self, "norm1", self.mssa, "qkv"), NormedProduct(self, "norm2", self.mlp, "fc1")]
 
     def forward(self, tokens: Tensor) -> Tensor:
         compressed = tokens + self.mssa(self.norm1(tokens))
@@ -55,6 +59,10 @@ class CrateMhsaBlock(Block):
     def attention(self) -> MHSA:
         """ViT's attention."""
         return self.attn
+
+    def normed_products(self) -> list[NormedProduct]:
+        """Both norms."""
+        return [NormedProduct(self, "norm1", self.attn, "qkv"), NormedProduct(self, "norm2", self, "ista")]
 
     def forward(self, tokens: Tensor) -> Tensor:
         attended = tokens + self.attn(self.norm1(tokens))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..layers import MSSA, ODL, ConvPatchEmbed
+from ..layers import MSSA, ODL, ConvPatchEmbed, NormedProduct
 from ..layers.patch_embed import Size
 from ._base import Block, GlobalPool, ImageTransformer
 
@@ -49,6 +49,10 @@ class CrateAlphaBlock(Block):
     def attention(self) -> MSSA:
         """MSSA."""
         return self.mssa
+
+    def normed_products(self) -> list[NormedProduct]:
+        """The first norm; ODL takes its reconstruction from the second's output itself."""
+        return [NormedProduct(self, "norm1", self.mssa, "qkv")]
 
     def forward(self, tokens: Tensor) -> Tensor:
         compressed = tokens + self.mssa(self.norm1(tokens))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..layers import MSSA, ConvPatchEmbed, patchify, resample_pos_embed, sincos_pos_embed
+from ..layers import MSSA, ConvPatchEmbed, NormedProduct, patchify, resample_pos_embed, sincos_pos_embed
 from ..layers.patch_embed import Size
 from ._base import GlobalPool, ImageTransformer
 from .crate import CrateBlock
@@ -55,6 +55,10 @@ class CrateMaeDecoderBlock(nn.Module):
         self.linear = nn.Linear(dim, dim, bias=False)
         self.norm2 = nn.LayerNorm(dim)
         self.mssa = MSSA(dim, num_heads, head_dim)
+
+    def normed_products(self) -> list[NormedProduct]:
+        """Both norms."""
+        return [NormedProduct(self, "norm1", self, "linear"), NormedProduct(self, "norm2", self.mssa, "qkv")]
 
     def forward(self, tokens: Tensor) -> Tensor:
         expanded: Tensor = self.linear(self.norm1(tokens))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..layers import MHSA, MLP, ConvPatchEmbed
+from ..layers import MHSA, MLP, ConvPatchEmbed, NormedProduct
 from ..layers.patch_embed import Size
 from ._base import Block, GlobalPool, ImageTransformer
 
@@ -44,6 +44,10 @@ class ViTBlock(Block):
     def attention(self) -> MHSA:
         """ViT's attention."""
         return self.attn
+
+    def normed_products(self) -> list[NormedProduct]:
+        """Both norms."""
+        return [NormedProduct(self, "norm1", self.attn, "qkv"), NormedProduct(self, "norm2", self.mlp, "fc1")]
 
     def forward(self, tokens: Tensor) -> Tensor:
         attended = tokens + self.attn(self.norm1(tokens))

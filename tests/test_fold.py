@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from whitebox_crate import ImageTransformer, capture, create_model, fold_for_inference, list_models, save_pretrained
 from whitebox_crate.analysis import explain, intervene, layerwise_analysis, subspace_report, verify_descent
 from whitebox_crate.errors import InputError, WeightsError
-from whitebox_crate.layers import ISTA, FoldedISTA
+from whitebox_crate.layers import ISTA, FoldedISTA, NormedProduct
 from whitebox_crate.models import Crate, FeatureExtractor
 from whitebox_crate.models.crate import CrateBlock
 from whitebox_crate.training import Composites, Objects, Recipe, train
@@ -281,8 +281,8 @@ def test_folded_inside_inference_mode() -> None:
 class Shifted(CrateBlock):
     """Computes something else with the modules of CRATE."""
 
-    def forward(self, tokens: Tensor, first: int | None = None) -> Tensor:
-        return super().forward(tokens, first) + self.norm1(tokens[:, :first])
+    def forward(self, tokens: Tensor) -> Tensor:
+        return super().forward(tokens) + self.norm1(tokens)
 
 
 class Other(nn.Module):
@@ -298,6 +298,36 @@ def test_layers_of_other_kinds_are_refused_and_nothing_is_changed(kind: type[nn.
         fold_for_inference(model, inplace=True)
     assert list(model.state_dict()) == names
     assert not model.folded
+
+
+class Known(CrateBlock):
+    """Says of its own forward what folds."""
+
+    def normed_products(self) -> list[NormedProduct]:
+        return [NormedProduct(self, "norm2", self, "ista")]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        out: Tensor = self.ista(self.norm2(tokens))
+        return out
+
+
+@torch.no_grad()
+def test_a_layer_of_ones_own_says_what_folds() -> None:
+    model = Crate(img_size=16, embed_dim=8, depth=2, num_heads=2).eval()
+    model.blocks[1] = Known(8, 2)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    images = images_for(model)
+    folded = fold_for_inference(model)
+    close(folded(images), model(images))
+    assert isinstance(folded.blocks[1].ista, FoldedISTA)
+
+
+def test_a_forward_put_in_place_of_a_layers_own_is_refused() -> None:
+    model = make()
+    model.blocks[0].forward = lambda tokens: tokens
+    with pytest.raises(InputError, match="CrateBlock"):
+        fold_for_inference(model)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
