@@ -1,5 +1,6 @@
 """White-box transformers (CRATE): models whose every layer is a derived optimisation step."""
 
+from . import _deprecated
 from ._version import __version__
 from .attention_files import save_attention
 from .capturing import Trace, capture
@@ -29,6 +30,8 @@ from .registry import (
     model_entrypoint,
     register_model,
 )
+
+_deprecated.install()
 
 __all__ = [
     "CaptureError",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ._deprecated import moved_names
 from .errors import WeightsError
 from .layers import NormedPatchEmbed, PatchEmbed
 from .load_report import LoadReport
@@ -259,3 +260,7 @@ def _spread(weight: Tensor, channels: int) -> Tensor:
         return weight.sum(dim=1, keepdim=True)
     in_turn = [channel % have for channel in range(channels)]
     return weight[:, in_turn] * (have / channels)
+
+
+if not TYPE_CHECKING:
+    __getattr__ = moved_names(__name__)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._deprecated import moved_names
 from .errors import InputError, UnknownNameError, require
 from .images import to_rgb
 from .layers.patch_embed import Size, to_pair
@@ -352,3 +353,7 @@ def _for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
     if channels == 1:
         return (sum(values) / len(values),)
     return tuple(values[index % len(values)] for index in range(channels))
+
+
+if not TYPE_CHECKING:
+    __getattr__ = moved_names(__name__)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from ._deprecated import current_architecture
 from .errors import InputError, UnknownNameError
 from .pretrained import PRETRAINED
 from .pretrained_cfg import PretrainedCfg
@@ -134,7 +135,7 @@ def find_entry(name: str) -> tuple[Entry, str]:
         UnknownNameError: If there is no such model; the message lists close matches.
     """
     architecture, _, tag = name.partition(".")
-    architecture = _aliases.get(architecture, architecture)
+    architecture = _aliases.get(architecture, current_architecture(architecture))
     if architecture not in _models:
         raise UnknownNameError.of("model", name, [*_models, *_aliases], "whitebox-crate list shows all.")
     return _models[architecture], tag

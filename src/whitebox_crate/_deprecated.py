@@ -1,0 +1,95 @@
+"""Names that have changed, in one table: the old ones go on working, with a DeprecationWarning that names the new."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_loader
+from types import ModuleType
+from typing import Any
+
+PACKAGE = __name__.rpartition(".")[0]
+
+# Old module -> the new ones that hold its names, inside the package.
+MODULES: dict[str, tuple[str, ...]] = {
+    "adapt": ("loading",),
+    "checkpoints": ("convert.files",),
+    "inference": ("fold",),
+    "segmentation.attention_eval": ("evaluation.attention",),
+    "segmentation.coco": ("evaluation.coco",),
+    "segmentation.curves": ("evaluation.curves",),
+    "segmentation.datasets": ("evaluation.folders",),
+    "segmentation.records": ("evaluation.records",),
+}
+# Old name -> new name, inside the package.
+NAMES: dict[str, str] = {
+    "convert.convert": "convert.convert_checkpoint",
+    "loading.read_json": "_files.read_json",
+    "loading.weightless": "loading.meta_init",
+    "preprocess.load_image": "images.load_image",
+}
+# Old architecture -> new architecture, as `create_model` takes them.
+ARCHITECTURES: dict[str, str] = {}
+
+
+def _warn(old: str, new: str) -> None:
+    warnings.warn(f"{old} is now {new}; the old name will go", DeprecationWarning, stacklevel=3)
+
+
+def current_architecture(name: str) -> str:
+    """The name that an architecture has now."""
+    if name in ARCHITECTURES:
+        _warn(f"the model {name!r}", repr(ARCHITECTURES[name]))
+        return ARCHITECTURES[name]
+    return name
+
+
+def moved_names(module: str) -> Callable[[str], Any]:
+    """The `__getattr__` of a module from which names have moved.
+
+    Args:
+        module: Its `__name__`.
+    """
+
+    def find(name: str) -> Any:
+        old = f"{module.removeprefix(PACKAGE + '.')}.{name}"
+        if old not in NAMES:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        home, _, new = NAMES[old].rpartition(".")
+        _warn(f"{PACKAGE}.{old}", f"{PACKAGE}.{NAMES[old]}")
+        return getattr(import_module(f"{PACKAGE}.{home}"), new)
+
+    return find
+
+
+class MovedModules(MetaPathFinder, Loader):
+    """Finds modules under their old names, after all other finders did not."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """A stand-in for a module that has moved."""
+        return spec_from_loader(fullname, self) if fullname.removeprefix(PACKAGE + ".") in MODULES else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Makes the stand-in look its names up in the new modules."""
+        homes = [f"{PACKAGE}.{home}" for home in MODULES[module.__name__.removeprefix(PACKAGE + ".")]]
+        _warn(module.__name__, " and ".join(homes))
+
+        def find(name: str) -> Any:
+            for home in homes:
+                if hasattr(found := import_module(home), name):
+                    return getattr(found, name)
+            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+
+        vars(module)["__getattr__"] = find
+
+
+def install() -> None:
+    """Makes old modules importable."""
+    if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
+        sys.meta_path.append(MovedModules())
