@@ -1,4 +1,4 @@
-"""Tables in Markdown, written once."""
+"""Tables as text: in Markdown, and in aligned columns."""
 
 from __future__ import annotations
 
@@ -14,3 +14,9 @@ def markdown_table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> 
     """
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells in aligned columns, two spaces apart, without a newline at its end."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

@@ -20,9 +20,10 @@ from PIL import Image
 from small_models import DEPTH, small_model
 
 from whitebox_crate.analysis import explain, layerwise_analysis, report, verify_descent
+from whitebox_crate.analysis._svg import tick
 from whitebox_crate.analysis.descent import DescentReport
 from whitebox_crate.analysis.layerwise import RateSettings
-from whitebox_crate.analysis.reports import SIDE, _summary, _tick
+from whitebox_crate.analysis.reports import SIDE, _summary
 from whitebox_crate.errors import InputError
 from whitebox_crate.models import ImageTransformer
 from whitebox_crate.preprocess import image_to_tensor, resize_to_grid
@@ -203,7 +204,7 @@ def test_what_cannot_be_measured_is_a_typed_error(crate: ImageTransformer) -> No
 
 @given(st.floats(1e-9, 1e9))
 def test_axes_have_few_round_ticks(largest: float) -> None:
-    step = _tick(largest)
+    step = tick(largest)
     assert step * 5 >= largest * (1 - 1e-9) and step * 1.9 < largest
     assert f"{step:.1e}"[:3] in {"1.0", "2.0", "5.0"}
 

@@ -2,7 +2,8 @@
 
 from .descent import DescentReport, Verdict, verify_descent
 from .explanation import explain
-from .heads import HeadOutputs, attention_rollout, cls_rollout, head_contributions, head_outputs, intervene
+from .heads import HeadOutputs, head_contributions, head_outputs
+from .interventions import intervene
 from .layer_subspaces import (
     LayerSubspaces,
     SubspaceReport,
@@ -15,6 +16,7 @@ from .layerwise import LayerwiseReport, RateSettings, Series, layerwise_analysis
 from .plots import plot_layerwise
 from .rates import coding_rate, effective_rank, l0, l1, rate_reduction, sparse_rate_reduction, subspace_coding_rate
 from .reports import report
+from .rollout import attention_rollout, cls_rollout
 from .subspaces import (
     DictionaryGeometry,
     HeadBases,

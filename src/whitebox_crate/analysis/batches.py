@@ -1,4 +1,4 @@
-"""One pass of a model over images, with every layer measured and nothing kept but mean and spread."""
+"""A model run once over images, with every layer measured and nothing kept but mean and spread."""
 
 from __future__ import annotations
 
@@ -6,25 +6,39 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from .._indices import resolve_layers
-from ..capturing import State, capture
+from ..capturing import capture
 from ..errors import InputError, ProcessError
 from ..models import Block, ImageTransformer
 from ..models._wrappers import transformer_in, unwrap
 from .moments import Moments
+from .operators import refuse_folded
 
+LayerState: TypeAlias = Literal["tokens", "compressed", "output"]
+STATES: tuple[LayerState, ...] = get_args(LayerState)  # before attention, after it, after coding
 REPORT_EVERY = 10.0  # seconds
 
 
+class Measurement(Protocol):
+    """Numbers that every image has in every layer."""
+
+    @property
+    def columns(self) -> int:
+        """How many."""
+
+    def of(self, block: Block, states: Mapping[str, Tensor]) -> Tensor:
+        """The numbers of each image, (batch, columns), of a layer and its states, which are `STATES`."""
+
+
 @dataclass(frozen=True)
-class Pass:
-    """What a pass found.
+class Measured:
+    """What was measured.
 
     Attributes:
         model: Name of the architecture.
@@ -42,25 +56,23 @@ class Pass:
 def over_images(
     model: nn.Module,
     loader: Iterable[Any],
-    measure: Callable[[Block, Mapping[str, Tensor]], Tensor],
-    columns: int,
-    states: Sequence[State],
-    *,
+    *measurements: Measurement,
     layers: int | Sequence[int] | None,
     gather: bool,
     report: Callable[[str], object] | None,
-) -> Pass:
-    """Runs the model on every batch and measures its layers.
+) -> list[Measured]:
+    """Runs the model once on every batch and measures its layers.
 
     Args:
         model: A model of this package.
         loader: Batches of images, or sequences that begin with one.
-        measure: (batch, columns) of a layer and its captured states.
-        columns: How many numbers an image has in a layer.
-        states: Which states `measure` needs.
+        *measurements: What to measure.
         layers: Which layers, as in `capture`.
         gather: Whether the processes of torch.distributed share the images.
         report: Takes lines on progress; to stderr if None.
+
+    Returns:
+        What each measurement found.
 
     Raises:
         InputError: If the model is folded, there are no images, or a state is not finite.
@@ -71,14 +83,19 @@ def over_images(
     if not isinstance(loader, Iterable):
         raise InputError(f"a loader is a DataLoader or another iterable of batches of images, not {loader!r}")
     indices = resolve_layers(layers, len(core.blocks))
-    blocks: list[Any] = [unwrap(core.blocks[index]) for index in indices]
     if gather and not (dist.is_available() and dist.is_initialized()):
         raise InputError("gather=True is for processes of torch.distributed: call init_process_group first")
-    say = report or _to_stderr
-    moments = Moments((len(indices), columns))
+    blocks: dict[int, Any] = {index: unwrap(core.blocks[index]) for index in indices}
+    columns = [measurement.columns for measurement in measurements]
+    moments, progress = Moments((len(indices), sum(columns))), _Progress(report or _to_stderr)
     failure: Exception | None = None
     try:
-        _measure_all(model, loader, measure, states, indices, blocks, moments, say)
+        with torch.no_grad():
+            for batch in loader:
+                images = _images_of(batch).to(core.cls_token.device, core.cls_token.dtype)
+                if len(images):
+                    moments.add(_measured(model, images, blocks, measurements, moments.count))
+                    progress.tell(moments.count)
     except Exception as error:
         if not gather:
             raise
@@ -87,54 +104,32 @@ def over_images(
         moments = _gathered(moments, failure)
     if not moments.count:
         raise InputError("the loader yields no images; look at its data set (an iterator can be read only once)")
-    say(f"{moments.count:,} images measured")
-    return Pass(getattr(core, "architecture", "") or type(core).__name__, tuple(indices), tuple(blocks), moments)
+    progress.finish(moments.count)
+    name = getattr(core, "architecture", "") or type(core).__name__
+    return [Measured(name, tuple(indices), tuple(blocks[i] for i in indices), part) for part in moments.split(columns)]
 
 
-def refuse_folded(core: ImageTransformer) -> None:
-    """Weights of a folded model, and what its norms give, are not those of the equations: nothing here reads them.
-
-    Raises:
-        InputError: If the model is folded.
-    """
-    if core.folded:
-        raise InputError("this model is folded, its weights are products of the paper's: give the one before folding")
-
-
-@torch.no_grad()
-def _measure_all(
+def _measured(
     model: nn.Module,
-    loader: Iterable[Any],
-    measure: Callable[[Block, Mapping[str, Tensor]], Tensor],
-    states: Sequence[State],
-    indices: Sequence[int],
-    blocks: Sequence[Block],
-    moments: Moments,
-    say: Callable[[str], object],
-) -> None:
-    weight = transformer_in(model).cls_token
-    started = said = time.monotonic()
-    for batch in loader:
-        images = _images_of(batch).to(weight.device, weight.dtype)
-        if not len(images):
-            continue
-        with capture(model, *states, layers=indices) as trace:
-            model(images)
-        found = []
-        for index, block in zip(indices, blocks, strict=True):
-            of_layer: dict[str, Tensor] = {state: trace[state, index] for state in states}
-            for state, value in of_layer.items():
-                if not bool(torch.isfinite(value).all()):
-                    raise InputError(
-                        f"NaN or infinity in {state!r} of layer {index}, image {moments.count} or one of the "
-                        f"{len(images)} from there on; look at the images and at the weights"
-                    )
-            found.append(measure(block, of_layer))
-        moments.add(torch.stack(found, dim=1))
-        now = time.monotonic()
-        if now - said >= REPORT_EVERY:
-            said = now
-            say(f"{moments.count:,} images measured, {moments.count / (now - started):.3g} a second")
+    images: Tensor,
+    blocks: Mapping[int, Block],
+    measurements: Sequence[Measurement],
+    count: int,
+) -> Tensor:
+    """(images, layers, columns of all measurements); `count` images came before these."""
+    with capture(model, *STATES, layers=list(blocks)) as trace:
+        model(images)
+    found = []
+    for index in trace.layers:
+        states: dict[str, Tensor] = {state: trace[state, index] for state in STATES}
+        for state, value in states.items():
+            if not bool(torch.isfinite(value).all()):
+                raise InputError(
+                    f"NaN or infinity in {state!r} of layer {index}, image {count} or one of the {len(images)} from "
+                    "there on; look at the images and at the weights"
+                )
+        found.append(torch.cat([measurement.of(blocks[index], states) for measurement in measurements], dim=1))
+    return torch.stack(found, dim=1)
 
 
 def _images_of(batch: Any) -> Tensor:
@@ -147,6 +142,16 @@ def _images_of(batch: Any) -> Tensor:
             f"a loader yields batches of images (batch, channels, height, width), alone or before labels, not {got}"
         )
     return images
+
+
+def check_images(core: ImageTransformer, images: Tensor) -> None:
+    """Raises InputError unless these are images, finite and normalised, of a size that the model takes."""
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        got = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise InputError(f"images are a floating point tensor, normalised, not {got}: see create_transform")
+    core.grid_of(images)
+    if not images.isfinite().all():
+        raise InputError(f"{int((~images.isfinite()).sum())} values of the images are NaN or infinite")
 
 
 def _gathered(moments: Moments, failure: Exception | None) -> Moments:
@@ -165,6 +170,23 @@ def _gathered(moments: Moments, failure: Exception | None) -> Moments:
     for part, _ in parts:
         whole.merge(part)
     return whole
+
+
+class _Progress:
+    """Says now and then how many images were measured, and how fast."""
+
+    def __init__(self, say: Callable[[str], object]) -> None:
+        self._say = say
+        self._started = self._said = time.monotonic()
+
+    def tell(self, count: int) -> None:
+        now = time.monotonic()
+        if now - self._said >= REPORT_EVERY:
+            self._said = now
+            self._say(f"{count:,} images measured, {count / (now - self._started):.3g} a second")
+
+    def finish(self, count: int) -> None:
+        self._say(f"{count:,} images measured")
 
 
 def _to_stderr(text: str) -> None:

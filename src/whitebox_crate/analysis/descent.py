@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..layers import ISTA, ODL
 from ..models import Block
-from .batches import over_images
-from .layer_subspaces import coder_of
-from .layerwise import STATES, AsJson, RateSettings, as_table
+from ._report import Report
+from .batches import Measured, over_images
+from .layerwise import RateSettings
 from .moments import check_confidence
+from .operators import plain_coder
 from .rates import Convention, l0
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 Claim: TypeAlias = Literal["compression", "sparsity", "coding"]
 Outcome: TypeAlias = Literal["holds", "does not hold", "undecided"]
-_COLUMNS = 4  # of a claim: before, after, difference, whether it fell
+CLAIMS: tuple[Claim, ...] = get_args(Claim)
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class DescentReport(AsJson):
+class DescentReport(Report):
     """What `verify_descent` found.
 
     Attributes:
@@ -69,23 +67,14 @@ class DescentReport(AsJson):
     confidence: float
     verdicts: tuple[Verdict, ...]
 
-    def table(self, *, markdown: bool = False) -> str:
-        """A row for each verdict.
-
-        Args:
-            markdown: Whether it is a table in Markdown, else aligned text.
-        """
+    def rows(self) -> list[list[str]]:
+        """A row for each verdict, after the names of the columns."""
         rows = [["claim", "layer", "before", "after", "change", "fell in", "verdict"]]
         for v in self.verdicts:
             spread = "" if v.half_width is None else f" ± {v.half_width:.2g}"
             numbers = (f"{v.before:.4g}", f"{v.after:.4g}", f"{v.change:+.4g}{spread}", f"{v.share:.0%}")
             rows.append([v.claim, str(v.layer), *numbers, v.outcome])
-        return as_table(rows, markdown)
-
-    @classmethod
-    def _from_dict(cls, plain: dict[str, Any]) -> Self:
-        verdicts = tuple(Verdict(**one) for one in plain.pop("verdicts"))
-        return cls(settings=RateSettings(**plain.pop("settings")), verdicts=verdicts, **plain)
+        return rows
 
 
 def verify_descent(
@@ -128,41 +117,57 @@ def verify_descent(
         report: Takes lines on progress; to stderr if None.
 
     Raises:
-        InputError: As of `layerwise_analysis`.
+        InputError: As of `layerwise_analysis`; or if what codes sparsely is not ISTA or ODL as it is (a subclass, one
+            with hooks).
         UnknownNameError: If a layer or convention does not exist.
         ProcessError: With `gather`, if another process failed.
     """
-    settings = RateSettings(eps, convention, normed)
+    measurement = LayerClaims(RateSettings(eps, convention, normed))
     check_confidence(confidence)
-    claims: tuple[Claim, ...] = ("compression", "sparsity", "coding")
+    (found,) = over_images(model, loader, measurement, layers=layers, gather=gather, report=report)
+    return measurement.report(found, confidence)
 
-    def measure(block: Block, states: Mapping[str, Tensor]) -> Tensor:
+
+@dataclass(frozen=True)
+class LayerClaims:
+    """The measurement of `verify_descent`: what should fall, before a step and after it.
+
+    Attributes:
+        settings: How rates are measured.
+    """
+
+    settings: RateSettings = field(default_factory=RateSettings)
+
+    @property
+    def columns(self) -> int:
+        """Of each claim four: before, after, change, and whether it fell."""
+        return 4 * len(CLAIMS)
+
+    def of(self, block: Block, states: Mapping[str, Tensor]) -> Tensor:
+        """(batch, columns), float64 on the CPU."""
         z, h, out = states["tokens"], states["compressed"], states["output"]
-        coder, x = coder_of(block), block.norm2(h)
+        coder, x = plain_coder(block), block.norm2(h)
         codes = coder.encode(x) if isinstance(coder, ODL) else out
-        pairs = [(settings.subspace_rate(block, z), settings.subspace_rate(block, h)), (l0(h), l0(codes))]
-        nothing = torch.zeros(len(z))
-        pairs.append(
-            (nothing, nothing)
-            if coder is None
-            else (_lasso(coder, x, _start(coder, x, codes)), _lasso(coder, x, codes))
-        )
+        pairs = [(self.settings.subspace_rate(block, z), self.settings.subspace_rate(block, h)), (l0(h), l0(codes))]
+        if coder is None:
+            pairs.append((torch.zeros(len(z)), torch.zeros(len(z))))
+        else:
+            pairs.append((_lasso(coder, x, _start(coder, x, codes)), _lasso(coder, x, codes)))
         exact = [(before.cpu().double(), after.cpu().double()) for before, after in pairs]
         return torch.cat([torch.stack([b, a, a - b, (a < b).to(a)], dim=1) for b, a in exact], dim=1)
 
-    columns = _COLUMNS * len(claims)
-    seen = over_images(model, loader, measure, columns, STATES, layers=layers, gather=gather, report=report)
-    moments, half_width = seen.moments, seen.moments.half_width(confidence)
-    verdicts = []
-    for place, claim in enumerate(claims):
-        for row, layer in enumerate(seen.layers):
-            if claim == "coding" and coder_of(seen.blocks[row]) is None:
-                continue
-            first = _COLUMNS * place
-            before, after, change, share = moments.mean[row, first : first + _COLUMNS].tolist()
-            half = None if half_width is None else half_width[row, first + 2].item()
-            verdicts.append(Verdict(layer, claim, before, after, change, half, share, _outcome(change, half)))
-    return DescentReport(seen.model, moments.count, settings, confidence, tuple(verdicts))
+    def report(self, found: Measured, confidence: float) -> DescentReport:
+        """A verdict on each claim about each layer."""
+        moments, half_width = found.moments, found.moments.half_width(confidence)
+        verdicts = []
+        for number, claim in enumerate(CLAIMS):
+            for row, layer in enumerate(found.layers):
+                if claim == "coding" and plain_coder(found.blocks[row]) is None:
+                    continue
+                before, after, change, share = moments.mean[row, 4 * number : 4 * number + 4].tolist()
+                half = None if half_width is None else half_width[row, 4 * number + 2].item()
+                verdicts.append(Verdict(layer, claim, before, after, change, half, share, _outcome(change, half)))
+        return DescentReport(found.model, moments.count, self.settings, confidence, tuple(verdicts))
 
 
 def _outcome(change: float, half_width: float | None) -> Outcome:

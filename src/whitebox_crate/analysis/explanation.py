@@ -13,7 +13,7 @@ from ..errors import UnknownNameError
 from ..models import CrateMae, ImageTransformer
 from ..models._wrappers import transformer_in
 from ._equations import Line, Parameter, Part, embedding, layer, masking, named, notation, output, positions, prediction
-from .batches import refuse_folded
+from .operators import refuse_folded
 
 Format: TypeAlias = Literal["text", "markdown"]
 

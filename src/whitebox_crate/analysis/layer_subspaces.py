@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from .._indices import resolve_index, resolve_layers
 from ..capturing import capture
-from ..errors import InputError
-from ..layers import ISTA, MHSA, MSSA, ODL
-from ..models import Block, ImageTransformer
-from ..models._wrappers import transformer_in, unwrap
-from .batches import refuse_folded
-from .layerwise import as_table
+from ..layers import MSSA
+from ..models._wrappers import transformer_in
+from ._report import Report
+from .operators import attention_of, block_of, key_weights, output_weights, plain_coder, refuse_folded
 from .subspaces import (
     DictionaryGeometry,
     HeadBases,
@@ -48,18 +44,13 @@ def subspace_matrices(model: nn.Module, layer: int) -> Tensor:
         Detached, the dtype and device of the weights.
 
     Raises:
-        InputError: If the model is not one of this package, or its attention is neither MSSA nor MHSA.
+        InputError: If the model is not one of this package, its attention is neither MSSA nor MHSA, or its projection
+            is not a plain Linear: an adapter on it, a hook or a quantised weight computes something else.
         UnknownNameError: If there is no such layer.
     """
     core = transformer_in(model)
     refuse_folded(core)
-    attention = attention_of(core, resolve_index("layer", layer, len(core.blocks)))
-    rows = attention.qkv.weight.detach()
-    inner_dim = attention.num_heads * attention.head_dim
-    if isinstance(attention, MHSA):
-        rows = rows[inner_dim : 2 * inner_dim]
-    split: Tensor = rows.unflatten(0, (attention.num_heads, attention.head_dim))
-    return split.mT
+    return key_weights(attention_of(core, resolve_index("layer", layer, len(core.blocks))))
 
 
 def head_bases(model: nn.Module, layer: int) -> HeadBases:
@@ -123,7 +114,7 @@ class LayerSubspaces:
 
 
 @dataclass(frozen=True)
-class SubspaceReport:
+class SubspaceReport(Report):
     """The geometry of a model's layers; see `subspace_report`.
 
     Attributes:
@@ -139,19 +130,15 @@ class SubspaceReport:
     layers: tuple[LayerSubspaces, ...]
     random: LayerSubspaces
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as lists, numbers and None, for JSON; angles in radians."""
-        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
-
-    def table(self, *, markdown: bool = False) -> str:
-        """A row for each layer, and the random one last.
+    def rows(self) -> list[list[str]]:
+        """Names of the columns, a row for each layer, and the random one last.
 
         The columns: effective dimension of each head; the least, and the mean, of the angles between two heads, in
         degrees; mean overlap of two heads; mean drift to the head of the same number in the next layer, and to the
         nearest one; of each head, cosine of P_k and U_k, and the share of P_k in the span of U_k; of D, coherence and
         distance from the nearest orthogonal matrix up to scale. What a model does not have is left blank.
         """
-        return as_table([_HEADER, *(_row(layer) for layer in (*self.layers, self.random))], markdown)
+        return [list(_HEADER), *(_row(layer) for layer in (*self.layers, self.random))]
 
 
 _HEADER = (
@@ -175,16 +162,17 @@ def subspace_report(model: nn.Module, layers: int | Sequence[int] | None = None)
         layers: As in `capture`; drift is from each to the next one in this list.
 
     Raises:
-        InputError: If the model is not one of this package, its attention is neither MSSA nor MHSA, or weights are not
-            finite.
+        InputError: If the model is not one of this package, its attention is neither MSSA nor MHSA, weights are not
+            finite, or a module is not the plain one of the equations, whose weights say all that it computes.
         UnknownNameError: If there is no such layer.
     """
     core = transformer_in(model)
     indices = resolve_layers(layers, len(core.blocks))
     operators = [attention_of(core, index) for index in indices]
     matrices = [subspace_matrices(core, index) for index in indices]
-    written = [_written(operator) for operator in operators]
-    coders = [coder_of(core.blocks[index]) for index in indices]
+    # Of ViT's output projection the derivation says nothing.
+    written = [output_weights(one).detach().transpose(0, 1) if isinstance(one, MSSA) else None for one in operators]
+    coders = [plain_coder(block_of(core, index)) for index in indices]
     dictionaries = [None if coder is None else coder.dictionary.detach() for coder in coders]
     bases = [orthonormal_bases(each) for each in matrices]
     following = [*bases[1:], None]
@@ -225,42 +213,6 @@ def _measure(
     )
 
 
-def _written(attention: MSSA | MHSA) -> Tensor | None:
-    """P_1, ..., P_K of MSSA, (heads, dim, head_dim); of ViT's attention the derivation says nothing."""
-    return head_weights(attention).detach().transpose(0, 1) if isinstance(attention, MSSA) else None
-
-
-def head_weights(attention: MSSA | MHSA) -> Tensor:
-    """The output projection by head, (dim, heads, head_dim)."""
-    if isinstance(attention.proj, nn.Linear):
-        return rearrange(attention.proj.weight, "d (h p) -> d h p", h=attention.num_heads)
-    weight = attention.qkv.weight  # one head as wide as a token: the projection is the identity
-    return torch.eye(attention.head_dim, dtype=weight.dtype, device=weight.device)[:, None]
-
-
-def coder_of(block: nn.Module) -> ISTA | ODL | None:
-    """The sparse coding of a layer, if it has one; none of a folded layer, which has no dictionary any more."""
-    return next((module for module in block.modules() if isinstance(module, ISTA | ODL)), None)
-
-
-def block_of(core: ImageTransformer, index: int) -> Block:
-    block = unwrap(core.blocks[index])
-    if not isinstance(block, Block):
-        raise InputError(f"layer {index} is a {type(block).__name__}, not a Block: nothing says where its heads are")
-    return block
-
-
-def attention_of(core: ImageTransformer, index: int) -> MSSA | MHSA:
-    """The operator of a layer, if its heads are known."""
-    attention: object = block_of(core, index).attention
-    if not isinstance(attention, MSSA | MHSA):
-        raise InputError(
-            f"layer {index} has no subspaces: its attention is {type(attention).__name__}, not MSSA or MHSA; give "
-            "bases of your own to orthonormal_bases"
-        )
-    return attention
-
-
 def _row(layer: LayerSubspaces) -> list[str]:
     cells = ["random" if layer.layer is None else str(layer.layer), _numbers(layer.effective_dimension, 1), "", "", ""]
     different = ~torch.eye(len(layer.rank), dtype=torch.bool)
@@ -279,16 +231,3 @@ def _row(layer: LayerSubspaces) -> list[str]:
 def _numbers(values: Tensor, digits: int) -> str:
     rounded = (round(value, digits) + 0.0 for value in values.tolist())  # no -0.00
     return " ".join(f"{value:.{digits}f}" for value in rounded)
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses, tensors and tuples as what JSON knows; what is not finite as None."""
-    if isinstance(value, Tensor):
-        return _plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if hasattr(value, "__dataclass_fields__"):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    return value

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, UnknownNameError
 from ..models import Block
-from .batches import over_images
+from ._report import Report, as_table
+from .batches import STATES, LayerState, Measured, over_images
 from .moments import check_confidence
-from .rates import Convention, coding_rate, effective_rank, exact_dtype, l0, l1, subspace_coding_rate
+from .rates import Convention, check_rate, coding_rate, effective_rank, exact_dtype, l0, l1, subspace_coding_rate
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-LayerState: TypeAlias = Literal["tokens", "compressed", "output"]
 Quantity: TypeAlias = Literal[
     "subspace_coding_rate", "coding_rate", "l0", "l1", "token_norm", "effective_rank", "attention_entropy"
 ]
-STATES: tuple[LayerState, ...] = get_args(LayerState)
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 
 
@@ -45,12 +38,9 @@ class RateSettings:
     normed: bool = True
 
     def __post_init__(self) -> None:
-        if self.convention not in get_args(Convention):
-            raise UnknownNameError.of("convention", self.convention, get_args(Convention))
         if self.eps is None:
             object.__setattr__(self, "eps", 0.1 if self.convention == "paper" else 0.01)
-        if not 0 < self._eps < math.inf:
-            raise InputError(f"the precision eps is a finite number above 0, not {self.eps!r}")
+        check_rate(self._eps, self.convention)
 
     @property
     def _eps(self) -> float:
@@ -87,38 +77,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class AsJson(ABC):
-    """A report that can be written as JSON and read again."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON holds it."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
-        return plain
-
-    def to_json(self) -> str:
-        """Everything as JSON, for `from_json`."""
-        return json.dumps(self.to_dict(), indent=1)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Reads what `to_json` wrote.
-
-        Raises:
-            InputError: If the text is something else.
-        """
-        try:
-            return cls._from_dict(json.loads(text))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"this is no report that to_json wrote: {error}") from error
-
-    @classmethod
-    @abstractmethod
-    def _from_dict(cls, plain: dict[str, Any]) -> Self:
-        """The report of which `to_dict` gave this."""
-
-
-@dataclass(frozen=True)
-class LayerwiseReport(AsJson):
+class LayerwiseReport(Report):
     """What `layerwise_analysis` measured: `report[quantity, state]` is a `Series` over `report.layers`.
 
     Attributes:
@@ -153,7 +112,14 @@ class LayerwiseReport(AsJson):
         Args:
             quantities: Which, in this order; None for all that were measured.
             markdown: Whether it is a table in Markdown, else aligned text.
+
+        Raises:
+            UnknownNameError: If one was not measured.
         """
+        return as_table(self.rows(quantities), markdown)
+
+    def rows(self, quantities: Sequence[Quantity] | None = None) -> list[list[str]]:
+        """Cells of `table`; the first row has the names of the columns."""
         named = tuple(self.series) if quantities is None else quantities
         for quantity in named:
             if quantity not in self.series:
@@ -162,16 +128,7 @@ class LayerwiseReport(AsJson):
         for row, layer in enumerate(self.layers):
             cells = (" → ".join(f"{s.mean[row]:.4g}" for s in self.series[quantity].values()) for quantity in named)
             rows.append([str(layer), *cells])
-        return as_table(rows, markdown)
-
-    @classmethod
-    def _from_dict(cls, plain: dict[str, Any]) -> Self:
-        series = {
-            quantity: {state: Series(**{k: v and tuple(v) for k, v in one.items()}) for state, one in states.items()}
-            for quantity, states in plain.pop("series").items()
-        }
-        settings, layers = RateSettings(**plain.pop("settings")), tuple(plain.pop("layers"))
-        return cls(series=series, settings=settings, layers=layers, **plain)
+        return rows
 
 
 def layerwise_analysis(
@@ -223,50 +180,68 @@ def layerwise_analysis(
         UnknownNameError: If a layer, quantity or convention does not exist.
         ProcessError: With `gather`, if another process failed.
     """
-    settings = RateSettings(eps, convention, normed)
+    measurement = LayerQuantities(RateSettings(eps, convention, normed), tuple(dict.fromkeys(quantities)))
     check_confidence(confidence)
-    named = tuple(dict.fromkeys(quantities))
-    for quantity in named:
-        if quantity not in QUANTITIES:
-            raise UnknownNameError.of("quantity", quantity, QUANTITIES)
-    if not named:
-        raise InputError(f"name at least one quantity to measure: {', '.join(QUANTITIES)}")
-    measures = _measures(settings)
-    places = [(q, state) for q in named for state in (STATES[:1] if q == "attention_entropy" else STATES)]
-
-    def measure(block: Block, states: Mapping[str, Tensor]) -> Tensor:
-        return torch.stack(
-            [measures[quantity](block, states[state]).cpu().double() for quantity, state in places], dim=1
-        )
-
-    seen = over_images(model, loader, measure, len(places), STATES, layers=layers, gather=gather, report=report)
-    moments, std, half_width = seen.moments, seen.moments.std, seen.moments.half_width(confidence)
-    series: dict[str, dict[str, Series]] = {quantity: {} for quantity in named}
-    for column, (quantity, state) in enumerate(places):
-        mean, *spread = (None if t is None else tuple(t[:, column].tolist()) for t in (moments.mean, std, half_width))
-        series[quantity][state] = Series(mean or (), *spread)
-    return LayerwiseReport(seen.model, moments.count, seen.layers, settings, confidence, series)
+    (found,) = over_images(model, loader, measurement, layers=layers, gather=gather, report=report)
+    return measurement.report(found, confidence)
 
 
-def as_table(rows: Sequence[Sequence[str]], markdown: bool) -> str:
-    """Rows, the first one of names, as a table of aligned text or Markdown."""
-    if markdown:
-        return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:]))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+@dataclass(frozen=True)
+class LayerQuantities:
+    """The measurement of `layerwise_analysis`: quantities of the states of a layer.
 
+    Attributes:
+        settings: How rates are measured.
+        quantities: Which, each once.
+    """
 
-def _measures(settings: RateSettings) -> dict[str, Callable[[Block, Tensor], Tensor]]:
-    """By quantity: its value for each image, (batch,), of a layer and one of its states."""
-    return {
-        "subspace_coding_rate": settings.subspace_rate,
-        "coding_rate": settings.rate,
-        "l0": lambda _, state: l0(state),
-        "l1": lambda _, state: l1(state),
-        "token_norm": lambda _, state: torch.linalg.vector_norm(state, dim=-1, dtype=exact_dtype(state)).mean(dim=-1),
-        "effective_rank": lambda _, state: effective_rank(state),
-        "attention_entropy": lambda block, state: _attention_entropy(block, state),
-    }
+    settings: RateSettings = field(default_factory=RateSettings)
+    quantities: tuple[Quantity, ...] = QUANTITIES
+
+    def __post_init__(self) -> None:
+        for quantity in self.quantities:
+            if quantity not in QUANTITIES:
+                raise UnknownNameError.of("quantity", quantity, QUANTITIES)
+        if not self.quantities:
+            raise InputError(f"name at least one quantity to measure: {', '.join(QUANTITIES)}")
+
+    @property
+    def _names(self) -> list[tuple[Quantity, LayerState]]:
+        """Of each column; attention sees the tokens alone."""
+        return [(q, s) for q in self.quantities for s in (STATES[:1] if q == "attention_entropy" else STATES)]
+
+    @property
+    def columns(self) -> int:
+        """One for each quantity of each state."""
+        return len(self._names)
+
+    def of(self, block: Block, states: Mapping[str, Tensor]) -> Tensor:
+        """(batch, columns), float64 on the CPU."""
+        values = [self._value(quantity, block, states[state]) for quantity, state in self._names]
+        return torch.stack([value.cpu().double() for value in values], dim=1)
+
+    def _value(self, quantity: Quantity, block: Block, state: Tensor) -> Tensor:
+        """A quantity of each image, (batch,)."""
+        measures: dict[Quantity, Callable[[Block, Tensor], Tensor]] = {
+            "subspace_coding_rate": self.settings.subspace_rate,
+            "coding_rate": self.settings.rate,
+            "l0": lambda _, z: l0(z),
+            "l1": lambda _, z: l1(z),
+            "token_norm": lambda _, z: torch.linalg.vector_norm(z, dim=-1, dtype=exact_dtype(z)).mean(dim=-1),
+            "effective_rank": lambda _, z: effective_rank(z),
+            "attention_entropy": _attention_entropy,
+        }
+        return measures[quantity](block, state)
+
+    def report(self, found: Measured, confidence: float) -> LayerwiseReport:
+        """What was found, by quantity and state."""
+        moments = found.moments
+        kinds = (moments.mean, moments.std, moments.half_width(confidence))
+        series: dict[str, dict[str, Series]] = {quantity: {} for quantity in self.quantities}
+        for column, (quantity, state) in enumerate(self._names):
+            mean, *spread = (None if kind is None else tuple(kind[:, column].tolist()) for kind in kinds)
+            series[quantity][state] = Series(mean or (), *spread)
+        return LayerwiseReport(found.model, moments.count, found.layers, self.settings, confidence, series)
 
 
 def _attention_entropy(block: Block, tokens: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -43,6 +44,15 @@ class Moments:
         self.mean = self.mean + step * (other.count / count)
         self._squares = self._squares + other._squares + step.square() * (self.count * other.count / count)
         self.count = count
+
+    def split(self, columns: Sequence[int]) -> list[Moments]:
+        """Those of so many columns each, the last dimension of the measurements."""
+        parts = []
+        for mean, squares in zip(self.mean.split(columns, -1), self._squares.split(columns, -1), strict=True):
+            part = Moments(tuple(mean.shape))
+            part.count, part.mean, part._squares = self.count, mean, squares
+            parts.append(part)
+        return parts
 
     @property
     def std(self) -> Tensor | None:

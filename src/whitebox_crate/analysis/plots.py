@@ -9,7 +9,8 @@ from typing import Any
 
 from .._files import write_whole
 from ..errors import InputError, require
-from .layerwise import LayerState, LayerwiseReport, Quantity
+from .batches import LayerState
+from .layerwise import LayerwiseReport, Quantity
 
 _PANELS: tuple[tuple[Quantity, LayerState, str], ...] = (
     ("subspace_coding_rate", "compressed", "Rc after attention, nats a token"),

@@ -39,9 +39,7 @@ def coding_rate(tokens: Tensor, eps: float, convention: Convention = "paper") ->
         InputError: If the tokens are not as above or not finite, or `eps` is not above 0.
         UnknownNameError: If the convention is neither of the two.
     """
-    _check_eps(eps)
-    if convention not in get_args(Convention):
-        raise UnknownNameError.of("convention", convention, get_args(Convention))
+    check_rate(eps, convention)
     _check_shape(tokens)
     count, dim = tokens.shape[-2:]
     scale = dim / (count * (eps if convention == "released" else eps * eps or math.nan))
@@ -270,6 +268,9 @@ def _result_dtype(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _check_eps(eps: float) -> None:
+def check_rate(eps: float, convention: Convention) -> None:
+    """Raises unless these are a precision and a convention of `coding_rate`."""
+    if convention not in get_args(Convention):
+        raise UnknownNameError.of("convention", convention, get_args(Convention))
     if not 0 < eps < math.inf:
         raise InputError(f"the precision eps is a finite number above 0, not {eps!r}")

@@ -1,0 +1,114 @@
+"""intervene: a model run with other constants, or without some of its heads."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .._indices import resolve_index, resolve_indices, resolve_layers
+from ..errors import InputError
+from ..layers import ISTA, MHSA, MSSA, ODL
+from ..models import ImageTransformer
+from ..models._wrappers import transformer_in
+from .operators import attention_of, coder_of, refuse_folded
+
+
+@contextmanager
+def intervene(
+    model: nn.Module,
+    *,
+    step_size: float | None = None,
+    sparsity: float | None = None,
+    mask_heads: Mapping[int, Sequence[int]] | None = None,
+    layers: int | Sequence[int] | None = None,
+) -> Iterator[None]:
+    """Runs a model with other constants, or without some heads, for the length of a block.
+
+    `step_size` is eta and `sparsity` lambda of ISTA (arXiv 2308.16271, Eq. 7) or ODL: the threshold is their product. A
+    head that is switched off adds nothing to any token; the bias of the output projection stays. What came before is
+    put back whatever happens inside. Blocks may be nested, in one another and with `capture`, which then sees what is
+    changed; an inner constant goes before an outer one, and heads switched off add up. A compiled model runs uncompiled
+    inside.
+
+    With gradient checkpointing, call `backward` inside the block: layers run again there. The model itself is changed:
+    other threads that run it see that too.
+
+    Args:
+        model: A model of this package, compiled, distributed or features-only as well.
+        step_size: eta, at least 0.
+        sparsity: lambda, at least 0.
+        mask_heads: By layer, which heads are switched off; negative ones count from the end.
+        layers: Where `step_size` and `sparsity` hold, as in `capture`.
+
+    Raises:
+        InputError: If nothing is to be changed, a constant is negative or no finite number, or a layer has no sparse
+            coding.
+        UnknownNameError: If a layer or head does not exist.
+    """
+    core = transformer_in(model)
+    constants = {"step_size": step_size, "sparsity": sparsity}
+    given = {name: _constant(name, value) for name, value in constants.items() if value is not None}
+    if not given and mask_heads is None:
+        raise InputError("nothing to change: give step_size, sparsity or mask_heads")
+    if not given and layers is not None:
+        raise InputError("layers says where step_size and sparsity hold, and neither is given; mask_heads has its own")
+    where = resolve_layers(layers, len(core.blocks)) if given else []
+    coders = [_sparse_coding(core, index) for index in where]
+    masked: list[tuple[MSSA | MHSA, list[int]]] = []
+    for layer, heads in ({} if mask_heads is None else _mapping(mask_heads)).items():
+        attention = attention_of(core, resolve_index("layer", layer, len(core.blocks)))
+        masked.append((attention, resolve_indices("head", heads, attention.num_heads)))
+
+    with ExitStack() as stack:
+        for coder in coders:
+            for name, value in given.items():
+                stack.callback(setattr, coder, name, getattr(coder, name))  # first, so that nothing comes between
+                setattr(coder, name, value)
+        for attention, off in masked:
+            stack.callback(attention.proj.register_forward_pre_hook(_without(off, attention.num_heads)).remove)
+        run_eagerly(stack)
+        yield
+
+
+def _without(heads: Sequence[int], num_heads: int) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
+    def switch_off(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        kept = torch.ones(num_heads, dtype=torch.bool, device=args[0].device)
+        kept[list(heads)] = False
+        every = kept.repeat_interleave(args[0].shape[-1] // num_heads)
+        return (torch.where(every, args[0], 0),)  # not a product: 0 x infinity is no zero
+
+    return switch_off
+
+
+def _sparse_coding(core: ImageTransformer, index: int) -> ISTA | ODL:
+    refuse_folded(core)
+    coder = coder_of(core.blocks[index])
+    if coder is None:
+        raise InputError(
+            f"layer {index} of {type(core).__name__} has neither eta nor lambda: it does not code sparsely; give "
+            "layers that do, or mask_heads alone"
+        )
+    return coder
+
+
+def _constant(name: str, value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+        raise InputError(f"{name} is a finite number, at least 0, not {value!r}")
+    return float(value)
+
+
+def _mapping(mask_heads: Mapping[int, Sequence[int]]) -> Mapping[int, Sequence[int]]:
+    if not isinstance(mask_heads, Mapping):
+        raise InputError(f"mask_heads is a dict from layers to lists of heads, as {{-2: [0, 3]}}, not {mask_heads!r}")
+    return mask_heads
+
+
+def run_eagerly(stack: ExitStack) -> None:
+    """Until the stack closes, compiled code runs uncompiled, so that hooks and constants count."""
+    if "torch._dynamo" in sys.modules:  # otherwise nothing can be compiled, and importing it takes seconds
+        stack.enter_context(torch.compiler.set_stance("force_eager"))

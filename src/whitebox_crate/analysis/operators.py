@@ -1,0 +1,128 @@
+"""The operators of a layer, and whether their modules are those that the equations mean."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+from .. import capturing
+from ..errors import InputError
+from ..layers import ISTA, MHSA, MSSA, ODL
+from ..models import Block, ImageTransformer
+from ..models._wrappers import unwrap
+
+
+def refuse_folded(core: ImageTransformer) -> None:
+    """Weights of a folded model, and what its norms give, are not those of the equations: nothing here reads them.
+
+    Raises:
+        InputError: If the model is folded.
+    """
+    if core.folded:
+        raise InputError("this model is folded, its weights are products of the paper's: give the one before folding")
+
+
+def oddity(module: nn.Module, *kinds: type[nn.Module], pre_hooks: bool = True) -> str:
+    """Why a module may compute something else than one of these kinds does; "" if it is one of them as it is.
+
+    A subclass may have another `forward`, hooks may change what goes in and out. Hooks of `capture` only read, and a
+    parametrized module still is what it was.
+
+    Args:
+        module: The module that runs.
+        kinds: What it should be.
+        pre_hooks: Whether hooks on what goes in count.
+    """
+    kind = type_before_parametrizations(module)
+    if kind not in kinds:
+        return type(module).__name__
+    hooks = [*module._forward_hooks.values(), *(module._forward_pre_hooks.values() if pre_hooks else ())]
+    changed = any(getattr(hook, "__module__", "") != capturing.__name__ for hook in hooks)
+    return f"{kind.__name__} with hooks" if changed or "forward" in vars(module) else ""
+
+
+def require_plain(owner: nn.Module, name: str, *kinds: type[nn.Module], pre_hooks: bool = True) -> None:
+    """Raises InputError unless the weights of a module say all that it computes; arguments as of `oddity`."""
+    module = unwrap(getattr(owner, name))
+    odd = oddity(module, *kinds, pre_hooks=pre_hooks)
+    for parameter in () if odd else module.parameters(recurse=False):
+        if type(parameter) not in (nn.Parameter, Tensor):  # quantised, or shared out by FSDP
+            odd = f"{type(module).__name__} with weights of the type {type(parameter).__name__}"
+    if odd:
+        raise InputError(
+            f"{name} of {type(owner).__name__} is {odd}, not a plain {' or '.join(kind.__name__ for kind in kinds)}: "
+            "its weights do not say what it computes. Merge adapters, remove hooks, or give the model before it was "
+            "quantised or sharded"
+        )
+
+
+def block_of(core: ImageTransformer, index: int) -> Block:
+    """A layer, if it is one that has attention and coding."""
+    block = unwrap(core.blocks[index])
+    if not isinstance(block, Block):
+        raise InputError(f"layer {index} is a {type(block).__name__}, not a Block: nothing says where its heads are")
+    return block
+
+
+def attention_of(core: ImageTransformer, index: int) -> MSSA | MHSA:
+    """The attention of a layer, if its heads are known."""
+    attention: object = block_of(core, index).attention
+    if not isinstance(attention, MSSA | MHSA):
+        raise InputError(
+            f"layer {index} has no subspaces: its attention is {type(attention).__name__}, not MSSA or MHSA; give "
+            "bases of your own to orthonormal_bases"
+        )
+    return attention
+
+
+def coder_of(block: nn.Module) -> ISTA | ODL | None:
+    """The sparse coding of a layer, if it has one; none of a folded layer, which has no dictionary any more."""
+    return next((module for module in block.modules() if isinstance(module, ISTA | ODL)), None)
+
+
+def plain_coder(block: nn.Module) -> ISTA | ODL | None:
+    """The sparse coding of a layer, if it has one, to read its dictionary.
+
+    Raises:
+        InputError: If it is not ISTA or ODL as it is, or only a part of what codes.
+    """
+    coder = coder_of(block)
+    if coder is None:
+        return None
+    name = next(name for name, module in block.named_modules() if module is coder)
+    outer, _, own = name.removesuffix("._orig_mod").rpartition(".")
+    if outer:
+        holder = type(block.get_submodule(outer)).__name__
+        raise InputError(f"{own} stands in a {holder} of {type(block).__name__}: nothing is known of what that codes")
+    require_plain(block, own, ISTA, ODL)
+    return coder
+
+
+def key_weights(attention: MSSA | MHSA) -> Tensor:
+    """U_1, ..., U_K of MSSA, the key projections of MHSA: detached, (heads, dim, head_dim).
+
+    Raises:
+        InputError: If the joint projection is not a plain Linear.
+    """
+    require_plain(attention, "qkv", nn.Linear)
+    rows = attention.qkv.weight.detach()
+    inner_dim = attention.num_heads * attention.head_dim
+    if isinstance(attention, MHSA):
+        rows = rows[inner_dim : 2 * inner_dim]
+    split: Tensor = rows.unflatten(0, (attention.num_heads, attention.head_dim))
+    return split.mT
+
+
+def output_weights(attention: MSSA | MHSA) -> Tensor:
+    """The output projection by head, (dim, heads, head_dim), whatever hooks make of what goes into it.
+
+    Raises:
+        InputError: If it is not a plain Linear, or the identity of one head.
+    """
+    require_plain(attention, "proj", nn.Linear, nn.Identity, pre_hooks=False)
+    if isinstance(attention.proj, nn.Linear):
+        return rearrange(attention.proj.weight, "d (h p) -> d h p", h=attention.num_heads)
+    weight = attention.qkv.weight  # one head as wide as a token: the projection is the identity
+    return torch.eye(attention.head_dim, dtype=weight.dtype, device=weight.device)[:, None]

@@ -1,0 +1,59 @@
+"""Attention rollout: where attention leads through all layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .._indices import resolve_index
+from ..capturing import capture
+from ..errors import InputError
+from ..models._wrappers import transformer_in
+from .batches import check_images
+
+
+def attention_rollout(model: nn.Module, images: Tensor, layer: int = -1, skip: float = 0.5) -> Tensor:
+    """How much of each input token is in each token after a layer, if attention were all (Abnar and Zuidema, 2020).
+
+    The product, from layer 0 to `layer`, of `skip I + (1 - skip) A`, with A the mean of the heads' attention. Rows are
+    those of the later tokens; each sums to 1. Neither ISTA nor an MLP moves anything from token to token, so attention
+    and skip are all ways that there are, in CRATE too, with either form of `skip`. Their weights are an assumption,
+    though: the half that the authors give to the skip fits no model in particular; in CRATE the skip may carry tokens
+    much larger than MSSA's output, or less, and the output projection, sign and all, does not count.
+
+    Args:
+        model: A model of this package, compiled or not.
+        images: (batch, in_chans, height, width), float.
+        layer: The last layer of the product, from 0; negative from the end.
+        skip: Weight of the identity, in [0, 1].
+
+    Returns:
+        (batch, tokens, tokens), [CLS] first, the dtype of the attention.
+
+    Raises:
+        InputError: If the model is not one of this package, does not take the images, or `skip` is no share.
+        UnknownNameError: If there is no such layer.
+    """
+    core = transformer_in(model)
+    last = resolve_index("layer", layer, len(core.blocks))
+    if not 0 <= skip <= 1:
+        raise InputError(f"skip is a share in [0, 1], not {skip!r}")
+    check_images(core, images)
+    tokens = core.embed(images)
+    rollout = torch.eye(tokens.shape[1], dtype=tokens.dtype, device=tokens.device).expand(len(tokens), -1, -1)
+    for index in range(last + 1):  # a layer at a time: attention of all tokens is large
+        with capture(core, "attention", layers=[index], queries="all") as trace:
+            tokens = core.blocks[index](tokens)
+        attention = trace["attention", index].mean(1)
+        rollout = (1 - skip) * (attention @ rollout) + skip * rollout
+    return rollout
+
+
+def cls_rollout(model: nn.Module, images: Tensor, layer: int = -1, skip: float = 0.5) -> Tensor:
+    """The [CLS] row of `attention_rollout` on the patch grid, (batch, rows, columns); arguments as there.
+
+    The share of [CLS] itself is left out, so that a map sums to less than 1.
+    """
+    core = transformer_in(model)
+    row = attention_rollout(model, images, layer, skip)[:, 0, core.num_prefix_tokens :]
+    return row.reshape(len(row), *core.grid_of(images))
