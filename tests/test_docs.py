@@ -19,6 +19,8 @@ import pytest
 from hub_server import TOKEN, Hub
 
 import whitebox_crate
+from benchmarks.pages import PAGES as PAGES_WITH_TABLES
+from benchmarks.pages import fill, markers
 from whitebox_crate.cli import build_parser
 
 ROOT = Path(__file__).parents[1]
@@ -148,15 +150,11 @@ def test_reference_has_every_public_module() -> None:
     assert described == public - {"cli"}  # the command line has a page of its own
 
 
-@pytest.mark.parametrize(
-    ("page", "marker", "script"),
-    [("README.md", "models", "model_table"), ("docs/weights.md", "weights", "weights_table")],
-)
-def test_tables_are_those_of_the_registry(page: str, marker: str, script: str) -> None:
-    table = runpy.run_path(str(ROOT / "docs" / f"{script}.py"))[script]
-    text = (ROOT / page).read_text(encoding="utf-8")
-    shown = text.partition(f"<!-- {marker} -->\n")[2].partition(f"\n<!-- /{marker} -->")[0]
-    assert shown == table(), f"put what `python docs/{script}.py` prints between the two markers"
+@pytest.mark.parametrize("page", PAGES_WITH_TABLES)
+def test_the_page_has_the_tables_that_code_and_measurements_make(page: str) -> None:
+    text, tables = (ROOT / page).read_text(encoding="utf-8"), PAGES_WITH_TABLES[page]()
+    assert markers(text), "no table has its place"
+    assert fill(text, tables) == text, "run `python -m benchmarks.pages`"
 
 
 @pytest.mark.parametrize("measured", sorted((ROOT / "docs" / "cards").glob("*.json")), ids=lambda p: p.name)
@@ -179,25 +177,3 @@ def test_the_card_says_how_its_weights_were_chosen(measured: Path) -> None:
     named = [found[f"accuracy_{where}_backgrounds"] for where in ("training", "held_out")]
     row = f"(validation/{measured.name})) | {mean:.3f} ± {half:.3f} | {best:.3f} | {named[0]:.1%} | {named[1]:.1%} |"
     assert row in (ROOT / "docs" / "cards" / "crate_nano.md").read_text(encoding="utf-8")
-
-
-def test_the_page_on_weights_says_what_was_measured() -> None:
-    measured = json.loads((ROOT / "docs" / "benchmarks" / "load.json").read_text())
-    table = runpy.run_path(str(ROOT / "docs" / "benchmarks" / "load.py"))["table"]
-    assert table(measured) in (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
-    assert measured["peak_memory_over_file"]["model"] < 1.2
-
-
-def test_the_page_on_speed_says_what_was_measured() -> None:
-    measured = json.loads((ROOT / "docs" / "benchmarks" / "speed.json").read_text())
-    script = runpy.run_path(str(ROOT / "docs" / "benchmarks" / "speed_tables.py"))
-    page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
-    assert script["fill"](page, measured) == page, "run `python docs/benchmarks/speed_tables.py`"
-    assert all(table(measured) in page for table in script["TABLES"].values())
-
-
-def test_the_page_on_data_says_what_was_measured() -> None:
-    measured = json.loads((ROOT / "docs" / "benchmarks" / "loading.json").read_text())
-    table = runpy.run_path(str(ROOT / "docs" / "benchmarks" / "loading.py"))["table"]
-    assert table(measured) in (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-    assert all(case["share"] < 0.1 for case in measured["cases"].values())

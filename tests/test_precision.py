@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import runpy
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ from whitebox_crate import ImageTransformer, capture, create_model, fold_for_inf
 from whitebox_crate.export import WithAttention
 from whitebox_crate.segmentation import attention_masks, cls_attention, mask_iou, maskcut_of
 
-DOCS = Path(__file__).parents[1] / "docs"
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 FORMS = pytest.mark.parametrize("form", [lambda model: model, fold_for_inference], ids=["default", "folded"])
 
@@ -129,33 +126,3 @@ def test_a_cast_model_is_saved_and_read(dtype: torch.dtype, tmp_path: Path) -> N
     images = torch.randn(1, 3, 96, 96).to(dtype)
     again = create_model(f"local-dir:{save_pretrained(model, tmp_path)}", pretrained=True).eval()
     assert torch.equal(again.to(dtype)(images), model(images))
-
-
-@pytest.fixture(scope="module")
-def table() -> Any:
-    return runpy.run_path(str(DOCS / "benchmarks" / "precision.py"))["table"]
-
-
-@pytest.fixture(scope="module")
-def measured() -> Any:
-    return json.loads((DOCS / "benchmarks" / "precision.json").read_text())
-
-
-def test_the_page_shows_what_was_measured(table: Any, measured: Any) -> None:
-    page = (DOCS / "deploy.md").read_text(encoding="utf-8")
-    shown = page.partition("<!-- precision -->\n")[2].partition("\n<!-- /precision -->")[0]
-    assert shown == table(measured)
-
-
-def test_what_the_page_says_of_the_numbers_holds(measured: Any) -> None:
-    assert measured["images"] >= 256
-    for run in measured["runs"]:
-        if run["dtype"] != "float32":
-            assert run["logits_rms"] < {"bf16": 0.02, "fp16": 0.003}[run["dtype"]]
-            assert run["iou_with_float32"] > {"bf16": 0.99, "fp16": 0.999}[run["dtype"]]
-            assert run["same_class"] > {"bf16": 0.97, "fp16": 0.99}[run["dtype"]]
-
-
-def test_a_run_that_a_device_cannot_do_is_shown(table: Any) -> None:
-    refused = {"dtype": "fp16", "way": "cast", "model": "folded", "error": "RuntimeError: not for 'Half'"}
-    assert "RuntimeError: not for 'Half'" in table({"runs": [refused]})

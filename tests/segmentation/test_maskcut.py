@@ -484,10 +484,10 @@ def test_steps_refuse_what_is_none_of_theirs() -> None:
 
 
 def test_the_page_on_evaluation_says_what_was_measured() -> None:
-    docs = Path(__file__).parents[2] / "docs"
-    grids = json.loads((docs / "benchmarks" / "maskcut.json").read_text())["by_grid"]
+    root = Path(__file__).parents[2]
+    grids = json.loads((root / "benchmarks" / "maskcut.json").read_text())["by_grid"]
     medians = [f"{of['median_ratio']:.3f} for {grid.replace('x', ' x ')}" for grid, of in grids.items()]
-    said = " ".join((docs / "evaluation.md").read_text(encoding="utf-8").split())
+    said = " ".join((root / "docs" / "evaluation.md").read_text(encoding="utf-8").split())
     assert f"{medians[0]} patches, {medians[1]} and {medians[2]}" in said
     assert f"at most {grids['60x60']['largest_ratio']:.3f} there" in said
     assert all(of["same_masks"] == of["eigenproblems"] for of in grids.values())

@@ -1,6 +1,6 @@
 """How long create_model takes to load crate_large, and how much memory, against reading the same file into a dict.
 
-    python docs/benchmarks/load.py --out docs/benchmarks/load.json
+    python -m benchmarks.load --out benchmarks/load.json
 
 Every measurement is a process of its own, the three kinds in turn; ratios are of medians. "dict" is
 safetensors.torch.load_file, which maps the file; "bytes" is safetensors.torch.load on the file's bytes, which holds it
@@ -30,6 +30,7 @@ from safetensors.torch import load, load_file
 from torch import Tensor
 
 from whitebox_crate import create_model, save_pretrained
+from whitebox_crate._tables import markdown_table
 
 NAME, KINDS, STATES = "crate_large", ("dict", "bytes", "model"), ("mapped", "read", "cold")
 
@@ -99,7 +100,7 @@ def main() -> None:
         for repeat in range(options.repeats):
             for state in STATES:
                 for kind in KINDS:
-                    command = [sys.executable, __file__, "--one", kind, state, str(folder)]
+                    command = [sys.executable, "-m", "benchmarks.load", "--one", kind, state, str(folder)]
                     runs[state][kind].append(json.loads(subprocess.check_output(command)))
             print(f"{repeat + 1} of {options.repeats} done", flush=True)
     options.out.write_text(json.dumps(summary(runs, size), indent=1) + "\n")
@@ -129,14 +130,12 @@ def summary(runs: dict[str, dict[str, list[dict[str, float]]]], size: int) -> di
 
 def table(results: dict[str, Any]) -> str:
     """The measurements in Markdown."""
-    rows = ["| | mapped | values read | values read, from disk |", "|---|---|---|---|"]
     names = {"dict": "safetensors, mapped", "bytes": "safetensors, in memory", "model": "`create_model`"}
-    for kind, name in names.items():
-        rows.append(f"| {name} | " + " | ".join(f"{results['seconds'][s][kind]:.3f} s" for s in STATES) + " |")
+    rows = [[name, *(f"{results['seconds'][s][kind]:.3f} s" for s in STATES)] for kind, name in names.items()]
     for kind in ("dict", "bytes"):
-        ratios = " | ".join(f"{results['time_of_model_over'][kind][s]:.2f}" for s in STATES)
-        rows.append(f"| `create_model` over {names[kind]} | {ratios} |")
-    return "\n".join(rows)
+        ratios = (f"{results['time_of_model_over'][kind][s]:.2f}" for s in STATES)
+        rows.append([f"`create_model` over {names[kind]}", *ratios])
+    return markdown_table(("", "mapped", "values read", "values read, from disk"), rows)
 
 
 if __name__ == "__main__":

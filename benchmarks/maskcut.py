@@ -1,6 +1,6 @@
 """How long the eigenvector of MaskCut takes by iteration, against the dense solver, and whether the masks are the same.
 
-    python docs/benchmarks/maskcut.py --out docs/benchmarks/maskcut.json
+    python -m benchmarks.maskcut --out benchmarks/maskcut.json
 
 Every round of MaskCut is an eigenproblem. Each is solved by `ncut_eigenvector` (its default, and the cosines apart) and
 then by the dense solver in the formulation of the papers, eigenvectors 1 and 2 of (D - A) v = lambda D v: that of SciPy
@@ -66,6 +66,7 @@ def planted(side: int, noise: float) -> Tensor:
 
 def dense(linked: Tensor) -> Tensor:
     """The second eigenvector by the dense solver, its peak positive."""
+    vector: Tensor
     matrix, diagonal = torch.full_like(linked, EPSILON, dtype=torch.float64).masked_fill_(linked, 1), degrees(linked)
     try:
         from scipy.linalg import eigh

@@ -1,6 +1,6 @@
 """How long a training step waits for its pictures: real JPEGs, crate_tiny at 224 px, one thread.
 
-    OMP_NUM_THREADS=1 python docs/benchmarks/loading.py --out docs/benchmarks/loading.json
+    OMP_NUM_THREADS=1 python -m benchmarks.loading --out benchmarks/loading.json
 
 The pictures are cuts of photographs that come with scikit-image and scikit-learn (they are needed here), 500 x 375
 pixels like most of ImageNet, saved as JPEGs of quality 85. In each round every kind of loading is measured in turn:
@@ -29,6 +29,7 @@ from torch import nn
 
 from whitebox_crate import create_model
 from whitebox_crate._files import write_whole
+from whitebox_crate._tables import markdown_table
 from whitebox_crate.training import Batch, Recipe, normalize
 from whitebox_crate.training.batches import Share, batches_of
 from whitebox_crate.training.datasets import open_images
@@ -152,17 +153,18 @@ def summary(seconds: dict[str, list[dict[str, float]]], batch_size: int, picture
 def table(results: dict[str, Any]) -> str:
     """The measurements in Markdown."""
     rows = [
-        "| Crop | Workers | Batches alone | of a core | Training step | Waiting for a batch | Share of the whole |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, case in results["cases"].items():
-        crop, workers = name.split(", ")
-        rows.append(
-            f"| {crop} | {workers} | {case['images_per_second']:.0f} images/s | "
-            f"{case.get('images_per_core_second', '–')} | {case['step_seconds']:.2f} s | "
-            f"{1000 * case['wait_seconds']:.0f} ms | {case['share']:.1%} |"
+        (
+            *name.split(", "),
+            f"{case['images_per_second']:.0f} images/s",
+            case.get("images_per_core_second", "–"),
+            f"{case['step_seconds']:.2f} s",
+            f"{1000 * case['wait_seconds']:.0f} ms",
+            f"{case['share']:.1%}",
         )
-    return "\n".join(rows)
+        for name, case in results["cases"].items()
+    ]
+    head = "Crop", "Workers", "Batches alone", "of a core", "Training step", "Waiting for a batch", "Share of the whole"
+    return markdown_table(head, rows)
 
 
 def main() -> None:

@@ -1,7 +1,5 @@
 """What speed is measured against: the published formulation is the released code, the products those of the model."""
 
-import runpy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,11 +14,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import speed
+from benchmarks.published import published_logits
+from benchmarks.speed_tables import exponent
 from whitebox_crate import ImageTransformer, fold_for_inference
 from whitebox_crate.errors import InputError
 
-SCRIPTS = Path(__file__).parents[1] / "docs" / "benchmarks"
-published_logits = runpy.run_path(str(SCRIPTS / "published.py"))["published_logits"]
 CRATE = "crate_nano_patch6_96"
 
 
@@ -118,19 +117,17 @@ def test_images_of_another_size_are_refused() -> None:
 @pytest.mark.parametrize("batch", [1, 3])
 @torch.no_grad()
 def test_the_products_alone_are_all_those_of_the_folded_model(batch: int) -> None:
-    speed = runpy.run_path(str(SCRIPTS / "speed.py"))
     model = fold_for_inference(crate(num_heads=2, head_dim=5))
     with FlopCounterMode(display=False) as of_model, sdpa_kernel(SDPBackend.MATH):
         model(images_for(model, batch))
-    pairs = speed["dense_products"](model, batch)
+    pairs = speed.dense_products(model, batch)
     with FlopCounterMode(display=False) as of_pairs:
-        speed["multiply"](pairs)()
+        speed.multiply(pairs)()
     assert of_pairs.get_total_flops() == of_model.get_total_flops() > 0
     assert sum(2 * left.numel() * right.shape[-1] for left, right in pairs) == of_pairs.get_total_flops()
 
 
 def test_the_exponent_is_that_of_the_range() -> None:
-    exponent = runpy.run_path(str(SCRIPTS / "speed_tables.py"))["exponent"]
     sizes = [{"patches": n, "seconds": max(5.0, 3e-6 * n**2)} for n in (100, 200, 2000, 4000, 9000)]
     assert exponent(sizes, "seconds", 2000, 9000) == pytest.approx(2)
     assert exponent(sizes, "seconds", 100, 200) == pytest.approx(0)

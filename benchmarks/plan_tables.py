@@ -1,19 +1,12 @@
-"""What plan.json says, with what follows from it: the tables of docs/imagenet21k.md.
-
-    python docs/benchmarks/plan_tables.py
-
-puts the tables between the markers of the page.
-"""
+"""What plan.json says, with what follows from it: the tables of docs/imagenet21k.md."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-import speed_tables
-from plan import (  # beside this file, as the next
+from benchmarks.plan import (
     CARDS,
     CORES_PER_NODE,
     EFFICIENCIES,
@@ -31,7 +24,7 @@ from plan import (  # beside this file, as the next
     measured_efficiency,
     standing_bytes,
 )
-from speed_tables import rows
+from whitebox_crate._tables import markdown_table
 
 
 def millions(number: float) -> str:
@@ -58,7 +51,7 @@ def needs(results: dict[str, Any]) -> str:
         "Model | parameters, millions | tokens | forward, GFLOPs | training, GFLOPs | standing, GiB | "
         "kept of an image, MB: float32 | bf16 | bf16, checkpointing"
     )
-    return rows(header, lines)
+    return markdown_table(header.split(" | "), lines)
 
 
 def batches(results: dict[str, Any]) -> str:
@@ -73,7 +66,7 @@ def batches(results: dict[str, Any]) -> str:
                 line += [f"{fits:,}", *(str(accumulation(RECIPE.batch_size, n, fits) or "none") for n in (8, 64))]
             lines.append(line)
     columns = " | ".join(f"{size // GIB} GB: images | parts, 8 GPUs | 64 GPUs" for size in sizes)
-    return rows(f"Model | checkpointing | {columns}", lines)
+    return markdown_table(f"Model | checkpointing | {columns}".split(" | "), lines)
 
 
 def time(results: dict[str, Any]) -> str:
@@ -87,7 +80,7 @@ def time(results: dict[str, Any]) -> str:
             line += [f"{slow:,.0f} to {fast:,.0f}", f"{slow / 24 / 8:.1f} to {fast / 24 / 8:.1f}"]
         lines.append(line)
     columns = " | ".join(f"{name}: hours of one | days of 8" for name in peaks.values())
-    return rows(f"Computed, not measured | operations in all | {columns}", lines)
+    return markdown_table(f"Computed, not measured | operations in all | {columns}".split(" | "), lines)
 
 
 def data(results: dict[str, Any]) -> str:
@@ -109,7 +102,7 @@ def data(results: dict[str, Any]) -> str:
     header = (
         "Release | images | classes | archive | an image | steps | hours, of those above | days to decode on a node"
     )
-    return rows(header, lines)
+    return markdown_table(header.split(" | "), lines)
 
 
 def decoded(results: dict[str, Any]) -> float:
@@ -137,7 +130,7 @@ def feeding(results: dict[str, Any]) -> str:
         "Model | images/s of an H100 | cores to decode them | node of 8 reads, MB/s | a step of a node, s | "
         "gradients of a step, MB | a checkpoint, GB"
     )
-    return rows(header, lines)
+    return markdown_table(header.split(" | "), lines)
 
 
 def measured(results: dict[str, Any]) -> str:
@@ -157,7 +150,7 @@ def measured(results: dict[str, Any]) -> str:
         ],
         ["versions", ", ".join(f"{package} {number}" for package, number in versions.items())],
     ]
-    return rows("Measured | ", lines)
+    return markdown_table(("Measured", ""), lines)
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -170,19 +163,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-fill = partial(speed_tables.fill, tables=TABLES)
-
-
 def read() -> dict[str, Any]:
     """What was counted and measured here, and the measurements of others that the tables rest on."""
     results: dict[str, Any] = json.loads((HERE / "plan.json").read_text())
     return results | {name: json.loads((HERE / f"{name}.json").read_text()) for name in ("speed", "loading")}
-
-
-def main() -> None:
-    page = HERE.parent / "imagenet21k.md"
-    page.write_text(fill(page.read_text(encoding="utf-8"), read()), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,8 @@
 """The emergence study: trains each variant on labels alone, measures where its attention looks, and keeps one record.
 
-    python docs/studies/emergence/study.py list
-    python docs/studies/emergence/study.py run --out RUNS --only 'garments-*'
-    python docs/studies/emergence/study.py collect --out RUNS
+    python -m studies.emergence.study list
+    python -m studies.emergence.study run --out RUNS --only 'garments-*'
+    python -m studies.emergence.study collect --out RUNS
 
 A finished run is skipped; a killed one goes on from its last checkpoint and ends with the same record. Several
 processes may share a folder: each takes runs that no other is at.
@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measures import RULES, all_measures, interval, shares_of, trivial_maps
-from plan import COMPARED, SCALES, STEPS, Run, Scale, Sources, make_model, sources, table
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import whitebox_crate
+from studies.emergence.measures import RULES, all_measures, interval, shares_of, trivial_maps
+from studies.emergence.plan import COMPARED, SCALES, STEPS, Run, Scale, Sources, make_model, sources, table
 from whitebox_crate import ImageTransformer, capture
 from whitebox_crate._files import write_whole
 from whitebox_crate.analysis import layerwise_analysis
@@ -117,6 +117,12 @@ def _seen(batch: Batch, model: ImageTransformer) -> Tensor:
     return normalize(batch.images, model).to(model.cls_token.device)
 
 
+def masks_of(batch: Batch) -> Tensor:
+    """Where the objects are, bool (batch, height, width): composites say it."""
+    assert batch.masks is not None
+    return batch.masks
+
+
 def accuracy(model: ImageTransformer, source: Sources, size: int, images: int) -> dict[str, Any]:
     """The share of images whose object is named."""
     model.eval()
@@ -167,7 +173,7 @@ def inner(model: ImageTransformer, source: Sources, size: int, images: int) -> d
     cut = [
         torch.cat(
             [
-                best_head_iou(maskcut_of(model, seen, layer).masks.cpu(), batch.masks)[0]
+                best_head_iou(maskcut_of(model, seen, layer).masks.cpu(), masks_of(batch))[0]
                 for seen, batch in zip(inputs, scoring, strict=True)
             ]
         )
@@ -188,7 +194,7 @@ def inner(model: ImageTransformer, source: Sources, size: int, images: int) -> d
 
 def _scores(maps: Tensor, batches: Sequence[Batch]) -> dict[str, Tensor]:
     """Every measure of (images, layers, heads, rows, columns): (images, layers, heads)."""
-    masks = torch.cat([batch.masks for batch in batches])
+    masks = torch.cat([masks_of(batch) for batch in batches])
     return all_measures(maps, masks[:, None, None])
 
 
@@ -210,7 +216,7 @@ def trivial(source: Sources, scale: Scale) -> dict[str, Any]:
     """Every measure of what takes no network, and of the exact mask on the same grid: the most there is to reach."""
     size, patch = scale.model["img_size"], scale.model["patch_size"]
     scoring = draw(source.scoring, scale.images, size, seed=10_003)
-    images, masks = torch.cat([b.images for b in scoring]), torch.cat([b.masks for b in scoring])
+    images, masks = torch.cat([b.images for b in scoring]), torch.cat([masks_of(b) for b in scoring])
     units = _units(source, scoring)
     grid, result = (size // patch, size // patch), {}
     for name, maps in {**trivial_maps(images, grid), "exact mask": shares_of(masks, grid)}.items():
@@ -260,7 +266,7 @@ def flops(data: str, variant: str) -> int:
     image = torch.zeros(1, 3, *model.img_size)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # the fused ones are not counted
         model(image)
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def collect(out: Path) -> dict[str, Any]:

@@ -1,14 +1,13 @@
-"""What docs/emergence.md shows, from the committed results: tables, curves, and pictures from the runs themselves.
+"""The pictures of docs/emergence.md: curves from the committed results, and strips from the runs themselves.
 
-python docs/studies/emergence/page.py                    # tables between their markers, and the curves
-python docs/studies/emergence/page.py --pictures RUNS    # picture strips too, from the weights of those runs
+python -m studies.emergence.pictures                # the curves
+python -m studies.emergence.pictures --runs RUNS    # and strips of pictures, from the weights of those runs
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,13 +15,15 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from measures import above_mean
-from plan import COMPARED, SCALES, Run, make_model, sources, table
-from study import RESULTS
-from tables import (
+from torch import Tensor
+
+import whitebox_crate
+from studies.emergence.measures import above_mean
+from studies.emergence.plan import COMPARED, SCALES, Run, make_model, sources, table
+from studies.emergence.study import RESULTS, masks_of
+from studies.emergence.tables import (
     LONGER,
     NAMES,
-    TABLES,
     Record,
     best_by_layer,
     best_head,
@@ -31,9 +32,6 @@ from tables import (
     rate_by_layer,
     select,
 )
-from torch import Tensor
-
-import whitebox_crate
 from whitebox_crate import ImageTransformer
 from whitebox_crate._files import write_whole
 from whitebox_crate.convert.files import read_checkpoint
@@ -42,21 +40,10 @@ from whitebox_crate.preprocess import image_to_tensor
 from whitebox_crate.segmentation import cls_attention
 from whitebox_crate.segmentation.draw import draw_map, draw_mask, draw_panels
 
-DOCS = Path(__file__).parents[2]
-PAGE, IMAGES = DOCS / "emergence.md", DOCS / "images"
+IMAGES = Path(__file__).parents[2] / "docs" / "images"
 SAMPLES = Path(whitebox_crate.__file__).parent / "samples"
 COLOURS = {"crate": "C0", "crate_sth": "C9", "crate_mlp": "C2", "crate_mhsa": "C1", "vit": "C3"}
 PANEL, PATCHES = 128, 16  # side of a picture as it is shown, pixels, and of a photograph as it is seen, in patches
-
-
-def fill(text: str, results: Record) -> str:
-    """The page with every table renewed: `<!-- table: NAME DATA -->` to `<!-- /table -->`."""
-
-    def renewed(found: re.Match[str]) -> str:
-        return f"{found[1]}\n\n{TABLES[found[2]](results, found[3])}\n\n{found[4]}"
-
-    marked = re.compile(r"(<!-- table: (\w+) (\w+) -->)\n.*?(<!-- /table -->)", re.DOTALL)
-    return marked.sub(renewed, text)
 
 
 # --- curves -------------------------------------------------------------------------------------------------
@@ -169,7 +156,7 @@ def composites(data: str, count: int = 6) -> tuple[dict[str, Any], Sequence[Tens
 
     batch = sources(data).scoring.draw(count, seed=20_000, step=0, size=SCALES[data].model["img_size"])
     pixels = (batch.images * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    return {f"composite {i}": fromarray(image) for i, image in enumerate(pixels)}, list(batch.masks)
+    return {f"composite {i}": fromarray(image) for i, image in enumerate(pixels)}, list(masks_of(batch))
 
 
 def photographs() -> dict[str, Any]:
@@ -187,22 +174,19 @@ def photographs() -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=Path, help="folder of the runs, to draw picture strips from")
+    parser.add_argument("--runs", type=Path, help="their folder, to draw strips of pictures from")
     options = parser.parse_args()
     results = json.loads(RESULTS.read_text())
     for data in results["scales"]:
         images = {name: partial(draw(results, data).savefig, format="png", dpi=80) for name, draw in CURVES.items()}
-        if options.pictures:
-            for name, shown in {"composites": composites(data), "photographs": (photographs(),)}.items():
-                sheet = strips(results, options.pictures, data, *shown)
+        if options.runs:
+            for name, shown in {"composites": composites(data), "photographs": (photographs(), ())}.items():
+                sheet = strips(results, options.runs, data, *shown)
                 images[name] = partial(sheet.save, format="PNG", optimize=True)
         for name, save in images.items():
             path = IMAGES / f"emergence_{data}_{name}.png"
             write_whole(path, save)
             print(path)
-    text = fill(PAGE.read_text(), results)
-    write_whole(PAGE, lambda path: path.write_text(text))
-    print(PAGE)
 
 
 if __name__ == "__main__":

@@ -133,7 +133,9 @@ def make_model(run: Run) -> ImageTransformer:
     """The network of a run as it is before training."""
     torch.manual_seed(run.seed)
     name, options = VARIANTS[run.variant]
-    model = create_model(name, **{**SCALES[run.data].model, "dynamic_img_size": True, **options, **run.options})
+    model: ImageTransformer = create_model(
+        name, **{**SCALES[run.data].model, "dynamic_img_size": True, **options, **run.options}
+    )
     if run.variant == "vit":
         start_like_crate(model)
     return model

@@ -7,8 +7,9 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
-from measures import interval
-from plan import COMPARED, EQUAL_COMPUTE, table
+from studies.emergence.measures import interval
+from studies.emergence.plan import COMPARED, EQUAL_COMPUTE, table
+from whitebox_crate._tables import markdown_table
 
 NAMES = {
     "crate": "CRATE",
@@ -145,10 +146,6 @@ def cell(values: Sequence[float | None], digits: int = 3, null: float | None = N
     return f"**{shown}**" if null is not None and abs(mean - null) > half else shown
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:]))
-
-
 def main_table(results: Record, data: str, kind: str) -> str:
     """Every variant after training, the two ends before it, and what takes no network."""
     readings = READINGS[kind]
@@ -157,7 +154,7 @@ def main_table(results: Record, data: str, kind: str) -> str:
         rows.append([name, str(len(found)), *(cell([read(r) for r in found]) for read in readings.values())])
     for name, found in results["trivial"][data].items():
         rows.append([name, "–", *(f"{found[TRIVIAL[r]][0]:.3f}" if r in TRIVIAL else "–" for r in readings)])
-    return markdown(rows)
+    return markdown_table(rows[0], rows[1:])
 
 
 COMPARISONS = (
@@ -178,7 +175,7 @@ def paired_table(results: Record, data: str, kind: str, ratio: bool) -> str:
         if pairs := paired(of.get(first, []), of.get(second, [])):
             values = (compared(pairs, read, ratio) for read in readings.values())
             rows.append([f"{first}; {second}", str(len(pairs)), *(cell(column, digits, null) for column in values)])
-    return markdown(rows)
+    return markdown_table(rows[0], rows[1:])
 
 
 def paired(firsts: Sequence[Record], seconds: Sequence[Record]) -> list[tuple[Record, Record]]:
@@ -204,7 +201,7 @@ def equal_accuracy_table(results: Record, data: str) -> str:
             steps = ", ".join(str(point["step"]) for _, point in pairs)
             values = (cell(compared(pairs, read), 3, 0) for read in readings.values())
             rows.append([f"{first}; {second}", str(len(pairs)), steps, *values])
-    return markdown(rows)
+    return markdown_table(rows[0], rows[1:])
 
 
 def _nearest(points: Sequence[Record], end: Record) -> Record:
@@ -229,7 +226,7 @@ def layer_table(results: Record, data: str) -> str:
             if found := [read(run) for run in select(results, "main", data, variant)]:
                 means = [f"{fmean(column):.3f}" for column in zip(*found, strict=True)]
                 rows.append([kind, NAMES[variant], *means, cell([layers[-1] - layers[0] for layers in found], 3, 0)])
-    return markdown(rows)
+    return markdown_table(rows[0], rows[1:])
 
 
 def budget_table(results: Record, data: str) -> str:
@@ -251,7 +248,7 @@ def budget_table(results: Record, data: str) -> str:
                         f"{fmean(r['cpu_seconds'] for r in found):.0f}",
                     ]
                 )
-    return markdown(rows)
+    return markdown_table(rows[0], rows[1:])
 
 
 def tuning_table(results: Record, data: str) -> str:
@@ -264,7 +261,7 @@ def tuning_table(results: Record, data: str) -> str:
             best = max(found, key=found.__getitem__)
             cells = {rate: f"**{found[rate]:.3f}**" if rate == best else f"{found[rate]:.3f}" for rate in found}
             rows.append([name, *(cells.get(rate, "–") for rate in rates)])
-    return markdown(rows)
+    return markdown_table(rows[0], rows[1:])
 
 
 def why_table(results: Record, data: str, differences: bool = False) -> str:
@@ -280,7 +277,7 @@ def why_table(results: Record, data: str, differences: bool = False) -> str:
         else:
             row += [cell([read(run) for run in found]) for read in readings.values()]
         rows.append(row)
-    return markdown(rows)
+    return markdown_table(rows[0], rows[1:])
 
 
 def _options_of(run: Record) -> str:
@@ -296,7 +293,7 @@ def state_table(results: Record, data: str) -> str:
     rows = [["runs", *parts, "CPU hours of training", *results["versions"]]]
     counts = (f"{len(made[part])} of {len(planned[part])}" for part in parts)
     rows.append([data, *counts, f"{seconds / 3600:.2f}", *results["versions"].values()])
-    return markdown(rows)
+    return markdown_table(rows[0], rows[1:])
 
 
 TABLES: dict[str, Callable[[Record, str], str]] = {

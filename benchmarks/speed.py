@@ -1,9 +1,10 @@
 """How fast CRATE is: against its published formulation, against ViT, and against its matrix products alone.
 
-    python docs/benchmarks/speed.py --again --out docs/benchmarks/speed.json --rounds 9 --threads 2
-    python docs/benchmarks/speed_tables.py
+    python -m benchmarks.speed --again --out benchmarks/speed.json --rounds 9 --threads 2
+    python -m benchmarks.speed_tables
+    python -m benchmarks.pages
 
-The first command measures and draws (speed.png, beside the JSON), the second fills docs/speed.md. Every section is one
+The first command measures, the second draws the picture, the third fills docs/speed.md. Every section is one
 run in which the contestants take turns, round by round, each time another one first; ratios are medians of the ratios
 within a round. What is much slower than the first contestant takes part in fewer rounds, so that it gets no more time.
 A section that the JSON has is kept; `--again` repeats it, `--only` runs one. How time and memory grow is measured in a
@@ -35,6 +36,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
+from benchmarks import load
+from benchmarks.published import published_logits
 from whitebox_crate import capture, create_model, fold_for_inference
 from whitebox_crate._files import write_whole
 
@@ -134,8 +137,6 @@ def forward(setting: Setting) -> dict[str, Any]:
 
 def forward_runs(case: Case, device: str) -> tuple[dict[str, Run], int]:
     """The contestants, and the number of operations of the products."""
-    from published import published_logits  # beside this file
-
     images, model, vit = case.images(device), case.model("crate", device), case.model("vit", device)
     folded = fold_for_inference(model)
     cast, half = copy.deepcopy(folded).bfloat16(), images.bfloat16()
@@ -189,15 +190,14 @@ def dense_products(model: Any, batch: int) -> list[tuple[Tensor, Tensor]]:
     random = cache(lambda *shape: torch.randn(shape, device=weight.device, dtype=weight.dtype))
     tokens = 1 + model.patch_embed.num_patches
     pairs = [(random(batch * (tokens - 1), model.patch_embed.proj.in_features), model.patch_embed.proj.weight.T)]
-    for index, block in enumerate(model.blocks):
-        asked = 1 if index == len(model.blocks) - 1 else tokens  # [CLS] alone leaves the last layer
+    for block in model.blocks:
         w = random(batch * block.mssa.num_heads, tokens, block.mssa.head_dim)
         pairs += [
             (random(batch * tokens, model.embed_dim), block.mssa.qkv.weight.T),
-            (w[:, :asked], w.mT),
-            (random(len(w), asked, tokens), w),
-            (random(batch * asked, block.mssa.proj.in_features), block.mssa.proj.weight.T),
-            (random(batch * asked, model.embed_dim), block.ista.weight.T),
+            (w, w.mT),
+            (random(len(w), tokens, tokens), w),
+            (random(batch * tokens, block.mssa.proj.in_features), block.mssa.proj.weight.T),
+            (random(batch * tokens, model.embed_dim), block.ista.weight.T),
         ]
     return [*pairs, (random(batch, model.embed_dim), weight.T)]
 
@@ -226,8 +226,6 @@ def matmul_rates(device: str) -> dict[str, float]:
 
 def training(setting: Setting) -> dict[str, Any]:
     """Forward, backward and a step of SGD."""
-    from published import published_logits
-
     case = setting.training_case
     say(f"training, {case.name}")
     images, target = case.images(setting.device), torch.arange(case.batch, device=setting.device)
@@ -275,7 +273,15 @@ def growth(setting: Setting) -> dict[str, Any]:
             if (side // 8) ** 2 > most:
                 continue
             say(f"growth, {kind}, {side} px")
-            command = [sys.executable, __file__, "--device", setting.device, "--threads", str(setting.threads)]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.speed",
+                "--device",
+                setting.device,
+                "--threads",
+                str(setting.threads),
+            ]
             sizes[kind].append(json.loads(subprocess.check_output([*command, "--one", kind, str(side)])))
             say(f"  {sizes[kind][-1]}")
     return {"sizes": sizes}
@@ -287,9 +293,6 @@ def one_size(kind: str, side: int, device: str) -> dict[str, float]:
 
     "default" and "folded" give the [CLS] maps of all layers and heads too.
     """
-    import load
-    from published import published_logits
-
     model: Any = create_model("crate_base_patch8_224", img_size=side).to(device).eval()
     if kind == "folded":
         fold_for_inference(model, inplace=True)
@@ -305,8 +308,6 @@ def one_size(kind: str, side: int, device: str) -> dict[str, float]:
 
 def reset_peak(device: str) -> int:
     """Makes the peak start from what is in use now, which is returned, bytes."""
-    import load
-
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
@@ -400,10 +401,6 @@ def main() -> None:
         results[name] = SECTIONS[name](setting) | {"environment": ran_in}
         results[name]["environment"]["seconds"] = round(time.perf_counter() - began)
         write_whole(options.out, lambda path: path.write_text(json.dumps(results, indent=1) + "\n"))
-    if results.keys() >= SECTIONS.keys():
-        from speed_tables import plot
-
-        plot(results, options.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Whether the layers of crate_nano do what they were derived to do, trained and with fresh weights.
 
-    python docs/benchmarks/layers.py --out docs/benchmarks/layers.json --picture docs/images/layerwise.png
+    python -m benchmarks.layers --out benchmarks/layers.json --picture docs/images/layerwise.png
 
 Images are composites of objects and backgrounds that training never saw; docs/training.md names the packages that they
 come from. Both models see the same ones.
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from whitebox_crate import create_model
 from whitebox_crate._files import write_whole
+from whitebox_crate._tables import markdown_table
 from whitebox_crate.analysis import layerwise_analysis, plot_layerwise, verify_descent
 from whitebox_crate.training import Composites, normalize, photographs, wallpapers
 
@@ -31,14 +32,14 @@ VARIANTS: dict[str, dict[str, Any]] = {"unnormed": {"normed": False}, "released"
 
 def table(results: dict[str, Any]) -> str:
     """The verdicts on both models, in Markdown."""
-    rows = ["| Claim | Layer | Trained | | Fresh | |", "|---|---|---|---|---|---|"]
+    rows = []
     for trained, fresh in zip(*(results[name]["verdicts"] for name in ("trained", "fresh")), strict=True):
         cells = []
         for v in (trained, fresh):
             verdict = v["outcome"] if v["outcome"] == "holds" else f"**{v['outcome']}**"
             cells += [f"{v['before']:.4g} → {v['after']:.4g} ({v['change']:+.3g} ± {v['half_width']:.2g})", verdict]
-        rows.append(f"| {CLAIMS[trained['claim']]} falls | {trained['layer']} | {' | '.join(cells)} |")
-    return "\n".join(rows)
+        rows.append([f"{CLAIMS[trained['claim']]} falls", trained["layer"], *cells])
+    return markdown_table(("Claim", "Layer", "Trained", "", "Fresh", ""), rows)
 
 
 def main() -> None:

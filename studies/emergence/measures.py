@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import sqrt
 from statistics import fmean, stdev
+from typing import Literal, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +18,13 @@ from torch import Tensor
 from whitebox_crate.analysis.moments import student_t
 from whitebox_crate.segmentation import attention_masks, mask_iou, upsample
 
-RULES = ("mean", "mass", "entries", "log", "best")  # the last two are this study's: `ious`
+Rule: TypeAlias = Literal["mean", "mass", "entries", "log", "best"]  # the last two are this study's: `ious`
+RULES: tuple[Rule, ...] = get_args(Rule)
 KEEP = 0.6
 CENTRED_BOX = 0.6  # side of the box over the image's
 
 
-def shares_of(masks: Tensor, grid: tuple[int, int]) -> Tensor:
+def shares_of(masks: Tensor, grid: Sequence[int]) -> Tensor:
     """The part of each patch that is object: bool (..., height, width) to float (..., rows, columns)."""
     height, width = masks.shape[-2:]
     flat = masks.float().reshape(-1, 1, height, width)
@@ -79,7 +81,7 @@ def peak_inside(maps: Tensor, shares: Tensor) -> Tensor:
     return (peak * shares).sum((-2, -1)) / peak.sum((-2, -1))
 
 
-def ious(maps: Tensor, masks: Tensor, rule: str) -> Tensor:
+def ious(maps: Tensor, masks: Tensor, rule: Rule) -> Tensor:
     """IoU with (..., height, width) of the mask that a rule makes of (..., rows, columns); leading ones broadcast.
 
     Beside the rules of `attention_masks`, "log" keeps what is above the mean of the logarithms, which a few high peaks
@@ -88,7 +90,8 @@ def ious(maps: Tensor, masks: Tensor, rule: str) -> Tensor:
     if rule == "best":
         return best_cut_iou(maps, shares_of(masks, maps.shape[-2:]))
     found = above_mean(maps.clamp_min(1e-30).log()) if rule == "log" else attention_masks(maps, KEEP, rule)
-    return mask_iou(upsample(found, masks.shape[-2:]), masks)
+    height, width = masks.shape[-2:]
+    return mask_iou(upsample(found, (height, width)), masks)
 
 
 def above_mean(maps: Tensor) -> Tensor:

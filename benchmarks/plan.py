@@ -1,7 +1,7 @@
 """What training on ImageNet-21k at the paper's scale takes: operations, memory, hours, data.
 
-    python docs/benchmarks/plan.py --out docs/benchmarks/plan.json
-    python docs/benchmarks/plan_tables.py
+    python -m benchmarks.plan --out benchmarks/plan.json
+    python -m benchmarks.pages
 
 The first command counts operations, and what autograd keeps of an image, on tensors without values, and compares the
 latter with the peak memory of real steps on the CPU; the second fills the tables of docs/imagenet21k.md from the JSON.
@@ -31,6 +31,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import load
 from whitebox_crate import create_model
 from whitebox_crate._files import write_whole
 from whitebox_crate.training.presets import PRESETS
@@ -180,8 +181,6 @@ def describe(name: str) -> dict[str, Any]:
 
 def one_step(name: str, way: str, batch: int) -> int:
     """Peak memory of a forward and a backward pass beyond that of the model, in this process, bytes."""
-    import load
-
     model: Any = create_model(name, num_classes=CLASSES).train()
     model.set_grad_checkpointing(way == "checkpointed")
     images = torch.randn(batch, *model.pretrained_cfg.input_size)
@@ -203,7 +202,7 @@ def checked() -> dict[str, Any]:
 
     def peak(way: str, batch: int) -> int:
         say(f"a step of {name}, {way}, batch {batch}")
-        command = [sys.executable, __file__, "--one", name, way, str(batch)]
+        command = [sys.executable, "-m", "benchmarks.plan", "--one", name, way, str(batch)]
         return int(subprocess.check_output(command, env=where))
 
     (few, many) = batches
@@ -217,7 +216,7 @@ def checked() -> dict[str, Any]:
 def standing_bytes(model: dict[str, Any], processes: int = GPUS_PER_NODE) -> int:
     """Weights, gradients and Lion's momentum in float32, copies in bf16, and with several processes DDP's buckets."""
     copies = 3 if processes == 1 else 4
-    return 4 * copies * model["parameters"] + model["bfloat16"]["weights_cast"]
+    return int(4 * copies * model["parameters"] + model["bfloat16"]["weights_cast"])
 
 
 def largest_batch(standing: int, kept: int, memory: int) -> int:

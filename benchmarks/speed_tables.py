@@ -1,21 +1,18 @@
-"""What speed.json says: the tables of docs/speed.md, and a picture.
-
-    python docs/benchmarks/speed_tables.py
-
-puts the tables between the markers of the page.
-"""
+"""What speed.json says: the tables of docs/speed.md, and its picture: python -m benchmarks.speed_tables"""
 
 from __future__ import annotations
 
 import json
 import math
-import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from whitebox_crate._tables import markdown_table
+
 HERE = Path(__file__).parent
+DOCS = HERE.parent / "docs"
 RANGES = ((784, 3136), (3136, 16384))  # patches, over which growth is fitted
 NAMES = {
     "published": "as published",
@@ -48,16 +45,11 @@ def exponent(sizes: list[dict[str, float]], what: str, low: float, high: float) 
     return statistics.linear_regression([x for x, _ in within], [y for _, y in within]).slope
 
 
-def rows(header: str, lines: list[list[str]]) -> str:
-    """A table in Markdown."""
-    columns = header.count("|") + 1
-    return "\n".join([f"| {header} |", "|" + "---|" * columns, *(f"| {' | '.join(line)} |" for line in lines)])
-
-
 def forward(results: dict[str, Any]) -> str:
     """Every contestant against the published formulation."""
     section = results["forward"]
     cases, rate = section["cases"], section["operations_per_second"]
+    heads = [head for name in cases for head in (f"{name}: times as fast", "images/s", "of peak")]
     lines = []
     for name, said in NAMES.items():
         line = [said]
@@ -71,7 +63,7 @@ def forward(results: dict[str, Any]) -> str:
             share = "" if needs_more else f"{case['operations'] / spent / of_type:.0%}"
             line += [f"{times_as_long(case, 'published', name):.2f}", f"{case['batch'] / spent:.3g}", share]
         lines.append(line)
-    return rows("Forward pass | " + " | ".join(f"{name}: times as fast | images/s | of peak" for name in cases), lines)
+    return markdown_table(["Forward pass", *heads], lines)
 
 
 def asked(results: dict[str, Any]) -> str:
@@ -99,7 +91,7 @@ def asked(results: dict[str, Any]) -> str:
         line(f"with [CLS] maps / without, {name}", times_as_long(case, "captured", "default"), 1.05, at_most=True)
     gib = largest["peak_bytes"] / 2**30
     line(f"GiB at {largest['patches'] + 1:,} tokens, with [CLS] maps", gib, 3.0, at_most=True)
-    return rows("What | Asked | Measured | Met", lines)
+    return markdown_table(("What", "Asked", "Measured", "Met"), lines)
 
 
 def ceiling(results: dict[str, Any]) -> str:
@@ -107,7 +99,7 @@ def ceiling(results: dict[str, Any]) -> str:
     cases = results["forward"]["cases"]
     ways = ("folded", "compiled", "compiled, frozen")
     lines = [[NAMES[way], *(f"{times_as_long(c, 'products', way):.0%}" for c in cases.values())] for way in ways]
-    return rows("Time of the products alone over that of | " + " | ".join(cases), lines)
+    return markdown_table(["Time of the products alone over that of", *cases], lines)
 
 
 def growth(results: dict[str, Any]) -> str:
@@ -129,7 +121,7 @@ def growth(results: dict[str, Any]) -> str:
                 f"{exponent(found, what, low, high):.2f}" if reaches else "" for what in ("seconds", "growth_bytes")
             ]
         lines.append(fitted)
-    return rows("Image, patches | " + " | ".join(f"{NAMES[kind]} | peak" for kind in sizes), lines)
+    return markdown_table(["Image, patches", *(head for kind in sizes for head in (NAMES[kind], "peak"))], lines)
 
 
 def profile(results: dict[str, Any]) -> str:
@@ -137,7 +129,7 @@ def profile(results: dict[str, Any]) -> str:
     columns = {f"{name}, {way}": s for name, case in results["profile"]["cases"].items() for way, s in case.items()}
     groups = next(iter(columns.values()))
     lines = [[group, *(f"{shares[group]:.1%}" for shares in columns.values())] for group in groups]
-    return rows("Share of the time | " + " | ".join(columns), lines)
+    return markdown_table(["Share of the time", *columns], lines)
 
 
 def ran_on(results: dict[str, Any]) -> str:
@@ -148,7 +140,7 @@ def ran_on(results: dict[str, Any]) -> str:
         versions = ", ".join(f"{package} {version}" for package, version in where["versions"].items())
         machine = f"{where['device']} ({', '.join(where['flags'])}), threads: {where['threads']}"
         lines.append([name, machine, versions, f"{where['seconds']} s", f"{where['load_before']}"])
-    return rows("Section | Machine | Versions | Took | Load before", lines)
+    return markdown_table(("Section", "Machine", "Versions", "Took", "Load before"), lines)
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -159,14 +151,6 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "profile": profile,
     "ran-on": ran_on,
 }
-
-
-def fill(page: str, results: dict[str, Any], tables: dict[str, Callable[[dict[str, Any]], str]] = TABLES) -> str:
-    """The page with the tables between its markers, `<!-- name -->` and `<!-- /name -->`."""
-    for name, table in tables.items():
-        between = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", flags=re.DOTALL)
-        page = between.sub(lambda _, table=table: f"{table(results)}\n", page)  # type: ignore[misc]
-    return page
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
@@ -198,10 +182,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    results = json.loads((HERE / "speed.json").read_text())
-    page = HERE.parent / "speed.md"
-    page.write_text(fill(page.read_text(encoding="utf-8"), results), encoding="utf-8")
-    plot(results, HERE / "speed.png")
+    plot(json.loads((HERE / "speed.json").read_text()), DOCS / "images" / "speed.png")
 
 
 if __name__ == "__main__":

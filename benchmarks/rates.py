@@ -1,6 +1,6 @@
 """How long the subspace coding rate takes, against the published formulation, and whether the values are the same.
 
-    python docs/benchmarks/rates.py --out docs/benchmarks/rates.json
+    python -m benchmarks.rates --out benchmarks/rates.json
 
 The published formulation is the equation with the Gram matrix of tokens, `1/2 logdet(I + p / (N eps) W W^T)` of N unit
 vectors in p dimensions, summed over heads, in float32. Shapes are those of B/8 at 224 pixels: 785 tokens, with 12 heads
@@ -16,6 +16,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from whitebox_crate._files import write_whole
+from whitebox_crate._tables import markdown_table
 from whitebox_crate.analysis import subspace_coding_rate
 
 TOKENS, EPS = 785, 0.01
@@ -55,8 +57,7 @@ def seconds(run: Callable[[], Tensor]) -> float:
 def measure(name: str, make: Callable[[tuple[int, ...]], Tensor], batch: int, rounds: int) -> dict[str, Any]:
     heads, dim = SHAPES[name]
     w = make((batch, heads, TOKENS, dim))
-    ours = lambda: subspace_coding_rate(w, EPS, "released")  # noqa: E731
-    theirs = lambda: published(w, EPS)  # noqa: E731
+    ours, theirs = partial(subspace_coding_rate, w, EPS, "released"), partial(published, w, EPS)
     differ = ((ours() - theirs()) / theirs()).abs().max()  # and warm both up
     times = [(seconds(theirs), seconds(ours)) for _ in range(rounds)]
     before, after = (statistics.median(column) for column in zip(*times, strict=True))
@@ -72,11 +73,10 @@ def measure(name: str, make: Callable[[tuple[int, ...]], Tensor], batch: int, ro
 
 def table(results: dict[str, Any]) -> str:
     """The runs, in Markdown."""
-    rows = ["| Batch x heads x tokens x dimensions | Tokens | Times as fast | Values differ by |", "|---|---|---|---|"]
-    for run in results["runs"]:
-        numbers = f"{run['ratio']} | {run['largest_relative_difference']:.1e}"
-        rows.append(f"| {run['shape']} | {run['tokens']} | {numbers} |")
-    return "\n".join(rows)
+    head = ("Batch x heads x tokens x dimensions", "Tokens", "Times as fast", "Values differ by")
+    keys = ("shape", "tokens", "ratio")
+    rows = ([*(run[key] for key in keys), f"{run['largest_relative_difference']:.1e}"] for run in results["runs"])
+    return markdown_table(head, rows)
 
 
 def main() -> None:

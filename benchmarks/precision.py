@@ -1,6 +1,6 @@
 """What half precision costs: logits, classes and masks of the shipped checkpoint in bf16 and fp16, against float32.
 
-    python docs/benchmarks/precision.py --out docs/benchmarks/precision.json
+    python -m benchmarks.precision --out benchmarks/precision.json
 
 Each dtype by autocast (the weights stay float32) and by cast (`model.to(dtype)`), of the model as it is and folded.
 Images are composites that were never trained on: known objects on new backgrounds for the logits, new objects on new
@@ -18,13 +18,14 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from whitebox_crate import ImageTransformer, __version__, capture, create_model, fold_for_inference
 from whitebox_crate._files import write_whole
+from whitebox_crate._tables import markdown_table
 from whitebox_crate.segmentation import attention_masks, mask_iou, upsample
 from whitebox_crate.training import Composites, normalize, photographs, wallpapers
 
@@ -53,9 +54,10 @@ class Seen:
     masks: Tensor
 
 
-def draw(objects: str, model: ImageTransformer, count: int, seed: int, size: int) -> Images:
+def draw(objects: Literal["train", "held_out"], model: ImageTransformer, count: int, seed: int, size: int) -> Images:
     """Composites of these photographs on held-out backgrounds."""
     batch = Composites(photographs(objects), wallpapers("held_out")).draw(count, seed=seed, step=0, size=size)
+    assert batch.masks is not None  # composites have them
     return Images(normalize(batch.images, model), batch.labels, batch.masks)
 
 
@@ -64,6 +66,7 @@ def see(model: ImageTransformer, pixels: Tensor, dtype: torch.dtype, autocast: b
     """Runs the model on all images; cast before, or by autocast."""
     facts = model.pretrained_cfg
     layer, head = facts.attention_layer, facts.attention_head
+    assert layer is not None and head is not None, "the config names a layer and a head to look at"
     logits, masks = [], []
     for part in pixels.to(model.cls_token.device, model.cls_token.dtype).split(batch):
         context = torch.autocast(part.device.type, dtype) if autocast else nullcontext()
@@ -116,20 +119,18 @@ def measure(make: Callable[[], ImageTransformer], known: Images, new: Images, de
 
 def table(results: dict[str, Any]) -> str:
     """The runs, in Markdown."""
-    rows = [
-        "| Precision | Model | Logits, rms error | largest | Same class | Named | IoU, float32's | least | object's |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for run in results["runs"]:
         precision = run["dtype"] if run["way"] == "-" else f"{run['dtype']}, {run['way']}"
         if "error" in run:
-            rows.append(f"| {precision} | {run['model']} | not on this device: `{run['error']}` | | | | | | |")
+            rows.append([precision, run["model"], f"not on this device: `{run['error']}`", *[""] * 6])
             continue
         numbers = [f"{run['logits_rms']:.1e}", f"{run['logits_max']:.1e}"]
         numbers += [f"{run[key]:.1%}" for key in ("same_class", "named")]
         numbers += [f"{run[key]:.3f}" for key in ("iou_with_float32", "iou_with_float32_least", "iou_with_object")]
-        rows.append(f"| {precision} | {run['model']} | {' | '.join(numbers)} |")
-    return "\n".join(rows)
+        rows.append([precision, run["model"], *numbers])
+    of_logits, of_masks = ("Logits, rms error", "largest"), ("IoU, float32's", "least", "object's")
+    return markdown_table(("Precision", "Model", *of_logits, "Same class", "Named", *of_masks), rows)
 
 
 def main() -> None:

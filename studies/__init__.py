@@ -1,0 +1,1 @@
+"""Studies of what the networks learn: `python -m studies.emergence.study`."""
