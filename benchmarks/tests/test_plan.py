@@ -146,12 +146,6 @@ def test_tensors_without_values_are_kept_as_real_ones_are() -> None:
             model.set_grad_checkpointing(False)
 
 
-def test_real_steps_agree_with_what_was_seen_to_be_kept() -> None:
-    of_kept = RESULTS["models"][RESULTS["checked"]["model"]]["float32"]
-    for way, added in RESULTS["checked"]["added"].items():
-        assert 0.97 < added / of_kept[way] < 1.05
-
-
 def launches() -> list[list[str]]:
     fences = re.findall(r"```bash\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     return [
