@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "whitebox_crate"
@@ -92,3 +95,22 @@ def test_a_module_is_not_called_as_what_it_exports() -> None:
 def test_the_first_line_of_every_module_says_what_it_is() -> None:
     without = [name for name, path in MODULES.items() if not ast.get_docstring(ast.parse(path.read_text("utf-8")))]
     assert not without
+
+
+LAZY = [name for name, others in IMPORTS.items() if "whitebox_crate._lazy" in others]
+
+
+@pytest.mark.parametrize("name", LAZY)
+def test_lazy_names_are_those_that_type_checkers_see(name: str) -> None:
+    package = importlib.import_module(name)
+    checked = {
+        node.module: [alias.name for alias in node.names]
+        for block in ast.parse(MODULES[name].read_text(encoding="utf-8")).body
+        if isinstance(block, ast.If)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+    }
+    assert checked == package._NAMES
+    assert sorted(sum(checked.values(), ["__version__"] * hasattr(package, "__version__"))) == sorted(package.__all__)
+    assert all(getattr(package, public) is not None for public in package.__all__)
+    assert set(package.__all__) <= set(dir(package))

@@ -36,8 +36,8 @@ NAMES: dict[str, str] = {
 ARCHITECTURES: dict[str, str] = {}
 
 
-def _warn(old: str, new: str) -> None:
-    warnings.warn(f"{old} is now {new}; the old name will go", DeprecationWarning, stacklevel=3)
+def _warn(old: str, new: str, stacklevel: int = 3) -> None:
+    warnings.warn(f"{old} is now {new}; the old name will go", DeprecationWarning, stacklevel=stacklevel)
 
 
 def current_architecture(name: str) -> str:
@@ -48,11 +48,12 @@ def current_architecture(name: str) -> str:
     return name
 
 
-def moved_names(module: str) -> Callable[[str], Any]:
+def moved_names(module: str, stacklevel: int = 3) -> Callable[[str], Any]:
     """The `__getattr__` of a module from which names have moved.
 
     Args:
         module: Its `__name__`.
+        stacklevel: Where the name was asked for, as `warnings.warn` counts: 4 if the module's own function lies between.
     """
 
     def find(name: str) -> Any:
@@ -60,7 +61,7 @@ def moved_names(module: str) -> Callable[[str], Any]:
         if old not in NAMES:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         home, _, new = NAMES[old].rpartition(".")
-        _warn(f"{PACKAGE}.{old}", f"{PACKAGE}.{NAMES[old]}")
+        _warn(f"{PACKAGE}.{old}", f"{PACKAGE}.{NAMES[old]}", stacklevel)
         return getattr(import_module(f"{PACKAGE}.{home}"), new)
 
     return find

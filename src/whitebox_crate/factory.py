@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from . import hub
+from ._storage import Storage
 from .convert.files import read_checkpoint
 from .convert.rename import Converted, convert_checkpoint
 from .errors import InputError, UnknownNameError, WeightsError, WhiteboxCrateError
@@ -336,4 +337,4 @@ class _Folders:
         return hub.model_card(model, repo_id)
 
 
-ImageTransformer.storage = _Folders()
+FOLDERS: Storage = _Folders()

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
+import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import torch
-
-from .._version import __version__
 from ..errors import WhiteboxCrateError
-from .analyze import add_analyze
-from .curves import add_curves
-from .evaluate import add_evaluate
-from .figures import add_heads, add_noise, add_pca
-from .pictures import add_classify, add_segment
-from .training import add_train
-from .weights import add_convert, add_list
+from .arguments import build_parser
+
+__all__ = ["build_parser", "main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,36 +22,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; 1 after an error, whose message is on stderr.
     """
     options = build_parser().parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
     try:
-        code: int = options.run(options)
+        module, _, name = options.run.partition(".")
+        run: Callable[..., int] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+        if options.threads:
+            importlib.import_module("torch").set_num_threads(options.threads)
+        return run(options)
     except WhiteboxCrateError as error:
         print(f"whitebox-crate: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("whitebox-crate: interrupted", file=sys.stderr)
         return 130
-    return code
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
-    parser = argparse.ArgumentParser("whitebox-crate", description=__doc__)
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (
-        add_list,
-        add_classify,
-        add_segment,
-        add_pca,
-        add_heads,
-        add_noise,
-        add_analyze,
-        add_convert,
-        add_evaluate,
-        add_curves,
-        add_train,
-    ):
-        add(commands)
-    return parser

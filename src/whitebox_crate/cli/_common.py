@@ -1,4 +1,4 @@
-"""What the commands share: their options, the model that they name, and where their files go."""
+"""What the commands share when they run: the model that they name, and where their files go."""
 
 from __future__ import annotations
 
@@ -15,28 +15,6 @@ from ..errors import InputError
 from ..factory import create_model
 from ..models import ImageTransformer
 from ..segmentation import default_layer
-
-# What --layer is if it is not given, for the help of commands; see `layer_of`.
-LAYER = "the weights' best, else -2 of CRATE, -1 of ViT"
-
-
-def command(commands: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary)
-    parser.add_argument("--threads", type=positive, help="processor threads (default: PyTorch's choice)")
-    parser.set_defaults(run=run)
-    return parser
-
-
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="*", type=Path, help="photographs (default: those of the package)")
-    add_model_choice(parser)
-
-
-def add_model_choice(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="crate_nano", help="name, name.tag or local-dir:PATH (%(default)s)")
-    parser.add_argument(
-        "--checkpoint", type=Path, help="file of weights of any known format, in place of the model's own"
-    )
 
 
 def load(options: argparse.Namespace, any_size: bool = True) -> ImageTransformer:
@@ -81,12 +59,6 @@ def free_name(folder: Path, stem: str, taken: set[str]) -> Path:
 def out_folder(folder: Path) -> None:
     """Makes the folder that --out names."""
     make_folder(folder, "give another with --out")
-
-
-def positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a positive number, not {text!r}")
-    return int(text)
 
 
 def option(text: str) -> tuple[str, Any]:

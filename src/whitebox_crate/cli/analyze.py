@@ -6,32 +6,20 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .._files import write_whole
 from ..analysis.reports import report
 from ..errors import InputError, OutputError
 from ..evaluation.folders import IMAGE_SUFFIXES
 from ..images import load_image
-from ._common import add_model_options, command, make, out_folder, positive, samples
+from ._common import make, out_folder, samples
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def add_analyze(commands: Any) -> None:
-    """Adds the command `analyze`."""
-    analyze = command(
-        commands, "analyze", _analyze, "what each layer does to photographs and was derived to do, as HTML"
-    )
-    add_model_options(analyze)
-    analyze.add_argument(
-        "--size", type=positive, help="shorter side for the model, pixels (default: the weights' best)"
-    )
-    analyze.add_argument("--out", type=Path, default=Path("report.html"), help="the page (%(default)s)")
-
-
-def _analyze(options: argparse.Namespace) -> int:
+def write_page(options: argparse.Namespace) -> int:
     """Measures on every picture that can be read; those that cannot are reported."""
     if options.out.is_dir():
         raise OutputError(f"{options.out} is a folder; give the name of a file, for example {options.out}/report.html")

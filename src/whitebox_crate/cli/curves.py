@@ -16,15 +16,15 @@ from .._files import read_json, write_whole
 from ..convert.files import read_checkpoint
 from ..convert.infer import infer_model
 from ..errors import InputError, WeightsError, require
-from ..evaluation.attention import RULES, score_image
+from ..evaluation.attention import score_image
 from ..evaluation.curves import LayerMeans, check_noise, generator_of, layer_means, noisy
 from ..evaluation.folders import LabelledImage, LabelledImages, read_folder, read_voc
 from ..evaluation.records import Records
 from ..factory import create_model
 from ..hub import CONFIG, WEIGHTS
 from ..models import ImageTransformer
-from ._common import LAYER, command, layer_of, load
-from .evaluate import ADVICE, add_run_options, check_files, load_for_evaluation, names_digest
+from ._common import layer_of, load
+from .evaluate import ADVICE, check_files, load_for_evaluation, names_digest
 
 RUN = "run.json"  # beside the weights in the checkpoints of `train`
 WEIGHT_SUFFIXES = frozenset({".safetensors", ".pth", ".pt", ".bin", ".npz", ".ckpt"})
@@ -32,47 +32,16 @@ WEIGHT_SUFFIXES = frozenset({".safetensors", ".pth", ".pt", ".bin", ".npz", ".ck
 Curve = dict[str, Any]
 
 
-def add_curves(commands: Any) -> None:
-    """Adds the command `curves`, with a command of its own for each kind of curve."""
-    summary = "how well attention segments a data set: by layer, by checkpoint, and under noise"
-    curves = commands.add_parser("curves", help=summary, description=summary)
-    kinds = curves.add_subparsers(required=True, metavar="KIND")
-    layers = command(kinds, "layers", partial(_curves, _by_layer, "layer"), "IoU by layer")
-    _add_against(layers)
-    _add_options(layers, one_layer=False)
-    epochs = command(kinds, "epochs", partial(_curves, _by_checkpoint, "epoch or step"), "IoU by checkpoint")
-    epochs.add_argument("checkpoints", type=Path, help="folder of checkpoints: files, or folders with weights")
-    _add_options(epochs)
-    noise = command(kinds, "noise", partial(_curves, _by_noise, "standard deviation of the noise"), "IoU under noise")
-    _add_against(noise)
-    add_noise_options(noise, [0, 10, 25, 50, 75])
-    _add_options(noise)
+def layers(options: argparse.Namespace) -> int:
+    return _curves(_by_layer, "layer", options)
 
 
-def add_noise_options(parser: argparse.ArgumentParser, strengths: list[float]) -> None:
-    """Strengths, shares and seed of noise on pixels."""
-    parser.add_argument(
-        "--strengths", nargs="+", type=float, default=strengths, help="standard deviations, of 255 (%(default)s)"
-    )
-    parser.add_argument("--shares", nargs="+", type=float, default=[0.5], help="of the pixels (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
+def epochs(options: argparse.Namespace) -> int:
+    return _curves(_by_checkpoint, "epoch or step", options)
 
 
-def _add_against(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--against", nargs="+", default=[], metavar="MODEL", help="other models, for curves beside it")
-
-
-def _add_options(parser: argparse.ArgumentParser, one_layer: bool = True) -> None:
-    add_run_options(parser, "the data set")
-    parser.add_argument(
-        "--data", choices=("voc", "folder"), default="voc", help="its layout, as in evaluate (%(default)s)"
-    )
-    parser.add_argument("--split", default="val", help="list in ImageSets/Segmentation of voc (%(default)s)")
-    parser.add_argument("--void", type=int, help="label of pixels that count for nothing, of a folder (none)")
-    parser.add_argument("--keep", type=float, default=0.6, help="share that mass and entries keep (%(default)s)")
-    parser.add_argument("--rule", choices=RULES, default="mean", help="rule that is drawn; JSON has all (%(default)s)")
-    if one_layer:
-        parser.add_argument("--layer", type=int, help=f"which layer (default: {LAYER})")
+def noise(options: argparse.Namespace) -> int:
+    return _curves(_by_noise, "standard deviation of the noise", options)
 
 
 def _curves(measure: Any, x_label: str, options: argparse.Namespace) -> int:

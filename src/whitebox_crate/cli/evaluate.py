@@ -20,68 +20,10 @@ from ..evaluation.coco import check_images, maskcut_results, read_annotations, s
 from ..evaluation.folders import LabelledImage, LabelledImages, read_folder, read_voc
 from ..evaluation.records import Records, content_of, whole_number
 from ..models import ImageTransformer
-from ._common import LAYER, add_model_choice, command, layer_of, load, positive
+from ._common import layer_of, load
 
 # What to do about a broken item; the functions beneath know no options.
 ADVICE = "repair this one and run again, or leave out what is broken with --skip-broken"
-
-
-def add_evaluate(commands: Any) -> None:
-    """Adds the command `evaluate`, with a command of its own for each kind of data set."""
-    summary = "how well a model finds objects in a data set, measured as in the paper"
-    evaluate = commands.add_parser("evaluate", help=summary, description=summary)
-    kinds = evaluate.add_subparsers(required=True, metavar="DATA")
-    for add in (_add_voc, _add_folder, _add_coco):
-        add(kinds)
-
-
-def _add_voc(kinds: Any) -> None:
-    voc = command(kinds, "voc", _voc, "mIoU of [CLS] attention on Pascal VOC 2012, by layer, head and class")
-    voc.add_argument("--split", default="val", help="list in ImageSets/Segmentation (%(default)s)")
-    _add_attention_options(voc, "folder with JPEGImages, SegmentationClass and ImageSets, or with VOC2012")
-
-
-def _add_folder(kinds: Any) -> None:
-    folder = command(kinds, "folder", _folder, "the same on any folder of images/ and masks/, PNGs of labels")
-    folder.add_argument("--void", type=int, help="label of pixels that count for nothing, for example 255 (none)")
-    folder.add_argument(
-        "--objects", action="store_true", help="labels number the objects of an image, and are no classes"
-    )
-    _add_attention_options(folder, "folder with images/ and masks/")
-
-
-def _add_coco(kinds: Any) -> None:
-    coco = command(
-        kinds, "coco", _coco, "AP of MaskCut's boxes and masks on COCO, whatever the class, by its evaluator"
-    )
-    coco.add_argument(
-        "--split", default="val2017", help="folder of images, and part of the annotations' name (val2017)"
-    )
-    coco.add_argument("--annotations", type=Path, help="file (default: ROOT/annotations/instances_SPLIT.json)")
-    add_run_options(coco, "folder with annotations/ and a folder of images, val2017/")
-    coco.add_argument("--layer", type=int, help=f"layer of the features (default: {LAYER})")
-    coco.add_argument(
-        "--state", choices=("projections", "tokens", "output"), default="projections", help="features (%(default)s)"
-    )
-    coco.add_argument("--tau", type=float, default=0.15, help="patches of a larger cosine are linked (%(default)s)")
-    coco.add_argument("--n", type=positive, default=3, help="most masks of an image (%(default)s)")
-
-
-def _add_attention_options(parser: argparse.ArgumentParser, root: str) -> None:
-    add_run_options(parser, root)
-    parser.add_argument("--layer", type=int, help=f"layer of the table by class (default: {LAYER})")
-    parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES, help="what a mask keeps (all)")
-    parser.add_argument("--keep", type=float, default=0.6, help="share that mass and entries keep (%(default)s)")
-
-
-def add_run_options(parser: argparse.ArgumentParser, root: str) -> None:
-    """Options of every evaluation."""
-    add_model_choice(parser)
-    parser.add_argument("--root", type=Path, required=True, help=root)
-    parser.add_argument("--size", type=positive, help="shorter side for the model, pixels (default: the weights' best)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda (each process its own) or cuda:N (%(default)s)")
-    parser.add_argument("--skip-broken", action="store_true", help="report and leave out what cannot be read")
-    parser.add_argument("--out", type=Path, required=True, help="folder of results; one that was begun is gone on with")
 
 
 def load_for_evaluation(
@@ -159,12 +101,12 @@ def _broken(records: Records, count: int) -> list[dict[str, str]]:
     return broken
 
 
-def _voc(options: argparse.Namespace) -> int:
+def voc(options: argparse.Namespace) -> int:
     about = {"data": "voc", "split": options.split}
     return _attention(options, read_voc(options.root, options.split), about, by_class=True)
 
 
-def _folder(options: argparse.Namespace) -> int:
+def folder(options: argparse.Namespace) -> int:
     about = {"data": "folder", "objects": options.objects}
     return _attention(options, read_folder(options.root, options.void), about, by_class=not options.objects)
 
@@ -204,7 +146,7 @@ def _attention(options: argparse.Namespace, data: LabelledImages, about: Mapping
     return 0
 
 
-def _coco(options: argparse.Namespace) -> int:
+def coco(options: argparse.Namespace) -> int:
     require("faster_coco_eval", "eval")  # or its lack would be told after the first image
     if not 0 <= options.tau < 1:
         raise InputError(f"--tau is a cosine in [0, 1), not {options.tau}")

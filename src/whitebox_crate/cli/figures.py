@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,12 +23,10 @@ from ..images import load_image
 from ..models import ImageTransformer
 from ..preprocess import image_to_tensor, resize_to_grid
 from ..segmentation import attention_masks, cls_attention, mask_iou, patch_features, upsample
-from ..segmentation.attention import MaskRule
 from ..segmentation.draw import PAPER, draw_map, draw_mask, draw_panels
 from ..segmentation.heads import rank_heads
 from ..segmentation.pca import patch_pca, pca_maps, unit_range
-from ._common import LAYER, add_model_options, command, free_name, layer_of, load, out_folder, samples
-from .curves import add_noise_options
+from ._common import free_name, layer_of, load, out_folder, samples
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,56 +44,8 @@ class Seen:
     pixels: Tensor
 
 
-def add_pca(commands: Any) -> None:
-    """Adds the command `pca`."""
-    pca = command(commands, "pca", _pca, "foreground and parts of one kind of object, by PCA of patch features")
-    add_model_options(pca)
-    pca.add_argument("--layer", type=_layer, help=f"which layer, or all for a strip (default: {LAYER})")
-    pca.add_argument(
-        "--threshold", type=float, help="foreground from so many standard deviations (default: Otsu's cut)"
-    )
-    _add_sheet_options(pca, "pca")
-
-
-def add_heads(commands: Any) -> None:
-    """Adds the command `heads`."""
-    heads = command(commands, "heads", _heads, "the same heads across images, those first that pick the same part")
-    add_model_options(heads)
-    heads.add_argument("--layer", type=int, help=f"which layer (default: {LAYER})")
-    heads.add_argument("--masks", type=Path, help="folder of mask PNGs named as the images: ranks by IoU")
-    heads.add_argument("--void", type=int, help="label of pixels that count for nothing, for example 255 (none)")
-    heads.add_argument("--rule", choices=get_args(MaskRule), default="mean", help="how a map is cut (%(default)s)")
-    heads.add_argument(
-        "--keep", type=float, default=0.6, help="share that the rules mass and entries keep (%(default)s)"
-    )
-    _add_sheet_options(heads, "heads")
-
-
-def add_noise(commands: Any) -> None:
-    """Adds the command `noise`."""
-    noise = command(commands, "noise", _noise, "the [CLS] maps of all heads of a layer as noise on the pixels grows")
-    add_model_options(noise)
-    noise.add_argument("--layer", type=int, help=f"which layer (default: {LAYER})")
-    add_noise_options(noise, [10, 25, 50, 75])
-    _add_sheet_options(noise, "noise")
-
-
-def _add_sheet_options(parser: argparse.ArgumentParser, out: str) -> None:
-    parser.add_argument("--size", type=int, help="shorter side for the model, pixels (default: the weights' best)")
-    parser.add_argument("--out", type=Path, default=Path(out), help="folder for what is made (%(default)s)")
-
-
-def _layer(text: str) -> int | str:
-    if text == "all":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"a layer's number, or all, not {text!r}") from None
-
-
 @torch.inference_mode()
-def _pca(options: argparse.Namespace) -> int:
+def pca(options: argparse.Namespace) -> int:
     model = load(options)
     seen, failed = _read(options, model)
     if options.layer == "all":
@@ -146,7 +96,7 @@ def _strip(model: ImageTransformer, seen: Sequence[Seen]) -> tuple[list[Image], 
 
 
 @torch.inference_mode()
-def _heads(options: argparse.Namespace) -> int:
+def heads(options: argparse.Namespace) -> int:
     model = load(options)
     seen, failed = _read(options, model)
     layer = layer_of(model, options.layer)
@@ -196,7 +146,7 @@ def _ious(maps: Sequence[Tensor], seen: Sequence[Seen], options: argparse.Namesp
 
 
 @torch.inference_mode()
-def _noise(options: argparse.Namespace) -> int:
+def noise(options: argparse.Namespace) -> int:
     """A sheet for each image: a row without noise, then one for each share and strength."""
     for strength, share in product(options.strengths, options.shares):
         curves.check_noise(strength, share)

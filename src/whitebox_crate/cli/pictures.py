@@ -7,7 +7,7 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from ..preprocess import Transform, create_transform, image_to_tensor, resize_to
 from ..segmentation import attention_masks, cls_attention
 from ..segmentation.attention import MaskRule
 from ..segmentation.draw import draw_map, draw_mask, draw_panels
-from ._common import LAYER, add_model_options, command, free_name, layer_of, load, out_folder, positive, samples
+from ._common import free_name, layer_of, load, out_folder, samples
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,35 +29,8 @@ if TYPE_CHECKING:
 SHOWN_SIDE = 320  # shorter side of a panel, pixels
 
 
-def add_classify(commands: Any) -> None:
-    """Adds the command `classify`."""
-    classify = command(commands, "classify", _classify, "the likeliest classes of photographs, with probabilities")
-    add_model_options(classify)
-    classify.add_argument("--top", type=positive, default=5, help="how many classes (%(default)s)")
-    classify.add_argument("--json", action="store_true", help="a line of JSON for each photograph")
-
-
-def add_segment(commands: Any) -> None:
-    """Adds the commands `segment` and `attention`."""
-    segment = command(commands, "segment", _segment, "the picture, a head's [CLS] map and its mask, as a PNG")
-    _add_picture_options(segment, "segmented")
-    segment.add_argument("--head", type=int, help="which head (default: the weights' best, else their mean)")
-    segment.add_argument("--rule", choices=get_args(MaskRule), help="what a mask keeps (default: mean)")
-    segment.add_argument("--keep", type=float, help="share kept (0.6) by mass, the rule if this is given, or entries")
-
-    attention = command(commands, "attention", _attention, "the [CLS] maps of all heads of a layer, as a PNG")
-    _add_picture_options(attention, "attention")
-
-
-def _add_picture_options(parser: argparse.ArgumentParser, out: str) -> None:
-    add_model_options(parser)
-    parser.add_argument("--layer", type=int, help=f"which layer (default: {LAYER})")
-    parser.add_argument("--size", type=int, help="shorter side for the model, pixels (default: the weights' best)")
-    parser.add_argument("--out", type=Path, default=Path(out), help="folder for the PNGs (%(default)s)")
-
-
 @torch.inference_mode()
-def _classify(options: argparse.Namespace) -> int:
+def classify(options: argparse.Namespace) -> int:
     """Names each image as the weights were evaluated: at the model's own size, cropped and normalised as they say."""
     model = load(options, any_size=False)
     if not model.num_classes or not model.global_pool:
@@ -100,7 +73,7 @@ def _transformed(path: Path, transform: Transform) -> Tensor:
         raise InputError(f"{path}: {error}") from error
 
 
-def _segment(options: argparse.Namespace) -> int:
+def segment(options: argparse.Namespace) -> int:
     model = load(options)
     facts = model.pretrained_cfg
     rule: MaskRule = options.rule or ("mean" if options.keep is None else "mass")
@@ -128,7 +101,7 @@ def _segment(options: argparse.Namespace) -> int:
     return _draw_all(options, model, draw)
 
 
-def _attention(options: argparse.Namespace) -> int:
+def attention(options: argparse.Namespace) -> int:
     model = load(options)
 
     def draw(photo: Image, maps: Tensor, layer: int) -> tuple[Image, str]:

@@ -24,7 +24,7 @@ from ..training.datasets import Images, StreamedImages, open_images
 from ..training.model_folder import finish, last_metrics, publish, write_recipe
 from ..training.presets import PRESETS
 from ..training.validation import Validation
-from ._common import command, option, positive
+from ._common import option
 
 COMPOSITES = ("photographs", "garments")
 OF_FILES = (  # what composites have no use for
@@ -42,53 +42,7 @@ class _Data(NamedTuple):
     words: str
 
 
-def add_train(commands: Any) -> None:
-    """Adds the command `train`."""
-    training = command(commands, "train", _train, "train on your own images, or on composites of objects")
-    add = training.add_argument_group("data").add_argument
-    add("--data", default="photographs", help="photographs or garments (composites), a folder, file or Hub data set")
-    add("--split", default="train", help="of the data set (%(default)s)")
-    add("--subset", help="of a Hub data set that has several")
-    add("--revision", help="branch, tag or commit of a Hub data set")
-    add("--image-column", help="name (default: by its type or the usual names)")
-    add("--label-column", help="name (default: by its type or the usual names)")
-    add("--label-names", type=Path, metavar="FILE", help="names of all classes in order, a line each")
-    add("--streaming", action="store_true", help="read one after the other, for data too large or too far away")
-    add("--images", type=positive, help="how many there are, if they are streamed and that is known")
-    add("--backgrounds", nargs="+", type=Path, default=[], metavar="FOLDER", help="more pictures behind photographs")
-    add("--workers", type=int, default=0, help="processes that make batches ahead of time, for each of the run's (0)")
-    add = training.add_argument_group("model").add_argument
-    add("--model", help="architecture, to be trained from scratch (crate_nano)")
-    add("--pretrained", metavar="NAME", help="weights to start from: name, name.tag, local-dir:PATH or hf-hub:org/name")
-    add("--set", nargs="+", action="extend", default=[], metavar="OPTION=VALUE", help="options of the model")
-    add = training.add_argument_group("validation").add_argument
-    add("--validation", metavar="SPLIT|PATH", help="a split of the data, or other data (with a / in it), to be named")
-    add("--masks", type=Path, metavar="FOLDER", help="images/ with masks/, or VOC 2012, to be segmented by attention")
-    add("--validate-every", type=float, help="epochs (1); steps (of a checkpoint) where no epoch is known")
-    add = training.add_argument_group("run").add_argument
-    add("--out", type=Path, required=True, help="folder; one that holds a run is gone on with")
-    add("--checkpoint-every", type=positive, default=250, help="steps (%(default)s)")
-    add("--tracker", nargs="+", default=[], metavar="NAME", help="trackers that accelerate knows, as tensorboard")
-    add("--push-to-hub", metavar="ORG/NAME", help="repository for the trained model")
-    recipe = training.add_argument_group("recipe", "a preset, and what shall differ from it")
-    recipe.add_argument(
-        "--preset", choices=sorted(PRESETS), help="(composites for those; else finetune from weights, else imagenet1k)"
-    )
-    for field in dataclasses.fields(Recipe):
-        _add_recipe_option(recipe, field)
-
-
-def _add_recipe_option(parser: Any, field: dataclasses.Field[Any]) -> None:
-    flag, default = "--" + field.name.replace("_", "-"), field.default
-    if isinstance(default, bool):
-        parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None)
-    elif isinstance(default, tuple):
-        parser.add_argument(flag, nargs="+", type=type(default[0]), help=f"as {' '.join(map(str, default))}")
-    else:
-        parser.add_argument(flag, type=type(default), help=f"as {default}")
-
-
-def _train(options: argparse.Namespace) -> int:
+def train_model(options: argparse.Namespace) -> int:
     accelerate = require("accelerate", "train")  # or its lack would be told after the data are read
     preset, recipe = _recipe(options)
     data = _open(options, recipe)

@@ -1,48 +1,24 @@
 """HubVerbs: from_pretrained, save_pretrained and push_to_hub, as on every model of the Hugging Face Hub.
 
-What they need of folders and the Hub is a `Storage`; `whitebox_crate.factory`, above this module, provides it.
+What they need of folders and the Hub is a `Storage`: that of `whitebox_crate.factory`, which stands above this module.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, ModelHubMixin
 
+from .. import _storage
 from ..errors import InputError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class Storage(Protocol):
-    """How models are kept in folders and on the Hub."""
-
-    def load(
-        self,
-        source: str,
-        *,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        token: str | bool | None,
-        local_files_only: bool,
-        force_download: bool,
-        model_options: dict[str, Any],
-    ) -> Any:
-        """A model with its weights from a folder or a repository."""
-
-    def save(self, model: Any, folder: str | Path, repo_id: str) -> Path:
-        """Writes a model to a folder, which it returns; its card names the repository."""
-
-    def card(self, model: Any, repo_id: str) -> str:
-        """The text of the card of a model."""
-
-
 class HubVerbs(ModelHubMixin, library_name="whitebox-crate"):
     """huggingface_hub's mixin over this package's own folders; it adds `push_to_hub(repo_id, ...)` as it is."""
-
-    storage: ClassVar[Storage]  # set once, where the package is put together
 
     @classmethod
     def from_pretrained(
@@ -72,7 +48,7 @@ class HubVerbs(ModelHubMixin, library_name="whitebox-crate"):
             InputError: If the model is not of the class that this was called on.
         """
         source = str(pretrained_model_name_or_path)
-        model = cls.storage.load(
+        model = _storage.provider().load(
             source,
             revision=revision,
             cache_dir=cache_dir,
@@ -119,7 +95,7 @@ class HubVerbs(ModelHubMixin, library_name="whitebox-crate"):
         if config is not None:
             raise InputError("config.json is written from the model; change the file afterwards")
         named = (model_card_kwargs or {}).get("repo_id") or repo_id or ""
-        folder = self.storage.save(self, save_directory, named)
+        folder = _storage.provider().save(self, save_directory, named)
         return self.push_to_hub(repo_id or folder.name, **push_to_hub_kwargs) if push_to_hub else None
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
@@ -140,4 +116,4 @@ class HubVerbs(ModelHubMixin, library_name="whitebox-crate"):
         Args:
             repo_id: "org/name" of the repository, if it is known.
         """
-        return ModelCard(self.storage.card(self, repo_id))
+        return ModelCard(_storage.provider().card(self, repo_id))

@@ -1,0 +1,33 @@
+"""Storage: what models need of folders and the Hub, which stand above them; `whitebox_crate` itself provides it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Storage(Protocol):
+    """How models are kept in folders and on the Hub."""
+
+    def load(
+        self,
+        source: str,
+        *,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        token: str | bool | None,
+        local_files_only: bool,
+        force_download: bool,
+        model_options: dict[str, Any],
+    ) -> Any:
+        """A model with its weights from a folder or a repository."""
+
+    def save(self, model: Any, folder: str | Path, repo_id: str) -> Path:
+        """Writes a model to a folder, which it returns; its card names the repository."""
+
+    def card(self, model: Any, repo_id: str) -> str:
+        """The text of the card of a model."""
+
+
+provider: Callable[[], Storage]  # set once, where the package is put together

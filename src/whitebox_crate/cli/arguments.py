@@ -1,0 +1,322 @@
+"""What every command takes, and the function that runs it; without PyTorch, so that help and errors come at once."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from .._version import __version__
+from ..training.presets import PRESETS
+from ..training.recipe import Recipe
+from .parser import Parser, command, group, positive
+
+RULES = ("mass", "entries", "mean")  # those of `segmentation.attention_masks`
+# What --layer is if it is not given; see `layer_of` in _common.
+LAYER = "the weights' best, else -2 of CRATE, -1 of ViT"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; what it reads has the function to `run`, as "module.function" of `cli`."""
+    parser = Parser(
+        "whitebox-crate",
+        description="The `whitebox-crate` command: list models, classify, segment and analyze photographs, evaluate, "
+        "convert, train.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_commands("COMMAND")
+    for add in (
+        _add_list,
+        _add_classify,
+        _add_segment,
+        _add_attention,
+        _add_pca,
+        _add_heads,
+        _add_noise,
+        _add_analyze,
+        _add_convert,
+        _add_evaluate,
+        _add_curves,
+        _add_train,
+    ):
+        add(commands)
+    return parser
+
+
+def _add_list(commands: Any) -> None:
+    listing = command(commands, "list", "weights.show_names", "names of models, weights with --pretrained")
+    listing.add_argument("filter", nargs="*", help="wildcards, for example 'crate_*'")
+    listing.add_argument("--pretrained", action="store_true", help="only models with weights, with their tags")
+
+
+def _add_convert(commands: Any) -> None:
+    converting = command(
+        commands, "convert", "weights.convert", "other people's checkpoint to a folder that create_model loads"
+    )
+    converting.add_argument("file", type=Path, help="safetensors, PyTorch or JAX (npz) file, of a format we know")
+    converting.add_argument("out", type=Path, help="folder")
+    converting.add_argument(
+        "--model", default="", help="architecture, perhaps with a tag (default: what the file shows)"
+    )
+    converting.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="what the file does not show, for example num_heads=12 img_size=224x160",
+    )
+
+
+def _add_classify(commands: Any) -> None:
+    classify = command(
+        commands, "classify", "pictures.classify", "the likeliest classes of photographs, with probabilities"
+    )
+    _add_images(classify)
+    classify.add_argument("--top", type=positive, default=5, help="how many classes (%(default)s)")
+    classify.add_argument("--json", action="store_true", help="a line of JSON for each photograph")
+
+
+def _add_segment(commands: Any) -> None:
+    segment = command(commands, "segment", "pictures.segment", "the picture, a head's [CLS] map and its mask, as a PNG")
+    _add_picture(segment, "segmented")
+    segment.add_argument("--head", type=int, help="which head (default: the weights' best, else their mean)")
+    segment.add_argument("--rule", choices=RULES, help="what a mask keeps (default: mean)")
+    segment.add_argument("--keep", type=float, help="share kept (0.6) by mass, the rule if this is given, or entries")
+
+
+def _add_attention(commands: Any) -> None:
+    attention = command(commands, "attention", "pictures.attention", "the [CLS] maps of all heads of a layer, as a PNG")
+    _add_picture(attention, "attention")
+
+
+def _add_picture(parser: Parser, out: str) -> None:
+    _add_images(parser)
+    _add_layer(parser)
+    parser.add_argument("--size", type=int, help="shorter side for the model, pixels (default: the weights' best)")
+    parser.add_argument("--out", type=Path, default=Path(out), help="folder for the PNGs (%(default)s)")
+
+
+def _add_pca(commands: Any) -> None:
+    pca = command(
+        commands, "pca", "figures.pca", "foreground and parts of one kind of object, by PCA of patch features"
+    )
+    _add_images(pca)
+    pca.add_argument("--layer", type=_layer, help=f"which layer, or all for a strip (default: {LAYER})")
+    pca.add_argument(
+        "--threshold", type=float, help="foreground from so many standard deviations (default: Otsu's cut)"
+    )
+    _add_sheet(pca, "pca")
+
+
+def _add_heads(commands: Any) -> None:
+    heads = command(
+        commands, "heads", "figures.heads", "the same heads across images, those first that pick the same part"
+    )
+    _add_images(heads)
+    _add_layer(heads)
+    heads.add_argument("--masks", type=Path, help="folder of mask PNGs named as the images: ranks by IoU")
+    heads.add_argument("--void", type=int, help="label of pixels that count for nothing, for example 255 (none)")
+    heads.add_argument("--rule", choices=RULES, default="mean", help="how a map is cut (%(default)s)")
+    heads.add_argument(
+        "--keep", type=float, default=0.6, help="share that the rules mass and entries keep (%(default)s)"
+    )
+    _add_sheet(heads, "heads")
+
+
+def _add_noise(commands: Any) -> None:
+    noise = command(
+        commands, "noise", "figures.noise", "the [CLS] maps of all heads of a layer as noise on the pixels grows"
+    )
+    _add_images(noise)
+    _add_layer(noise)
+    _add_disturbance(noise, [10, 25, 50, 75])
+    _add_sheet(noise, "noise")
+
+
+def _add_sheet(parser: Parser, out: str) -> None:
+    parser.add_argument("--size", type=int, help="shorter side for the model, pixels (default: the weights' best)")
+    parser.add_argument("--out", type=Path, default=Path(out), help="folder for what is made (%(default)s)")
+
+
+def _add_analyze(commands: Any) -> None:
+    analyze = command(
+        commands,
+        "analyze",
+        "analyze.write_page",
+        "what each layer does to photographs and was derived to do, as HTML",
+    )
+    _add_images(analyze)
+    analyze.add_argument(
+        "--size", type=positive, help="shorter side for the model, pixels (default: the weights' best)"
+    )
+    analyze.add_argument("--out", type=Path, default=Path("report.html"), help="the page (%(default)s)")
+
+
+def _add_evaluate(commands: Any) -> None:
+    kinds = group(
+        commands, "evaluate", "DATA", "how well a model finds objects in a data set, measured as in the paper"
+    )
+    voc = command(kinds, "voc", "evaluate.voc", "mIoU of [CLS] attention on Pascal VOC 2012, by layer, head and class")
+    voc.add_argument("--split", default="val", help="list in ImageSets/Segmentation (%(default)s)")
+    _add_attention_scores(voc, "folder with JPEGImages, SegmentationClass and ImageSets, or with VOC2012")
+
+    folder = command(kinds, "folder", "evaluate.folder", "the same on any folder of images/ and masks/, PNGs of labels")
+    folder.add_argument("--void", type=int, help="label of pixels that count for nothing, for example 255 (none)")
+    folder.add_argument(
+        "--objects", action="store_true", help="labels number the objects of an image, and are no classes"
+    )
+    _add_attention_scores(folder, "folder with images/ and masks/")
+
+    coco = command(
+        kinds,
+        "coco",
+        "evaluate.coco",
+        "AP of MaskCut's boxes and masks on COCO, whatever the class, by its evaluator",
+    )
+    coco.add_argument(
+        "--split", default="val2017", help="folder of images, and part of the annotations' name (val2017)"
+    )
+    coco.add_argument("--annotations", type=Path, help="file (default: ROOT/annotations/instances_SPLIT.json)")
+    _add_run(coco, "folder with annotations/ and a folder of images, val2017/")
+    coco.add_argument("--layer", type=int, help=f"layer of the features (default: {LAYER})")
+    coco.add_argument(
+        "--state", choices=("projections", "tokens", "output"), default="projections", help="features (%(default)s)"
+    )
+    coco.add_argument("--tau", type=float, default=0.15, help="patches of a larger cosine are linked (%(default)s)")
+    coco.add_argument("--n", type=positive, default=3, help="most masks of an image (%(default)s)")
+
+
+def _add_attention_scores(parser: Parser, root: str) -> None:
+    _add_run(parser, root)
+    parser.add_argument("--layer", type=int, help=f"layer of the table by class (default: {LAYER})")
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES, help="what a mask keeps (all)")
+    parser.add_argument("--keep", type=float, default=0.6, help="share that mass and entries keep (%(default)s)")
+
+
+def _add_curves(commands: Any) -> None:
+    kinds = group(
+        commands, "curves", "KIND", "how well attention segments a data set: by layer, by checkpoint, and under noise"
+    )
+    layers = command(kinds, "layers", "curves.layers", "IoU by layer")
+    _add_against(layers)
+    _add_curve(layers)
+
+    epochs = command(kinds, "epochs", "curves.epochs", "IoU by checkpoint")
+    epochs.add_argument("checkpoints", type=Path, help="folder of checkpoints: files, or folders with weights")
+    _add_curve(epochs)
+    _add_layer(epochs)
+
+    noise = command(kinds, "noise", "curves.noise", "IoU under noise")
+    _add_against(noise)
+    _add_disturbance(noise, [0, 10, 25, 50, 75])
+    _add_curve(noise)
+    _add_layer(noise)
+
+
+def _add_against(parser: Parser) -> None:
+    parser.add_argument("--against", nargs="+", default=[], metavar="MODEL", help="other models, for curves beside it")
+
+
+def _add_curve(parser: Parser) -> None:
+    _add_run(parser, "the data set")
+    parser.add_argument(
+        "--data", choices=("voc", "folder"), default="voc", help="its layout, as in evaluate (%(default)s)"
+    )
+    parser.add_argument("--split", default="val", help="list in ImageSets/Segmentation of voc (%(default)s)")
+    parser.add_argument("--void", type=int, help="label of pixels that count for nothing, of a folder (none)")
+    parser.add_argument("--keep", type=float, default=0.6, help="share that mass and entries keep (%(default)s)")
+    parser.add_argument("--rule", choices=RULES, default="mean", help="rule that is drawn; JSON has all (%(default)s)")
+
+
+def _add_train(commands: Any) -> None:
+    training = command(
+        commands, "train", "training.train_model", "train on your own images, or on composites of objects"
+    )
+    add = training.add_argument_group("data").add_argument
+    add("--data", default="photographs", help="photographs or garments (composites), a folder, file or Hub data set")
+    add("--split", default="train", help="of the data set (%(default)s)")
+    add("--subset", help="of a Hub data set that has several")
+    add("--revision", help="branch, tag or commit of a Hub data set")
+    add("--image-column", help="name (default: by its type or the usual names)")
+    add("--label-column", help="name (default: by its type or the usual names)")
+    add("--label-names", type=Path, metavar="FILE", help="names of all classes in order, a line each")
+    add("--streaming", action="store_true", help="read one after the other, for data too large or too far away")
+    add("--images", type=positive, help="how many there are, if they are streamed and that is known")
+    add("--backgrounds", nargs="+", type=Path, default=[], metavar="FOLDER", help="more pictures behind photographs")
+    add("--workers", type=int, default=0, help="processes that make batches ahead of time, for each of the run's (0)")
+    add = training.add_argument_group("model").add_argument
+    add("--model", help="architecture, to be trained from scratch (crate_nano)")
+    add("--pretrained", metavar="NAME", help="weights to start from: name, name.tag, local-dir:PATH or hf-hub:org/name")
+    add("--set", nargs="+", action="extend", default=[], metavar="OPTION=VALUE", help="options of the model")
+    add = training.add_argument_group("validation").add_argument
+    add("--validation", metavar="SPLIT|PATH", help="a split of the data, or other data (with a / in it), to be named")
+    add("--masks", type=Path, metavar="FOLDER", help="images/ with masks/, or VOC 2012, to be segmented by attention")
+    add("--validate-every", type=float, help="epochs (1); steps (of a checkpoint) where no epoch is known")
+    add = training.add_argument_group("run").add_argument
+    add("--out", type=Path, required=True, help="folder; one that holds a run is gone on with")
+    add("--checkpoint-every", type=positive, default=250, help="steps (%(default)s)")
+    add("--tracker", nargs="+", default=[], metavar="NAME", help="trackers that accelerate knows, as tensorboard")
+    add("--push-to-hub", metavar="ORG/NAME", help="repository for the trained model")
+    recipe = training.add_argument_group("recipe", "a preset, and what shall differ from it")
+    recipe.add_argument(
+        "--preset", choices=sorted(PRESETS), help="(composites for those; else finetune from weights, else imagenet1k)"
+    )
+    for field in dataclasses.fields(Recipe):
+        _add_recipe_field(recipe, field)
+
+
+def _add_recipe_field(parser: Any, field: dataclasses.Field[Any]) -> None:
+    flag, default = "--" + field.name.replace("_", "-"), field.default
+    if isinstance(default, bool):
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None)
+    elif isinstance(default, tuple):
+        parser.add_argument(flag, nargs="+", type=type(default[0]), help=f"as {' '.join(map(str, default))}")
+    else:
+        parser.add_argument(flag, type=type(default), help=f"as {default}")
+
+
+def _add_images(parser: Parser) -> None:
+    """Photographs, and the model that looks at them."""
+    parser.add_argument("images", nargs="*", type=Path, help="photographs (default: those of the package)")
+    _add_model(parser)
+
+
+def _add_run(parser: Parser, root: str) -> None:
+    """What every evaluation takes."""
+    _add_model(parser)
+    parser.add_argument("--root", type=Path, required=True, help=root)
+    parser.add_argument("--size", type=positive, help="shorter side for the model, pixels (default: the weights' best)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda (each process its own) or cuda:N (%(default)s)")
+    parser.add_argument("--skip-broken", action="store_true", help="report and leave out what cannot be read")
+    parser.add_argument("--out", type=Path, required=True, help="folder of results; one that was begun is gone on with")
+
+
+def _add_model(parser: Parser) -> None:
+    parser.add_argument("--model", default="crate_nano", help="name, name.tag or local-dir:PATH (%(default)s)")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="file of weights of any known format, in place of the model's own"
+    )
+
+
+def _add_layer(parser: Parser) -> None:
+    parser.add_argument("--layer", type=int, help=f"which layer (default: {LAYER})")
+
+
+def _add_disturbance(parser: Parser, strengths: list[float]) -> None:
+    """Strengths, shares and seed of noise on pixels."""
+    parser.add_argument(
+        "--strengths", nargs="+", type=float, default=strengths, help="standard deviations, of 255 (%(default)s)"
+    )
+    parser.add_argument("--shares", nargs="+", type=float, default=[0.5], help="of the pixels (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
+
+
+def _layer(text: str) -> int | str:
+    if text == "all":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a layer's number, or all, not {text!r}") from None

@@ -1,0 +1,68 @@
+"""Parser: argparse, which answers an unknown word with the close matches and the usage of the command it was given."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
+from typing import Any, NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """The parser of a command, which may have commands of its own."""
+
+    commands: Any = None  # what `add_subparsers` gave
+
+    def add_commands(self, metavar: str) -> Any:
+        """Makes it a parser of commands, which `add_parser` of the result adds."""
+        self.commands = self.add_subparsers(required=True, metavar=metavar)
+        return self.commands
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Refuses what it does not know; argparse would leave that to the parsers above, which show their own usage."""
+        words = list(sys.argv[1:] if args is None else args)
+        self._look_for_unknown(words)
+        options, rest = super().parse_known_args(words, namespace)
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return options, rest
+
+    def _look_for_unknown(self, words: Sequence[str]) -> None:
+        """Before argparse, which would rather speak of what is missing."""
+        own = list(takewhile(lambda word: word != "--", words))
+        if self.commands is not None:
+            own = list(takewhile(lambda word: word.startswith("-"), own))
+            command = words[len(own) :][:1]
+            if command and command[0] not in {*self.commands.choices, "--"}:
+                self._unknown("command", command[0], self.commands.choices)
+        for flag in (word.partition("=")[0] for word in own if word.startswith("--") and " " not in word):
+            if not any(name.startswith(flag) for name in self._option_string_actions):  # may be shortened
+                self._unknown("option", flag, self._option_string_actions)
+
+    def _unknown(self, kind: str, word: str, known: Iterable[str]) -> NoReturn:
+        close = difflib.get_close_matches(word, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"{self.prog} --help shows all"
+        self.error(f"unknown {kind} {word!r}; {hint}")
+
+
+def command(commands: Any, name: str, run: str, summary: str) -> Parser:
+    """Adds a command that runs: `run` is the module beside this one and its function, as "pictures.classify"."""
+    parser: Parser = commands.add_parser(name, help=summary, description=summary)
+    parser.add_argument("--threads", type=positive, help="processor threads (default: PyTorch's choice)")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def group(commands: Any, name: str, metavar: str, summary: str) -> Any:
+    """Adds a command that has commands of its own, and gives what these are added to."""
+    parser: Parser = commands.add_parser(name, help=summary, description=summary)
+    return parser.add_commands(metavar)
+
+
+def positive(text: str) -> int:
+    """A whole number, at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a positive number, not {text!r}")
+    return int(text)

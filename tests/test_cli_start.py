@@ -1,0 +1,111 @@
+"""The first word of the command line: parsed without PyTorch, and answered where it is not known."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import get_args
+
+import pytest
+
+import whitebox_crate.cli as cli
+from whitebox_crate import list_models
+from whitebox_crate.cli.arguments import RULES
+from whitebox_crate.evaluation import attention
+from whitebox_crate.segmentation.attention import MaskRule
+
+# Runs the command line in a process of its own, whose last line says whether PyTorch was imported.
+PROBE = """
+import runpy, sys
+try:
+    runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+except SystemExit as stop:
+    print()
+    print(stop.code, "torch" in sys.modules)
+"""
+
+
+def probe(*words: str, module: str = "whitebox_crate") -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", PROBE, module, *words], capture_output=True, text=True, timeout=300)
+
+
+def leaves(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """The parsers of commands that run."""
+    commands = getattr(parser, "commands", None)
+    if commands is None:
+        yield parser
+    else:
+        for below in commands.choices.values():
+            yield from leaves(below)
+
+
+LEAVES = list(leaves(cli.build_parser()))
+
+
+class TestWithoutTorch:
+    @pytest.mark.parametrize(
+        "words", [["--help"], ["--version"], ["train", "--help"], ["curves", "epochs", "--help"]], ids=" ".join
+    )
+    def test_help(self, words: list[str]) -> None:
+        done = probe(*words)
+        assert done.stdout.splitlines()[-1] == "0 False", done.stderr
+
+    @pytest.mark.parametrize(
+        "words", [["clasify"], ["segment", "--haed", "1"], ["segment", "--rule", "maen"], ["train"]], ids=" ".join
+    )
+    def test_errors(self, words: list[str]) -> None:
+        done = probe(*words)
+        assert done.stdout.splitlines()[-1] == "2 False", done.stderr
+        assert done.stderr.startswith("usage: whitebox-crate")
+
+    @pytest.mark.parametrize("module", ["whitebox_crate", "whitebox_crate.cli"])
+    def test_a_command_that_runs(self, module: str) -> None:
+        done = probe("list", "vit_nano*", module=module)
+        assert done.stdout.split() == [*list_models("vit_nano*"), "0", "True"], done.stderr
+
+
+class TestUnknown:
+    @pytest.mark.parametrize(
+        ("words", "prog", "said"),
+        [
+            ("clasify cat.jpg", "whitebox-crate", "unknown command 'clasify'; did you mean 'classify'?"),
+            ("xyz", "whitebox-crate", "unknown command 'xyz'; whitebox-crate --help shows all"),
+            ("evaluate vox", "whitebox-crate evaluate", "unknown command 'vox'; did you mean 'voc'?"),
+            ("--verson", "whitebox-crate", "unknown option '--verson'; did you mean '--version'?"),
+            ("segment --haed 1", "whitebox-crate segment", "unknown option '--haed'; did you mean '--head'?"),
+            ("segment --haed=1", "whitebox-crate segment", "unknown option '--haed'; did you mean '--head'?"),
+            # what is missing too is said later
+            ("evaluate voc --rot x", "whitebox-crate evaluate voc", "unknown option '--rot'; did you mean '--root'?"),
+            # what stands after a command is not the business of the one above it
+            ("--foo train --revision x", "whitebox-crate", "unknown option '--foo'; whitebox-crate --help shows all"),
+            ("convert in out more", "whitebox-crate convert", "unrecognized arguments: more"),
+            ("list -x", "whitebox-crate list", "unrecognized arguments: -x"),
+        ],
+    )
+    def test_the_close_match_and_the_usage_of_that_command(
+        self, words: str, prog: str, said: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(words.split())
+        err = capsys.readouterr().err
+        assert stop.value.code == 2
+        assert err.startswith(f"usage: {prog} [-h]")
+        assert err.endswith(f"\n{prog}: error: {said}\n")
+
+    def test_words_that_look_unknown(self) -> None:
+        """Options may be shortened, and after -- come files, whatever their names."""
+        options = cli.build_parser().parse_args(["segment", "--ch=file", "--", "--haed"])
+        assert (str(options.checkpoint), [str(path) for path in options.images]) == ("file", ["--haed"])
+
+
+@pytest.mark.parametrize("parser", LEAVES, ids=lambda parser: parser.prog)
+def test_every_command_has_its_function(parser: argparse.ArgumentParser) -> None:
+    module, _, name = parser.get_default("run").partition(".")
+    assert callable(getattr(importlib.import_module(f"whitebox_crate.cli.{module}"), name))
+
+
+def test_rules_are_those_of_the_library() -> None:
+    assert get_args(MaskRule) == attention.RULES == RULES
