@@ -53,7 +53,7 @@ def moved_names(module: str, stacklevel: int = 3) -> Callable[[str], Any]:
 
     Args:
         module: Its `__name__`.
-        stacklevel: Where the name was asked for, as `warnings.warn` counts: 4 if the module's own function lies between.
+        stacklevel: As of `warnings.warn`; 4 if a function of the module's own lies between.
     """
 
     def find(name: str) -> Any:
