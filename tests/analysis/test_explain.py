@@ -1,13 +1,14 @@
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from small_models import small_model, small_options
 from torch import nn
 
-from whitebox_crate import ImageTransformer, InputError, UnknownNameError, create_model, list_models
+from whitebox_crate import ImageTransformer, InputError, UnknownNameError, capture, create_model, list_models
 from whitebox_crate.analysis import explain, intervene
 from whitebox_crate.layers import ISTA, MSSA, ODL
 from whitebox_crate.models import CrateBlock
@@ -226,3 +227,78 @@ def test_the_page_shows_what_is_printed() -> None:
     page = (Path(__file__).parents[2] / "docs" / "analysis.md").read_text(encoding="utf-8")
     shown = page.partition("```text\nLayers 0 to 5")[2].partition("```")[0]
     assert shown and f"Layers 0 to 5{shown}" in explain(create_model("crate_nano"))
+
+
+class LoRA(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + x
+
+
+def replace(model: Any, name: str, module: nn.Module) -> None:
+    holder, _, own = name.rpartition(".")
+    setattr(model.get_submodule(holder), own, module)
+
+
+REPLACED = [
+    ("crate_nano", "blocks.1.ista", nn.Tanh(), "Z' comes from H", "ista is Tanh", "Y + eta D^T (Y - D Y)"),
+    (
+        "crate_nano",
+        "blocks.1.ista",
+        nn.Sequential(ISTA(48), nn.Tanh()),
+        "Z' comes from H",
+        "ista is Sequential",
+        "ReLU",
+    ),
+    ("crate_nano", "blocks.1.norm2", nn.Identity(), "Z' comes from H", "norm2 is Identity", "LN_2(H)"),
+    ("crate_nano", "blocks.1.norm1", nn.RMSNorm(48), "H comes from Z", "norm1 is RMSNorm", "LN_1(Z)"),
+    ("crate_nano", "blocks.1.mssa.qkv", LoRA(48, 48), "H comes from Z", "mssa.qkv is LoRA", "W_k ="),
+    ("crate_nano", "blocks.1.mssa.proj", nn.Tanh(), "H comes from Z", "mssa.proj is Tanh", "sum_k"),
+    ("crate_nano", "blocks.1.mssa", nn.Identity(), "H comes from Z", "mssa is Identity", "softmax"),
+    ("vit_nano", "blocks.1.mlp.fc1", LoRA(48, 192), "Z' comes from H", "mlp.fc1 is LoRA", "GELU"),
+    ("crate_alpha_tiny_patch16_224", "blocks.1.odl", ISTA(48), "Z' comes from H", "odl is ISTA", "A_1"),
+    ("crate_mae_tiny_patch16_224", "decoder_blocks.1.linear", nn.Tanh(), "H comes from Z", "linear is Tanh", "A LN"),
+]
+
+
+@pytest.mark.parametrize(("name", "where", "module", "step", "said", "equation"), REPLACED)
+def test_equations_are_those_of_the_modules_that_run(
+    name: str, where: str, module: nn.Module, step: str, said: str, equation: str
+) -> None:
+    model = small_model(name)
+    assert equation in explain(model)
+    replace(model, where, module)
+    what = "Decoder layer" if "decoder" in where else "Layer"
+    for text in (explain(model), explain(model, "markdown")):
+        layer = text.partition(f"{what} 1: ")[2].partition(f"{what} 2: ")[0]
+        assert f"{step} through modules that are not known here: {said}" in layer and equation not in layer
+        assert names_in(text, model) == Counter(dict.fromkeys(model.state_dict(), 1))
+
+
+@pytest.mark.parametrize(
+    ("where", "module", "said", "equation"),
+    [
+        ("patch_embed.proj", LoRA(108, 48), "T comes from X through", "T = LN_b"),
+        ("norm", nn.RMSNorm(48), "logits come from Z through", "LN_c"),
+        ("head", nn.Sequential(nn.Linear(48, 5), nn.Tanh()), "logits come from Z through", "logits ="),
+    ],
+)
+def test_the_ends_are_those_that_run_too(where: str, module: nn.Module, said: str, equation: str) -> None:
+    model = small_model("crate_nano")
+    assert equation in explain(model)
+    replace(model, where, module)
+    text = explain(model)
+    assert f"{said} modules that are not known here: {where} is {type(module).__name__}" in text
+    assert equation not in text
+
+
+def test_hooks_and_exchanged_methods_are_no_equations_and_capture_is_nothing() -> None:
+    model: Any = small_model("crate_nano")
+    whole = explain(model)
+    with capture(model, "tokens", "projections", "compressed", "output"):
+        assert explain(model) == whole
+    with intervene(model, mask_heads={1: [0]}):
+        assert "mssa.proj is Linear with hooks" in explain(model)
+    model.blocks[0].ista.forward = torch.tanh
+    assert "ista is ISTA with hooks" in explain(model)
+    model.blocks[2].register_forward_hook(lambda _, __, out: 2 * out)
+    assert "Z' comes from CrateBlock with hooks, whose equations are not known here" in explain(model)

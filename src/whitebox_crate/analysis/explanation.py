@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
+from textwrap import indent
 from typing import Literal, TypeAlias, get_args
 
 from torch import nn
 
+from .._tables import markdown_table, text_table
 from ..errors import UnknownNameError
 from ..models import CrateMae, ImageTransformer
 from ..models._wrappers import transformer_in
-from ._equations import Line, Parameter, Part, embedding, layer, masking, named, notation, output, positions, prediction
+from ._equations import embedding, layer, masking, notation, output, positions, prediction
+from ._lines import Line, Parameter, Part, named
 from .operators import refuse_folded
 
 Format: TypeAlias = Literal["text", "markdown"]
@@ -24,7 +27,8 @@ def explain(model: nn.Module, format: Format = "text") -> str:
     Tokens are the columns of Z, as in arXiv 2308.16271, section 2: d x n for n tokens of width d, [CLS] first; softmax
     goes down each column. Consecutive layers that differ in nothing but the values of their weights are written once,
     their parameters as `blocks.{0..11}`: each entry of the state dict is named exactly once. Constants are those of the
-    modules at this moment; inside `intervene` they are the changed ones.
+    modules at this moment; inside `intervene` they are the changed ones. Equations are written of modules that are what
+    they mean; where another one stands (a subclass, one with hooks), a note says which, and that it is not known.
 
     Args:
         model: A model of this package, compiled, distributed or features-only as well.
@@ -71,7 +75,7 @@ def _rest(core: ImageTransformer, parts: Sequence[Part]) -> list[Part]:
     known = {name for part in parts for p in part.parameters for name in _expand(p.name)}
     others = tuple(p for p in named(core, "", {}) if p.name not in known)
     note = "nothing is known here of where these enter"
-    return [Part("Other parameters", (), (Line(note, note),), others)] if others else []
+    return [Part("Other parameters", (), (Line(note),), others)] if others else []
 
 
 def _expand(name: str) -> list[str]:
@@ -100,10 +104,8 @@ def _text(title: str, parts: Sequence[Part]) -> Iterator[str]:
         yield from (f"    {equation.text}" for equation in part.equations)
         yield from (f"  {note.text}" for note in part.notes)
         rows = [(p.symbol.text, p.name, _shape(p), _amount(p, part.repeats)) for p in part.parameters]
-        widths = [max(len(row[column]) for row in rows) for column in range(3)] if rows else []
-        for row in rows:
-            cells = [cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)]
-            yield f"  {'  '.join(cells)}  {row[3]}"
+        if rows:
+            yield indent(text_table(rows), "  ")
 
 
 def _markdown(title: str, parts: Sequence[Part]) -> Iterator[str]:
@@ -111,19 +113,10 @@ def _markdown(title: str, parts: Sequence[Part]) -> Iterator[str]:
     for part in parts:
         yield from ("", f"## {part.title}")
         if part.equations:
-            lines = [f"& {equation.markdown}" for equation in part.equations]
-            yield from (
-                "",
-                "$$",
-                r"\begin{aligned}",
-                *(f"{line} \\\\" for line in lines[:-1]),
-                lines[-1],
-                r"\end{aligned}",
-                "$$",
-            )
+            lines = " \\\\\n".join(f"& {equation.markdown}" for equation in part.equations)
+            yield from ("", "$$", r"\begin{aligned}", lines, r"\end{aligned}", "$$")
         if part.notes:
             yield from ("", *(f"- {note.markdown}" for note in part.notes))
-        if part.parameters:
-            yield from ("", "| Symbol | Name | Shape | Number |", "|---|---|---|---|")
-        for p in part.parameters:
-            yield f"| {p.symbol.markdown} | `{p.name}` | {_shape(p)} | {_amount(p, part.repeats)} |"
+        rows = [(p.symbol.markdown, f"`{p.name}`", _shape(p), _amount(p, part.repeats)) for p in part.parameters]
+        if rows:
+            yield from ("", markdown_table(("Symbol", "Name", "Shape", "Number"), rows))
