@@ -24,9 +24,13 @@ from benchmarks.pages import fill, markers
 from whitebox_crate.cli import build_parser
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 NOT_RUN = re.compile(r"<!-- not run: \S.* -->")
 FENCE = re.compile(r"(?P<indent> *)(?P<ticks>`{3,})(?P<language>\S*).*")
+REPOSITORY = re.search(r'^Repository = "(.*)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)[1]
+OWN_ADDRESS = re.compile(
+    r"https://(?:raw\.githubusercontent|github)\.com/([\w-]+/whitebox-crate)(?:(?:/blob)?/main/([\w./-]+))?"
+)
 LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)|src=\"(?!\w+:)([^\"]+)\"")
 
 
@@ -135,6 +139,18 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
     targets = ["".join(found) for found in LINK.findall(prose)]
     dead = [target for target in targets if not (page.parent / target).exists()]
     assert not dead
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "pyproject.toml", ROOT / "CITATION.cff"], ids=lambda p: p.name)
+def test_addresses_are_of_this_repository_and_lead_somewhere(page: Path) -> None:
+    for found in OWN_ADDRESS.finditer(page.read_text(encoding="utf-8")):
+        assert f"https://github.com/{found[1]}" == REPOSITORY
+        assert (ROOT / (found[2] or ".")).exists(), found[0]
+
+
+def test_the_readme_has_no_relative_links_for_the_package_index_shows_it() -> None:
+    prose = re.sub("```.*?```", "", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert not LINK.findall(prose)
 
 
 @pytest.mark.parametrize("marker", ["setup", "tests"])

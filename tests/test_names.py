@@ -1,0 +1,82 @@
+"""Every name that the documentation prints can be imported, as it is printed."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from whitebox_crate._deprecated import MODULES, NAMES, PACKAGE
+
+ROOT = Path(__file__).parents[1]
+CHANGELOG = ROOT / "CHANGELOG.md"  # which speaks of names that are gone
+PAGES = [page for page in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))) if page != CHANGELOG]
+AUTOMODULE = re.compile(r"^\.\. automodule:: (\S+)\n((?: {3}:.*\n)*)", re.MULTILINE)
+DOTTED = re.compile(r"(?<![\w/])whitebox_crate(?:\.[A-Za-z]\w*)+")
+
+
+def members(module: ModuleType) -> list[str]:
+    """What autodoc prints of a module: `__all__`, or else what has a docstring and is defined there."""
+    own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+    documented = [name for name in own if not name.startswith("_") and getattr(module, name).__doc__]
+    return list(getattr(module, "__all__", documented))
+
+
+def printed(page: str) -> Iterator[str]:
+    """The names that sphinx makes of a page of the reference: modules, and their members where it asks for them."""
+    for module, options in AUTOMODULE.findall(page):
+        yield module
+        if ":members:" in options:
+            yield from (f"{module}.{name}" for name in members(importlib.import_module(module)))
+
+
+def is_found(name: str) -> bool:
+    """Whether a user who imports the package and its modules finds the name there."""
+    package, *parts = name.split(".")
+    value: object = importlib.import_module(package)
+    for part in parts:
+        if not hasattr(value, part) and hasattr(value, "__path__"):
+            try:
+                importlib.import_module(f"{value.__name__}.{part}")  # which makes it an attribute
+            except ModuleNotFoundError:
+                return False
+        if not hasattr(value, part):
+            return False
+        value = getattr(value, part)
+    return True
+
+
+def is_old(name: str) -> bool:
+    """Whether it is found only because old names go on working."""
+    return any(f"{name}.".startswith(f"{PACKAGE}.{old}.") for old in (*MODULES, *NAMES))
+
+
+def missing(names: Iterable[str]) -> list[str]:
+    return [name for name in dict.fromkeys(names) if is_old(name) or not is_found(name)]
+
+
+REFERENCE = list(printed((ROOT / "docs" / "reference.md").read_text(encoding="utf-8")))
+
+
+def test_every_name_of_the_reference_is_found() -> None:
+    assert len(REFERENCE) > 100
+    assert not missing(REFERENCE)
+
+
+def test_no_name_of_the_reference_is_printed_twice() -> None:
+    assert len(REFERENCE) == len(set(REFERENCE))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_name_in_the_text_of_a_page_is_found(page: Path) -> None:
+    assert not missing(DOTTED.findall(page.read_text(encoding="utf-8")))
+
+
+def test_a_wrong_name_is_missed() -> None:
+    behind_a_function, absent = "whitebox_crate.capture.Trace", "whitebox_crate.hub.unheard_of"
+    wrong = [behind_a_function, absent, "whitebox_crate.no.such_module", "whitebox_crate.inference.fold_for_inference"]
+    assert missing(["whitebox_crate.capturing.Trace", *wrong]) == wrong
