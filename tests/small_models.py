@@ -58,8 +58,8 @@ def small_model(name: str, **options: Any) -> ImageTransformer:
     return model.eval()
 
 
-def images_for(model: ImageTransformer, batch: int = 2, grid: tuple[int, int] | None = None) -> Tensor:
-    """Noise of the size that the model expects, or of another patch grid; the same at each call."""
+def images_for(model: ImageTransformer, batch: int = 2, grid: tuple[int, int] | None = None, seed: int = 2) -> Tensor:
+    """Noise of the size that the model expects, or of another patch grid; the same at each call of one seed."""
     patch_height, patch_width = model.patch_embed.patch_size
     size = model.img_size if grid is None else (grid[0] * patch_height, grid[1] * patch_width)
-    return torch.randn(batch, model.in_chans, *size, generator=torch.Generator().manual_seed(2))
+    return torch.randn(batch, model.in_chans, *size, generator=torch.Generator().manual_seed(seed))

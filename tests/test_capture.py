@@ -1,8 +1,12 @@
 """A capture shows what the algorithm says, computes no more than was asked, and leaves the model as it was."""
 
+import asyncio
+import copy
 import gc
+import io
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -633,3 +637,112 @@ def test_a_head_that_reads_all_tokens_gets_them(pool: Any) -> None:
     model = make(global_pool=pool)
     images = images_for(model)
     assert torch.equal(model(images), model.forward_head(model.forward_features(images)))
+
+
+# Others at the same time
+
+
+def test_each_thread_sees_its_own_passes() -> None:
+    model = make("vit")
+    images = torch.stack([images_for(model, seed=seed)[0] for seed in range(24)])
+    with torch.no_grad():
+        expected = [by_hand(model, image[None])["attention", 0][:, :, :1] for image in images]
+
+    def look(index: int) -> Tensor:
+        with torch.no_grad(), capture(model, "attention", layers=[0]) as trace:
+            model(images[index][None])
+            return trace["attention", 0]
+
+    def only_run(index: int) -> Tensor:
+        with torch.no_grad():
+            return model(images[index][None])
+
+    with ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(only_run, index % 24) for index in range(96)]
+        maps = list(pool.map(look, [index % 24 for index in range(96)]))
+        logits = [run.result() for run in runs]
+    for index, found in enumerate(maps):
+        torch.testing.assert_close(found, expected[index % 24])
+    assert len(logits) == 96
+    assert hooks_of(model) == []
+
+
+def test_each_task_sees_its_own_passes_and_those_of_its_children() -> None:
+    model = make()
+    first, second = images_for(model, seed=1), images_for(model, seed=2)
+    opened, run = asyncio.Event(), asyncio.Event()
+
+    async def look() -> Tensor:
+        with capture(model, "tokens", layers=[0]) as trace:
+            await asyncio.to_thread(model, first)
+            opened.set()
+            await run.wait()
+            return trace["tokens", 0]
+
+    async def disturb() -> None:
+        await opened.wait()
+        model(second)
+        run.set()
+
+    async def both() -> Tensor:
+        return (await asyncio.gather(look(), disturb()))[0]
+
+    with torch.no_grad():
+        assert torch.equal(asyncio.run(both()), model.embed(first))
+
+
+def stance() -> str:
+    return str(torch._dynamo.eval_frame._stance.stance)
+
+
+def test_blocks_that_overlap_leave_compilation_as_it_was() -> None:
+    import torch._dynamo
+
+    one, other = make(), make()
+    assert stance() == "default"
+    first, second = capture(one, "tokens"), capture(other, "tokens")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert stance() == "force_eager"
+    second.__exit__(None, None, None)
+    assert stance() == "default"
+    with torch.compiler.set_stance("fail_on_recompile"):
+        with capture(one, "tokens"):
+            pass
+        assert stance() == "fail_on_recompile"
+
+
+@torch.no_grad()
+def test_copies_made_inside_a_block_carry_no_hooks_of_it() -> None:
+    model = make()
+    images, others = images_for(model, seed=1), images_for(model, seed=2)
+    with capture(model, "output") as trace:
+        copied = copy.deepcopy(model)
+        buffer = io.BytesIO()
+        torch.save(model, buffer)
+        buffer.seek(0)
+        pickled = torch.load(buffer, weights_only=False)
+        model(images)
+        seen = trace["output", -1]
+        copied(others)
+        pickled(others)
+        assert trace["output", -1] is seen
+    assert torch.equal(pickled(images), model(images))
+    assert trace["output", -1] is seen
+    copied(others)
+    assert trace["output", -1] is seen
+
+
+@torch.no_grad()
+def test_one_module_as_several_layers_shows_each_of_them() -> None:
+    model = make()
+    model.blocks[2] = model.blocks[0]
+    model.blocks[1].mssa.qkv = model.blocks[0].mssa.qkv
+    images = images_for(model)
+    expected = by_hand(model, images)
+    with capture(model, *STATES, queries="all") as trace:
+        model(images)
+    for (state, layer), value in expected.items():
+        torch.testing.assert_close(trace[state, layer], value)
+    assert not torch.equal(trace["tokens", 0], trace["tokens", 2])

@@ -7,15 +7,18 @@ in a forward hook. Its output does not change by a bit.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from ._hooks import Hook, hooks_here
 from ._indices import resolve_index, resolve_indices, resolve_layers
 from .errors import CaptureError, InputError, UnknownNameError
 from .models import Block, ImageTransformer
@@ -33,7 +36,7 @@ class Trace:
     forward pass did.
     """
 
-    def __init__(self, states: Sequence[str], layers: Sequence[int], depth: int) -> None:
+    def __init__(self, states: Sequence[State], layers: Sequence[int], depth: int) -> None:
         self.states = tuple(states)
         self.layers = tuple(layers)
         self._depth = depth
@@ -50,8 +53,9 @@ class Trace:
             raise UnknownNameError(f"layer {layer} was not captured; captured were {self.layers}")
         if (state, index) not in self._tensors:
             raise CaptureError(
-                f"no {state!r} of layer {layer} came by: call the model inside the with block; if it was called, it "
-                "ran as compiled or exported code, which runs no hooks: call the module that capture was given"
+                f"no {state!r} of layer {layer} came by: call the model inside the with block, in the same thread; if "
+                "it was called, it ran as compiled or exported code, which runs no hooks: call the module that capture "
+                "was given"
             )
         return self._tensors[state, index]
 
@@ -83,6 +87,9 @@ def capture(
     - `attention`: softmax(w w^T / sqrt(head_dim)), (batch, heads, queries, tokens).
     - `compressed`: the tokens after attention, (batch, tokens, dim).
     - `output`: z', (batch, tokens, dim).
+
+    A trace sees the passes of the thread, or the task, whose block it is (`contextvars`): one model may serve several
+    threads, each with captures of its own. While any block is open, compiled models run uncompiled in all threads.
 
     Token 0 is [CLS]; the patches follow, rows of the grid first. Only what is asked for is ever computed. A compiled
     model runs uncompiled inside the block, so that its hooks run: its output is then the uncompiled model's.
@@ -129,55 +136,105 @@ def capture(
     rows = _Rows(queries, None if chunk is None else check_chunk(chunk), reduce)
     indices = resolve_layers(layers, len(core.blocks))
     trace = Trace(states, indices, len(core.blocks))
-    with ExitStack() as stack:
-        # Every forward pass embeds once and begins afresh; a layer that gradient checkpointing runs again does not.
-        forget = core.patch_embed.register_forward_pre_hook(lambda _, __: trace._tensors.clear())
-        stack.callback(forget.remove)
-        for index in indices:
-            block = unwrap(core.blocks[index])
-            for state in states:
-
-                def keep(make: Callable[[], Any], key: tuple[str, int] = (state, index)) -> None:
-                    if key not in trace._tensors:  # gradient checkpointing runs a layer twice
-                        trace._tensors[key] = make()
-
-                stack.callback(_hook(core, block, state, heads, rows, keep).remove)
-        if "torch._dynamo" in sys.modules:  # otherwise nothing can be compiled, and importing it takes seconds
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+    with hooks_here(_Recorder(trace, core, heads, rows).hooks()), _UNCOMPILED:
         yield trace
 
 
-def _hook(
-    core: ImageTransformer,
-    block: nn.Module,
-    state: State,
-    heads: Sequence[int] | None,
-    rows: _Rows,
-    keep: Callable[[Callable[[], Any]], None],
-) -> Any:
-    """Registers the hook that reads one state of one layer."""
-    if state == "tokens":
-        return block.register_forward_pre_hook(lambda _, args: keep(lambda: args[0]))
-    if state == "output":
-        return block.register_forward_hook(lambda _, __, out: keep(lambda: out))
-    if not isinstance(block, Block):  # anything that maps tokens to tokens may be a layer
-        raise InputError(
-            f"a {type(block).__name__} in place of a layer has no {state!r} that is known here; ask for 'tokens' or "
-            "'output' of it, or leave that layer out"
-        )
-    if state == "compressed":
-        return block.norm2.register_forward_pre_hook(lambda _, args: keep(lambda: args[0]))
-    attention = block.attention
-    chosen = None if heads is None else resolve_indices("head", heads, attention.num_heads)
+class _Recorder:
+    """Puts what comes by into a trace, under the layer that runs."""
 
-    def read(projected: Tensor) -> Any:
-        with _unseen_by_checkpointing(core):
-            q, k, _v = attention.split_heads(projected)
-            if chosen is not None:
-                q, k = q[:, chosen], k[:, chosen]
-            return k if state == "projections" else rows.of(q, k)
+    def __init__(self, trace: Trace, core: ImageTransformer, heads: Sequence[int] | None, rows: _Rows) -> None:
+        self.trace, self.core, self.heads, self.rows = trace, core, heads, rows
+        self.last, self.running = -1, False
 
-    return attention.qkv.register_forward_hook(lambda _, __, out: keep(lambda: read(out)))
+    def hooks(self) -> list[Hook]:
+        """The hooks that read the states of the trace."""
+        # Every forward pass embeds once and begins afresh.
+        hooks = [Hook(self.core.patch_embed, "before", self._begin)]
+        places: dict[nn.Module, list[int]] = {}  # a module may be several layers, and a part of one in several
+        for index in self.trace.layers:
+            places.setdefault(unwrap(self.core.blocks[index]), []).append(index)
+        parts: dict[tuple[nn.Module, str], Hook] = {}
+        for block, indices in places.items():
+            hooks.append(Hook(block, "before", partial(self._enter, sorted(indices))))
+            for state in self.trace.states:
+                hook = self._hook(block, state)
+                parts.setdefault((hook.module, state), hook)
+        hooks += parts.values()
+        return hooks + [Hook(block, "after", self._leave) for block in places]
+
+    def _begin(self, _: Any) -> None:
+        self.trace._tensors.clear()
+        self.last, self.running = -1, False
+
+    def _enter(self, indices: Sequence[int], _: Any) -> None:
+        """Notes which layer runs. Layers run in order; one that gradient checkpointing runs again comes too late."""
+        following = [index for index in indices if index > self.last]
+        self.running = bool(following)
+        if following:
+            self.last = following[0]
+
+    def _leave(self, *_: Any) -> None:
+        self.running = False
+
+    def _keep(self, state: str, make: Callable[[], Any]) -> None:
+        if self.running:
+            self.trace._tensors[state, self.last] = make()
+
+    def _hook(self, block: nn.Module, state: State) -> Hook:
+        """The hook that reads one state of one layer."""
+        if state == "tokens":
+            return Hook(block, "before", lambda args: self._keep(state, lambda: args[0]))
+        if state == "output":
+            return Hook(block, "after", lambda _, out: self._keep(state, lambda: out))
+        if not isinstance(block, Block):  # anything that maps tokens to tokens may be a layer
+            raise InputError(
+                f"a {type(block).__name__} in place of a layer has no {state!r} that is known here; ask for 'tokens' "
+                "or 'output' of it, or leave that layer out"
+            )
+        if state == "compressed":
+            return Hook(block.norm2, "before", lambda args: self._keep(state, lambda: args[0]))
+        attention = block.attention
+        chosen = None if self.heads is None else resolve_indices("head", self.heads, attention.num_heads)
+
+        def read(projected: Tensor) -> Any:
+            with _unseen_by_checkpointing(self.core):
+                q, k, _v = attention.split_heads(projected)
+                if chosen is not None:
+                    q, k = q[:, chosen], k[:, chosen]
+                return k if state == "projections" else self.rows.of(q, k)
+
+        return Hook(attention.qkv, "after", lambda _, out: self._keep(state, lambda: read(out)))
+
+
+class _Uncompiled:
+    """Compiled code runs as it was written, so that hooks run, as long as one block at least is open.
+
+    What is compiled knows one such setting for the whole process: the first block makes it, the last one takes it back.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.blocks = 0
+        self.stance: Any = None
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.blocks += 1
+            # Where torch._dynamo is not there, nothing can be compiled yet, and importing it takes seconds.
+            if self.stance is None and "torch._dynamo" in sys.modules:
+                self.stance = torch.compiler.set_stance("force_eager")
+                self.stance.__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.blocks -= 1
+            if not self.blocks and self.stance is not None:
+                self.stance.__exit__(None, None, None)
+                self.stance = None
+
+
+_UNCOMPILED = _Uncompiled()
 
 
 def _unseen_by_checkpointing(core: ImageTransformer) -> Any:

@@ -1,6 +1,7 @@
 """Patches come in the released order, any size that the patch divides works, and positions survive resampling."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -187,6 +188,30 @@ def test_resampling_is_bicubic_with_antialias_by_target_size() -> None:
     expected = F.interpolate(grid, size=(3, 5), mode="bicubic", antialias=True, align_corners=False)
     resampled = resample_pos_embed(pos_embed, (6, 4), (3, 5))
     torch.testing.assert_close(resampled[:, 1:], expected.flatten(2).mT)
+
+
+def antialiased(old: int, new: int) -> Tensor:
+    """(new, old): how much each old cell gives to each new one, by Keys' kernel with a = -0.5."""
+    scale = old / new
+    wide = max(scale, 1.0)
+    centres = scale * (torch.arange(new, dtype=torch.float64)[:, None] + 0.5)
+    cells = torch.arange(old, dtype=torch.float64) + 0.5
+    far = ((cells - centres) / wide).abs()
+    inner = 1.5 * far**3 - 2.5 * far**2 + 1
+    outer = -0.5 * far**3 + 2.5 * far**2 - 4 * far + 2
+    weights = torch.where(far <= 1, inner, torch.where(far < 2, outer, 0.0))
+    return weights / weights.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("dim", [1, 3])
+def test_resampling_between_all_small_grids_is_that_of_the_formula(dim: int) -> None:
+    for old in product(range(1, 7), repeat=2):
+        channels_first = positions(old, 0, dim).double().mT.contiguous()  # (1, dim, rows * columns)
+        for new in product(range(1, 7), repeat=2):
+            grid = channels_first.unflatten(2, old)
+            expected = antialiased(old[0], new[0]) @ grid @ antialiased(old[1], new[1]).T
+            resampled = resample_pos_embed(channels_first.mT, old, new, 0)
+            torch.testing.assert_close(resampled, expected.flatten(2).mT, rtol=0, atol=1e-9, msg=f"{old} to {new}")
 
 
 @given(grids, grids)

@@ -6,7 +6,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
@@ -82,26 +81,41 @@ def resample_pos_embed(
     prefix, patches = pos_embed[:, :num_prefix_tokens], pos_embed[:, num_prefix_tokens:]
     precise = patches.to(torch.promote_types(patches.dtype, torch.float32))
     image = rearrange(precise, "1 (h w) d -> 1 d h w", h=old_grid[0])
-    if rule == "size":
-        image = F.interpolate(image, size=new_grid, mode="bicubic", antialias=True, align_corners=False)
-    else:
-        image = _interpolate_by_scale(image, new_grid)
-    resampled = rearrange(image, "1 d h w -> 1 (h w) d").to(pos_embed.dtype)
+    down, across = _weights_by_size(image, new_grid) if rule == "size" else _weights_by_scale(image, new_grid)
+    resampled = rearrange(down @ image @ across.mT, "1 d h w -> 1 (h w) d").to(pos_embed.dtype)
     return torch.cat([prefix, resampled], dim=1)
 
 
-def _interpolate_by_scale(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bicubic interpolation of (1, channels, height, width) at the factors (new + 0.1) / old; none at the same size.
+# Written out, and not `F.interpolate`: torch.export would bind its factors to one size, and of torch 2.13 and 2.14 its
+# antialias gives every row of a grid of one column the same values.
 
-    As `F.interpolate` does it, whose factors torch.export would bind to one size.
-    """
+
+def _weights_by_size(image: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """How much each old row gives to each new one, (new rows, old rows), and columns likewise, with antialias."""
+    down, across = (_antialiased_weights(side, old, image) for side, old in zip(size, image.shape[-2:], strict=True))
+    return down, across
+
+
+def _antialiased_weights(side: int, old_side: int, like: Tensor) -> Tensor:
+    """(new side, old side), by Keys' kernel with a = -0.5, widened where it shrinks; cells beyond do not count."""
+    places, cells = (torch.arange(n, dtype=like.dtype, device=like.device) + 0.5 for n in (side, old_side))
+    factor = old_side / torch.full((), side, dtype=like.dtype, device=like.device)
+    far = ((cells - factor * places[:, None]) / factor.clamp_min(1)).abs()
+    inner = (1.5 * far - 2.5) * far**2 + 1
+    outer = ((-0.5 * far + 2.5) * far - 4) * far + 2
+    weights = torch.where(far <= 1, inner, torch.where(far < 2, outer, 0))
+    return weights / weights.sum(1, keepdim=True)
+
+
+def _weights_by_scale(image: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The same, bicubic at the factors (new + 0.1) / old; nothing changes at the same size."""
     old_height, old_width = image.shape[-2:]
     height, width = (torch.full((), side, dtype=image.dtype, device=image.device) for side in size)
     offset = 0.1 * ((height != old_height) | (width != old_width)).to(image.dtype)
     rows, columns = (torch.arange(side, dtype=image.dtype, device=image.device) for side in size)
     down = _cubic_weights(rows, old_height, (height + offset) / old_height)
     across = _cubic_weights(columns, old_width, (width + offset) / old_width)
-    return down @ image @ across.mT
+    return down, across
 
 
 def _cubic_weights(places: Tensor, old_side: int, factor: Tensor) -> Tensor:

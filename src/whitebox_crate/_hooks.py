@@ -1,0 +1,80 @@
+"""Hooks that belong to whoever put them on: other threads and tasks, and copies of the model, do not run them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal, NamedTuple
+
+from torch import nn
+
+# The hooks whose blocks the present thread or task is in; each block is one object.
+_open: ContextVar[frozenset[object]] = ContextVar("open blocks", default=frozenset())
+_registering = threading.Lock()  # torch counts hooks without one, and two of one number are one
+
+
+class Hook(NamedTuple):
+    """A function to run before or after a module.
+
+    Attributes:
+        module: The module.
+        when: "before" for a function of the arguments, a tuple; "after" for one of the arguments and the output.
+        function: As hooks of torch, but without the module; what it returns other than None is put in place.
+    """
+
+    module: nn.Module
+    when: Literal["before", "after"]
+    function: Callable[..., Any]
+
+
+@contextmanager
+def hooks_here(hooks: list[Hook]) -> Iterator[None]:
+    """Puts hooks on modules for the length of a block, and takes them off whatever happens inside.
+
+    They run in the context of the block alone (`contextvars`): in its thread, or in tasks that it starts. Copies that
+    are made of a module inside the block, and pickles, carry none of them.
+    """
+    block = object()
+    with ExitStack() as stack:
+        for hook in hooks:
+            register = (
+                hook.module.register_forward_pre_hook if hook.when == "before" else hook.module.register_forward_hook
+            )
+            with _registering:
+                handle = register(_OwnHook(block, hook))
+            stack.callback(_remove, handle)
+        _open.set(_open.get() | {block})
+        stack.callback(_leave, block)
+        yield
+
+
+def _remove(handle: Any) -> None:
+    with _registering:
+        handle.remove()
+
+
+def _leave(block: object) -> None:
+    _open.set(_open.get() - {block})
+
+
+class _OwnHook:
+    def __init__(self, block: object, hook: Hook) -> None:
+        self.block, self.hook = block, hook
+
+    def __call__(self, module: nn.Module, *seen: Any) -> Any:
+        if module is self.hook.module and self.block in _open.get():
+            return self.hook.function(*seen)
+        return None
+
+    def __reduce__(self) -> tuple[Any, ...]:  # what copies and pickles have in its place
+        return _make_no_hook, ()
+
+
+def _make_no_hook() -> Callable[..., None]:
+    return _no_hook
+
+
+def _no_hook(module: nn.Module, *seen: Any) -> None:
+    pass
