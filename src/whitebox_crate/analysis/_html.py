@@ -46,9 +46,11 @@ def page(title: str, *sections: Iterable[str]) -> Iterator[str]:
     yield from ("</main>", "</body>", "</html>", "")
 
 
-def heading(anchor: str, title: str) -> Iterator[str]:
-    """The heading of a section."""
-    yield f'<h2 id="{anchor}">{safe(title)}</h2>'
+def section(anchor: str, title: str, lines: Iterable[str]) -> Iterator[str]:
+    """A part of the page under its heading."""
+    yield f'<section>\n<h2 id="{anchor}">{safe(title)}</h2>'
+    yield from lines
+    yield "</section>"
 
 
 def definitions(terms: Mapping[str, str]) -> Iterator[str]:

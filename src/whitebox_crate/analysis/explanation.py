@@ -72,20 +72,11 @@ def _layers(core: ImageTransformer, blocks: str) -> Iterator[Part]:
 
 def _rest(core: ImageTransformer, parts: Sequence[Part]) -> list[Part]:
     """Whatever the state dict has beyond the parts: a model of somebody else's may."""
-    known = {name for part in parts for p in part.parameters for name in _expand(p.name)}
-    others = tuple(p for p in named(core, "", {}) if p.name not in known)
-    note = "nothing is known here of where these enter"
-    return [Part("Other parameters", (), (Line(note),), others)] if others else []
-
-
-def _expand(name: str) -> list[str]:
-    """The names that `blocks.{0..2}.x` stands for."""
-    head, brace, tail = name.partition("{")
-    if not brace:
-        return [name]
-    span, _, tail = tail.partition("}")
-    first, last = (int(end) for end in span.split(".."))
-    return [f"{head}{index}{tail}" for index in range(first, last + 1)]
+    listed = {p.name for part in parts for p in part.parameters}
+    layers = ("blocks.", "decoder_blocks.") if isinstance(core, CrateMae) else "blocks."  # all of theirs are listed
+    others = tuple(p for p in named(core, "", {}) if p.name not in listed and not p.name.startswith(layers))
+    note = Line("nothing is known here of where these enter")
+    return [Part("Other parameters", (), (note,), others)] if others else []
 
 
 def _shape(parameter: Parameter) -> str:

@@ -60,7 +60,9 @@ def intervene(
     where = resolve_layers(layers, len(core.blocks)) if given else []
     coders = [_sparse_coding(core, index) for index in where]
     masked: list[tuple[MSSA | MHSA, list[int]]] = []
-    for layer, heads in ({} if mask_heads is None else _mapping(mask_heads)).items():
+    if not isinstance(mask_heads, Mapping | None):
+        raise InputError(f"mask_heads is a dict from layers to lists of heads, as {{-2: [0, 3]}}, not {mask_heads!r}")
+    for layer, heads in (mask_heads or {}).items():
         attention = attention_of(core, resolve_index("layer", layer, len(core.blocks)))
         masked.append((attention, resolve_indices("head", heads, attention.num_heads)))
 
@@ -100,12 +102,6 @@ def _constant(name: str, value: object) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
         raise InputError(f"{name} is a finite number, at least 0, not {value!r}")
     return float(value)
-
-
-def _mapping(mask_heads: Mapping[int, Sequence[int]]) -> Mapping[int, Sequence[int]]:
-    if not isinstance(mask_heads, Mapping):
-        raise InputError(f"mask_heads is a dict from layers to lists of heads, as {{-2: [0, 3]}}, not {mask_heads!r}")
-    return mask_heads
 
 
 def run_eagerly(stack: ExitStack) -> None:

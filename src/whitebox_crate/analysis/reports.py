@@ -14,7 +14,7 @@ from ..models import ImageTransformer
 from ..preprocess import fit_photo
 from ..segmentation import cls_attention, default_layer
 from ..segmentation.draw import draw_map
-from ._html import definitions, heading, page, picture, safe, table
+from ._html import definitions, page, picture, safe, section, table
 from ._svg import line_chart
 from .batches import over_images
 from .descent import Claim, DescentReport, LayerClaims
@@ -110,21 +110,24 @@ def report(
         MissingExtraError: If Pillow is not installed.
     """
     check_confidence(confidence)
+    subspaces = subspace_report(model)  # before the pictures: it may refuse the model
     batches = _Batches(model, photos, short_side, shown)
     quantities, claims = LayerQuantities(), LayerClaims()
     found = over_images(model, batches, quantities, claims, layers=None, gather=False, report=progress)
-    layerwise, verdicts = quantities.report(found[0], confidence), claims.report(found[1], confidence)
+    layerwise, descent = quantities.report(found[0], confidence), claims.report(found[1], confidence)
+    layer = default_layer(model)
+    maps = _heads(model, layer, batches.shown, layerwise.images)
     return "\n".join(
         page(
             title or layerwise.model,
             _facts(model, layerwise.images, batches.sizes),
-            _summary(verdicts),
-            _curves(layerwise),
-            _layers(layerwise),
-            _verdicts(verdicts),
-            _heads(model, batches.shown, layerwise.images),
-            _subspaces(subspace_report(model), model),
-            _equations(model),
+            section("found", "What was found", _summary(descent)),
+            section("curves", "Two curves", _curves(layerwise)),
+            section("layers", "Every layer", _layers(layerwise)),
+            section("verdicts", "Does a layer do what it was derived to do?", _verdicts(descent)),
+            section("heads", f"What the heads of layer {layer} look at", maps),
+            section("subspaces", "Subspaces and dictionaries", _subspaces(subspaces, model)),
+            section("equations", "What the model computes", [f'<pre tabindex="0">{safe(explain(model))}</pre>']),
         )
     )
 
@@ -188,7 +191,7 @@ def _facts(model: ImageTransformer, pictures: int, sizes: Sequence[str]) -> Iter
 
 
 def _summary(found: DescentReport) -> Iterator[str]:
-    yield from ("<section>", *heading("found", "What was found"), "<ul>")
+    yield "<ul>"
     for claim, (name, _) in _CLAIMS.items():
         outcomes = {v.layer: v.outcome for v in found.verdicts if v.claim == claim}
         if not outcomes:
@@ -204,11 +207,11 @@ def _summary(found: DescentReport) -> Iterator[str]:
     yield "</ul>"
     if found.images == 1:
         yield "<p>One picture has no spread, so that nothing can be decided. Give several.</p>"
-    yield "<p>Layers are counted from 0. Other pictures may give other verdicts.</p></section>"
+    yield "<p>Layers are counted from 0. Other pictures may give other verdicts.</p>"
 
 
 def _curves(found: LayerwiseReport) -> Iterator[str]:
-    yield from ("<section>", *heading("curves", "Two curves"), '<div class="row">')
+    yield '<div class="row">'
     before, after = found["subspace_coding_rate", "tokens"], found["subspace_coding_rate", "compressed"]
     yield from line_chart(
         "Coding rate on subspaces, Rc",
@@ -228,11 +231,10 @@ def _curves(found: LayerwiseReport) -> Iterator[str]:
         "The share of a token's entries that are not zero; coding is derived to lower it.",
     )
     spread = " Bands are one standard deviation over pictures." if before.std is not None else ""
-    yield f"</div><p>Points are means over {_count(found.images, 'picture')}.{spread}</p></section>"
+    yield f"</div><p>Points are means over {_count(found.images, 'picture')}.{spread}</p>"
 
 
 def _layers(found: LayerwiseReport) -> Iterator[str]:
-    yield from ("<section>", *heading("layers", "Every layer"))
     yield "<p>Each cell: at the layer's input → after attention → at its output (entropy: of the attention itself).</p>"
     yield from _table(found.rows(), f"Means over {_count(found.images, 'picture')}")
     where = "LN(state), by the layer's first norm" if found.settings.normed else "the state"
@@ -249,11 +251,9 @@ def _layers(found: LayerwiseReport) -> Iterator[str]:
             "tokens, if a row looks everywhere equally.",
         }
     )
-    yield "</section>"
 
 
 def _verdicts(found: DescentReport) -> Iterator[str]:
-    yield from ("<section>", *heading("verdicts", "Does a layer do what it was derived to do?"))
     yield (
         "<p>Each claim says that something falls. It <em>holds</em>, if the "
         f"{100 * found.confidence:.4g}% interval of the mean change lies below zero; it does <em>not hold</em>, if "
@@ -266,12 +266,9 @@ def _verdicts(found: DescentReport) -> Iterator[str]:
         if of_claim:
             yield f"<h3>{name}</h3><p>{safe(meaning)}</p>"
             yield from _table(replace(found, verdicts=of_claim).rows(), columns=columns)
-    yield "</section>"
 
 
-def _heads(model: ImageTransformer, shown: Sequence[_Shown], pictures: int) -> Iterator[str]:
-    layer = default_layer(model)
-    yield from ("<section>", *heading("heads", f"What the heads of layer {layer} look at"))
+def _heads(model: ImageTransformer, layer: int, shown: Sequence[_Shown], pictures: int) -> Iterator[str]:
     yield (
         "<p>A map shows how much [CLS] attends to each patch, from black (least) to pale yellow (most). Each has a "
         "scale of its own; the percentages are the share of [CLS]'s attention at the patch with the most, and at all "
@@ -290,12 +287,10 @@ def _heads(model: ImageTransformer, shown: Sequence[_Shown], pictures: int) -> I
             drawn = draw_map(one, (thumbnail.height, thumbnail.width))
             yield from picture(drawn, f"Attention of head {head} on {name}", caption)
         yield "</div>"
-    yield "</section>"
 
 
 def _subspaces(found: SubspaceReport, model: ImageTransformer) -> Iterator[str]:
     width = found.layers[0].singular_values.shape[-1]
-    yield from ("<section>", *heading("subspaces", "Subspaces and dictionaries"))
     yield (
         "<p>The derivation has orthonormal bases U of incoherent subspaces, an output projection P that is U once "
         "more, and an orthogonal dictionary D; nothing holds a model to it. These numbers are of the weights alone. "
@@ -317,12 +312,6 @@ def _subspaces(found: SubspaceReport, model: ImageTransformer) -> Iterator[str]:
             "up to scale. Both are from 0 to 1, and 0 if D is orthogonal.",
         }
     )
-    yield "</section>"
-
-
-def _equations(model: ImageTransformer) -> Iterator[str]:
-    yield from ("<section>", *heading("equations", "What the model computes"))
-    yield f'<pre tabindex="0">{safe(explain(model))}</pre></section>'
 
 
 def _table(rows: list[list[str]], caption: str = "", columns: Sequence[str] = ()) -> Iterator[str]:
