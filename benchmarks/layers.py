@@ -17,11 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recipes.backgrounds import wallpapers
+from recipes.composites import Composites
+from recipes.objects import photographs
 from whitebox_crate import create_model
 from whitebox_crate._files import write_whole
 from whitebox_crate._tables import markdown_table
 from whitebox_crate.analysis import layerwise_analysis, plot_layerwise, verify_descent
-from whitebox_crate.training import Composites, normalize, photographs, wallpapers
+from whitebox_crate.training import normalize
 
 BATCH = 32
 CLAIMS = {"compression": "Rc", "sparsity": "share not zero", "coding": "lasso"}

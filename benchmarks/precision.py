@@ -23,11 +23,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from recipes.backgrounds import wallpapers
+from recipes.composites import Composites
+from recipes.objects import photographs
 from whitebox_crate import ImageTransformer, __version__, capture, create_model, fold_for_inference
 from whitebox_crate._files import write_whole
 from whitebox_crate._tables import markdown_table
 from whitebox_crate.segmentation import attention_masks, mask_iou, upsample
-from whitebox_crate.training import Composites, normalize, photographs, wallpapers
+from whitebox_crate.training import normalize
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 WAYS = ("autocast", "cast")

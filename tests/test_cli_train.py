@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,11 @@ import numpy as np
 import pytest
 import torch
 from hub_server import TOKEN, Hub
-from labelled_images import make_folder
 from PIL import Image
 from safetensors.torch import load_file
 
 import whitebox_crate.cli as cli
 from whitebox_crate import create_model, save_pretrained
-from whitebox_crate.training import Objects
 from whitebox_crate.training.presets import PRESETS
 
 COLOURS = {"blue": 2, "green": 1, "red": 0}
@@ -40,25 +37,6 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def composites(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[Path]]:
-    """Three objects in place of photographs and garments; the folders of backgrounds that are asked for."""
-    images = torch.zeros(3, 4, 16, 16, dtype=torch.uint8)
-    images[:, 3, 4:12, 2:14] = 255
-    asked: list[Sequence[Path]] = []
-
-    def wallpapers(split: str, roots: Sequence[Path] = ()) -> torch.Tensor:
-        assert split == "train"
-        asked.append(roots)
-        return torch.arange(5 * 3 * 256, dtype=torch.uint8).view(5, 3, 16, 16)
-
-    for source in ("photographs", "garments"):
-        objects = Objects(images, torch.arange(3), ("a", "b", "c"))
-        monkeypatch.setattr(cli.training, source, lambda split, objects=objects: objects)
-    monkeypatch.setattr(cli.training, "wallpapers", wallpapers)
-    return asked
-
-
 def run(*words: object) -> int:
     return cli.main([str(word) for word in words])
 
@@ -69,55 +47,6 @@ def read(path: Path) -> Any:
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
     return load_file(out / "model" / "model.safetensors")
-
-
-class TestComposites:
-    WORDS = (*TINY, "--steps", "3", "--batch-size", "4", "--sizes", "12")
-
-    @pytest.mark.parametrize("data", ["photographs", "garments"])
-    def test_ends_with_a_folder_that_loads(
-        self, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], composites: object
-    ) -> None:
-        assert run(*self.WORDS, "--data", data, "--out", tmp_path) == 0
-        assert str(tmp_path / "model") in capsys.readouterr().out
-        model = create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True)
-        assert (model.num_classes, model.img_size, len(model.blocks)) == (3, (12, 12), 1)
-        assert model.pretrained_cfg.label_names == ("a", "b", "c")
-        assert read(tmp_path / "recipe.json")["changed"] == {
-            "steps": 3,
-            "batch_size": 4,
-            "sizes": [12],
-            "size_starts": [0.0],
-        }
-
-    def test_the_same_command_gives_the_same_weights(self, tmp_path: Path, composites: object) -> None:
-        for name in ("one", "two"):
-            assert run(*self.WORDS, "--out", tmp_path / name) == 0
-        one, two = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("one", "two"))
-        assert one == two
-
-    def test_more_backgrounds_join_those_of_the_packages(
-        self, tmp_path: Path, composites: list[Sequence[Path]], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        seen: list[int] = []
-        made = cli.training.Composites
-
-        def counted(objects: Objects, backgrounds: torch.Tensor, size: int) -> Any:
-            seen.append(len(backgrounds))
-            return made(objects, backgrounds, size)
-
-        monkeypatch.setattr(cli.training, "Composites", counted)
-        assert run(*self.WORDS, "--backgrounds", "mine", "ours", "--out", tmp_path) == 0
-        assert composites == [(), [Path("mine"), Path("ours")]] and seen == [10]
-
-    def test_masks_are_measured_every_so_many_steps(self, tmp_path: Path, composites: object) -> None:
-        make_folder(tmp_path / "masks", count=2)
-        words = (*self.WORDS, "--masks", tmp_path / "masks", "--validate-every", "2")
-        assert run(*words, "--out", tmp_path / "out") == 0
-        lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
-        assert [line["step"] for line in lines if "validation_mask_iou" in line] == [2, 3]
-        assert run(*words, "--validate-every", 0, "--out", tmp_path / "never") == 1
-        assert 0 < read(tmp_path / "out" / "model" / "metrics.json")["mask_iou"] < 1
 
 
 class TestOwnImages:
@@ -259,27 +188,29 @@ class TestOwnImages:
         (["--optimizer", "sgd"], "lion"),
         (["--model", "crate_nan"], "crate_nano"),
         (["--pretrained", "crate_nano", "--model", "vit_nano"], "--model vit_nano"),
-        (["--epochs", "2"], "--steps"),
-        (["--preset", "finetune"], "--steps"),
         (["--preset", "linear-probe"], "give them by --pretrained"),
-        (["--streaming"], "--streaming"),
-        (["--crop", "random", "--label-column", "x"], "leave --label-column, --crop out"),
         (["--epochs", "2", "--steps", "3"], "give one of them"),
-        (["--validation", "held_out"], "./FOLDER"),
-        (["--data", "garments", "--backgrounds", "x"], "--backgrounds"),
         (["--data", "no/such_folder", "--label-names", "gone.txt"], "gone.txt"),
         (["--masks", "gone"], "gone"),
-        (["--trains", "pixels", "--model", "crate_nano"], "crate_mae"),
-        (["--trains", "pixels", "--validation", "./x"], "--masks"),
+        (["--objective", "mae", "--model", "crate_nano"], "crate_mae"),
+        (["--objective", "mae", "--validation", "./x"], "--masks"),
+        (["--data", "photographs"], "python -m recipes.train --data photographs"),
+        (["--data", "garments"], "python -m recipes.train --data garments"),
     ],
 )
 def test_what_is_wrong_is_said(
-    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], composites: object
+    words: list[str], said: str, colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = ["--steps", "3", "--batch-size", "4"] if "--preset" not in words and "--epochs" not in words else []
-    assert run("train", *more, *words, "--out", tmp_path / "out") == 1
+    assert run("train", "--data", colours, *more, *words, "--out", tmp_path / "out") == 1
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out" / "model").exists()
+
+
+def test_data_are_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run("train", "--out", tmp_path)
+    assert "--data" in capsys.readouterr().err
 
 
 def test_every_field_of_the_recipe_can_be_given() -> None:

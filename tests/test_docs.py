@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ast
-import json
 import os
 import pkgutil
 import re
-import runpy
 import shlex
 import subprocess
 import sys
@@ -171,25 +169,3 @@ def test_the_page_has_the_tables_that_code_and_measurements_make(page: str) -> N
     text, tables = (ROOT / page).read_text(encoding="utf-8"), PAGES_WITH_TABLES[page]()
     assert markers(text), "no table has its place"
     assert fill(text, tables) == text, "run `python -m benchmarks.pages`"
-
-
-@pytest.mark.parametrize("measured", sorted((ROOT / "docs" / "cards").glob("*.json")), ids=lambda p: p.name)
-def test_the_card_says_what_was_measured(measured: Path) -> None:
-    results = json.loads(measured.read_text())
-    table = runpy.run_path(str(ROOT / "docs" / "cards" / "measure.py"))["table"]
-    name = "_".join(measured.stem.split("_")[:2])  # crate_nano_96: the model, and the side of the images
-    assert table(results) in measured.with_name(f"{name}.md").read_text(encoding="utf-8")
-    facts = whitebox_crate.get_pretrained_cfg(name)
-    chosen = results["crate"]["mean"]["chosen"]
-    assert (chosen["layer"], chosen["head"]) == (facts.attention_layer, facts.attention_head)
-
-
-@pytest.mark.parametrize(
-    "measured", sorted((ROOT / "docs" / "cards" / "validation").glob("*.json")), ids=lambda p: p.name
-)
-def test_the_card_says_how_its_weights_were_chosen(measured: Path) -> None:
-    found = json.loads(measured.read_text())["crate"]
-    (mean, half), best = found["mean"]["chosen"]["iou"], found["mean"]["best_head_by_layer"][4][0]
-    named = [found[f"accuracy_{where}_backgrounds"] for where in ("training", "held_out")]
-    row = f"(validation/{measured.name})) | {mean:.3f} ± {half:.3f} | {best:.3f} | {named[0]:.1%} | {named[1]:.1%} |"
-    assert row in (ROOT / "docs" / "cards" / "crate_nano.md").read_text(encoding="utf-8")

@@ -1,19 +1,13 @@
-"""docs/toy/make.py as a module, and a toy data set made by it from stamps and wallpapers of noise, for any machine."""
+"""A toy data set that recipes/toy.py makes from stamps and wallpapers of noise, for any machine."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-_spec = importlib.util.spec_from_file_location("toy_make", Path(__file__).parents[1] / "docs" / "toy" / "make.py")
-assert _spec is not None and _spec.loader is not None
-make = importlib.util.module_from_spec(_spec)
-sys.modules[_spec.name] = make  # where its dataclasses look for their module
-_spec.loader.exec_module(make)
+from recipes import toy
 
 
 def write_sources(folder: Path) -> list[str]:
@@ -37,5 +31,5 @@ def write_sources(folder: Path) -> list[str]:
 def write_toy(folder: Path, images: int = 6, size: int = 48, seed: int = 0) -> Path:
     """A data set of both layouts, folder/toy/VOC2012 and folder/toy/COCO."""
     words = ["--images", str(images), "--size", str(size), "--seed", str(seed), *write_sources(folder)]
-    make.main(["--out", str(folder / "toy"), *words])
+    toy.main(["--out", str(folder / "toy"), *words])
     return folder / "toy"

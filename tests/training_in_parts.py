@@ -25,9 +25,10 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from PIL import Image
 
+from whitebox_crate._random import torch_generator
 from whitebox_crate.errors import WhiteboxCrateError
 from whitebox_crate.models import Crate
-from whitebox_crate.training import Batch, Composites, Objects, Recipe, train
+from whitebox_crate.training import Batch, Recipe, train
 from whitebox_crate.training.datasets import open_images
 
 CLASSES, SIDE = ("blue", "green", "red"), 12
@@ -71,13 +72,22 @@ def write_pictures(folder: Path, each: int = 10) -> None:
         table.shard(4, shard).to_parquet(folder / "shards" / f"train-{shard:05d}.parquet")
 
 
-def composites() -> Composites:
-    shapes = torch.zeros(3, 4, 16, 16, dtype=torch.uint8)
-    shapes[:, 3, 2:14, 2:14] = 255
-    for label in range(3):
-        shapes[label, label] = 255
-    backgrounds = torch.randint(0, 256, (8, 3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return Composites(Objects(shapes, torch.arange(3), CLASSES), backgrounds, SIDE)
+class Squares:
+    """Coloured squares over noise, by number, that move further from the middle as they grow harder."""
+
+    class_names = CLASSES
+
+    def draw(self, batch_size: int, *, seed: int, step: int, difficulty: float = 1.0, size: int | None = None) -> Batch:
+        size, random = size or SIDE, torch_generator(seed, step)
+        images = torch.rand(batch_size, 3, size, size, generator=random)
+        labels = torch.randint(len(CLASSES), (batch_size,), generator=random)
+        places = torch.rand(batch_size, 2, generator=random)
+        for image, label, place in zip(images, labels, places, strict=True):
+            top, left = (size / 4 + difficulty * (place - 0.5) * size / 2).int().tolist()
+            square = image[:, top : top + size // 2, left : left + size // 2]
+            square[:] = 0.1
+            square[label] = 1
+        return Batch(images, labels)
 
 
 def pictures(folder: Path) -> Any:
@@ -205,7 +215,7 @@ def kill_again_and_again(processes: int, task: Callable[[], None], folder: Path,
 def share_a_batch(folder: Path) -> None:
     """The same batches in one process in four parts, in two processes in two, and in four processes."""
     write_pictures(folder)
-    for optimizer, source in {"adamw": pictures(folder), "lion": composites()}.items():
+    for optimizer, source in {"adamw": pictures(folder), "lion": Squares()}.items():
         for processes, parts in ((1, 4), (2, 2), (4, 1)):
             recipe = replace(RECIPE, optimizer=optimizer, accumulation=parts, steps=6, clip_norm=1e3)
             complete(processes, partial(run, folder / f"{optimizer}-{processes}", source, recipe))
@@ -232,7 +242,7 @@ def kill(folder: Path) -> None:
 
 def fail(folder: Path) -> None:
     """Runs that cannot go on: no room, or a loss or a gradient that is no number."""
-    alone = composites()
+    alone = Squares()
     complete(1, partial(run, folder / "whole", alone))
     for name, room in {"optimizer": 20_000, "weights": 10_000, "line": 10}.items():
         source = Failing(alone, 5, partial(fill_disk, room))
@@ -253,7 +263,7 @@ def shard(folder: Path) -> None:
     """Weights shared out by FSDP, beside those of DDP, also after a stop."""
     os.environ |= {"FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
     os.environ["FSDP_TRANSFORMER_CLS_TO_WRAP"] = "CrateBlock"
-    source, recipe = composites(), replace(RECIPE, steps=5, accumulation=2)
+    source, recipe = Squares(), replace(RECIPE, steps=5, accumulation=2)
     complete(2, partial(run, folder / "whole", source, recipe))
     complete(2, partial(sharded, run, folder / "sharded", source, recipe))
     complete(2, partial(sharded, run, folder / "in turns", source, recipe, stop_at=3))

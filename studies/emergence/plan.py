@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from recipes.backgrounds import noise_backgrounds, wallpapers
+from recipes.composites import Composites
+from recipes.objects import garments, photographs
 from whitebox_crate import ImageTransformer, create_model
-from whitebox_crate.training import Composites, garments, noise_backgrounds, photographs, wallpapers
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "crate": ("crate_nano", {}),

@@ -27,13 +27,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import whitebox_crate
+from recipes.composites import Composites
 from studies.emergence.measures import RULES, all_measures, interval, shares_of, trivial_maps
 from studies.emergence.plan import COMPARED, SCALES, STEPS, Run, Scale, Sources, make_model, sources, table
 from whitebox_crate import ImageTransformer, capture
 from whitebox_crate._files import write_whole
 from whitebox_crate.analysis import layerwise_analysis
 from whitebox_crate.segmentation import best_head_iou, mask_iou, maskcut_of
-from whitebox_crate.training import Batch, Composites, Recipe, normalize, train
+from whitebox_crate.training import Batch, Recipe, normalize, train
 
 RESULTS = Path(__file__).with_name("results.json")
 # --- one run ------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from whitebox_crate.images import load_image
 from whitebox_crate.preprocess import create_transform
 from whitebox_crate.training import Batch, Recipe
 from whitebox_crate.training.batches import Share, batches_of
-from whitebox_crate.training.datasets import Images, StreamedImages, open_images
+from whitebox_crate.training.datasets import ImageDataset, StreamedImageDataset, open_images
 
 datasets = pytest.importorskip("datasets")
 pa = pytest.importorskip("pyarrow")
@@ -113,7 +113,7 @@ def twelve(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.mark.parametrize("streaming", [False, True])
 def test_every_kind_of_data_gives_all_pictures_with_their_labels(twelve: Path, streaming: bool) -> None:
     images = open_images(twelve, streaming=streaming, size=4, label_names=CLASSES if streaming else None)
-    assert isinstance(images, StreamedImages if streaming else Images)
+    assert isinstance(images, StreamedImageDataset if streaming else ImageDataset)
     assert images.class_names == (tuple("012") if twelve.name == "tar" and not streaming else CLASSES)
     shares = [[*images.in_order(5, rank=rank, world=4)] for rank in range(4)]
     batches = list(images.in_order(5))
@@ -187,18 +187,18 @@ def test_formats_modes_and_orientation_are_those_of_load_image(tmp_path: Path) -
     plain = create_transform(24, mean=(0, 0, 0), std=(1, 1, 1))
     expected = [plain(load_image(path)) for path in sorted(tmp_path.iterdir()) if path.suffix != ".txt"]
     assert torch.equal(batch.images, torch.stack(expected))
-    assert batch.left_out == 0 and batch.labels.tolist() == [0] * 9
+    assert batch.skipped == 0 and batch.labels.tolist() == [0] * 9
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Images:
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> ImageDataset:
     images = open_images(make_folder(tmp_path_factory.mktemp("drawn")), size=2)
-    assert isinstance(images, Images)
+    assert isinstance(images, ImageDataset)
     return images
 
 
 @given(batch_size=st.integers(1, 12), seed=st.integers(-3, 2**40), epochs=st.integers(1, 3))
-def test_each_picture_is_drawn_once_per_epoch(drawn: Images, batch_size: int, seed: int, epochs: int) -> None:
+def test_each_picture_is_drawn_once_per_epoch(drawn: ImageDataset, batch_size: int, seed: int, epochs: int) -> None:
     steps = -(-12 * epochs // batch_size)
     seen = [n for step in range(steps) for n in numbers(drawn.draw(batch_size, seed=seed, step=step))]
     for epoch in range(epochs):
@@ -207,7 +207,7 @@ def test_each_picture_is_drawn_once_per_epoch(drawn: Images, batch_size: int, se
 
 
 @given(parts=st.sampled_from([2, 3, 6]), step=st.integers(0, 40))
-def test_what_a_step_sees_does_not_depend_on_how_it_is_shared(drawn: Images, parts: int, step: int) -> None:
+def test_what_a_step_sees_does_not_depend_on_how_it_is_shared(drawn: ImageDataset, parts: int, step: int) -> None:
     whole = numbers(drawn.draw(6, seed=1, step=step))
     shared = [drawn.draw(6 // parts, seed=1, step=step * parts + part) for part in range(parts)]
     assert [n for part in shared for n in numbers(part)] == whole
@@ -219,7 +219,7 @@ def test_augmentation_depends_on_seed_epoch_and_picture_alone(tmp_path: Path) ->
         (tmp_path / "ab"[index % 2]).mkdir(exist_ok=True)
         Image.fromarray(noise).save(tmp_path / "ab"[index % 2] / f"{index}.png")
     images = open_images(tmp_path, crop="random", flip=True, size=8)
-    assert isinstance(images, Images)
+    assert isinstance(images, ImageDataset)
     whole = images.draw(8, seed=3, step=1)
     parts = [images.draw(2, seed=3, step=step) for step in (7, 6, 5, 4)]
     assert torch.equal(whole.images, torch.cat([part.images for part in reversed(parts)]))
@@ -241,9 +241,9 @@ def damage(root: Path) -> list[int]:
 def test_the_places_of_damaged_pictures_are_taken_by_others_and_counted(tmp_path: Path) -> None:
     lost = damage(make_folder(tmp_path))
     images = open_images(tmp_path, size=2)
-    assert isinstance(images, Images)
+    assert isinstance(images, ImageDataset)
     whole = open_images(make_folder(tmp_path / "whole"), size=2)
-    assert isinstance(whole, Images)
+    assert isinstance(whole, ImageDataset)
     with pytest.warns(UserWarning, match=r"left out: .*001\.png.*cut short|left out: .*004\.png.*no image"):
         batch = images.draw(12, seed=0, step=0)
     order = numbers(whole.draw(12, seed=0, step=0))
@@ -251,7 +251,7 @@ def test_the_places_of_damaged_pictures_are_taken_by_others_and_counted(tmp_path
     instead = iter(good)
     assert numbers(batch) == [next(instead) if number in lost else number for number in order]
     assert batch.labels.tolist() == [number % 3 for number in numbers(batch)]
-    assert batch.left_out == 2
+    assert batch.skipped == 2
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -261,7 +261,7 @@ def test_to_measure_damaged_pictures_are_missing_and_counted(tmp_path: Path, str
     next(tmp_path.rglob("*011.png")).write_text("text")
     batches = list(open_images(tmp_path, size=2, streaming=streaming).in_order(1))
     assert sorted(n for batch in batches for n in numbers(batch)) == [n for n in range(12) if n not in lost]
-    assert sum(batch.left_out for batch in batches) == 3
+    assert sum(batch.skipped for batch in batches) == 3
 
 
 @pytest.mark.filterwarnings("ignore:left out")
@@ -269,7 +269,7 @@ def test_only_the_first_damaged_pictures_are_named_and_a_batch_of_them_is_an_err
     for path in make_folder(tmp_path).rglob("*.png"):
         path.write_text("text")
     images = open_images(tmp_path)
-    assert isinstance(images, Images)
+    assert isinstance(images, ImageDataset)
     with pytest.warns(UserWarning, match="left out") as warned:
         for step in range(3):
             with pytest.raises(InputError, match=r"none of 4 pictures can be decoded; the first: .*png .* no image"):
@@ -288,14 +288,14 @@ def recipe(batch_size: int, accumulation: int = 1, seed: int = 0) -> Recipe:
     )
 
 
-def streamed(root: Path, **options: Any) -> StreamedImages:
+def streamed(root: Path, **options: Any) -> StreamedImageDataset:
     images = open_images(root, streaming=True, size=2, label_names=CLASSES, **options)
-    assert isinstance(images, StreamedImages)
+    assert isinstance(images, StreamedImageDataset)
     return images
 
 
 def take(
-    images: StreamedImages, plan: Recipe, steps: range, workers: int, rank: int = 0, world: int = 1
+    images: StreamedImageDataset, plan: Recipe, steps: range, workers: int, rank: int = 0, world: int = 1
 ) -> list[Batch]:
     """What one process gets, from a DataLoader with workers as a training has it."""
     batches = batches_of(images, plan, Share(steps.start, steps.stop, rank, world), workers)
@@ -393,7 +393,7 @@ def test_a_stream_that_goes_on_decodes_nothing_that_was_seen(tmp_path: Path) -> 
         table["image"][number]["bytes"] = b"damaged"
     parquet.write_table(pa.table(table), root / "0.parquet")
     [batch] = take(streamed(root, buffer=1), plan, range(3, 4), 0)
-    assert numbers(batch) == last and batch.left_out == 0
+    assert numbers(batch) == last and batch.skipped == 0
 
 
 @pytest.mark.parametrize("known", [None, 12])
@@ -517,7 +517,7 @@ def test_what_cannot_be_opened_is_named(
         open_images(where, **options)
 
 
-def test_a_batch_of_more_images_than_there_are_is_refused(drawn: Images) -> None:
+def test_a_batch_of_more_images_than_there_are_is_refused(drawn: ImageDataset) -> None:
     with pytest.raises(InputError, match="a batch of 13 images needs as many; there are 12"):
         drawn.draw(13, seed=0, step=0)
     for wrong in ({"batch_size": 0}, {"batch_size": 2, "size": 0}):

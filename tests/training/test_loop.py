@@ -246,9 +246,7 @@ class Numbered(Colours):
     def draw(self, batch_size: int, *, step: int, **options: Any) -> Batch:  # type: ignore[override]
         each = [Colours().draw(1, step=step * batch_size + place, **options) for place in range(batch_size)]
         self.drawn.append({"step": step, "images": batch_size})
-        return Batch(
-            torch.cat([one.images for one in each]), torch.cat([one.labels for one in each]), left_out=step % 2
-        )
+        return Batch(torch.cat([one.images for one in each]), torch.cat([one.labels for one in each]), skipped=step % 2)
 
 
 class InTurn(Numbered):
@@ -277,7 +275,7 @@ def test_a_batch_in_parts_is_the_same_batch(tmp_path: Path) -> None:
     assert source.drawn == [{"step": number, "images": 2} for number in range(2 * STEPS)]
     for name, value in weights(expected).items():
         torch.testing.assert_close(weights(in_parts)[name], value, rtol=1e-4, atol=1e-6)
-    assert [record["left_out"] for record in records(tmp_path / "parts")] == [3, 3, 3]
+    assert [record["skipped"] for record in records(tmp_path / "parts")] == [3, 3, 3]
     assert records(tmp_path / "whole")[-1]["loss"] == pytest.approx(records(tmp_path / "parts")[-1]["loss"], abs=0.5)
 
 
@@ -292,7 +290,7 @@ def test_epochs_become_steps(tmp_path: Path) -> None:
 def test_a_linear_probe_moves_the_head_alone(tmp_path: Path) -> None:
     model = make()
     frozen = model.norm.weight.requires_grad_(False)
-    trained = weights(train(model, Colours(), short(trains="head"), tmp_path))
+    trained = weights(train(model, Colours(), short(objective="linear_probe"), tmp_path))
     moved = {name for name, value in weights(make()).items() if not torch.equal(value, trained[name])}
     assert moved == {"head.weight", "head.bias"}
     assert not frozen.requires_grad and model.head.weight.requires_grad and model.cls_token.requires_grad
@@ -302,7 +300,7 @@ def test_pixels_are_learnt_without_labels_and_gone_on_with_exactly(tmp_path: Pat
     def masked() -> CrateMae:
         return make(CrateMae, num_classes=0)  # type: ignore
 
-    recipe = short(trains="pixels", steps=12, learning_rate=3e-3)
+    recipe = short(objective="mae", steps=12, learning_rate=3e-3)
     expected = train(masked(), Colours(), recipe, tmp_path / "whole", log_every=1)
     losses = [record["loss"] for record in records(tmp_path / "whole")]
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3]) and "accuracy" not in records(tmp_path / "whole")[0]

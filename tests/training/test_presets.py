@@ -11,14 +11,14 @@ import pytest
 from whitebox_crate.training import Recipe
 from whitebox_crate.training.presets import PRESETS
 
-LION = {"optimizer": "lion", "weight_decay": 0.05, "label_smoothing": 0.1, "trains": "all"}
+LION = {"optimizer": "lion", "weight_decay": 0.05, "label_smoothing": 0.1, "objective": "supervised"}
 ADAMW = {"optimizer": "adamw", "label_smoothing": 0.0}
 STATED: dict[str, dict[str, Any]] = {
     "imagenet21k": {**LION, "epochs": 90, "batch_size": 4096, "learning_rate": 9.6e-5, "crop": "centre"},
     "imagenet1k": {**LION, "epochs": 200, "batch_size": 512, "learning_rate": 2e-4, "crop": "random", "warmup": 0.1},
     "finetune": {**ADAMW, "epochs": 200, "batch_size": 256, "learning_rate": 5e-5, "weight_decay": 0.01, "warmup": 0},
-    "linear-probe": {**ADAMW, "epochs": 90, "weight_decay": 0, "trains": "head"},
-    "mae": {**ADAMW, "epochs": 800, "batch_size": 4096, "learning_rate": 2.4e-3, "trains": "pixels", "warmup": 0.05},
+    "linear-probe": {**ADAMW, "epochs": 90, "weight_decay": 0, "objective": "linear_probe"},
+    "mae": {**ADAMW, "epochs": 800, "batch_size": 4096, "learning_rate": 2.4e-3, "objective": "mae", "warmup": 0.05},
 }
 
 
@@ -56,4 +56,4 @@ def test_the_page_on_training_says_the_same(name: str) -> None:
     assert f"| {recipe.batch_size} | " in row
     epochs = f"| {recipe.epochs:g}, {recipe.epochs * recipe.warmup:g} |"
     assert (epochs if recipe.epochs else f"| {recipe.steps} steps, {recipe.warmup:.0%} |") in row
-    assert f"| {recipe.label_smoothing:g} |" in row or recipe.trains == "pixels"
+    assert f"| {recipe.label_smoothing:g} |" in row or recipe.objective == "mae"

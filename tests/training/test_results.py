@@ -16,7 +16,7 @@ from whitebox_crate import create_model, hub
 from whitebox_crate.errors import InputError, OutputError
 from whitebox_crate.models import Crate, ImageTransformer
 from whitebox_crate.training import Recipe
-from whitebox_crate.training.model_folder import finish, last_metrics, publish
+from whitebox_crate.training.model_folder import finish, last_metrics, push_to_hub
 from whitebox_crate.training.presets import PRESETS
 
 LABELS = ("a", "b", "c", "d", "e")
@@ -76,10 +76,10 @@ def test_a_card_that_was_edited_stays_and_the_rest_is_replaced(model: ImageTrans
 
 
 def test_the_last_of_each_number_counts_and_of_pictures_left_out_the_sum(tmp_path: Path) -> None:
-    records = [{"step": 1, "loss": 2.0, "left_out": 3}, {"step": 1, "validation_top1": 0.5, "validation_left_out": 1}]
-    records += [{"step": 2, "loss": 1.0}, {"step": 3, "loss": 1.5, "left_out": 2}]
+    records = [{"step": 1, "loss": 2.0, "skipped": 3}, {"step": 1, "validation_top1": 0.5, "validation_skipped": 1}]
+    records += [{"step": 2, "loss": 1.0}, {"step": 3, "loss": 1.5, "skipped": 2}]
     (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
-    expected = {"top1": 0.5, "left_out": 1, "training_loss": 1.5, "training_left_out": 5}
+    expected = {"top1": 0.5, "skipped": 1, "training_loss": 1.5, "training_skipped": 5}
     assert last_metrics(tmp_path) == expected
 
 
@@ -105,7 +105,7 @@ def test_a_full_disk_leaves_the_old_files_whole(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-class TestPublish:
+class TestPushToHub:
     @pytest.fixture
     def server(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         server = Hub()
@@ -125,7 +125,7 @@ class TestPublish:
         self, model: ImageTransformer, tmp_path: Path, server: Hub
     ) -> None:
         folder = finish(model, tmp_path / "model", fine_tuned(), data="mine", metrics=METRICS, preset="finetune")
-        assert "org/mine" in publish(folder, "org/mine", token=TOKEN)
+        assert "org/mine" in push_to_hub(folder, "org/mine", token=TOKEN)
         files = server.repos["org/mine"].files()
         assert {*files} >= FILES
         assert {name: files[name] for name in FILES} == {name: (folder / name).read_bytes() for name in FILES}
@@ -135,10 +135,10 @@ class TestPublish:
     def test_a_refusal_says_what_to_do(self, model: ImageTransformer, tmp_path: Path, server: Hub) -> None:
         folder = finish(model, tmp_path / "model", Recipe(), data="mine", metrics={})
         with pytest.raises(OutputError, match="hf auth login"):
-            publish(folder, "org/mine", token="hf_of_a_stranger")
+            push_to_hub(folder, "org/mine", token="hf_of_a_stranger")
         assert {path.name for path in folder.iterdir()} == FILES
 
     def test_a_folder_that_is_not_there(self, tmp_path: Path, server: Hub) -> None:
         with pytest.raises(OutputError, match="gone"):
-            publish(tmp_path / "gone", "org/mine", token=TOKEN)
+            push_to_hub(tmp_path / "gone", "org/mine", token=TOKEN)
         assert not server.requests

@@ -15,7 +15,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor
-from training_in_parts import RECIPE, composites, make
+from training_in_parts import RECIPE, Squares, make
 
 from whitebox_crate.errors import InputError
 from whitebox_crate.training import train
@@ -116,7 +116,7 @@ def test_sharded_weights_are_those_of_copies(run: Callable[[str], None], tmp_pat
 def trained(folder: Path, **options: str | bool) -> dict[str, Tensor]:
     AcceleratorState._reset_state(reset_partial_state=True)
     recipe = replace(RECIPE, steps=4, optimizer="adamw", **options)
-    return dict(train(make(), composites(), recipe, folder).state_dict())
+    return dict(train(make(), Squares(), recipe, folder).state_dict())
 
 
 def test_checkpointed_gradients_are_the_gradients(tmp_path: Path) -> None:

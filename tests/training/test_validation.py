@@ -66,11 +66,11 @@ def test_pictures_that_could_not_be_decoded_are_counted() -> None:
     class Damaged(Numbered):
         def in_order(self, batch_size: int, size: int, **share: int) -> Iterator[Batch]:
             for batch, lost in zip(super().in_order(batch_size, size, **share), (0, 2, 1), strict=True):
-                yield replace(batch, left_out=lost)
+                yield replace(batch, skipped=lost)
 
     found = Validation(Damaged(), every=1, batch_size=4).measure(model_of())
-    assert (found["images"], found["left_out"]) == (COUNT, 3)
-    assert "left_out" not in Validation(Numbered(), every=1).measure(model_of())
+    assert (found["images"], found["skipped"]) == (COUNT, 3)
+    assert "skipped" not in Validation(Numbered(), every=1).measure(model_of())
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 
 from ..errors import WhiteboxCrateError
 from .arguments import build_parser
 
-__all__ = ["build_parser", "main"]
+__all__ = ["answer", "build_parser", "main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,9 +23,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; 1 after an error, whose message is on stderr.
     """
     options = build_parser().parse_args(arguments)
-    try:
+
+    def run(options: Namespace) -> int:
         module, _, name = options.run.partition(".")
-        run: Callable[..., int] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+        code: int = getattr(importlib.import_module(f"{__name__}.{module}"), name)(options)
+        return code
+
+    return answer(run, options)
+
+
+def answer(run: Callable[[Namespace], int], options: Namespace) -> int:
+    """Runs a command with its options; the exit status, after an error 1 with its message on stderr."""
+    try:
         if options.threads:
             importlib.import_module("torch").set_num_threads(options.threads)
         return run(options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -231,11 +232,9 @@ def _add_curve(parser: Parser) -> None:
 
 
 def _add_train(commands: Any) -> None:
-    training = command(
-        commands, "train", "training.train_model", "train on your own images, or on composites of objects"
-    )
+    training = command(commands, "train", "training.train_model", "train on your own images")
     add = training.add_argument_group("data").add_argument
-    add("--data", default="photographs", help="photographs or garments (composites), a folder, file or Hub data set")
+    add("--data", required=True, help="a folder, file or Hub data set")
     add("--split", default="train", help="of the data set (%(default)s)")
     add("--subset", help="of a Hub data set that has several")
     add("--revision", help="branch, tag or commit of a Hub data set")
@@ -244,27 +243,36 @@ def _add_train(commands: Any) -> None:
     add("--label-names", type=Path, metavar="FILE", help="names of all classes in order, a line each")
     add("--streaming", action="store_true", help="read one after the other, for data too large or too far away")
     add("--images", type=positive, help="how many there are, if they are streamed and that is known")
-    add("--backgrounds", nargs="+", type=Path, default=[], metavar="FOLDER", help="more pictures behind photographs")
-    add("--workers", type=int, default=0, help="processes that make batches ahead of time, for each of the run's (0)")
-    add = training.add_argument_group("model").add_argument
+    add_training(training, preset="finetune from weights, else imagenet1k")
+
+
+def add_training(parser: Parser, preset: str, without: Collection[str] = ()) -> None:
+    """What every training takes, whatever its data.
+
+    Args:
+        parser: Gets it.
+        preset: What --preset is if it is not given, for the help.
+        without: Fields of `Recipe` that the data have no use for.
+    """
+    add = parser.add_argument_group("model").add_argument
     add("--model", help="architecture, to be trained from scratch (crate_nano)")
     add("--pretrained", metavar="NAME", help="weights to start from: name, name.tag, local-dir:PATH or hf-hub:org/name")
     add("--set", nargs="+", action="extend", default=[], metavar="OPTION=VALUE", help="options of the model")
-    add = training.add_argument_group("validation").add_argument
+    add = parser.add_argument_group("validation").add_argument
     add("--validation", metavar="SPLIT|PATH", help="a split of the data, or other data (with a / in it), to be named")
     add("--masks", type=Path, metavar="FOLDER", help="images/ with masks/, or VOC 2012, to be segmented by attention")
     add("--validate-every", type=float, help="epochs (1); steps (of a checkpoint) where no epoch is known")
-    add = training.add_argument_group("run").add_argument
+    add = parser.add_argument_group("run").add_argument
     add("--out", type=Path, required=True, help="folder; one that holds a run is gone on with")
+    add("--workers", type=int, default=0, help="processes that make batches ahead of time, for each of the run's (0)")
     add("--checkpoint-every", type=positive, default=250, help="steps (%(default)s)")
     add("--tracker", nargs="+", default=[], metavar="NAME", help="trackers that accelerate knows, as tensorboard")
     add("--push-to-hub", metavar="ORG/NAME", help="repository for the trained model")
-    recipe = training.add_argument_group("recipe", "a preset, and what shall differ from it")
-    recipe.add_argument(
-        "--preset", choices=sorted(PRESETS), help="(composites for those; else finetune from weights, else imagenet1k)"
-    )
+    recipe = parser.add_argument_group("recipe", "a preset, and what shall differ from it")
+    recipe.add_argument("--preset", choices=sorted(PRESETS), help=f"({preset})")
     for field in dataclasses.fields(Recipe):
-        _add_recipe_field(recipe, field)
+        if field.name not in without:
+            _add_recipe_field(recipe, field)
 
 
 def _add_recipe_field(parser: Any, field: dataclasses.Field[Any]) -> None:

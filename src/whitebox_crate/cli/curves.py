@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from .._files import read_json, write_whole
+from .._random import torch_generator
 from ..convert.files import read_checkpoint
 from ..convert.infer import infer_model
 from ..errors import InputError, WeightsError, require
 from ..evaluation.attention import score_image
-from ..evaluation.curves import LayerMeans, check_noise, generator_of, layer_means, noisy
+from ..evaluation.curves import LayerMeans, check_noise, layer_means, noisy
 from ..evaluation.folders import LabelledImage, LabelledImages, read_folder, read_voc
 from ..evaluation.records import Records
 from ..factory import create_model
@@ -93,7 +94,7 @@ class _Run:
 
         def score(item: tuple[str, LabelledImage]) -> Any:
             name, pair = item
-            disturbed = noisy(model, *noise[:2], generator_of(noise[2], name)) if noise else nullcontext()
+            disturbed = noisy(model, *noise[:2], torch_generator(noise[2], name)) if noise else nullcontext()
             with disturbed:
                 return score_image(model, pair, size=size, keep=options.keep, void=self.data.void)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .._files import write_whole
+from .._random import torch_generator
 from ..errors import InputError, require
 from ..evaluation import curves
 from ..evaluation.folders import LabelledImage
@@ -158,7 +159,7 @@ def noise(options: argparse.Namespace) -> int:
     for one in seen:
         panels, captions = [], []
         for strength, share in levels:
-            generator = curves.generator_of(options.seed, one.path.stem)
+            generator = torch_generator(options.seed, one.path.stem)
             pixels = curves.add_noise(one.pixels, strength, share, generator, std=cfg.std)
             maps = cls_attention(model, pixels[None], layer)[0]
             panels += [_colour((pixels * std + mean).clamp(0, 1), one.photo)]

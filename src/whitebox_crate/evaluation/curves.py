@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -124,9 +123,3 @@ def check_noise(strength: float, share: float) -> None:
     """Raises InputError unless the strength is a finite number from 0 on, and the share is in [0, 1]."""
     if not (0 <= strength < math.inf and 0 <= share <= 1):
         raise InputError(f"noise has a strength from 0 on and a share in [0, 1], not {strength!r} and {share!r}")
-
-
-def generator_of(seed: int, name: str) -> torch.Generator:
-    """A generator for one image, the same in every run, whatever images come before it."""
-    digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)

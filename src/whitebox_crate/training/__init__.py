@@ -1,4 +1,4 @@
-"""The minimal recipe, on images of one's own or on composites of real objects, from data to a model card."""
+"""The minimal recipe, on images of one's own, from data to a model card."""
 
 from typing import TYPE_CHECKING
 
@@ -6,25 +6,23 @@ from .._lazy import attach
 
 _NAMES = {
     "batches": ["Batch", "Source", "Stream"],
-    "composites": ["Composites"],
-    "data": ["Objects", "garments", "noise_backgrounds", "photographs", "wallpapers"],
-    "datasets": ["Images", "StreamedImages", "open_images"],
+    "datasets": ["ImageDataset", "StreamedImageDataset", "open_images"],
     "loop": ["normalize", "train"],
-    "model_folder": ["finish", "last_metrics", "publish"],
+    "model_folder": ["finish", "last_metrics", "push_to_hub"],
     "presets": ["PRESETS", "Preset"],
     "recipe": ["Recipe"],
+    "run": ["make_model", "recipe_of", "train_and_save"],
     "validation": ["Validation"],
 }
 
 if TYPE_CHECKING:
     from .batches import Batch, Source, Stream
-    from .composites import Composites
-    from .data import Objects, garments, noise_backgrounds, photographs, wallpapers
-    from .datasets import Images, StreamedImages, open_images
+    from .datasets import ImageDataset, StreamedImageDataset, open_images
     from .loop import normalize, train
-    from .model_folder import finish, last_metrics, publish
+    from .model_folder import finish, last_metrics, push_to_hub
     from .presets import PRESETS, Preset
     from .recipe import Recipe
+    from .run import make_model, recipe_of, train_and_save
     from .validation import Validation
 else:
     __getattr__, __dir__ = attach(__name__, _NAMES)
@@ -32,23 +30,20 @@ else:
 __all__ = [
     "PRESETS",
     "Batch",
-    "Composites",
-    "Images",
-    "Objects",
+    "ImageDataset",
     "Preset",
     "Recipe",
     "Source",
     "Stream",
-    "StreamedImages",
+    "StreamedImageDataset",
     "Validation",
     "finish",
-    "garments",
     "last_metrics",
-    "noise_backgrounds",
+    "make_model",
     "normalize",
     "open_images",
-    "photographs",
-    "publish",
+    "push_to_hub",
+    "recipe_of",
     "train",
-    "wallpapers",
+    "train_and_save",
 ]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -23,17 +21,21 @@ class Batch:
         images: float32 (batch, 3, height, width), RGB in [0, 1].
         labels: int64 (batch,).
         masks: bool (batch, height, width), true where the object is; None where nobody knows.
-        left_out: How many pictures could not be decoded; others of the batch took their places.
+        skipped: How many pictures could not be decoded; others of the batch took their places.
     """
 
     images: Tensor
     labels: Tensor
     masks: Tensor | None = None
-    left_out: int = 0
+    skipped: int = 0
 
 
 class Source(Protocol):
-    """Batches by number: a pure function of its arguments, so that a resumed run sees the same images."""
+    """Batches by number: a pure function of its arguments, so that a resumed run sees the same images.
+
+    A source or a stream may say of itself what recipe, config and card of a run then record: `name`, `class_names`,
+    `images` or a length, `crop` and `flip`, and all of it in words as `description`.
+    """
 
     def draw(self, batch_size: int, *, seed: int, step: int, difficulty: float = 1.0, size: int | None = None) -> Batch:
         """The batch of this number, counted from 0 over the whole run: `batch_size` images, `size` pixels wide."""
@@ -90,6 +92,47 @@ def _told(batches: Iterable[Batch]) -> Iterator[Batch]:
         raise InputError(str(error).rstrip().rpartition("InputError: ")[2]) from error
 
 
+def class_names_of(source: Any) -> tuple[str, ...]:
+    """The names of a source's classes, if it has them."""
+    return tuple(getattr(source, "class_names", ()))
+
+
+def count_of(source: Any) -> int | None:
+    """How many images a source has, if it has an end and knows it."""
+    return len(source) if hasattr(source, "__len__") else getattr(source, "images", None)
+
+
+def name_of(source: Any) -> str:
+    """What a source is called, by its class if by nothing else."""
+    return getattr(source, "name", "") or type(source).__name__
+
+
+def described(source: Any) -> str:
+    """What a source has, in words."""
+    if said := getattr(source, "description", ""):
+        return str(said)
+    count, classes = count_of(source), len(class_names_of(source))
+    known = "images" if count is None else f"{count:,} images"
+    return f"{name_of(source)}: {known}" + (f" of {classes} classes" if classes else "")
+
+
+def settled(recipe: Recipe, source: Any) -> Recipe:
+    """The recipe with what the source decides: how many steps its epochs are, and what part of a picture is taken.
+
+    Raises:
+        InputError: If the recipe has epochs and the source does not know how many images it has.
+    """
+    count = count_of(source)
+    if recipe.epochs and count is None:
+        raise InputError(
+            f"{recipe.epochs:g} epochs of a {type(source).__name__}, which does not know how many images it has; give "
+            "steps"
+        )
+    pictures = {name: getattr(source, name) for name in ("crop", "flip") if hasattr(source, name)}
+    recipe = replace(recipe, **pictures)
+    return recipe if count is None or not recipe.epochs else recipe.resolved(count)
+
+
 def check_labels(labels: Tensor, classes: int, what: str, remedy: str) -> None:
     """Raises InputError if a label, int64 (batch,), is no class of a model that has so many."""
     smallest, largest = (int(label) for label in labels.aminmax())
@@ -97,10 +140,10 @@ def check_labels(labels: Tensor, classes: int, what: str, remedy: str) -> None:
         raise InputError(f"{what} go from {smallest} to {largest}, and the model has {classes} classes; {remedy}")
 
 
-def generator_of(seed: int, number: int) -> torch.Generator:
-    """A generator of its own for each batch of a run."""
-    digest = hashlib.blake2b(f"{seed} {number}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+def check_positive(what: str, value: int) -> None:
+    """Raises InputError if a count or a size is below 1."""
+    if value < 1:
+        raise InputError(f"{what} is {value}; expected at least 1")
 
 
 class _Drawn(Dataset[Batch]):

@@ -14,7 +14,10 @@ from safetensors import SafetensorError
 
 from ..errors import OutputError, WeightsError
 from ..models import ImageTransformer
-from .recipe import Recipe
+from .recipe import Objective, Recipe
+
+# What a run of an older version wrote for its objective.
+_OBJECTIVES: dict[str, Objective] = {"all": "supervised", "head": "linear_probe", "pixels": "mae"}
 
 
 def make_run_folder(folder: Path) -> Path:
@@ -91,6 +94,8 @@ def resume(accelerator: Any, folder: Path, run: dict[str, Any]) -> int:
         written = json.loads((found[-1] / "run.json").read_text())
         step: int = written["step"]
         saved: dict[str, Any] = written["run"]
+        if "trains" in saved:  # as it was called once
+            saved["objective"] = _OBJECTIVES[saved.pop("trains")]
     except (OSError, ValueError, LookupError) as error:
         raise _unusable(found[-1], error) from error
     if saved != run:

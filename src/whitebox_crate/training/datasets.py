@@ -13,16 +13,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .._random import numpy_generator
 from ..errors import InputError, require
-from .batches import Batch
-from .data import check_positive
-from .decoding import Decoder, Example, generator_of
+from .batches import Batch, check_positive
+from .decoding import Decoder, Example
 from .recipe import Crop, Recipe
 from .schema import Columns, image_column_of, label_column_of, labels_of, undecoded
 from .sources import find
 
 
-class Images:
+class ImageDataset:
     """Labelled pictures that can be reached by number; `open_images` makes it.
 
     Args:
@@ -31,9 +31,13 @@ class Images:
         class_names: The names of the classes.
         decoder: Makes batches.
         size: Side of the images in pixels, where a call does not give it.
+        name: What they are called in recipe and card of a run.
 
     Attributes:
+        name: What they are called.
         class_names: The names of the classes.
+        crop: What part of a picture is taken to train on.
+        flip: Whether half of them are mirrored.
     """
 
     def __init__(
@@ -43,8 +47,10 @@ class Images:
         class_names: tuple[str, ...],
         decoder: Decoder,
         size: int,
+        name: str = "",
     ) -> None:
-        self.class_names = class_names
+        self.name, self.class_names = name, class_names
+        self.crop, self.flip = decoder.crop, decoder.flip
         self._pictures, self._labels, self._decoder, self._size = pictures, labels, decoder, size
 
     def __len__(self) -> int:
@@ -103,7 +109,7 @@ class Images:
         ]
 
 
-class StreamedImages:
+class StreamedImageDataset:
     """Labelled pictures read one after the other, for data too large or too far away; `open_images` makes it.
 
     Args:
@@ -113,16 +119,28 @@ class StreamedImages:
         size: Side of the images in pixels, where a call does not give it.
         images: How many there are, if that is known.
         buffer: How many undecoded pictures are mixed at a time.
+        name: What they are called in recipe and card of a run.
 
     Attributes:
+        name: What they are called.
         class_names: The names of the classes.
+        crop: What part of a picture is taken to train on.
+        flip: Whether half of them are mirrored.
         images: How many there are; None if that is not known.
     """
 
     def __init__(
-        self, dataset: Any, columns: Columns, decoder: Decoder, size: int, images: int | None, buffer: int
+        self,
+        dataset: Any,
+        columns: Columns,
+        decoder: Decoder,
+        size: int,
+        images: int | None,
+        buffer: int,
+        name: str = "",
     ) -> None:
-        self.class_names, self.images = columns.class_names, images
+        self.name, self.class_names, self.images = name, columns.class_names, images
+        self.crop, self.flip = decoder.crop, decoder.flip
         self._dataset, self._columns = dataset, columns
         self._decoder, self._size, self._buffer = decoder, size, buffer
 
@@ -172,7 +190,7 @@ class StreamedImages:
                 yield self._decoder.batch(examples, recipe.size_at(next(parts) // recipe.accumulation), keys)
 
     def in_order(self, batch_size: int, size: int | None = None, *, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """All images once, as `Images.in_order`; each process reads all of them and decodes its own."""
+        """All images once, as `ImageDataset.in_order`; each process reads all of them and decodes its own."""
         size = _checked(batch_size, self._size if size is None else size)
         batches = itertools.islice(enumerate(self._dataset.iter(batch_size)), rank, None, world)
         groups = (self._columns.examples(rows, itertools.count(index * batch_size)) for index, rows in batches)
@@ -208,7 +226,7 @@ def _checked(batch_size: int, size: int) -> int:
 
 @functools.lru_cache(maxsize=2)  # a batch is of two epochs at most
 def _order(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    return generator_of(seed, epoch, 0).permutation(count)
+    return numpy_generator(seed, epoch, 0).permutation(count)
 
 
 def _too_few(size: int, shares: int) -> InputError:
@@ -234,7 +252,7 @@ def open_images(
     revision: str | None = None,
     images: int | None = None,
     buffer: int = 1000,
-) -> Images | StreamedImages:
+) -> ImageDataset | StreamedImageDataset:
     """Opens labelled pictures, of any format that Pillow reads, by Hugging Face `datasets`.
 
     Args:
@@ -252,11 +270,11 @@ def open_images(
             Streamed labels need it unless the data set brings names.
         subset: Of a data set on the Hub that has several.
         revision: Branch, tag or commit of a data set on the Hub.
-        images: How many images the split has, if it is streamed and that is known; see `StreamedImages.stream`.
+        images: How many images the split has, if it is streamed and that is known; see `StreamedImageDataset.stream`.
         buffer: How many undecoded pictures are mixed at a time, if they are streamed.
 
     Returns:
-        `Images`, or `StreamedImages` if they are streamed.
+        `ImageDataset`, or `StreamedImageDataset` if they are streamed.
 
     Raises:
         MissingExtraError: If `datasets` or Pillow is not installed.
@@ -264,7 +282,7 @@ def open_images(
         InputError: If there is nothing to be read, no image, one class, a class without images that `label_names` does
             not ask for, or a label that is no class.
     """
-    decoder = Decoder(crop, flip)
+    decoder, called = Decoder(crop, flip), f"{os.fspath(where)} ({split})"
     check_positive("size", size)
     check_positive("buffer", buffer)
     if images is not None:
@@ -283,11 +301,12 @@ def open_images(
                 "give label_names, in order"
             )
         columns = Columns(image, label, class_names, stored_names)
-        return StreamedImages(dataset, columns, decoder, size, known if images is None else images, buffer)
+        count = known if images is None else images
+        return StreamedImageDataset(dataset, columns, decoder, size, count, buffer, called)
     if not len(dataset):
         raise InputError(f"{os.fspath(where)!r} has no image in its split {split!r}")
     if label:
         labels, class_names = labels_of(dataset, image, label, stored_names, label_names)
     else:
         labels, class_names = np.zeros(len(dataset), np.int64), ()
-    return Images(dataset.select_columns([image]), labels, class_names, decoder, size)
+    return ImageDataset(dataset.select_columns([image]), labels, class_names, decoder, size, called)

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, TypeAlias, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from .._random import numpy_generator
 from ..errors import InputError, UnknownNameError, require
 from ..images import reading, to_rgb
 from ..preprocess import create_transform
@@ -126,7 +126,7 @@ class Decoder:
                 with reading(file, name) as image:
                     return create_transform(size, mean=(0.0,) * 3, std=(1.0,) * 3)(to_rgb(image, upright=True))
             seed, epoch, number = key
-            generator = generator_of(seed, epoch, number + 1)  # 0 is the epoch's order
+            generator = numpy_generator(seed, epoch, number + 1)  # 0 is the epoch's order
             box_of = functools.partial(random_box, generator=generator) if self.crop == "random" else centre_box
             mirrored = self.flip and generator.random() < 0.5
             return read_part(file, name, size, box_of, mirrored)
@@ -138,14 +138,9 @@ class Decoder:
             warnings.warn(f"left out: {reason}{more}", stacklevel=2)
 
 
-def generator_of(*key: int) -> np.random.Generator:
-    """A generator of its own for each key."""
-    return np.random.default_rng([number % 2**64 for number in key])
-
-
-def _batch(pairs: Sequence[_Pair], left_out: int) -> Batch:
+def _batch(pairs: Sequence[_Pair], skipped: int) -> Batch:
     images, labels = zip(*pairs, strict=True)
-    return Batch(torch.stack(images), torch.tensor(labels), left_out=left_out)
+    return Batch(torch.stack(images), torch.tensor(labels), skipped=skipped)
 
 
 def _none_of(count: int, reasons: Sequence[str]) -> InputError:

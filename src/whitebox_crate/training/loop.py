@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from .._random import torch_generator
 from ..errors import InputError, MissingExtraError, require
 from ..models import CrateMae, ImageTransformer
-from .batches import Batch, Share, Source, Stream, batches_of, check_labels, generator_of
+from .batches import Batch, Share, Source, Stream, batches_of, check_labels, class_names_of, count_of, settled
 from .checkpoints import describe_run, make_run_folder, resume, save_checkpoint
 from .metrics_log import Progress
 from .recipe import Recipe
@@ -49,9 +50,11 @@ def train(
     A run that was killed and called again ends with the same weights, bit for bit, as one that was not.
 
     Args:
-        model: The model. Its weights are replaced if `out` holds a checkpoint.
+        model: The model. Its weights are replaced if `out` holds a checkpoint. Its config gets the class names of
+            `source`.
         source: Where batches come from.
-        recipe: The numbers. Its epochs become steps if `source` knows how many images it has.
+        recipe: The numbers. Its epochs become steps if `source` knows how many images it has; crop and flip are those
+            of `source`, if that has them.
         out: Folder for `checkpoint-STEP/` (the last one is kept) and `metrics.jsonl`.
         validation: What to measure on the way.
         workers: Processes that make batches ahead of time, for each process of the run.
@@ -78,8 +81,9 @@ def train(
         )
     if workers < 0:
         raise InputError(f"workers is at least 0, not {workers}")
-    recipe = _with_steps(recipe, source)
-    _check(model, recipe, _count(source))
+    recipe = settled(recipe, source)
+    _check(model, recipe, count_of(source))
+    _name_classes(model, class_names_of(source), recipe)
     accelerator = _make_accelerator(recipe, trackers, Path(out))
     recipe.part_size(accelerator.num_processes)
     given = model
@@ -91,7 +95,7 @@ def train(
         if trackers:
             accelerator.init_trackers("whitebox-crate", config=_plain(recipe))
         wrapped, optimizer = accelerator.prepare(
-            _Pixels(model) if isinstance(model, CrateMae) and recipe.trains == "pixels" else model, made
+            _Pixels(model) if isinstance(model, CrateMae) and recipe.objective == "mae" else model, made
         )
         training = _Training(accelerator, wrapped, model, optimizer, recipe)
         progress = Progress(accelerator, recipe, folder)
@@ -149,7 +153,7 @@ class _Training:
                 with accelerator.autocast():
                     loss, accuracy = self.loss(batch, number)
                 accelerator.backward(loss / recipe.accumulation)
-            progress.add(loss, accuracy, batch.left_out)
+            progress.add(loss, accuracy, batch.skipped)
         norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), recipe.clip_norm)
         if recipe.precision != "fp16":  # whose scaler leaves out a step with such a gradient
             progress.add_norm(_whole(norm))
@@ -160,9 +164,9 @@ class _Training:
         """The loss of a part of this number, and the share of its images that are named."""
         recipe, model, device = self.recipe, self.model, self.accelerator.device
         images = normalize(batch.images.to(device), model)
-        if recipe.trains == "pixels":
+        if recipe.objective == "mae":
             rows, columns = model.grid_of(images)
-            noise = torch.rand(len(images), rows * columns, generator=generator_of(recipe.seed, number)).to(device)
+            noise = torch.rand(len(images), rows * columns, generator=torch_generator(recipe.seed, number)).to(device)
             loss = self.wrapped(images, recipe.mask_ratio, noise)
             return loss, torch.zeros_like(loss)
         check_labels(batch.labels, model.num_classes, "labels", "make it with num_classes, or look at the labels")
@@ -213,21 +217,11 @@ def make_optimizer(model: ImageTransformer, recipe: Recipe) -> torch.optim.Optim
     return torch.optim.AdamW(groups, lr=recipe.learning_rate)
 
 
-def _with_steps(recipe: Recipe, source: Any) -> Recipe:
-    if not recipe.epochs:
-        return recipe
-    images = _count(source)
-    if images is None:
-        raise InputError(
-            f"{recipe.epochs} epochs of a {type(source).__name__}, which does not know how many images it has; give "
-            "steps"
-        )
-    return recipe.resolved(images)
-
-
-def _count(source: Any) -> int | None:
-    """How many images a source has, if it has an end and knows it."""
-    return len(source) if hasattr(source, "__len__") else getattr(source, "images", None)
+def _name_classes(model: ImageTransformer, names: tuple[str, ...], recipe: Recipe) -> None:
+    """Writes into the model's config which classes it is trained for; names of other classes go."""
+    names = names or model.pretrained_cfg.label_names
+    kept = names if recipe.objective != "mae" and len(names) <= model.num_classes else ()
+    model.pretrained_cfg = replace(model.pretrained_cfg, num_classes=model.num_classes, label_names=kept)
 
 
 def _check(model: ImageTransformer, recipe: Recipe, images: int | None) -> None:
@@ -238,7 +232,7 @@ def _check(model: ImageTransformer, recipe: Recipe, images: int | None) -> None:
         raise InputError("a folded model is not trained: train the model that it was folded from")
     for size in recipe.sizes:  # now, not when their turn comes
         model.grid_of(torch.empty(1, model.in_chans, size, size, device="meta"))
-    if recipe.trains == "pixels":
+    if recipe.objective == "mae":
         if not isinstance(model, CrateMae) or model.mask_token is None:
             raise InputError(f"a {type(model).__name__} does not predict pixels; make a crate_mae_* with its decoder")
     elif not model.num_classes:
@@ -251,7 +245,7 @@ def _prepared(model: ImageTransformer, recipe: Recipe) -> Iterator[None]:
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     checkpointing = model.grad_checkpointing
     try:
-        if recipe.trains == "head":
+        if recipe.objective == "linear_probe":
             model.requires_grad_(False)
             model.get_classifier().requires_grad_(True)
         model.set_grad_checkpointing(recipe.checkpointing)

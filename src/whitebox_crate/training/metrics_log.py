@@ -33,7 +33,7 @@ class Progress:
         self.accelerator, self.recipe, self.path = accelerator, recipe, folder / METRICS
         self.sums: list[Tensor] = []
         self.norms: list[Tensor] = []
-        self.left_out = 0
+        self.skipped = 0
         self.since = time.monotonic()
 
     def cut(self, step: int) -> None:
@@ -43,10 +43,10 @@ class Progress:
             kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
             write_whole(self.path, lambda path: path.write_text("".join(f"{line}\n" for line in kept)))
 
-    def add(self, loss: Tensor, accuracy: Tensor, left_out: int) -> None:
+    def add(self, loss: Tensor, accuracy: Tensor, skipped: int) -> None:
         """One part of a step: two scalars on the device, and how many pictures could not be decoded."""
         self.sums.append(torch.stack([loss.detach().float(), accuracy.float()]))
-        self.left_out += left_out
+        self.skipped += skipped
 
     def add_norm(self, norm: Tensor) -> None:
         """The norm of a step's gradient, a scalar on the device, the same in all processes."""
@@ -78,19 +78,19 @@ class Progress:
         """
         recipe, now = self.recipe, time.monotonic()
         loss, accuracy = self.check(step).tolist()
-        lost = int(self.accelerator.reduce(torch.tensor(self.left_out, device=self.accelerator.device), "sum"))
+        lost = int(self.accelerator.reduce(torch.tensor(self.skipped, device=self.accelerator.device), "sum"))
         seconds = (now - self.since) / steps_done
         record = {
             "step": step,
             "loss": round(loss, 5),
-            **({} if recipe.trains == "pixels" else {"accuracy": round(accuracy, 5)}),
-            **({"left_out": lost} if lost else {}),
+            **({} if recipe.objective == "mae" else {"accuracy": round(accuracy, 5)}),
+            **({"skipped": lost} if lost else {}),
             "difficulty": round(recipe.difficulty_at(step - 1), 4),
             "size": recipe.size_at(step - 1),
             "learning_rate": recipe.learning_rate_at(step - 1),
             "seconds_per_step": round(seconds, 4),
         }
-        self.sums, self.norms, self.left_out, self.since = [], [], 0, now
+        self.sums, self.norms, self.skipped, self.since = [], [], 0, now
         shown = [f"{key.replace('_', ' ')} {record[key]:.3f}" for key in ("loss", "accuracy") if key in record]
         shown += [f"{lost} pictures left out"] if lost else []
         shown += [f"difficulty {record['difficulty']:.2f}"] if recipe.curriculum else []

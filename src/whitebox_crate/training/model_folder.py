@@ -16,6 +16,7 @@ from .._version import __version__
 from ..errors import InputError, OutputError
 from ..hub import CARD, model_card, save_pretrained
 from ..models import ImageTransformer
+from .batches import Source, Stream, described, settled
 from .metrics_log import METRICS as RUN_METRICS
 from .presets import PRESETS
 from .recipe import Recipe
@@ -31,8 +32,8 @@ _NAMES = {
     "mask_iou": "mIoU of [CLS] attention",
     "training_loss": "Loss in training, at the end",
     "training_accuracy": "Accuracy in training, at the end",
-    "left_out": "Images left out, for they cannot be decoded",
-    "training_left_out": "Images left out in training, each time they came",
+    "skipped": "Images left out, for they cannot be decoded",
+    "training_skipped": "Images left out in training, each time they came",
 }
 
 
@@ -41,7 +42,7 @@ def finish(
     folder: str | Path,
     recipe: Recipe,
     *,
-    data: str,
+    data: str | Source | Stream,
     metrics: Mapping[str, Any],
     preset: str = "",
 ) -> Path:
@@ -53,8 +54,8 @@ def finish(
     Args:
         model: The model, whole and on any device.
         folder: Made if it does not exist.
-        recipe: What it was trained by, `resolved`.
-        data: What it was trained on, in words.
+        recipe: What it was trained by.
+        data: What it was trained on, or that in words; of words, crop, flip and steps are not taken into the recipe.
         metrics: What was measured, as JSON holds it; names of `Validation` are spelt out in the card.
         preset: Name in `PRESETS` that the recipe was made from, if it was.
 
@@ -65,6 +66,8 @@ def finish(
         InputError: As `save_pretrained`.
         OutputError: If the folder cannot be written.
     """
+    if not isinstance(data, str):
+        recipe, data = settled(recipe, data), described(data)
     edited = (Path(folder) / CARD).exists()  # perhaps by hand
     folder = save_pretrained(model, folder)
     write_recipe(folder, recipe, data=data, preset=preset)
@@ -114,17 +117,20 @@ def last_metrics(run: Path) -> dict[str, Any]:
     last: dict[str, Any] = {}
     try:
         for line in (run / RUN_METRICS).read_text().splitlines():
-            lost = last.get("left_out", 0)
-            last.update(record := json.loads(line))
-            if "left_out" in record:  # since the record before
-                last["left_out"] += lost
+            lost = last.get("skipped", 0)
+            record = {name.replace("left_out", "skipped"): value for name, value in json.loads(line).items()}  # once so
+            last.update(record)
+            if "skipped" in record:  # since the record before
+                last["skipped"] += lost
     except (OSError, ValueError) as error:
         raise InputError(f"{run / RUN_METRICS} cannot be read: {error}; it is written by train") from error
     measured = {name.removeprefix(_BEFORE): value for name, value in last.items() if name.startswith(_BEFORE)}
-    return {**measured, **{f"training_{name}": last[name] for name in ("loss", "accuracy", "left_out") if name in last}}
+    return {**measured, **{f"training_{name}": last[name] for name in ("loss", "accuracy", "skipped") if name in last}}
 
 
-def publish(folder: str | Path, repo_id: str, *, private: bool | None = None, token: str | bool | None = None) -> str:
+def push_to_hub(
+    folder: str | Path, repo_id: str, *, private: bool | None = None, token: str | bool | None = None
+) -> str:
     """Uploads a folder to the Hub, so that weights, config, recipe, metrics and card go together.
 
     The card then says to load the model from there, in the folder too; nothing else is changed.
@@ -180,9 +186,10 @@ def _about(model: ImageTransformer, recipe: Recipe, data: str, metrics: Mapping[
         changed = ", ".join(f"{name} {value}" for name, value in _changed(recipe, preset).items())
         lines += [f"Preset `{preset}`: {PRESETS[preset].source}." + (f" Changed: {changed}." if changed else ""), ""]
     lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in asdict(recipe).items())]
-    names = model.pretrained_cfg.label_names
+    names = len(model.pretrained_cfg.label_names)
     lines += ["", "## Limits", ""]
-    lines += [f"It names the {len(names)} classes that it was trained on and nothing else. " if names else ""]
+    known = names and names <= model.num_classes
+    lines += [f"It names the {names} classes that it was trained on and nothing else. " if known else ""]
     lines[-1] += "The numbers above hold for data like those that they were measured on."
     return [*lines, ""]
 

@@ -70,7 +70,7 @@ PRESETS: dict[str, Preset] = {
             weight_decay=0.0,
             warmup=10 / 90,
             label_smoothing=0.0,
-            trains="head",
+            objective="linear_probe",
         ),
         "not stated in arXiv 2308.16271 or in released scripts of CRATE; after MAE's (arXiv 2111.06377, appendix A.1, "
         "and its FINETUNE.md): 90 epochs, 10 of warm-up, no weight decay, random crop; ours: AdamW at 1e-3 in batches "
@@ -85,7 +85,7 @@ PRESETS: dict[str, Preset] = {
             learning_rate=2.4e-3,
             warmup=40 / 800,
             label_smoothing=0.0,
-            trains="pixels",
+            objective="mae",
         ),
         "the released README sends CRATE-MAE (arXiv 2404.02446) to MAE's training code, whose PRETRAIN.md states: 800 "
         "epochs, 40 of warm-up, AdamW, batch 4096, learning rate 1.5e-4 x 4096 / 256, weight decay 0.05, mask ratio "

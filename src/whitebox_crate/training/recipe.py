@@ -10,9 +10,9 @@ from ..errors import InputError, UnknownNameError
 
 Optimizer = Literal["lion", "adamw"]
 Crop = Literal["centre", "random"]
-Trained = Literal["all", "head", "pixels"]
+Objective = Literal["supervised", "linear_probe", "mae"]
 Precision = Literal["no", "bf16", "fp16"]
-_CHOICES = {"optimizer": Optimizer, "crop": Crop, "trains": Trained, "precision": Precision}
+_CHOICES = {"optimizer": Optimizer, "crop": Crop, "objective": Objective, "precision": Precision}
 _AMOUNTS = ("epochs", "learning_rate", "weight_decay")
 _SHARES = ("warmup", "label_smoothing", "curriculum", "mask_ratio")
 
@@ -37,9 +37,9 @@ class Recipe:
         size_starts: Share of the steps after which each of `sizes` begins.
         crop: Of photographs: "centre", or "random" in place, area and aspect.
         flip: Whether half of the photographs are mirrored.
-        trains: "all" weights for the labels, the "head" alone (a linear probe), or all for the "pixels" of masked
-            patches, without labels (CRATE-MAE).
-        mask_ratio: Share of the patches that are masked for "pixels".
+        objective: "supervised" (all weights, for the labels), "linear_probe" (the head alone, for the labels), or "mae"
+            (all weights, for the pixels of masked patches, without labels).
+        mask_ratio: Share of the patches that are masked for "mae".
         precision: "no" for float32, or "bf16" or "fp16" autocast.
         checkpointing: Whether inner states are computed again in the backward pass, for less memory.
         seed: Of the data, and of the weights where the command line makes them.
@@ -64,7 +64,7 @@ class Recipe:
     size_starts: tuple[float, ...] = (0.0, 0.55, 0.8)
     crop: Crop = "centre"
     flip: bool = False
-    trains: Trained = "all"
+    objective: Objective = "supervised"
     mask_ratio: float = 0.75
     precision: Precision = "no"
     checkpointing: bool = False

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .._random import numpy_generator
 from ..errors import InputError, UnknownNameError, require
-from .decoding import generator_of
 
 KINDS = {".parquet": "parquet", ".tar": "webdataset"}
 METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
@@ -112,7 +112,7 @@ def _folder(root: Path, split: str, streaming: bool, labelled: bool) -> tuple[An
             f"{str(home)!r} has no pictures in sub-folders; put those of each class into a folder that has its name"
         )
     if streaming:  # no class after the other
-        found = [found[index] for index in generator_of(0).permutation(len(found))]
+        found = [found[index] for index in numpy_generator(0).permutation(len(found))]
     paths, labels = zip(*found, strict=True)
     label_type = datasets.ClassLabel(names=[folder.name for folder in classes]) if labelled else datasets.Value("int64")
     features = datasets.Features({"image": datasets.Value("string"), "label": label_type})

@@ -59,7 +59,7 @@ class Validation:
 
         Returns:
             Of `images`: shares `top1` and `top5` (of the likeliest 5, or all classes if fewer), `loss` (cross-entropy
-            in float32, without label smoothing), how many `images`, and how many were `left_out`, if some could not be
+            in float32, without label smoothing), how many `images`, and how many were `skipped`, if some could not be
             decoded. Of `masks`: `mask_iou`, the mIoU of [CLS]
             attention in `default_layer`, best head of each class of an image (arXiv 2308.16271, Figure 10).
 
@@ -93,7 +93,7 @@ class Validation:
             logits = model(normalize(batch.images.to(device), model)).float()
             likeliest = logits.topk(min(5, model.num_classes)).indices == labels[:, None]
             loss = F.cross_entropy(logits, labels, reduction="sum")
-            counts = loss.new_tensor([len(labels), batch.left_out])
+            counts = loss.new_tensor([len(labels), batch.skipped])
             sums += torch.stack([likeliest[:, 0].sum(), likeliest.sum(), loss, *counts]).cpu()
         if _world() > 1:
             sums = sums.to(device)
@@ -102,7 +102,7 @@ class Validation:
         if not count:
             raise InputError("the validation data have no images; give others, or none")
         found = {"top1": top1 / count, "top5": top5 / count, "loss": total / count, "images": int(count)}
-        return {**found, "left_out": int(lost)} if lost else found
+        return {**found, "skipped": int(lost)} if lost else found
 
     def _segment(self, model: ImageTransformer, masks: LabelledImages) -> float:
         records: list[tuple[str, Record]] = []

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.pages import markers
+from recipes.composites import Composites
+from recipes.objects import Objects
 from studies.emergence import measures, plan, study, tables
 from whitebox_crate.segmentation import upsample
-from whitebox_crate.training import Composites, Objects
 
 GRID = (4, 5)
 

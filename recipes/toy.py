@@ -4,7 +4,7 @@ The masks are exact, for they are the alpha that the objects were pasted with. T
 seconds, and anyone can make it from three Debian packages, with one version of Pillow the same to the byte:
 
     apt-get install tuxpaint-stamps-default plasma-workspace-wallpapers gnome-backgrounds
-    python docs/toy/make.py --out toy --images 24 --size 160 --seed 0
+    python -m recipes.toy --out toy --images 24 --size 160 --seed 0
     whitebox-crate evaluate voc --root toy --out toy_voc
     whitebox-crate evaluate coco --root toy/COCO --out toy_coco
 """
@@ -26,8 +26,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from recipes.backgrounds import wallpapers
+from recipes.objects import Objects, photographs
 from whitebox_crate.errors import InputError, OutputError, WhiteboxCrateError
-from whitebox_crate.training import Objects, photographs, wallpapers
 
 VOID = 255
 SCALES = (0.5, 0.95)  # longer side of an object / shorter side of its place

@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InputError
-from .batches import Batch, generator_of
-from .data import Objects, check_positive
+from recipes.objects import Objects
+from whitebox_crate._random import torch_generator
+from whitebox_crate.errors import InputError
+from whitebox_crate.training import Batch
+from whitebox_crate.training.batches import check_positive
 
 EASY_SCALE = 0.9
 HARD_SCALES = (0.5, 0.95)  # longer side of the object / side of the image
@@ -25,6 +27,12 @@ BRIGHTNESS, TINT, CONTRAST = 0.3, 0.15, 0.3  # half-widths of the factors around
 CHUNK = 16  # images handled at once: few enough to stay in the processor's cache
 
 
+def masks_of(batch: Batch) -> Tensor:
+    """The masks, bool (batch, height, width), which every batch of composites has."""
+    assert batch.masks is not None
+    return batch.masks
+
+
 class Composites:
     """Draws labelled composites of objects over backgrounds.
 
@@ -32,12 +40,18 @@ class Composites:
         objects: What to paste.
         backgrounds: uint8 (count, 3, side, side), what to paste it over.
         size: Side of the drawn images, in pixels.
+        name: What recipe and card of a run call them.
+
+    Attributes:
+        name: What recipe and card of a run call them.
+        class_names: The names of the objects' classes.
+        description: Name and numbers, in words.
 
     Raises:
         InputError: If a tensor has another dtype or shape, or is empty, or `size` is not positive.
     """
 
-    def __init__(self, objects: Objects, backgrounds: Tensor, size: int = 96) -> None:
+    def __init__(self, objects: Objects, backgrounds: Tensor, size: int = 96, name: str = "composites") -> None:
         _check_images("objects.images", objects.images, channels=4)
         _check_images("backgrounds", backgrounds, channels=3)
         check_positive("size", size)
@@ -47,7 +61,8 @@ class Composites:
                 f"objects.labels is {labels.dtype} {tuple(labels.shape)}; expected torch.int64 ({count},), "
                 "one label for each image"
             )
-        self.size = size
+        self.name, self.class_names, self.size = name, objects.class_names, size
+        self.description = f"{name}: composites of {count:,} objects of {len(objects.class_names)} classes"
         self._labels = labels.cpu()
         self._objects = _pyramid(_premultiply(objects.images.cpu()))
         self._backgrounds = _pyramid(backgrounds.cpu())
@@ -76,7 +91,7 @@ class Composites:
         check_positive("size", size)
         if not 0 <= difficulty <= 1:
             raise InputError(f"difficulty is {difficulty}; expected a number from 0 to 1")
-        generator = generator_of(seed, step)
+        generator = torch_generator(seed, step)
         chosen = torch.randint(len(self._labels), (batch_size,), generator=generator)
         images = self._draw_backgrounds(batch_size, size, difficulty, generator)
         masks = self._paste_objects(images, chosen, difficulty, generator)

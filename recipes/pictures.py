@@ -1,8 +1,8 @@
 """Draws the README's and the cards' pictures: photographs, CRATE's map and mask, and the control's map.
 
-    python docs/cards/pictures.py --out docs/images/first_light.png
-    python docs/cards/pictures.py --garments --out docs/images/garments.png
-    python docs/cards/pictures.py --out docs/images/photographs.png --control RUN/model PHOTOGRAPH ...
+    python -m recipes.pictures --out docs/images/first_light.png
+    python -m recipes.pictures --garments --out docs/images/garments.png
+    python -m recipes.pictures --out docs/images/photographs.png --control RUN/model PHOTOGRAPH ...
 
 Photographs: those of the package, or names of scikit-image's (`astronaut`) or paths.
 """
@@ -18,13 +18,16 @@ import torch
 from PIL.Image import Image, Resampling, fromarray
 
 import whitebox_crate
+from recipes.backgrounds import noise_backgrounds
+from recipes.composites import Composites, masks_of
+from recipes.objects import garments
 from whitebox_crate import ImageTransformer, create_model
 from whitebox_crate._files import write_whole
 from whitebox_crate.images import load_image
 from whitebox_crate.preprocess import image_to_tensor, resize_to_grid
 from whitebox_crate.segmentation import attention_masks, cls_attention
 from whitebox_crate.segmentation.draw import draw_map, draw_mask, draw_panels
-from whitebox_crate.training import Composites, garments, noise_backgrounds, normalize
+from whitebox_crate.training import normalize
 
 PANEL = (200, 300)  # (height, width), pixels
 GARMENT = 128
@@ -61,7 +64,7 @@ def draw_garments(count: int = 6) -> Image:
     maps = cls_attention(model, normalize(batch.images, model), facts.attention_layer)[:, facts.attention_head]
     named = [facts.label_names[index] for index in model(normalize(batch.images, model)).argmax(-1)]
     panels, captions = [], []
-    for image, attention, mask, name in zip(batch.images, maps, batch.masks, named, strict=True):
+    for image, attention, mask, name in zip(batch.images, maps, masks_of(batch), named, strict=True):
         pixels = fromarray((255 * image).round().byte().permute(1, 2, 0).numpy())
         shown = pixels.resize((GARMENT, GARMENT), Resampling.NEAREST)
         masks = (draw_mask(shown, found) for found in (attention_masks(attention, rule="mean"), mask))

@@ -1,4 +1,4 @@
-"""Readers of objects and backgrounds: on tiny files made here, and on the Debian packages where installed."""
+"""Readers of objects: on tiny files made here, and on the Debian packages where installed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from recipes.objects import FASHION_MNIST, STAMPS, _fill_holes, _fit_square, garments, photographs
 from whitebox_crate.errors import InputError, MissingExtraError
-from whitebox_crate.training import data
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -41,7 +40,7 @@ def stamps(tmp_path: Path) -> Path:
 
 class TestPhotographs:
     def test_images_are_tight_centred_squares_with_a_class_each(self, stamps: Path) -> None:
-        objects = data.photographs("all", stamps, side=40)
+        objects = photographs("all", stamps, side=40)
         assert objects.images.shape == (40, 4, 40, 40) and objects.images.dtype == torch.uint8
         assert objects.labels.tolist() == list(range(40)) and len(set(objects.class_names)) == 40
         visible = objects.images[:, 3] > 127
@@ -51,18 +50,16 @@ class TestPhotographs:
         assert (down == down.flip(1)).float().mean() > 0.95  # and it is in the middle
 
     def test_held_out_objects_are_a_share_of_their_own(self, stamps: Path) -> None:
-        train, held_out = data.photographs("train", stamps, 16), data.photographs("held_out", stamps, 16)
+        train, held_out = photographs("train", stamps, 16), photographs("held_out", stamps, 16)
         assert not set(train.class_names) & set(held_out.class_names)
-        assert set(train.class_names) | set(held_out.class_names) == set(
-            data.photographs("all", stamps, 16).class_names
-        )
+        assert set(train.class_names) | set(held_out.class_names) == set(photographs("all", stamps, 16).class_names)
         assert len(held_out.class_names) == round(0.15 * 40)
         assert held_out.labels.tolist() == list(range(6))
 
     def test_relatives_are_held_out_together(self, tmp_path: Path) -> None:
         for index in range(51):
             save_object(tmp_path / f"{'abcdefghijklmnopq'[index // 3]}-{index % 3}.png", seed=index)
-        train, held_out = (data.photographs(split, tmp_path, 8).class_names for split in ("train", "held_out"))
+        train, held_out = (photographs(split, tmp_path, 8).class_names for split in ("train", "held_out"))
         assert not {name[0] for name in train} & {name[0] for name in held_out}
         assert len(held_out) == 6  # two families of three: a third one would be more than 15%
 
@@ -79,7 +76,7 @@ class TestPhotographs:
     )
     def test_what_is_no_photograph_is_left_out(self, stamps: Path, name: str, options: dict[str, int]) -> None:
         save_object(stamps / f"{name}.png", **({"seed": 99} | options))
-        names = data.photographs("all", stamps, 8).class_names
+        names = photographs("all", stamps, 8).class_names
         assert len(names) == 40 and name not in names
 
     def test_rectangles_and_ghosts_are_left_out(self, stamps: Path) -> None:
@@ -90,38 +87,38 @@ class TestPhotographs:
         ghost = np.array(Image.open(stamps / "ghost.png"))
         ghost[..., 3] = ghost[..., 3] * 0.6
         Image.fromarray(ghost).save(stamps / "ghost.png")
-        assert len(data.photographs("all", stamps, 8).class_names) == 40
+        assert len(photographs("all", stamps, 8).class_names) == 40
 
     def test_hidden_colours_do_not_bleed_into_the_edge(self, tmp_path: Path) -> None:
         rgba = np.zeros((120, 120, 4), np.uint8)
         rgba[..., 0] = 255  # red where nothing is to be seen
         rgba[20:100, 20:100] = [0, 255, 0, 255]
         rgba[30:50, 30:50, 3] = 0
-        square = data._fit_square(Image.fromarray(rgba), 50)
+        square = _fit_square(Image.fromarray(rgba), 50)
         seen = square[3] > 25
         assert square[0][seen].max() < 20 and square[1][seen].min() > 235
 
     def test_bad_input_says_what_to_do(self, stamps: Path) -> None:
         with pytest.raises(InputError, match="apt-get install tuxpaint-stamps-default"):
-            data.photographs("train", stamps / "nowhere")
+            photographs("train", stamps / "nowhere")
         with pytest.raises(InputError, match=r"'test'.*'held_out'"):
-            data.photographs("test", stamps)
+            photographs("test", stamps)
         with pytest.raises(InputError, match="side is 0"):
-            data.photographs("all", stamps, side=0)
+            photographs("all", stamps, side=0)
         path = stamps / "animals" / "broken.png"
         path.write_bytes((stamps / "animals" / "ak.png").read_bytes()[:200])
         with pytest.raises(InputError, match=r"broken\.png"):
-            data.photographs("all", stamps)
+            photographs("all", stamps)
 
     def test_nothing_found_is_an_error(self, tmp_path: Path) -> None:
         save_object(tmp_path / "drawing.png", flat=True)
         with pytest.raises(InputError, match="no photograph"):
-            data.photographs("all", tmp_path)
+            photographs("all", tmp_path)
 
     def test_without_pillow_the_extra_is_named(self, stamps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "PIL.Image", None)
         with pytest.raises(MissingExtraError, match=r"whitebox-crate\[train\]"):
-            data.photographs("all", stamps)
+            photographs("all", stamps)
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -144,7 +141,7 @@ def fashion(tmp_path: Path) -> Path:
 class TestGarments:
     @pytest.mark.parametrize("split", ["train", "test"])
     def test_alpha_is_the_garment_with_holes_filled_and_without_specks(self, fashion: Path, split: str) -> None:
-        objects = data.garments(split, fashion)
+        objects = garments(split, fashion)
         assert objects.labels.tolist() == [0, 1, 2, 3, 4] and objects.labels.dtype == torch.int64
         assert len(objects.class_names) == 10
         expected = torch.zeros(28, 28, dtype=torch.uint8)
@@ -153,32 +150,32 @@ class TestGarments:
         assert (objects.images[:, 0, 10:14, 11:15] == 0).all() and objects.images[0, 1, 5, 9] == 180
 
     def test_other_sides_keep_the_colour_straight(self, fashion: Path) -> None:
-        images = data.garments("train", fashion, side=50).images
+        images = garments("train", fashion, side=50).images
         assert images.shape == (5, 4, 50, 50)
         edge = (images[:, 3] > 40) & (images[:, 3] < 200)
         assert edge.any() and (images[:, 0][edge].float() - 180).abs().max() <= 2
 
     def test_bad_files_say_which(self, fashion: Path) -> None:
         with pytest.raises(InputError, match="apt-get install dataset-fashion-mnist"):
-            data.garments("train", fashion / "nowhere")
+            garments("train", fashion / "nowhere")
         labels = fashion / "train-labels-idx1-ubyte"
         labels.write_bytes(idx(np.full(5, 10, np.uint8)))
         with pytest.raises(InputError, match="labels up to 10"):
-            data.garments("train", fashion)
+            garments("train", fashion)
         labels.write_bytes(labels.read_bytes()[:-1])
         with pytest.raises(InputError, match="train-labels-idx1-ubyte is not an idx file"):
-            data.garments("train", fashion)
+            garments("train", fashion)
         labels.unlink()
         with pytest.raises(InputError, match=r"train-labels-idx1-ubyte\.gz is missing"):
-            data.garments("train", fashion)
+            garments("train", fashion)
         images = fashion / "train-images-idx3-ubyte.gz"
         images.write_bytes(images.read_bytes()[:-20])
         with pytest.raises(InputError, match=r"cannot read .*train-images-idx3-ubyte"):
-            data.garments("train", fashion)
+            garments("train", fashion)
 
     @given(arrays(np.bool_, (2, 6, 7)))
     def test_holes_are_what_a_flood_from_outside_does_not_reach(self, ink: np.ndarray) -> None:
-        filled = data._fill_holes(ink)
+        filled = _fill_holes(ink)
         for one, result in zip(ink, filled, strict=True):
             reached, stack = set(), [(-1, -1)]
             while stack:
@@ -191,106 +188,9 @@ class TestGarments:
             assert all(result[y, x] == ((y, x) not in reached) for y in range(6) for x in range(7))
 
 
-@pytest.fixture
-def walls(tmp_path: Path) -> Path:
-    """Ten pictures, each of one hue: red is 20 times its number; some in several sizes and shades."""
-    root = tmp_path / "walls"
-    root.mkdir()
-    for number in range(10):
-        noise = np.random.default_rng(number).integers(0, 256, (90, 160, 3), np.uint8)
-        noise[..., 0] = 20 * number
-        picture = Image.fromarray(noise)
-        if number % 2:
-            folder = root / f"Wall{number}" / "contents"
-            for name in ("images/160x90.png", "images/80x45.png", "images_dark/160x90.png", "screenshot.png"):
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shown = picture.resize((80, 45)) if "80x" in name else picture
-                shown = Image.new("RGB", (60, 60), (255, 0, 0)) if "screen" in name else shown
-                shown.save(folder / name)
-        else:
-            for shade in "ld":
-                picture.save(root / f"wall{number}-{shade}.png")
-    return root
-
-
-def numbers(crops: torch.Tensor) -> set[int]:
-    return set((crops[:, 0].float().mean((1, 2)) / 20).round().int().tolist())
-
-
-class TestWallpapers:
-    def test_whole_pictures_are_held_out(self, walls: Path) -> None:
-        train = data.wallpapers("train", [walls], count=24, side=32)
-        held_out = data.wallpapers("held_out", [walls], count=6, side=32)
-        assert train.shape == (24, 3, 32, 32) and train.dtype == torch.uint8
-        assert len(numbers(held_out)) == 2  # a fifth of ten pictures, though there are twenty-five files
-        assert numbers(train) == set(range(10)) - numbers(held_out)
-
-    @pytest.mark.parametrize(
-        "file, picture",
-        [
-            ("/usr/share/wallpapers/Kay/contents/images/1080x1920.png", "Kay"),
-            ("Kay/contents/images_dark/5120x2880.png", "Kay"),
-            ("/usr/share/backgrounds/gnome/wood-l.webp", "gnome/wood"),
-            ("gnome/wood-d.webp", "gnome/wood"),
-            ("mine/old-dog.jpg", "mine/old-dog"),
-        ],
-    )
-    def test_sizes_and_shades_are_one_picture(self, file: str, picture: str) -> None:
-        assert data._picture_name(Path(file)) == picture
-
-    def test_crops_depend_on_the_seed_alone(self, walls: Path) -> None:
-        first, again, other = (data.wallpapers("train", [walls], 16, 16, seed=seed) for seed in (0, 0, 1))
-        assert torch.equal(first, again) and not torch.equal(first, other)
-        assert numbers(first) == numbers(other)
-
-    def test_busy_parts_are_preferred(self, tmp_path: Path) -> None:
-        for number in range(5):
-            picture = np.zeros((100, 400, 3), np.uint8)
-            picture[:, 200:] = np.random.default_rng(number).integers(0, 256, (100, 200, 3))
-            Image.fromarray(picture).save(tmp_path / f"{number}.png")
-        crops = data.wallpapers("train", [tmp_path], count=60, side=16).float()
-        assert (crops.std((1, 2, 3)) > 10).float().mean() > 0.75  # a lone try finds it in about half of the cases
-
-    def test_pictures_smaller_than_a_crop_are_enlarged(self, tmp_path: Path) -> None:
-        for number in range(5):
-            Image.new("RGB", (20, 12), (number, 0, 0)).save(tmp_path / f"{number}.jpg")
-        assert data.wallpapers("train", [tmp_path], count=5, side=40).shape == (5, 3, 40, 40)
-
-    def test_bad_input_says_what_to_do(self, walls: Path) -> None:
-        with pytest.raises(InputError, match="apt-get install plasma-workspace-wallpapers gnome-backgrounds"):
-            data.wallpapers("train", [walls / "nowhere"])
-        with pytest.raises(InputError, match="count is 0"):
-            data.wallpapers("train", [walls], count=0)
-        (walls / "empty").mkdir()
-        with pytest.raises(InputError, match="no train picture among the 0"):
-            data.wallpapers("train", [walls / "empty"])
-        for path in walls.rglob("*.png"):
-            path.write_bytes(b"no picture")
-        with pytest.raises(InputError, match=r"cannot read the picture .*\.png"):
-            data.wallpapers("train", [walls])
-
-
-class TestNoise:
-    @given(st.integers(1, 5), st.integers(1, 33))
-    def test_shape(self, count: int, side: int) -> None:
-        assert data.noise_backgrounds(count, side, seed=0).shape == (count, 3, side, side)
-
-    def test_images_differ_in_colour_and_smoothness(self) -> None:
-        images = data.noise_backgrounds(40, 32, seed=1).float()
-        assert torch.equal(images.byte(), data.noise_backgrounds(40, 32, seed=1))
-        assert not torch.equal(images.byte(), data.noise_backgrounds(40, 32, seed=2))
-        roughness = images.diff(dim=-1).abs().mean((1, 2, 3)) / images.std((2, 3)).mean(1)
-        assert roughness.max() > 2 * roughness.min()
-        assert images.mean((2, 3)).std(0).min() > 20
-
-    def test_bad_input(self) -> None:
-        with pytest.raises(InputError, match="side is 0"):
-            data.noise_backgrounds(1, 0, seed=0)
-
-
-@pytest.mark.skipif(not data.STAMPS.is_dir(), reason="needs the Debian package tuxpaint-stamps-default")
+@pytest.mark.skipif(not STAMPS.is_dir(), reason="needs the Debian package tuxpaint-stamps-default")
 def test_real_stamps() -> None:
-    train, held_out = data.photographs("train", side=32), data.photographs("held_out", side=32)
+    train, held_out = photographs("train", side=32), photographs("held_out", side=32)
     names = {*train.class_names, *held_out.class_names}
     assert len(names) == len(train.labels) + len(held_out.labels) >= 250
     assert abs(len(held_out.labels) / len(names) - 0.15) < 0.01
@@ -298,17 +198,8 @@ def test_real_stamps() -> None:
     assert not {"seasonal/christmas/Santa", "people/fireman240a", "town/monuments/grave-a"} & names
 
 
-@pytest.mark.skipif(not data.FASHION_MNIST.is_dir(), reason="needs the Debian package dataset-fashion-mnist")
+@pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="needs the Debian package dataset-fashion-mnist")
 def test_real_garments() -> None:
-    objects = data.garments("test")
+    objects = garments("test")
     assert objects.images.shape == (10_000, 4, 28, 28)
     assert torch.bincount(objects.labels).tolist() == [1000] * 10
-
-
-@pytest.mark.skipif(
-    not all(root.is_dir() for root in data.WALLPAPERS),
-    reason="needs the Debian packages plasma-workspace-wallpapers and gnome-backgrounds",
-)
-def test_real_wallpapers() -> None:
-    held_out = data.wallpapers("held_out", count=8, side=32)
-    assert held_out.float().std((1, 2, 3)).max() > 20

@@ -2,8 +2,8 @@
 
 Objects and backgrounds of the localisation part were never trained on; masks are used here alone.
 
-    python docs/cards/measure.py --out docs/cards/crate_nano_96.json --control RUN/model
-    python docs/cards/measure.py --data garments --model crate_pico --size 32 --out docs/cards/crate_pico.json
+    python -m recipes.measure --out recipes/results/crate_nano_96.json --control RUN/model
+    python -m recipes.measure --data garments --model crate_pico --size 32 --out recipes/results/crate_pico.json
 
 With `--validation FOLDER` it measures what weights may be chosen by: objects of training over pictures of that folder
 that no training has.
@@ -20,12 +20,16 @@ import torch
 from torch import Tensor
 
 import whitebox_crate
+from recipes.backgrounds import noise_backgrounds, wallpapers
+from recipes.composites import Composites, masks_of
+from recipes.objects import garments, photographs
 from whitebox_crate import ImageTransformer, capture, create_model
 from whitebox_crate._files import write_whole
 from whitebox_crate.segmentation import attention_masks, mask_iou, upsample
-from whitebox_crate.training import Batch, Composites, garments, noise_backgrounds, normalize, photographs, wallpapers
+from whitebox_crate.segmentation.attention import MaskRule
+from whitebox_crate.training import Batch, normalize
 
-RULES = ("mean", "mass", "entries")
+RULES: tuple[MaskRule, ...] = ("mean", "mass", "entries")
 NAMES = {"crate": "CRATE", "vit": "ViT, the control", "crate_untrained": "CRATE, untrained"}
 
 
@@ -49,10 +53,11 @@ def head_ious(model: ImageTransformer, drawn: list[Batch]) -> dict[str, Tensor]:
         with capture(model, "attention") as trace:
             model(normalize(batch.images, model))
         maps = torch.stack([trace["attention", layer][:, :, 0, 1:] for layer in trace.layers], dim=1)
+        exact = masks_of(batch)
         maps = maps.unflatten(-1, model.grid_of(batch.images))
         for rule in RULES:
-            masks = upsample(attention_masks(maps, 0.6, rule), batch.masks.shape[-2:])
-            found[rule].append(mask_iou(masks, batch.masks[:, None, None]))
+            masks = upsample(attention_masks(maps, 0.6, rule), (exact.shape[-2], exact.shape[-1]))
+            found[rule].append(mask_iou(masks, exact[:, None, None]))
     return {rule: torch.cat(ious) for rule, ious in found.items()}
 
 
@@ -89,7 +94,7 @@ def localisation(
 
 def trivial(scoring: list[Batch], labels: Tensor, patch: int) -> dict[str, list[float]]:
     """What takes no model: everything, a centred box, and the best of four random maps, kept above their mean."""
-    masks = torch.cat([batch.masks for batch in scoring])
+    masks = torch.cat([masks_of(batch) for batch in scoring])
     side = masks.shape[-1]
     result = {"all_ones": interval(mask_iou(torch.ones_like(masks), masks), labels)}
     for share in (0.4, 0.5, 0.6, 0.7):

@@ -3,7 +3,7 @@
 One object in each picture, large and somewhere else every time, for figures that compare images of one class:
 
     apt-get install tuxpaint-stamps-default plasma-workspace-wallpapers gnome-backgrounds
-    python docs/toy/animals.py --out quadrupeds
+    python -m recipes.animals --out quadrupeds
     whitebox-crate heads quadrupeds/images/*.png
 """
 
@@ -16,8 +16,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from recipes.backgrounds import wallpapers
+from recipes.composites import Composites, masks_of
+from recipes.objects import Objects, photographs
 from whitebox_crate._files import write_whole
-from whitebox_crate.training import Composites, Objects, photographs, wallpapers
 
 QUADRUPEDS = ("mammals/bovines", "mammals/equines", "mammals/deer", "mammals/dogs")
 
@@ -44,7 +46,7 @@ def main() -> None:
 
     for folder in ("images", "masks"):
         (options.out / folder).mkdir(parents=True, exist_ok=True)
-    for index, (pixels, label, mask) in enumerate(zip(batch.images, batch.labels, batch.masks, strict=True)):
+    for index, (pixels, label, mask) in enumerate(zip(batch.images, batch.labels, masks_of(batch), strict=True)):
         file = f"{index:02d}-{names[label].rpartition('/')[2]}.png"
         photo = Image.fromarray((pixels * 255).round().byte().permute(1, 2, 0).numpy())
         write_whole(options.out / "images" / file, partial(photo.save, format="PNG"))

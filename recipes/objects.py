@@ -1,18 +1,13 @@
-"""Objects cut out by alpha and background images, from what anyone can install.
+"""Objects cut out by alpha, from Debian packages that anyone can install.
 
-Debian packages and a generator are enough to train and to measure: photographs of objects
-(`tuxpaint-stamps-default`), garments (`dataset-fashion-mnist`), pictures to paste them over
-(`plasma-workspace-wallpapers`, `gnome-backgrounds`), and coloured noise.
+Photographs of objects (`tuxpaint-stamps-default`) and garments (`dataset-fashion-mnist`).
 """
 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import re
 import zlib
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,14 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InputError, require
+from recipes.files import Array, check_choice, check_folder, held_out_of, open_picture
+from whitebox_crate.errors import InputError, require
+from whitebox_crate.training.batches import check_positive
 
 STAMPS = Path("/usr/share/tuxpaint/stamps")
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-WALLPAPERS = (Path("/usr/share/wallpapers"), Path("/usr/share/backgrounds/gnome"))
 
 HELD_OUT_OBJECTS = 0.15
-HELD_OUT_PICTURES = 0.2
 INK = 4  # of 255; a garment is brighter: up to here are the specks that resampling left around it
 SMALLEST = 48  # pixels; a photograph with a shorter longer side would be a blur when pasted
 
@@ -49,8 +44,6 @@ DRAWINGS = {
     *("clothes/button", "seasonal/christmas/Santa", "seasonal/christmas/stocking"),
     "vehicles/emergency/sedan_police",
 }
-
-Array = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -85,9 +78,9 @@ def photographs(split: Literal["train", "held_out", "all"], root: Path = STAMPS,
             is bad.
         MissingExtraError: If Pillow is not installed.
     """
-    _check_choice("split", split, ("train", "held_out", "all"))
+    check_choice("split", split, ("train", "held_out", "all"))
     check_positive("side", side)
-    _check_folder(root, "tuxpaint-stamps-default")
+    check_folder(root, "tuxpaint-stamps-default")
     found: dict[str, Any] = {}
     seen: set[bytes] = set()
     for path in sorted(root.rglob("*.png")):
@@ -95,12 +88,12 @@ def photographs(split: Literal["train", "held_out", "all"], root: Path = STAMPS,
         # A mirrored or copied stamp would put a training object among the held-out ones.
         if name.endswith("_mirror") or name in DRAWINGS or NOT_PHOTOGRAPHS.intersection(name.split("/")[:-1]):
             continue
-        cut = _crop_to_alpha(_open(path, "RGBA"))
+        cut = _crop_to_alpha(open_picture(path, "RGBA"))
         if cut is None or cut.tobytes() in seen or not _is_photograph(np.asarray(cut)):
             continue
         found[name] = cut
         seen.add(cut.tobytes())
-    held_out = _held_out(found, HELD_OUT_OBJECTS, family=_family)
+    held_out = held_out_of(found, HELD_OUT_OBJECTS, family=_family)
     names = [name for name in found if split == "all" or (name in held_out) == (split == "held_out")]
     if not names:
         raise InputError(
@@ -124,9 +117,9 @@ def garments(split: Literal["train", "test"], root: Path = FASHION_MNIST, side: 
     Raises:
         InputError: If the folder or a file is missing, a file is not a valid idx file, or an argument is bad.
     """
-    _check_choice("split", split, ("train", "test"))
+    check_choice("split", split, ("train", "test"))
     check_positive("side", side)
-    _check_folder(root, "dataset-fashion-mnist")
+    check_folder(root, "dataset-fashion-mnist")
     prefix = "train" if split == "train" else "t10k"
     grey = _read_idx(root, f"{prefix}-images-idx3-ubyte", dims=3)
     labels = _read_idx(root, f"{prefix}-labels-idx1-ubyte", dims=1)
@@ -139,121 +132,13 @@ def garments(split: Literal["train", "test"], root: Path = FASHION_MNIST, side: 
     return Objects(images, torch.from_numpy(labels.astype(np.int64)), GARMENTS)
 
 
-def wallpapers(
-    split: Literal["train", "held_out"],
-    roots: Sequence[Path] = WALLPAPERS,
-    count: int = 2000,
-    side: int = 128,
-    seed: int = 0,
-) -> Tensor:
-    """Square crops of wallpapers, at every scale from fine texture to nearly the whole picture.
-
-    A fifth of the pictures is held out, whole: no training crop shares a picture with a held-out crop, and
-    one picture at several resolutions, or in light and dark, is one picture.
-
-    Args:
-        split: "train" or "held_out".
-        roots: Folders to search for PNG, JPEG and WebP files; by default those of the Debian packages
-            plasma-workspace-wallpapers and gnome-backgrounds.
-        count: Number of crops; every picture gives as many as any other (give or take one).
-        side: Side of each crop after resizing, in pixels.
-        seed: Seed of the crops; it does not change which pictures are held out.
-
-    Returns:
-        uint8 (count, 3, side, side).
-
-    Raises:
-        InputError: If a folder is missing, a picture is unreadable, nothing is found, or an argument is bad.
-        MissingExtraError: If Pillow is not installed.
-    """
-    _check_choice("split", split, ("train", "held_out"))
-    check_positive("side", side)
-    check_positive("count", count)
-    pictures: dict[str, list[Path]] = defaultdict(list)
-    for root in roots:
-        _check_folder(root, "plasma-workspace-wallpapers gnome-backgrounds")
-        for path in sorted(root.rglob("*")):
-            if path.suffix.lower() in {".png", ".jpg", ".jpeg", ".webp"} and path.stem != "screenshot":
-                pictures[_picture_name(path)].append(path)
-    held_out = _held_out(pictures, HELD_OUT_PICTURES, family=str)
-    chosen = [name for name in sorted(pictures) if (name in held_out) == (split == "held_out")]
-    if not chosen:
-        raise InputError(
-            f"no {split} picture among the {len(pictures)} under {', '.join(map(str, roots))}; expected "
-            "five PNG, JPEG or WebP files, as in plasma-workspace-wallpapers and gnome-backgrounds"
-        )
-    random = np.random.default_rng(seed)
-    crops = np.empty((count, 3, side, side), np.uint8)
-    for first, name in enumerate(chosen[:count]):
-        shades = _shades(pictures[name])
-        for nth, files in enumerate(shades):
-            if places := range(first, count, len(chosen))[nth :: len(shades)]:
-                picture = _open_small(files, long_side=1280)
-                for place, crop in zip(places, _busy_crops(picture, side, random), strict=False):
-                    crops[place] = crop
-    return torch.from_numpy(crops)
-
-
-def noise_backgrounds(count: int, side: int, seed: int) -> Tensor:
-    """Coloured noise with spectra from nearly white to cloudy: 1 / f^a, a from 0.3 to 2 per image.
-
-    Three independent fields are mixed into RGB by a random matrix, so that hues vary within an image and
-    palettes between images; brightness and contrast are random too.
-
-    Args:
-        count: Number of images.
-        side: Side in pixels.
-        seed: Seed of the generator.
-
-    Returns:
-        uint8 (count, 3, side, side).
-
-    Raises:
-        InputError: If `count` or `side` is not positive.
-    """
-    check_positive("count", count)
-    check_positive("side", side)
-    generator = torch.Generator().manual_seed(seed)
-    frequency = torch.hypot(torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None, :])
-    frequency[0, 0] = torch.inf  # no constant part
-    images = torch.empty(count, 3, side, side, dtype=torch.uint8)
-    for part in images.split(256):  # bounded memory
-        n = len(part)
-        slope = 0.3 + 1.7 * torch.rand(n, 1, 1, 1, generator=generator)
-        white = torch.fft.rfft2(torch.randn(n, 3, side, side, generator=generator))
-        fields = torch.fft.irfft2(white / frequency**slope, s=(side, side))
-        fields = fields / fields.std((2, 3), keepdim=True, correction=0).clamp_min(1e-6)
-        mixing = F.normalize(torch.randn(n, 3, 3, generator=generator), dim=-1)
-        level = 0.2 + 0.6 * torch.rand(n, 3, 1, 1, generator=generator)
-        contrast = 0.05 + 0.25 * torch.rand(n, 1, 1, 1, generator=generator)
-        colours = level + contrast * torch.einsum("nij,njhw->nihw", mixing, fields)
-        part.copy_((255 * colours.clamp(0, 1)).round())
-    return images
-
-
-# --- what is held out ---------------------------------------------------------------------------------------
-
-
-def _held_out(names: Iterable[str], share: float, family: Callable[[str], str]) -> set[str]:
-    """A share of the names, whole families only, in the order of the families' hashes."""
-    families: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        families[family(name)].append(name)
-    wanted = round(share * sum(map(len, families.values())))
-    chosen: set[str] = set()
-    for key in sorted(families, key=lambda key: hashlib.sha256(key.encode()).digest()):
-        if len(chosen) + len(families[key]) <= wanted:
-            chosen.update(families[key])
-    return chosen
+# --- photographs of objects ---------------------------------------------------------------------------------
 
 
 def _family(name: str) -> str:
     """The first word of a stamp's file name: "animals/mammals/bovines/gnu-baby" is a "gnu"."""
     stem = name.rsplit("/", 1)[-1].lower()
     return re.split(r"[-_0-9]", stem, maxsplit=1)[0] or stem
-
-
-# --- photographs of objects ---------------------------------------------------------------------------------
 
 
 def _is_photograph(rgba: Array) -> bool:
@@ -288,67 +173,6 @@ def _fit_square(picture: Any, side: int) -> Array:
     resized = np.asarray(picture.resize((width, height), resampling))
     square[:, top : top + height, left : left + width] = resized.transpose(2, 0, 1)
     return square
-
-
-# --- wallpapers ---------------------------------------------------------------------------------------------
-
-
-def _picture_name(path: Path) -> str:
-    """One name for all files that show one picture, wherever its folder lies: what is held out hangs on it.
-
-    Plasma keeps sizes and shades of a picture in <name>/contents/...; GNOME writes <name>-l and <name>-d.
-    """
-    if "contents" in path.parts:
-        return path.parts[path.parts.index("contents") - 1]
-    return f"{path.parent.name}/{re.sub(r'-[ld]$', '', path.stem)}"
-
-
-def _shades(paths: Sequence[Path]) -> list[list[Path]]:
-    """The files of one picture, those that differ in size alone together."""
-    shades: dict[Path, list[Path]] = defaultdict(list)
-    for path in paths:
-        shades[path.parent if "contents" in path.parts else path].append(path)
-    return list(shades.values())
-
-
-def _open_small(paths: Sequence[Path], long_side: int) -> Any:
-    """The smallest file of at least `long_side` pixels, or else the largest, as RGB reduced to about that."""
-    sizes = {path: max(_open(path).size) for path in paths}
-    path = min(paths, key=lambda path: (sizes[path] < long_side, abs(sizes[path] - long_side)))
-    picture = _open(path, "RGB", long_side)
-    return picture.reduce(max(1, max(picture.size) // long_side))
-
-
-def _busy_crops(picture: Any, side: int, random: np.random.Generator) -> Iterator[Array]:
-    """Square crops (3, side, side) without end; each is the best of three, for wallpapers are half empty."""
-    resampling = require("PIL.Image", "train").Resampling.BICUBIC
-    # Summed-area table of the steps between neighbours: the edges in any box are four look-ups.
-    grey = np.asarray(picture.convert("L"), np.float32)
-    steps = np.abs(np.diff(grey, axis=1, prepend=grey[:, :1]))
-    table = np.pad(steps.cumsum(0, np.float64).cumsum(1), ((1, 0), (1, 0)))
-    finest = min(side, *picture.size)
-    largest = max(finest, 0.95 * min(picture.size))
-    while True:
-        edge = (finest * (largest / finest) ** random.random(3))[:, None]
-        corner = random.random((3, 2)) * (np.array(picture.size) - edge)
-        (left, top), (right, bottom) = corner.astype(int).T, (corner + edge).astype(int).T
-        edges = table[bottom, right] - table[top, right] - table[bottom, left] + table[top, left]
-        best = int(np.argmax(edges / edge[:, 0] ** 2))
-        box = (*corner[best], *(corner + edge)[best])
-        crop = picture.resize((side, side), resampling, box=box, reducing_gap=2.0)
-        yield np.asarray(crop, np.uint8).transpose(2, 0, 1)
-
-
-def _open(path: Path, mode: str | None = None, long_side: int = 0) -> Any:
-    """Decodes a picture into a mode, JPEGs straight to about `long_side` pixels; no mode: only the header."""
-    image_module = require("PIL.Image", "train")
-    try:
-        with image_module.open(path) as picture:
-            if long_side:
-                picture.draft(mode, (long_side, long_side))
-            return picture.convert(mode) if mode else picture
-    except (OSError, SyntaxError, ValueError, image_module.DecompressionBombError) as error:
-        raise InputError(f"cannot read the picture {path}: {error}; replace or remove the file") from error
 
 
 # --- garments -----------------------------------------------------------------------------------------------
@@ -410,22 +234,3 @@ def _fill_holes(ink: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
             for i in range(last, 0, -1):
                 wet[i - 1] |= wet[i] & dry[i - 1]
     return ~outside[1:-1, 1:-1].transpose(2, 0, 1)
-
-
-# --- checks -------------------------------------------------------------------------------------------------
-
-
-def _check_choice(what: str, value: object, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise InputError(f"{what} is {value!r}; expected one of {', '.join(map(repr, known))}")
-
-
-def check_positive(what: str, value: int) -> None:
-    """Raises InputError if a count or a size is below 1."""
-    if value < 1:
-        raise InputError(f"{what} is {value}; expected at least 1")
-
-
-def _check_folder(root: Path, packages: str) -> None:
-    if not root.is_dir():
-        raise InputError(f"{root} is not a folder: apt-get install {packages}, or pass the folder as root")

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recipes.backgrounds import noise_backgrounds
+from recipes.composites import Composites
+from recipes.objects import Objects
 from whitebox_crate.errors import InputError
-from whitebox_crate.training.composites import Composites
-from whitebox_crate.training.data import Objects, noise_backgrounds
 
 SIDE = 32
 

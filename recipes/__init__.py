@@ -1,0 +1,1 @@
+"""How the shipped weights were made: data, composites, training and measuring, outside the wheel."""

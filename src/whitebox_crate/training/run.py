@@ -1,0 +1,152 @@
+"""A run as a whole: a preset becomes a recipe, data and a name become a model, and training ends with a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .._version import __version__
+from ..errors import InputError, UnknownNameError, require
+from ..factory import create_model
+from ..loading import meta_init
+from ..models import ImageTransformer
+from ..pretrained_cfg import PretrainedCfg
+from .batches import Source, Stream, class_names_of, described, name_of, settled
+from .checkpoints import checkpoints_of, make_run_folder
+from .loop import Measures, train
+from .model_folder import finish, last_metrics, write_recipe
+from .presets import PRESETS
+from .recipe import Recipe
+
+
+def recipe_of(preset: str, model: str, *, model_options: dict[str, Any] | None = None, **changes: Any) -> Recipe:
+    """A preset's recipe with other numbers in place of some; what is not given of it follows from the rest.
+
+    Steps take the place of epochs; images have the size of the model, unless the preset has several sizes.
+
+    Args:
+        preset: Name in `PRESETS`.
+        model: Name of the model that is to be trained, as `create_model` takes it; its weights are not looked at.
+        model_options: Options of the model.
+        **changes: Fields of `Recipe`.
+
+    Raises:
+        UnknownNameError: If there is no such preset, model or value of a field.
+        InputError: If steps and epochs are given, a number means nothing, or an option is unknown.
+    """
+    if preset not in PRESETS:
+        raise UnknownNameError.of("preset", preset, PRESETS)
+    recipe = PRESETS[preset].recipe
+    if "steps" in changes and changes.setdefault("epochs", 0.0):
+        raise InputError(
+            f"steps {changes['steps']} and epochs {changes['epochs']:g} say the same, how long: give one of them"
+        )
+    with meta_init():
+        size = min(create_model(model, **(model_options or {})).img_size)
+    if "sizes" not in changes and len(recipe.sizes) == 1:
+        changes["sizes"] = (size,)
+    if len(changes.get("sizes", ())) == 1:
+        changes.setdefault("size_starts", (0.0,))
+    return replace(recipe, **changes)
+
+
+def make_model(
+    name: str, source: Source | Stream, recipe: Recipe, *, pretrained: bool = False, **model_options: Any
+) -> ImageTransformer:
+    """A model for the classes of the data and the sizes of the recipe, whose config says how it will have come about.
+
+    Fresh weights are drawn by the recipe's seed. Mean, deviation and licence are those of the weights to start from.
+
+    Args:
+        name: As `create_model` takes it.
+        source: What the model is to be trained on.
+        recipe: What it is to be trained by.
+        pretrained: Whether to start from the weights of that name.
+        **model_options: As `create_model` takes them; they go before what data and recipe say.
+
+    Raises:
+        InputError: If the model is of no kind that is trained here, or has fewer classes than the data.
+        UnknownNameError: If there is no such model.
+        WeightsError: If the weights cannot be had.
+    """
+    classes = () if recipe.objective == "mae" else class_names_of(source)
+    known: dict[str, Any] = {"img_size": max(recipe.sizes), "dynamic_img_size": True}
+    if classes:
+        known["num_classes"] = len(classes)
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        made = create_model(name, pretrained=pretrained, **{**known, **model_options})
+    if not isinstance(made, ImageTransformer):
+        raise InputError(f"{name} makes a {type(made).__name__}, which is not trained here")
+    if classes and made.num_classes < len(classes):
+        raise InputError(f"{name_of(source)} have {len(classes)} classes, the model has {made.num_classes}")
+    cfg, origin = made.pretrained_cfg, f", from {name}" if pretrained else ""
+    made.pretrained_cfg = PretrainedCfg(
+        input_size=(made.in_chans, *made.img_size),
+        mean=cfg.mean,
+        std=cfg.std,
+        interpolation=cfg.interpolation,
+        num_classes=made.num_classes,
+        label_names=classes,
+        license=cfg.license if pretrained else "",
+        origin=f"whitebox-crate {__version__} train on {name_of(source)}, seed {recipe.seed}{origin}",
+    )
+    return made
+
+
+def train_and_save(
+    model: ImageTransformer,
+    source: Source | Stream,
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    preset: str = "",
+    validation: Measures | None = None,
+    workers: int = 0,
+    checkpoint_every: int = 250,
+    trackers: Sequence[str] = (),
+) -> Path | None:
+    """Trains a model by `train` and writes all that tells how it came about: what `whitebox-crate train` does.
+
+    `out` gets recipe.json at the start, what `train` writes, and the trained model (`finish`) in `model/`. A call with
+    the same arguments goes on where a killed one was.
+
+    Args:
+        model: The model; `make_model` makes one.
+        source: Where batches come from. Class names, crop and number of images are recorded as it has them.
+        recipe: The numbers.
+        out: Folder of the run.
+        preset: Name in `PRESETS` that the recipe was made from, if it was.
+        validation: What to measure on the way.
+        workers: As `train`.
+        checkpoint_every: As `train`.
+        trackers: As `train`.
+
+    Returns:
+        The folder of the trained model; None in all processes of a run but the first.
+
+    Raises:
+        WhiteboxCrateError: As `train` and `finish`.
+    """
+    accelerate = require("accelerate", "train")
+    recipe, words = settled(recipe, source), described(source)
+    out = make_run_folder(Path(out))
+    if not checkpoints_of(out):  # one that goes on has the same recipe, or is refused
+        write_recipe(out, recipe, data=words, preset=preset)
+    train(
+        model,
+        source,
+        recipe,
+        out,
+        validation=validation,
+        workers=workers,
+        checkpoint_every=checkpoint_every,
+        trackers=trackers,
+    )
+    if not accelerate.PartialState().is_main_process:
+        return None
+    return finish(model, out / "model", recipe, data=words, metrics=last_metrics(out), preset=preset)
