@@ -1,0 +1,132 @@
+"""A run as a whole, from Python: what recipe, config and card say is what the data were, as from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from whitebox_crate import create_model
+from whitebox_crate.errors import InputError, UnknownNameError
+from whitebox_crate.training import (
+    PRESETS,
+    Batch,
+    Recipe,
+    finish,
+    last_metrics,
+    make_model,
+    open_images,
+    recipe_of,
+    train,
+    train_and_save,
+)
+
+COLOURS = {"blue": 2, "green": 1, "red": 0}
+SMALL: dict[str, Any] = {"batch_size": 6, "sizes": (12,), "size_starts": (0.0,)}
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root, random = tmp_path_factory.mktemp("colours"), np.random.default_rng(0)
+    for name, channel in COLOURS.items():
+        (root / name).mkdir()
+        for index in range(6):
+            pixels = random.integers(0, 90, (14, 16, 3), dtype=np.uint8)
+            pixels[..., channel] += 120
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+    return root
+
+
+class Noise:
+    """Noise with labels of three classes, which says nothing of itself."""
+
+    def draw(self, batch_size: int, *, seed: int, step: int, difficulty: float = 1.0, size: int | None = None) -> Batch:
+        images = torch.rand(batch_size, 3, size or 12, size or 12, generator=torch.Generator().manual_seed(step))
+        return Batch(images, torch.arange(batch_size) % 3)
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_what_the_data_are_is_recorded_whatever_the_recipe_said(colours: Path, tmp_path: Path) -> None:
+    images = open_images(colours, crop="random", flip=True)
+    recipe = Recipe(epochs=1, curriculum=0, **SMALL)
+    assert (recipe.crop, recipe.flip) == ("centre", False)
+    model = make_model("crate_nano", images, recipe, depth=1)
+    folder = train_and_save(model, images, recipe, tmp_path)
+    assert folder == tmp_path / "model"
+    written = read(folder / "recipe.json")
+    assert written == read(tmp_path / "recipe.json")
+    assert [written["recipe"][name] for name in ("crop", "flip", "steps")] == ["random", True, 3]
+    assert written["data"] == f"{colours} (train): 18 images of 3 classes"
+    again = create_model(f"local-dir:{folder}", pretrained=True).pretrained_cfg
+    assert again.label_names == tuple(COLOURS) and again.origin.endswith("seed 0") and not again.license
+    assert "names the 3 classes" in (folder / "README.md").read_text()
+
+
+def test_train_and_finish_say_the_same(colours: Path, tmp_path: Path) -> None:
+    images = open_images(colours, crop="random", flip=True)
+    recipe = Recipe(epochs=1, curriculum=0, **SMALL)
+    model = create_model("crate_nano", depth=1, img_size=12, num_classes=3, pretrained_cfg_overlay={"mean": (0.5,) * 3})
+    assert len(model.pretrained_cfg.label_names) != 3
+    train(model, images, recipe, tmp_path)
+    assert read(tmp_path / "checkpoint-0000003" / "run.json")["run"]["crop"] == "random"
+    folder = finish(model, tmp_path / "model", recipe, data=images, metrics=last_metrics(tmp_path))
+    written, config = read(folder / "recipe.json"), read(folder / "config.json")
+    assert [written["recipe"][name] for name in ("crop", "flip", "steps")] == ["random", True, 3]
+    assert config["label_names"] == list(COLOURS) and config["pretrained_cfg"]["mean"] == [0.5] * 3
+    card = (folder / "README.md").read_text()
+    assert "names the 3 classes" in card and "| crop | random |" in card and "18 images of 3 classes" in card
+
+
+def test_names_of_other_classes_go(tmp_path: Path) -> None:
+    model = create_model("crate_nano", depth=1, img_size=12, num_classes=3)
+    train(model, Noise(), Recipe(steps=1, **SMALL), tmp_path)
+    assert model.pretrained_cfg.label_names == () and model.pretrained_cfg.num_classes == 3
+    folder = finish(model, tmp_path / "model", Recipe(steps=1, **SMALL), data=Noise(), metrics={})
+    card = (folder / "README.md").read_text()
+    assert "258" not in card and "Noise: images" in card
+
+
+def test_a_recipe_of_a_preset_has_the_size_of_the_model() -> None:
+    assert recipe_of("finetune", "crate_nano", steps=7).sizes == (96,)
+    recipe = recipe_of(
+        "finetune", "crate_nano", model_options={"img_size": 48}, steps=7, sizes=(24, 48), size_starts=(0, 0.5)
+    )
+    assert (recipe.sizes, recipe.steps, recipe.epochs) == ((24, 48), 7, 0)
+    assert recipe_of("composites", "crate_nano") == PRESETS["composites"].recipe
+    with pytest.raises(InputError, match="give one of them"):
+        recipe_of("finetune", "crate_nano", steps=7, epochs=2.0)
+    with pytest.raises(UnknownNameError, match="finetune"):
+        recipe_of("finetun", "crate_nano")
+
+
+def test_fresh_weights_are_those_of_the_seed_and_leave_other_draws_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    made = [make_model("crate_nano", Noise(), Recipe(steps=1, seed=seed, **SMALL), depth=1) for seed in (1, 1, 2)]
+    assert torch.equal(torch.rand(3), expected)
+    first, again, other = (model.head.weight for model in made)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_a_run_that_an_older_version_began_is_gone_on_with(colours: Path, tmp_path: Path) -> None:
+    images, recipe = open_images(colours, crop="random"), Recipe(steps=2, **SMALL)
+    whole = train(make_model("crate_nano", images, recipe, depth=1), images, recipe, tmp_path / "whole")
+    train(make_model("crate_nano", images, recipe, depth=1), images, recipe, tmp_path / "old", stop_at=1)
+    path = tmp_path / "old" / "checkpoint-0000001" / "run.json"
+    written = read(path)
+    written["run"]["trains"] = {"supervised": "all"}[written["run"].pop("objective")]
+    path.write_text(json.dumps(written))
+    (tmp_path / "old" / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0, "left_out": 2}\n')
+    again = train(make_model("crate_nano", images, recipe, depth=1), images, recipe, tmp_path / "old")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value)
+    assert last_metrics(tmp_path / "old")["training_skipped"] == 2
