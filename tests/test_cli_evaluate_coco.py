@@ -16,7 +16,7 @@ from PIL import Image
 from toy_data import write_toy
 
 import whitebox_crate.cli as cli
-from whitebox_crate.evaluation.coco import read_annotations, read_results, score
+from whitebox_crate.evaluation.coco import average_precision, read_annotations, read_results
 
 coding = pytest.importorskip("faster_coco_eval").mask
 
@@ -56,8 +56,8 @@ class TestEvaluate:
         annotations = read_annotations(toy / "COCO/annotations/instances_val2017.json")
         results = read_results(whole / "results.json")
         scores = json.loads((whole / "scores.json").read_text())
-        assert scores["detection"] == score(annotations, results, "bbox")
-        assert scores["segmentation"] == score(annotations, results, "segm")
+        assert scores["detection"] == average_precision(annotations, results, "bbox")
+        assert scores["segmentation"] == average_precision(annotations, results, "segm")
         assert scores["images"] == IMAGES and scores["masks"] == len(results) > IMAGES / 2 and not scores["broken"]
         assert scores["settings"]["layer"] == 4 and scores["settings"]["tau"] == 0.15  # the weights' best layer
         table = (whole / "scores.md").read_text()

@@ -10,9 +10,8 @@ from small_models import images_for, small_model
 from torch import Tensor
 
 from whitebox_crate import InputError
-from whitebox_crate.segmentation import cls_attention
+from whitebox_crate.segmentation import cls_attention, patch_features
 from whitebox_crate.segmentation.heads import rank_heads
-from whitebox_crate.segmentation.pca import patch_features
 
 ROWS, COLUMNS, DIM, IMAGES = 6, 7, 10, 5
 FOLLOWS, STAYS, UNIFORM, ROAMS = range(4)

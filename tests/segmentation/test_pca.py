@@ -10,7 +10,8 @@ from small_models import GRID, images_for, small_model
 from torch import Tensor
 
 from whitebox_crate import InputError, UnknownNameError, capture, create_model
-from whitebox_crate.segmentation.pca import patch_features, patch_pca, pca_maps, unit_range
+from whitebox_crate.segmentation import patch_features
+from whitebox_crate.segmentation.pca import patch_pca, pca_maps, unit_range
 
 ROWS, COLUMNS, DIM = 8, 10, 12
 

@@ -14,8 +14,7 @@ from labelled_images import make_folder
 from validation_in_two import COUNT, SIDE, Numbered, model_of, share
 
 from whitebox_crate.errors import InputError
-from whitebox_crate.evaluation.attention import score_image, summarize
-from whitebox_crate.evaluation.folders import read_folder
+from whitebox_crate.evaluation import read_folder, score_image, summarize
 from whitebox_crate.training import Batch, normalize
 from whitebox_crate.training.validation import Validation
 

@@ -1,1 +1,49 @@
 """Data sets in, numbers out: the paper's measurements on VOC, COCO and folders, resumed after a kill."""
+
+from .attention import RULES, score_image, score_maps
+from .attention_runs import evaluate_attention, measure_attention
+from .checkpoints import find_checkpoints, load_checkpoint
+from .coco import average_precision, check_images, read_annotations, read_results, to_results
+from .curves import Curves
+from .folders import VOC_CLASSES, VOID, LabelledImage, LabelledImages, read_folder, read_labels, read_voc
+from .maskcut import evaluate_maskcut, maskcut_results
+from .noise import Noise, add_noise, noisy
+from .records import Records, content_of
+from .runs import Outcome, Run
+from .summaries import LayerMeans, layer_means, summarize, summary_tables
+
+__all__ = [
+    "RULES",
+    "VOC_CLASSES",
+    "VOID",
+    "Curves",
+    "LabelledImage",
+    "LabelledImages",
+    "LayerMeans",
+    "Noise",
+    "Outcome",
+    "Records",
+    "Run",
+    "add_noise",
+    "average_precision",
+    "check_images",
+    "content_of",
+    "evaluate_attention",
+    "evaluate_maskcut",
+    "find_checkpoints",
+    "layer_means",
+    "load_checkpoint",
+    "maskcut_results",
+    "measure_attention",
+    "noisy",
+    "read_annotations",
+    "read_folder",
+    "read_labels",
+    "read_results",
+    "read_voc",
+    "score_image",
+    "score_maps",
+    "summarize",
+    "summary_tables",
+    "to_results",
+]

@@ -13,14 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..capturing import State
-from ..errors import InputError, UnknownNameError, WeightsError, require
-from ..images import load_image
-from ..models import ImageTransformer
-from ..preprocess import image_to_tensor, resize_to_grid
-from ..segmentation.attention import upsample
-from ..segmentation.cuts import mask_boxes, maskcut
-from ..segmentation.pca import patch_features
+from ..errors import InputError, UnknownNameError, require
+from ..segmentation.cuts import mask_boxes
 
 Kind: TypeAlias = Literal["bbox", "segm"]
 Document: TypeAlias = dict[str, Any]  # a parsed instances_*.json
@@ -98,68 +92,12 @@ def check_images(annotations: Document, folder: str | os.PathLike[str]) -> None:
         raise InputError(f"{len(missing)} of {len(names)} images are not in {folder}: {shown}; add them")
 
 
-def maskcut_results(
-    model: ImageTransformer,
-    image: Mapping[str, Any],
-    folder: str | os.PathLike[str],
-    *,
-    size: int,
-    layer: int = -2,
-    n: int = 3,
-    tau: float = 0.15,
-    state: State = "projections",
-) -> list[Result]:
-    """What MaskCut finds in an image by the features of a layer (arXiv 2308.16271, appendix B).
-
-    The whole image is seen, scaled so that patches tile it (`resize_to_grid`) and normalised as the model's weights ask
-    for. Masks are brought from the patch grid to the image's own size by the nearest patch.
-
-    Args:
-        model: A model of this package that takes images of any size (`dynamic_img_size`).
-        image: One of a document's "images".
-        folder: Where its file is.
-        size: Shorter side for the model, pixels.
-        layer: Which layer, from 0; negative from the end. The paper takes -2 of CRATE and -1 of ViT.
-        n: How many masks at most.
-        tau: Patches are linked where their cosine is above this, in [0, 1).
-        state: What to cut by, as of `maskcut_of`: "projections", as in the paper, or "tokens", "compressed", "output".
-
-    Returns:
-        As `to_results`.
-
-    Raises:
-        InputError: If the file cannot be read or has not the listed size, or an argument is not as above.
-        UnknownNameError: If there is no such layer or state.
-        WeightsError: If the features are not finite.
-        MissingExtraError: If Pillow or the evaluator is not installed.
-    """
-    path, own_size = Path(folder) / image["file_name"], (image["height"], image["width"])
-    # COCO's annotations refer to pixels as they are stored, whatever the EXIF tag of a photograph says; a data set that
-    # was annotated upright lists the upright size.
-    photo = load_image(path, upright=False)
-    if (photo.height, photo.width) != own_size:
-        photo = load_image(path)
-    if (photo.height, photo.width) != own_size:
-        raise InputError(
-            f"{image['file_name']} has {photo.height} x {photo.width} pixels (height x width), but the annotations say "
-            f"{own_size[0]} x {own_size[1]}: it is another image or a resized one"
-        )
-    cfg = model.pretrained_cfg
-    seen = resize_to_grid(photo, model.patch_embed.patch_size, size)
-    pixels = image_to_tensor(seen, mean=cfg.mean, std=cfg.std).to(model.cls_token.device)
-    with torch.inference_mode():
-        features, grid = patch_features(model, pixels[None], layer, state)
-    if not features.isfinite().all():
-        raise WeightsError(f"the features of {image['file_name']} are not finite; the weights are damaged")
-    return to_results(image["id"], upsample(maskcut(features[0], grid, n, tau), own_size))
-
-
 def to_results(image_id: int, masks: Tensor, scores: Sequence[float] | None = None) -> list[Result]:
     """The masks found in an image as COCO's results: run lengths, tight boxes, and the one category, 1.
 
     Args:
         image_id: COCO's number of the image.
-        masks: (n, height, width), bool, at the image's own size. Empty ones are left out, for COCO has no box for them.
+        masks: (n, height, width), bool, at the image's own size. Empty ones are skipped, for COCO has no box for them.
         scores: n numbers. None for methods that find the clearest object first and give no score, as MaskCut: 1, 1/2,
             1/3, ..., so that all first masks rank before all second ones.
 
@@ -192,7 +130,7 @@ def to_results(image_id: int, masks: Tensor, scores: Sequence[float] | None = No
     return results
 
 
-def score(annotations: Document, results: Sequence[Mapping[str, Any]], kind: Kind) -> dict[str, float]:
+def average_precision(annotations: Document, results: Sequence[Mapping[str, Any]], kind: Kind) -> dict[str, float]:
     """Average precision of results against all annotated objects, whatever their class.
 
     The paper's columns (arXiv 2308.16271, table 1): all categories are one, up to 100 results an image, objects of all

@@ -1,125 +1,171 @@
-"""How segmentation by attention changes: by layer, by checkpoint, and under noise on the pixels."""
+"""Curves: how segmentation by attention changes by layer, by checkpoint, and under noise on the pixels."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
+from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from ..errors import InputError
+from .._files import write_whole
+from .._tables import markdown_table
+from ..errors import require
 from ..models import ImageTransformer
-from .attention import Record, ious_of
+from ..segmentation.attention import MaskRule
+from ..segmentation.states import resolve_layer
+from .attention_runs import measure_attention
+from .folders import LabelledImages
+from .noise import Noise, check_noise
+from .processes import rank_and_count
+from .runs import Run
+from .summaries import LayerMeans, layer_means
+
+# A label, and the numbers of each rule by x: {"x", "images", "best_head", "mean_head"}.
+Curve = dict[str, Any]
+NamedModel = tuple[str, ImageTransformer]
+
+KINDS = {"best_head": "best head", "mean_head": "mean of heads"}
 
 
-@dataclass(frozen=True)
-class LayerMeans:
-    """mIoU of each layer over a set of images; see `layer_means`.
+@dataclass
+class Curves:
+    """Measures one model after the other on one data set, each into records of its own, so that a run can go on.
+
+    Args:
+        run: Where records and results go.
+        data: The images, as `read_voc` and `read_folder` give them.
+        size: As of `score_image`.
+        keep: As of `score_image`.
 
     Attributes:
-        images: How many had an object.
-        best_head: By rule and layer: the best head of each class of an image (arXiv 2308.16271, equations 13 and 14).
-        mean_head: By rule and layer: the mean over heads in place of the best one.
+        broken: What was skipped, and why.
     """
 
-    images: int
-    best_head: dict[str, list[float]]
-    mean_head: dict[str, list[float]]
+    run: Run
+    data: LabelledImages
+    size: int | None = None
+    keep: float = 0.6
+    broken: dict[str, str] = field(default_factory=dict)
+
+    def by_layer(self, models: Iterable[NamedModel]) -> list[Curve]:
+        """A curve for each (name, model), by layer; errors are those of `measure_attention`, as of the others."""
+        curves = []
+        for number, (name, model) in enumerate(models):
+            means = self._measure(model, name, f"{number}-{_as_file_name(name)}")
+            points = [_point(layer, means, layer) for layer in range(len(model.blocks))]
+            curves.append({"label": name, "points": points})
+        return curves
+
+    def by_checkpoint(
+        self, checkpoints: Iterable[tuple[float, Path, ImageTransformer]], label: str, layer: int | None = None
+    ) -> list[Curve]:
+        """One curve over (number, where it is from, model).
+
+        Args:
+            checkpoints: The models, which may come one at a time.
+            label: What to call the curve.
+            layer: Which layer; `default_layer` of each model if None.
+        """
+        points, shown = [], 0
+        for number, path, model in checkpoints:
+            shown = resolve_layer(model, layer)
+            points.append(_point(number, self._measure(model, str(path), _as_file_name(path.name)), shown))
+        return [{"label": label, "layer": shown, "points": points}]
+
+    def by_noise(
+        self,
+        models: Iterable[NamedModel],
+        strengths: Sequence[float],
+        shares: Sequence[float],
+        seed: int = 0,
+        layer: int | None = None,
+    ) -> list[Curve]:
+        """A curve for each (name, model) and share of the pixels, by the strength of the noise.
+
+        Args:
+            models: The models, which may come one at a time.
+            strengths: As of `add_noise`.
+            shares: As of `add_noise`.
+            seed: Of the noise.
+            layer: Which layer; `default_layer` of each model if None.
+        """
+        for strength, share in product(strengths, shares):
+            check_noise(strength, share)
+        curves = []
+        for number, (name, model) in enumerate(models):
+            shown = resolve_layer(model, layer)
+            for share in shares:
+                points = []
+                for strength in strengths:
+                    part = f"{number}-{_as_file_name(name)}-{share:g}-{strength:g}"
+                    means = self._measure(model, name, part, Noise(strength, share, seed))
+                    points.append(_point(strength, means, shown))
+                curves.append({"label": f"{name}, {share:.0%} of pixels", "layer": shown, "points": points})
+        return curves
+
+    def write(self, curves: Sequence[Curve], x_label: str, rule: MaskRule = "mean") -> tuple[Path, str] | None:
+        """Writes curves.json with all rules, and curves.png of one.
+
+        Args:
+            curves: Of one of the methods above.
+            x_label: What x is.
+            rule: The rule that is drawn.
+
+        Returns:
+            The JSON file, and the curves of the rule in Markdown; None in processes other than the main one.
+
+        Raises:
+            OutputError: If a file cannot be written.
+            MissingExtraError: If matplotlib is not installed.
+        """
+        if rank_and_count()[0] != 0:
+            return None
+        about = {"x": x_label, **self.run.about, "keep": self.keep, "curves": curves, "broken": self.broken}
+        target = self.run.folder / "curves.json"
+        write_whole(target, lambda path: path.write_text(json.dumps(about, indent=1) + "\n"))
+        write_whole(target.with_suffix(".png"), partial(_plot(curves, x_label, rule).savefig, dpi=120))
+        return target, "\n".join(_table(curve, x_label, rule) for curve in curves)
+
+    def _measure(self, model: ImageTransformer, name: str, part: str, noise: Noise | None = None) -> LayerMeans:
+        records = measure_attention(
+            self.run, model, self.data, name=name, size=self.size, keep=self.keep, noise=noise, part=part
+        )
+        self.broken.update(records.broken)
+        return layer_means(records.items())
 
 
-def layer_means(records: Iterable[tuple[str, Record]]) -> LayerMeans:
-    """Averages the records of `score_image`: over the classes of an image, then over images.
-
-    Args:
-        records: (name of the image, its record), looked at one at a time. Images without an object do not count.
-
-    Raises:
-        InputError: If no image has an object, or a record is not like the others.
-    """
-    images = 0
-    totals: dict[str, dict[str, Any]] = {"best": {}, "mean": {}}
-    for names, by_rule in ious_of(records):
-        if not names:
-            continue
-        images += 1
-        for rule, ious in by_rule.items():
-            for kind, of_image in (("best", ious.max(axis=2)), ("mean", ious.mean(axis=2))):
-                totals[kind][rule] = totals[kind].get(rule, 0.0) + of_image.mean(axis=0)
-    if not images:
-        raise InputError("no image has an object; look at the masks, and at the label of void pixels")
-    best, mean = ({rule: (sum_ / images).tolist() for rule, sum_ in totals[kind].items()} for kind in ("best", "mean"))
-    return LayerMeans(images, best, mean)
+def _point(x: float, means: LayerMeans, layer: int) -> dict[str, Any]:
+    values = {kind: {rule: of[layer] for rule, of in getattr(means, kind).items()} for kind in KINDS}
+    return {"x": x, "images": means.images, **values}
 
 
-def add_noise(
-    images: Tensor, strength: float, share: float, generator: torch.Generator, *, std: Sequence[float] | None = None
-) -> Tensor:
-    """Adds Gaussian noise to pixels chosen at random, as in Fig. 11 and 12 of arXiv 2308.16271.
-
-    Every image gets noise of its own on exactly round(`share` * height * width) pixels, halves up, on all channels
-    independently. Values may leave the range of an image: nothing is clipped. From one state of the generator, the
-    pixels of a smaller share are among those of a larger one, and noise of another strength is the same but for that
-    factor, so that curves compare like with like.
-
-    Args:
-        images: (..., channels, height, width), float: pixels / 255, or normalised as (pixels / 255 - mean) / std.
-        strength: Standard deviation, in units of 8-bit pixels (0 to 255): the paper takes 10, 25, 50 and 75.
-        share: Of the pixels that get noise, in [0, 1]: the paper takes 0.1, 0.25, 0.5 and 0.75.
-        generator: On the CPU. It moves on by the same whatever strength and share are.
-        std: Of the normalisation, for each channel; None for pixels / 255.
-
-    Returns:
-        The shape, dtype and device of `images`; the same values bit for bit where there is no noise.
-
-    Raises:
-        InputError: If an argument is not as above.
-    """
-    if images.ndim < 3 or not images.is_floating_point() or images.numel() == 0:
-        raise InputError(f"expected float (..., channels, height, width), got {images.dtype} {tuple(images.shape)}")
-    check_noise(strength, share)
-    channels, height, width = images.shape[-3:]
-    scale = torch.ones(channels) if std is None else torch.tensor(std, dtype=torch.float32)
-    if scale.shape != (channels,) or not (scale > 0).all():
-        raise InputError(f"std is a positive number for each of {channels} channels, not {std!r}")
-    number = math.prod(images.shape[:-3])
-    ranks = torch.rand(number, height * width, generator=generator).argsort(dim=1).argsort(dim=1)
-    noise = torch.randn(number, channels, height, width, generator=generator) * strength / 255 / scale[:, None, None]
-    chosen = (ranks < math.floor(share * height * width + 0.5)).view(number, 1, height, width).expand_as(noise)
-    chosen, noise = chosen.reshape(images.shape).to(images.device), noise.reshape(images.shape).to(images)
-    return torch.where(chosen, images + noise, images)
+def _as_file_name(text: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", text).strip("._") or "model"
 
 
-@contextmanager
-def noisy(model: ImageTransformer, strength: float, share: float, generator: torch.Generator) -> Iterator[None]:
-    """Within the block, the model sees its images with noise (`add_noise`); they are normalised as its weights ask for.
-
-    Args:
-        model: A model of this package, not compiled.
-        strength: As of `add_noise`.
-        share: As of `add_noise`.
-        generator: As of `add_noise`.
-
-    Raises:
-        InputError: As of `add_noise`.
-    """
-    check_noise(strength, share)
-    std = model.pretrained_cfg.std
-
-    def disturb(_: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (add_noise(args[0], strength, share, generator, std=std), *args[1:])
-
-    handle = model.register_forward_pre_hook(disturb)
-    try:
-        yield
-    finally:
-        handle.remove()
+def _plot(curves: Sequence[Curve], x_label: str, rule: str) -> Any:
+    figure = require("matplotlib.figure", extra="plots").Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for number, curve in enumerate(curves):
+        xs = [point["x"] for point in curve["points"]]
+        for (kind, what), line in zip(KINDS.items(), ("-o", "--"), strict=True):
+            ys = [point[kind][rule] for point in curve["points"]]
+            axes.plot(xs, ys, line, color=f"C{number}", markersize=4, label=f"{curve['label']}, {what}")
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(f"mIoU ({rule})")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return figure
 
 
-def check_noise(strength: float, share: float) -> None:
-    """Raises InputError unless the strength is a finite number from 0 on, and the share is in [0, 1]."""
-    if not (0 <= strength < math.inf and 0 <= share <= 1):
-        raise InputError(f"noise has a strength from 0 on and a share in [0, 1], not {strength!r} and {share!r}")
+def _table(curve: Curve, x_label: str, rule: str) -> str:
+    points = curve["points"]
+    title = f"{curve['label']}, {points[0]['images']} images, mIoU in % ({rule})"
+    rows = [[what, *(f"{100 * point[kind][rule]:.1f}" for point in points)] for kind, what in KINDS.items()]
+    return f"{title}\n\n{markdown_table([x_label, *(format(point['x'], 'g') for point in points)], rows)}\n"

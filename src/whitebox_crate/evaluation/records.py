@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias, TypeVar
-
-import torch.distributed as dist
+from typing import Any, BinaryIO, NamedTuple, TypeAlias, TypeVar
 
 from .._files import make_folder, write_whole
-from ..errors import InputError, OutputError, ProcessError
+from ..errors import InputError, OutputError
+from .processes import rank_and_count, wait_for_all
 
 if sys.platform != "win32":
     import fcntl
@@ -27,8 +26,6 @@ Item = TypeVar("Item")
 
 SETTINGS = "settings.json"
 REPORT_EVERY = 10.0  # seconds
-START = timedelta(minutes=5)  # how much later than the first process the last one may start
-WAIT = timedelta(hours=2)  # and be done
 
 
 class Records:
@@ -42,6 +39,10 @@ class Records:
         folder: Made if it does not exist.
         settings: What the measurements depend on, as JSON holds it. A folder with records of other settings is refused.
 
+    Attributes:
+        folder: The folder.
+        settings: The settings, as they are read from JSON.
+
     Raises:
         InputError: If the folder's settings are others, or no settings are readable where records are.
         OutputError: If the folder cannot be written.
@@ -49,9 +50,9 @@ class Records:
 
     def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, JSON]) -> None:
         self.folder = Path(folder)
+        self.settings: dict[str, JSON] = json.loads(json.dumps(settings))
         self._order: tuple[str, ...] | None = None
         self._index = _Index()
-        wanted: dict[str, JSON] = json.loads(json.dumps(settings))
         path = self.folder / SETTINGS
         make_folder(self.folder)
         begun = any(self.folder.glob("records-*.jsonl"))  # looked at first: another process may be just beginning
@@ -59,21 +60,21 @@ class Records:
             if begun:
                 raise InputError(f"{self.folder} holds records but no {SETTINGS}; give another folder")
             # Processes that start together may all come here: each writes the same, whole.
-            write_whole(path, lambda temporary: temporary.write_text(json.dumps(wanted, indent=1) + "\n"))
+            write_whole(path, lambda temporary: temporary.write_text(json.dumps(self.settings, indent=1) + "\n"))
         try:
             found = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise InputError(f"{path} cannot be read: {error}; give another folder") from error
-        if found != wanted:
+        if found != self.settings:
             raise InputError(
-                f"{self.folder} holds records of other settings: {_differences(found, wanted)}; give another folder, "
-                "or the same settings to go on with it"
+                f"{self.folder} holds records of other settings: {_differences(found, self.settings)}; give another "
+                "folder, or the same settings to go on with it"
             )
 
     @property
     def is_main(self) -> bool:
         """Whether this process is the one (of rank 0) that reports and writes results."""
-        return _rank_and_count()[0] == 0
+        return rank_and_count()[0] == 0
 
     @property
     def broken(self) -> list[tuple[str, str]]:
@@ -115,16 +116,14 @@ class Records:
             twice = next(name for index, name in enumerate(names) if name in names[:index])
             raise InputError(f"names of items are unique, but {twice!r} is there twice")
         self._order = tuple(names)
-        rank, count = _rank_and_count()
-        say = report or _to_stderr
-        meet = _together()
+        rank, count = rank_and_count()
+        say = report or to_stderr
         with _open_whole(self.folder / f"records-{rank}.jsonl") as file:
-            meet()  # all files are there
             index = _Index.of(self.folder)
-            meet()  # nobody writes before all have seen what there is, so that the shares below are disjoint
+            wait_for_all()  # nobody writes before all have seen what there is, so that the shares below are disjoint
             if content is not None:
-                self._check_content([item for item in items if item[0] in index.places][rank::count], index, content)
-            waiting = [item for item in items if item[0] not in index.places]
+                self._check_content([item for item in items if item[0] in index.records][rank::count], index, content)
+            waiting = [item for item in items if item[0] not in index.records]
             share = waiting[rank::count]
             progress = _Progress(len(items) - len(waiting), len(share), count, say if rank == 0 else _nowhere)
             for name, item in share:
@@ -142,12 +141,12 @@ class Records:
                 _append(file, line)
                 progress.advance()
             progress.finish()
-        meet()  # after the files are closed, which is when a network file system shows them to others
+        wait_for_all()  # after the files are closed, which is when a network file system shows them to others
         self._index = _Index.of(self.folder)
 
     def _check_content(self, items: Sequence[tuple[str, Item]], index: _Index, content: Callable[[Item], str]) -> None:
         for name, item in items:
-            if content(item) != index.contents.get(name):
+            if content(item) != index.records[name].content:
                 raise InputError(
                     f"{name} has other content than when it was measured into {self.folder}: it was changed, or is of "
                     "another data set; give another folder, or put the old one back"
@@ -164,27 +163,33 @@ class Records:
         """
         if self._order is None:
             raise InputError("nothing has been measured yet: call measure first, which also finds what is there")
-        with ExitStack() as stack:
-            files: dict[Path, BinaryIO] = {}
-            for name in self._order:
-                if name in self._index.broken:
-                    continue
-                if name not in self._index.places:
-                    raise InputError(f"{name} has not been measured; run the measurement to its end")
-                path, offset = self._index.places[name]
-                if path not in files:
-                    files[path] = stack.enter_context(path.open("rb"))
-                files[path].seek(offset)
-                yield name, json.loads(files[path].readline())["record"]
+        for name in self._order:
+            if name in self._index.broken:
+                continue
+            if name not in self._index.records:
+                raise InputError(f"{name} has not been measured; run the measurement to its end")
+            yield name, self._index.records[name].read()
 
 
+class _Line(NamedTuple):
+    """Where the record of an item is, and what its content was, if that was asked for."""
+
+    path: Path
+    offset: int  # bytes
+    content: str | None
+
+    def read(self) -> JSON:
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            return json.loads(file.readline())["record"]
+
+
+@dataclass
 class _Index:
-    """Where the record of each item is: (file, offset in bytes). Of items without a record, what was wrong."""
+    """The lines of a folder by their items, and what was wrong with items that have no record."""
 
-    def __init__(self) -> None:
-        self.places: dict[str, tuple[Path, int]] = {}
-        self.contents: dict[str, str] = {}  # of items with a record, where it was asked for
-        self.broken: dict[str, str] = {}
+    records: dict[str, _Line] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, folder: Path) -> _Index:
@@ -195,7 +200,7 @@ class _Index:
                 for line in file:
                     index._add(line, path, offset)
                     offset += len(line)
-        for name in index.places:
+        for name in index.records:
             index.broken.pop(name, None)
         return index
 
@@ -204,16 +209,11 @@ class _Index:
             return  # cut short by a kill or a full disk
         try:
             entry = json.loads(line)
-            name: str = entry["item"]
             if "broken" in entry:
-                self.broken[name] = entry["broken"]
-            else:
-                entry["record"]
-                if name not in self.places:
-                    self.places[name] = path, offset
-                    if "content" in entry:
-                        self.contents[name] = entry["content"]
-        except (ValueError, LookupError, TypeError):
+                self.broken[entry["item"]] = entry["broken"]
+            elif "record" in entry:
+                self.records.setdefault(entry["item"], _Line(path, offset, entry.get("content")))
+        except (ValueError, LookupError, TypeError, AttributeError):
             return  # a power cut can leave anything: the item is measured again
 
 
@@ -264,58 +264,6 @@ def content_of(*paths: str | os.PathLike[str]) -> str:
             raise InputError(f"{path} cannot be read: {error}; look at the path") from error
         whole.update(one.digest())
     return whole.hexdigest()[:16]
-
-
-def _rank_and_count() -> tuple[int, int]:
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    rank, count = whole_number("RANK", 0), whole_number("WORLD_SIZE", 1)
-    if not 0 <= rank < count:
-        raise InputError(
-            f"RANK is a number below WORLD_SIZE, which are {rank} and {count} here; start several processes by torchrun"
-        )
-    return rank, count
-
-
-def whole_number(variable: str, default: int) -> int:
-    """A number that torchrun puts into the environment.
-
-    Raises:
-        InputError: If it is something else.
-    """
-    text = os.environ.get(variable, str(default))
-    try:
-        return int(text)
-    except ValueError as error:
-        raise InputError(f"{variable} is a whole number, not {text!r}; start several processes by torchrun") from error
-
-
-def _together() -> Callable[[], None]:
-    """A function that returns when all processes have called it.
-
-    A process that ends, however it does, closes its connections, which the others notice when they wait for it.
-    """
-    if _rank_and_count()[1] == 1:
-        return lambda: None
-    try:
-        if not dist.is_initialized():
-            # Once for all measurements: a second group would find the addresses of the first and take them for its own.
-            dist.init_process_group("gloo", timeout=START)
-            atexit.register(dist.destroy_process_group)
-        group = dist.new_group(backend="gloo", timeout=WAIT)
-    except (RuntimeError, ValueError) as error:
-        raise ProcessError(f"the processes do not find each other: {error}; start them by torchrun") from error
-
-    def meet() -> None:
-        try:
-            dist.barrier(group)
-        except RuntimeError as error:
-            raise ProcessError(
-                "another process failed or did not answer; look at its own message. What was measured is kept: run the "
-                f"same command again ({error})"
-            ) from error
-
-    return meet
 
 
 @contextmanager
@@ -369,7 +317,8 @@ def _differences(found: JSON, wanted: Mapping[str, JSON]) -> str:
     return "; ".join(f"{key} is {found.get(key, none)!r} there, {wanted.get(key, none)!r} here" for key in keys)
 
 
-def _to_stderr(text: str) -> None:
+def to_stderr(text: str) -> None:
+    """Prints a line on progress, at once."""
     print(text, file=sys.stderr, flush=True)
 
 

@@ -1,6 +1,6 @@
 """Segmentation without a segmentation head: attention maps, masks, and how good they are."""
 
-from .attention import all_cls_attention, attention_masks, cls_attention, default_layer, upsample
+from .attention import MaskRule, attention_masks, upsample
 from .crf import dense_crf
 from .cuts import (
     CutRound,
@@ -14,11 +14,12 @@ from .cuts import (
 )
 from .metrics import best_head_iou, group_means, mask_iou, mean_iou
 from .ncut import affinity, ncut_eigenvector
-from .pca import patch_features
+from .states import all_cls_attention, cls_attention, default_layer, patch_features, resolve_layer
 
 __all__ = [
     "CutRound",
     "FoundObjects",
+    "MaskRule",
     "affinity",
     "all_cls_attention",
     "attention_masks",
@@ -37,5 +38,6 @@ __all__ = [
     "mean_iou",
     "ncut_eigenvector",
     "patch_features",
+    "resolve_layer",
     "upsample",
 ]

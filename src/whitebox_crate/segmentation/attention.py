@@ -1,74 +1,17 @@
-"""What [CLS] looks at, as maps on the patch grid, and the masks that such maps make."""
+"""From maps on the patch grid to masks, and from the patch grid to the size of an image."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._indices import resolve_index
-from ..capturing import capture
 from ..errors import InputError, UnknownNameError
-from ..models import ImageTransformer, ViT
 
 MaskRule: TypeAlias = Literal["mass", "entries", "mean"]
 UpsampleMode: TypeAlias = Literal["nearest", "bilinear"]
-
-
-def cls_attention(model: ImageTransformer, images: Tensor, layer: int = -2) -> Tensor:
-    """How much [CLS] attends to each patch, per head (arXiv 2308.16271, appendix B.1, equations 10 and 11).
-
-    The model runs as it is: its mode and the caller's autograd are left alone. The values are those of the
-    layer's softmax, without the entries of [CLS] and other prefix tokens, so that a map sums to less than 1.
-    Equations 10 and 11 are a softmax over the patches alone: divide a map by its sum to get that. The factor
-    makes no difference to `attention_masks`.
-
-    Args:
-        model: A model of this package, compiled or not.
-        images: (batch, in_chans, height, width), float, of a size the model takes.
-        layer: Which layer, from 0; negative from the end. The paper shows -2 of CRATE and -1 of ViT.
-
-    Returns:
-        (batch, heads, grid_h, grid_w), the dtype of the attention; a grid has (height / patch height) rows.
-
-    Raises:
-        InputError: If the model is not of this package or is wrapped (features-only, distributed), or the
-            images are not of its shape, or hold NaN or infinity.
-        UnknownNameError: If there is no such layer.
-    """
-    return _cls_maps(model, images, [layer])[:, 0]
-
-
-def all_cls_attention(model: ImageTransformer, images: Tensor) -> Tensor:
-    """`cls_attention` of every layer, in one forward pass.
-
-    Args:
-        model: A model of this package, compiled or not.
-        images: As of `cls_attention`.
-
-    Returns:
-        (batch, layers, heads, grid_h, grid_w), the dtype of the attention.
-
-    Raises:
-        InputError: As of `cls_attention`.
-    """
-    return _cls_maps(model, images, None)
-
-
-def default_layer(model: ImageTransformer) -> int:
-    """The layer whose [CLS] attention shows objects, from 0: the measured one of the weights, else the paper's.
-
-    The paper looks at the last layer of ViT and at the last but one of CRATE (arXiv 2308.16271, appendix B.3). Of a
-    network of one layer, it is that one.
-    """
-    measured = model.pretrained_cfg.attention_layer
-    depth = len(model.blocks)
-    if measured is not None:
-        return resolve_index("layer", measured, depth)
-    return max(0, depth - (1 if isinstance(model, ViT) else 2))
 
 
 def attention_masks(maps: Tensor, keep: float = 0.6, rule: MaskRule = "mass") -> Tensor:
@@ -150,38 +93,6 @@ def upsample(maps: Tensor, size: tuple[int, int], mode: UpsampleMode = "nearest"
     flat = maps.reshape(1, -1, *maps.shape[-2:])
     blended = F.interpolate(flat, tuple(size), mode="bilinear", align_corners=False)
     return blended.reshape(*maps.shape[:-2], *size)
-
-
-def _cls_maps(model: ImageTransformer, images: Tensor, layers: Sequence[int] | None) -> Tensor:
-    """(batch, layers, heads, grid_h, grid_w); of all layers if None."""
-    with capture(model, "attention", layers=layers, queries="cls") as trace:
-        grid = grid_of(model, images)
-        _check_finite_images(images)
-        model(images)
-    rows = torch.stack([trace["attention", layer][:, :, 0] for layer in trace.layers], dim=1)
-    patches = rows[..., model.num_prefix_tokens :]
-    return patches.reshape(*patches.shape[:-1], *grid)
-
-
-def grid_of(model: ImageTransformer, images: Tensor) -> tuple[int, int]:
-    """The patch grid, (rows, columns), of a model that is not wrapped; `capture` takes wrapped ones too.
-
-    Raises:
-        InputError: If the model is wrapped, or the images are not of its shape.
-    """
-    if not hasattr(model, "grid_of"):
-        raise InputError(f"give the model itself, not the {type(model).__name__} around it")
-    return model.grid_of(images)
-
-
-def _check_finite_images(images: Tensor) -> None:
-    bad = (~images.isfinite()).flatten(1).sum(dim=1)
-    if bad.any():
-        which = bad.nonzero().flatten().tolist()
-        raise InputError(
-            f"{int(bad.sum())} values of the images are NaN or infinite, in images {which[:10]} of "
-            f"{len(images)}; look at how these were read and normalised"
-        )
 
 
 def _check_maps(maps: Tensor) -> None:

@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..models import ImageTransformer
 from .attention import upsample
 from .ncut import TIE, Solver, affinity, first_peak, ncut_eigenvector
-from .pca import patch_features
+from .states import patch_features
 
 Refine: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 

@@ -1,4 +1,4 @@
-"""Pictures of maps and masks: panels with captions, side by side."""
+"""Pictures of maps, masks and components: panels with captions, side by side."""
 
 from __future__ import annotations
 
@@ -71,6 +71,41 @@ def draw_mask(photo: Image, mask: Tensor) -> Image:
     return _image(np.where(edge, MASK_TINT, shown))
 
 
+def draw_colours(rgb: Tensor, size: tuple[int, int], inside: Tensor | None = None) -> Image:
+    """Colours of patches, each patch whole.
+
+    Args:
+        rgb: (3, grid_h, grid_w), or (1, grid_h, grid_w) for grey; float, in [0, 1].
+        size: (height, width) of the picture, pixels.
+        inside: bool (grid_h, grid_w): what is outside stays paper.
+
+    Returns:
+        A Pillow image in mode RGB.
+    """
+    pixels = rgb.cpu().expand(3, -1, -1) * 255
+    if inside is not None:
+        pixels = torch.where(inside.cpu(), pixels, torch.tensor(PAPER, dtype=torch.float32)[:, None, None])
+    return _image(upsample(pixels, size).permute(1, 2, 0).numpy())
+
+
+def frame_panels(panels: Sequence[Image]) -> list[Image]:
+    """Pictures of any sizes, each in the middle of a paper; papers are of one size."""
+    width, height = max(panel.width for panel in panels), max(panel.height for panel in panels)
+    framed = []
+    for panel in panels:
+        paper = blank_panel(width, height)
+        paper.paste(panel, ((width - panel.width) // 2, (height - panel.height) // 2))
+        framed.append(paper)
+    return framed
+
+
+def blank_panel(width: int, height: int) -> Image:
+    """Paper, sides in pixels."""
+    pillow: Any = require("PIL.Image", extra="images")
+    paper: Image = pillow.new("RGB", (width, height), PAPER)
+    return paper
+
+
 def draw_panels(panels: Sequence[Image], captions: Sequence[str], columns: int | None = None) -> Image:
     """Lays pictures of one size out in rows, each under its caption.
 
@@ -87,13 +122,12 @@ def draw_panels(panels: Sequence[Image], captions: Sequence[str], columns: int |
     """
     if not panels or len(panels) != len(captions):
         raise InputError(f"expected one caption per panel, got {len(panels)} panels, {len(captions)} captions")
-    pillow: Any = require("PIL.Image", extra="images")
     draw: Any = require("PIL.ImageDraw", extra="images")
     font: Any = require("PIL.ImageFont", extra="images").load_default(size=15)
     columns = columns or len(panels)
     rows = math.ceil(len(panels) / columns)
     width, height = panels[0].width + GAP, panels[0].height + CAPTION + GAP
-    sheet: Image = pillow.new("RGB", (columns * width + GAP, rows * height), PAPER)
+    sheet = blank_panel(columns * width + GAP, rows * height)
     pen = draw.Draw(sheet)
     for index, (panel, caption) in enumerate(zip(panels, captions, strict=True)):
         left, top = GAP + index % columns * width, index // columns * height

@@ -60,7 +60,7 @@ def rank_heads(maps: Tensor | Sequence[Tensor], features: Tensor | Sequence[Tens
         maps: (images, heads, rows, columns), or (heads, rows, columns) for each image: attention of [CLS], not
             negative; the scale of a map does not matter. Grids may differ; maps are then resampled for `in_place`.
         features: (images, rows * columns, dim), or (rows * columns, dim) for each image, float: patches alone, the same
-            features for all heads. See `pca.patch_features`.
+            features for all heads. See `patch_features`.
 
     Raises:
         InputError: If there are fewer than two images, shapes do not fit, or a value is NaN, infinite, or (of a map)

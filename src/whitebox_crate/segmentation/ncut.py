@@ -145,7 +145,7 @@ def _lanczos(linked: Tensor, scale: Tensor) -> Tensor | None:
     diagonal: list[float] = []
     beside: list[float] = []  # the diagonal next to it
     # Multiplied once, so that patches with the same links have the same entry from the start.
-    following = _apart(multiply(_apart(_start(tokens, linked.device), basis[:1])), basis[:1])
+    following = _orthogonal(multiply(_orthogonal(_start(tokens, linked.device), basis[:1])), basis[:1])
     length, check = float(following.norm()), 10
     if length < BREAKDOWN:
         return None
@@ -153,7 +153,7 @@ def _lanczos(linked: Tensor, scale: Tensor) -> Tensor | None:
         basis[step] = following / length
         following = multiply(basis[step])
         diagonal.append(float(basis[step] @ following))
-        following = _apart(following, basis[: step + 1])
+        following = _orthogonal(following, basis[: step + 1])
         length = float(following.norm())
         complete = length < BREAKDOWN or step == tokens - 1
         if complete or step in (check, steps):
@@ -184,7 +184,7 @@ def _converged(diagonal: Sequence[float], beside: Sequence[float], length: float
     return mixture if residual <= TOLERANCE * gap else None
 
 
-def _apart(vector: Tensor, basis: Tensor) -> Tensor:
+def _orthogonal(vector: Tensor, basis: Tensor) -> Tensor:
     """The vector without its part in the span of the orthonormal rows; twice, because the first leaves rounding."""
     for _ in range(2):
         vector = vector - (basis @ vector) @ basis

@@ -10,15 +10,11 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from ..capturing import State, capture
-from ..errors import InputError, UnknownNameError
-from ..models import ImageTransformer
-from .attention import grid_of
+from ..errors import InputError
+from .states import Grid
 
-Grid: TypeAlias = tuple[int, int]
 Features: TypeAlias = Tensor | Sequence[Tensor]
 
-PATCH_STATES: tuple[State, ...] = ("projections", "tokens", "compressed", "output")
 NOTHING = 1e-6  # a spread this much smaller than what it is a part of is rounding
 
 
@@ -37,36 +33,6 @@ class PatchPCA:
     first: list[Tensor]
     foreground: list[Tensor]
     rgb: list[Tensor]
-
-
-def patch_features(
-    model: ImageTransformer, images: Tensor, layer: int = -2, state: State = "projections"
-) -> tuple[Tensor, Grid]:
-    """The features of patches that the paper takes: [U_1^T z, ..., U_K^T z] of CRATE, the keys of ViT (appendix B.2).
-
-    Args:
-        model: A model of this package; it runs as it is.
-        images: (batch, in_chans, height, width), float, of a size the model takes.
-        layer: Which layer, from 0; negative from the end.
-        state: "projections", of all heads side by side, or "tokens", "compressed" or "output"; see `capture`.
-
-    Returns:
-        (features, grid): (batch, rows * columns, dim) without [CLS] and other prefix tokens, and (rows, columns).
-
-    Raises:
-        InputError: If the model is not of this package or is wrapped (features-only, distributed), or the images are
-            not of its shape.
-        UnknownNameError: If there is no such layer or state.
-    """
-    if state not in PATCH_STATES:
-        raise UnknownNameError.of("state of patches", state, PATCH_STATES)
-    with capture(model, state, layers=[layer]) as trace:
-        grid = grid_of(model, images)
-        model(images)
-    tokens = trace[state, layer]
-    if state == "projections":
-        tokens = tokens.transpose(1, 2).flatten(2)
-    return tokens[:, model.num_prefix_tokens :], grid
 
 
 def pca_maps(features: Features, grids: Grid | Sequence[Grid], components: int = 4) -> list[Tensor]:
@@ -223,14 +189,14 @@ def _principal_scores(stacked: Tensor, components: int) -> Tensor:
 
 
 def _otsu(values: Tensor) -> float:
-    """The cut that leaves the least variance within its two sides, half way between the values next to it."""
+    """The cut with the largest variance between its two sides (Otsu's), half way between the values next to it."""
     ascending = values.flatten().sort().values
     count = len(ascending)
     below = torch.arange(1, count, dtype=torch.float64)
     sums = ascending.cumsum(0)
-    apart = (sums[:-1] / below - (sums[-1] - sums[:-1]) / (count - below)).square() * below * (count - below)
-    apart[ascending[:-1] == ascending[1:]] = -1  # no cut goes between equal values
-    at = int(apart.argmax())
+    between = (sums[:-1] / below - (sums[-1] - sums[:-1]) / (count - below)).square() * below * (count - below)
+    between[ascending[:-1] == ascending[1:]] = -1  # no cut goes between equal values
+    at = int(between.argmax())
     return float((ascending[at] + ascending[at + 1]) / 2)
 
 

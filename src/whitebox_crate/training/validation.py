@@ -11,11 +11,10 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from ..errors import InputError
-from ..evaluation.attention import Record, score_image
-from ..evaluation.curves import layer_means
-from ..evaluation.folders import LabelledImages
+from ..evaluation import LabelledImages, layer_means, score_image
+from ..evaluation.attention import Record
 from ..models import ImageTransformer
-from ..segmentation.attention import MaskRule, default_layer
+from ..segmentation import MaskRule, default_layer
 from .batches import Batch, check_labels
 from .loop import normalize
 
@@ -39,7 +38,7 @@ class Validation:
         every: Steps between measurements; the last step has one too.
         batch_size: Images at a time, of each process.
         size: Side of the images in pixels, and the shorter one of those with masks; the model's own if None.
-        masks: Images with masks (`read_voc` and `read_folder` of `whitebox_crate.segmentation.datasets`), for a model
+        masks: Images with masks (`read_voc` and `read_folder` of `whitebox_crate.evaluation`), for a model
             that takes images of any size.
         rule: What an attention map's mask keeps, as of `attention_masks`.
     """

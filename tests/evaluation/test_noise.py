@@ -1,4 +1,4 @@
-"""Noise as the paper adds it, and means over records."""
+"""Noise as the paper adds it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from small_models import images_for, small_model
 
 from whitebox_crate import InputError
 from whitebox_crate._random import torch_generator
-from whitebox_crate.evaluation.attention import summarize
-from whitebox_crate.evaluation.curves import add_noise, layer_means, noisy
+from whitebox_crate.evaluation import add_noise, noisy
 from whitebox_crate.segmentation import all_cls_attention
 
 
@@ -116,21 +115,3 @@ def test_a_noisy_model_sees_noise_inside_of_the_block_only(name: str) -> None:
     with pytest.raises(ZeroDivisionError), noisy(model, 75, 0.5, torch_generator(0, "a")):
         raise ZeroDivisionError
     assert torch.equal(model(images), before)
-
-
-def test_means_are_over_classes_then_images_as_computed_by_hand() -> None:
-    records = [
-        ("a", {"1": {"mass": [[0.2, 0.4], [0.6, 0.0]]}, "2": {"mass": [[0.8, 0.6], [0.2, 0.2]]}}),
-        ("b", {}),
-        ("c", {"1": {"mass": [[0.1, 0.3], [1.0, 0.5]]}}),
-    ]
-    means = layer_means(iter(records))
-    assert means.images == 2
-    assert means.best_head["mass"] == pytest.approx([((0.4 + 0.8) / 2 + 0.3) / 2, ((0.6 + 0.2) / 2 + 1.0) / 2])
-    assert means.mean_head["mass"] == pytest.approx([((0.3 + 0.7) / 2 + 0.2) / 2, ((0.3 + 0.2) / 2 + 0.75) / 2])
-    assert means.best_head["mass"] == summarize(records, layer=0)["rules"]["mass"]["miou_by_layer"]
-
-
-def test_records_without_any_object_are_refused() -> None:
-    with pytest.raises(InputError, match="no image has an object"):
-        layer_means([("a", {})])

@@ -334,6 +334,17 @@ class TestSeveralProcesses:
             assert names_in(folder) == [name for name, _ in items]
             assert (folder / f"records-{count - 1}.jsonl").stat().st_size > 0 or count > 4
 
+    @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files as Linux shows them")
+    def test_many_measurements_open_no_more_files_than_one(self, tmp_path: Path) -> None:
+        def run() -> None:
+            opened = []
+            for number in range(8):
+                measured(tmp_path / str(number))
+                opened.append(len(os.listdir("/proc/self/fd")))
+            assert opened == opened[:1] * 8
+
+        assert exit_codes(processes(2, run)) == [0, 0]
+
     def test_killed_at_any_moment_and_resumed_by_any_number(self, tmp_path: Path) -> None:
         def slow(index: int) -> Any:
             time.sleep(0.02)

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from whitebox_crate import create_model
 from whitebox_crate.errors import InputError, MissingExtraError, UnknownNameError, WeightsError
-from whitebox_crate.evaluation.coco import (
+from whitebox_crate.evaluation import (
+    average_precision,
     check_images,
     maskcut_results,
     read_annotations,
     read_results,
-    score,
     to_results,
 )
 from whitebox_crate.images import load_image
@@ -83,55 +83,55 @@ class TestByHand:
     def test_perfect_masks(self, kind: Any) -> None:
         truth = document((1, (2, 3, 10, 8)), (1, (15, 1, 5, 6)), (2, (0, 0, 30, 20)))
         results = found((1, (2, 3, 10, 8)), (1, (15, 1, 5, 6)), (2, (0, 0, 30, 20)))
-        assert score(truth, results, kind) == triple(1, 1, 1)
+        assert average_precision(truth, results, kind) == triple(1, 1, 1)
 
     def test_a_shifted_box_counts_up_to_its_iou(self, kind: Any) -> None:
         """Moved by a fifth of its length: IoU 8 / 12, which passes 0.5, 0.55, 0.6 and 0.65 of ten thresholds."""
-        assert score(document((1, (2, 3, 10, 8))), found((1, (4, 3, 10, 8))), kind) == triple(1, 0, 0.4)
+        assert average_precision(document((1, (2, 3, 10, 8))), found((1, (4, 3, 10, 8))), kind) == triple(1, 0, 0.4)
 
     def test_a_miss(self, kind: Any) -> None:
         """Recall one half: precision 1 at 51 of the 101 recalls, 0 at the others."""
         truth = document((1, (2, 3, 10, 8)), (2, (2, 3, 10, 8)))
-        assert score(truth, found((1, (2, 3, 10, 8))), kind) == triple(*[51 / 101] * 3)
+        assert average_precision(truth, found((1, (2, 3, 10, 8))), kind) == triple(*[51 / 101] * 3)
 
     def test_a_wrong_mask_costs_where_it_ranks_first(self, kind: Any) -> None:
         truth = document((1, (2, 3, 10, 8)))
         right, wrong = (1, (2, 3, 10, 8)), (2, (0, 0, 3, 3))
-        assert score(truth, found(right, wrong), kind) == triple(1, 1, 1)
-        assert score(truth, found(wrong, right), kind) == triple(0.5, 0.5, 0.5)
+        assert average_precision(truth, found(right, wrong), kind) == triple(1, 1, 1)
+        assert average_precision(truth, found(wrong, right), kind) == triple(0.5, 0.5, 0.5)
 
     def test_a_second_mask_of_an_object_is_wrong(self, kind: Any) -> None:
         truth = document((1, (2, 3, 10, 8)), (1, (15, 3, 10, 8)))
         results = found((1, (2, 3, 10, 8)), (1, (2, 3, 10, 8)), (1, (15, 3, 10, 8)))
-        assert score(truth, results, kind) == triple(*[(51 + 50 * 2 / 3) / 101] * 3)
+        assert average_precision(truth, results, kind) == triple(*[(51 + 50 * 2 / 3) / 101] * 3)
 
     def test_nothing_found(self, kind: Any) -> None:
-        assert score(document((1, (2, 3, 10, 8))), [], kind) == triple(0, 0, 0)
+        assert average_precision(document((1, (2, 3, 10, 8))), [], kind) == triple(0, 0, 0)
 
     def test_the_class_does_not_matter(self, kind: Any) -> None:
         truth = document((1, (2, 3, 10, 8)), category=7)
         truth["annotations"] += document((1, (15, 3, 10, 8)), category=90)["annotations"]
         results = found((1, (2, 3, 10, 8)), (1, (15, 3, 10, 8)))
         results[0]["category_id"] = 3
-        assert score(truth, results, kind) == triple(1, 1, 1)
+        assert average_precision(truth, results, kind) == triple(1, 1, 1)
 
     def test_a_mask_on_a_crowd_is_neither_right_nor_wrong(self, kind: Any) -> None:
         truth = document((1, (2, 3, 10, 8)), (1, (14, 0, 16, 20)))
         crowd = truth["annotations"][1]
         crowd["iscrowd"], crowd["segmentation"] = 1, {"size": [HEIGHT, WIDTH], "counts": [14 * HEIGHT, 16 * HEIGHT]}
         results = found((1, (16, 2, 4, 4)), (1, (2, 3, 10, 8)))
-        assert score(truth, results, kind) == triple(1, 1, 1)
+        assert average_precision(truth, results, kind) == triple(1, 1, 1)
 
     def test_results_of_masks_or_boxes_alone_do(self, kind: Any) -> None:
         other = "segmentation" if kind == "bbox" else "bbox"
         results = [{k: v for k, v in result.items() if k != other} for result in found((1, (2, 3, 10, 8)))]
-        assert score(document((1, (2, 3, 10, 8))), results, kind) == triple(1, 1, 1)
+        assert average_precision(document((1, (2, 3, 10, 8))), results, kind) == triple(1, 1, 1)
 
     def test_nothing_that_is_given_changes(self, kind: Any) -> None:
         truth, results = document((1, (2, 3, 10, 8)), (2, (1, 1, 5, 5)), category=4), found((1, (2, 3, 10, 8)))
         before = copy.deepcopy((truth, results))
-        first = score(truth, results, kind)
-        assert (truth, results) == before and score(truth, results, kind) == first
+        first = average_precision(truth, results, kind)
+        assert (truth, results) == before and average_precision(truth, results, kind) == first
 
 
 def random_case(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -182,7 +182,7 @@ def test_it_is_what_the_evaluator_says_without_categories(library: str, kind: An
             evaluation.summarize()
         average, at_50, at_75 = evaluation.stats[:3]
         assert 0 < average < at_50 < 1
-        assert score(truth, results, kind) == triple(at_50, at_75, average)
+        assert average_precision(truth, results, kind) == triple(at_50, at_75, average)
 
 
 class TestResults:
@@ -221,7 +221,7 @@ class TestResults:
         with pytest.raises(MissingExtraError, match=r"whitebox-crate\[eval\]"):
             to_results(1, torch.ones(1, 4, 4, dtype=torch.bool))
         with pytest.raises(MissingExtraError, match=r"whitebox-crate\[eval\]"):
-            score(document((1, (0, 0, 2, 2))), [], "bbox")
+            average_precision(document((1, (0, 0, 2, 2))), [], "bbox")
 
 
 class TestBadInput:
@@ -244,22 +244,22 @@ class TestBadInput:
     def test_results(self, change: dict[str, Any], said: str) -> None:
         results = [{**found((1, (0, 0, 2, 2)))[0], **change}]
         with pytest.raises(InputError, match=said):
-            score(document((1, (0, 0, 2, 2))), results, "segm")
+            average_precision(document((1, (0, 0, 2, 2))), results, "segm")
 
     def test_results_that_lack_something(self) -> None:
         truth = document((1, (0, 0, 2, 2)))
         with pytest.raises(InputError, match="a segmentation"):
-            score(truth, [{"image_id": 1, "score": 1.0, "bbox": [0, 0, 2, 2]}], "segm")
+            average_precision(truth, [{"image_id": 1, "score": 1.0, "bbox": [0, 0, 2, 2]}], "segm")
         with pytest.raises(InputError, match=r"\[x, y, width, height\]"):
-            score(truth, [{"image_id": 1, "score": 1.0, "bbox": [0, 0, 2]}], "bbox")
+            average_precision(truth, [{"image_id": 1, "score": 1.0, "bbox": [0, 0, 2]}], "bbox")
         with pytest.raises(InputError, match=r"one is \[1, 2\]"):
-            score(truth, [[1, 2]], "segm")  # type: ignore[list-item]
+            average_precision(truth, [[1, 2]], "segm")  # type: ignore[list-item]
         with pytest.raises(UnknownNameError, match="segm"):
-            score(truth, [], "segmentation")  # type: ignore[arg-type]
+            average_precision(truth, [], "segmentation")  # type: ignore[arg-type]
 
     def test_nothing_to_find(self) -> None:
         with pytest.raises(InputError, match="no object to find"):
-            score(document(), found((1, (0, 0, 2, 2))), "bbox")
+            average_precision(document(), found((1, (0, 0, 2, 2))), "bbox")
 
     @pytest.mark.parametrize(
         ("content", "said"),

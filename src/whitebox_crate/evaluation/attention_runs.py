@@ -1,0 +1,133 @@
+"""[CLS] attention over a data set of labelled images: the records of every image, and the paper's numbers from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+
+from .._random import torch_generator
+from ..errors import InputError
+from ..models import ImageTransformer
+from ..preprocess import best_short_side
+from ..segmentation.attention import MaskRule
+from ..segmentation.states import resolve_layer
+from .attention import RULES, Record, score_image
+from .folders import LabelledImage, LabelledImages
+from .noise import Noise, noisy
+from .records import JSON, Records
+from .runs import Outcome, Run, broken_images, model_settings, names_digest
+from .summaries import summarize, summary_tables
+
+
+def evaluate_attention(
+    run: Run,
+    model: ImageTransformer,
+    data: LabelledImages,
+    *,
+    name: str,
+    size: int | None = None,
+    layer: int | None = None,
+    rules: Sequence[MaskRule] = RULES,
+    keep: float = 0.6,
+    by_class: bool = True,
+) -> Outcome | None:
+    """mIoU of [CLS] attention over a data set, by layer, head and class (arXiv 2308.16271, appendix B.3).
+
+    Writes results.json and results.md.
+
+    Args:
+        run: Where results go.
+        model: A model of this package that takes images of any size (`dynamic_img_size`), on its device.
+        data: The images, as `read_voc` and `read_folder` give them.
+        name: What to call the model.
+        size: As of `score_image`.
+        layer: Of the table by class; `default_layer` of the model if None.
+        rules: As of `score_image`.
+        keep: As of `score_image`.
+        by_class: Whether labels mean the same in all images; else they number the objects of one.
+
+    Returns:
+        What it came to, with the numbers of `summarize`; None in processes other than the main one.
+
+    Raises:
+        InputError: If files are missing or broken, a label is no class, or an argument is not as above.
+        UnknownNameError: If there is no such layer or rule.
+        WeightsError: If the model's attention is not finite.
+        OutputError: If a record or result cannot be written.
+        ProcessError: If another process failed.
+    """
+    run.check_files(data.check_files)
+    layer, size = resolve_layer(model, layer), best_short_side(model) if size is None else size
+    class_names = data.class_names if by_class else None
+    records = measure_attention(run, model, data, name=name, size=size, rules=rules, keep=keep, class_names=class_names)
+    if not records.is_main:
+        return None
+    broken = broken_images(records, len(data.items))
+    found = summarize(records.items(), layer=layer, by_class=by_class)
+    title = f"{name}, {found['images']} images at {size} pixels"
+    if found["images_without_objects"]:
+        title += f"; {found['images_without_objects']} more have no object"
+    if broken:
+        title += f"; {len(broken)} broken ones left out, named in results.json"
+    results = {"settings": records.settings, **found, "broken": broken}
+    return run.write(results, f"{title}\n\n{summary_tables(found)}")
+
+
+def measure_attention(
+    run: Run,
+    model: ImageTransformer,
+    data: LabelledImages,
+    *,
+    name: str,
+    size: int | None = None,
+    rules: Sequence[MaskRule] = RULES,
+    keep: float = 0.6,
+    class_names: Mapping[int, str] | None = None,
+    noise: Noise | None = None,
+    part: str = "",
+) -> Records:
+    """`score_image` of every image of a data set, into records.
+
+    Args:
+        run: Where the records go.
+        model: As of `evaluate_attention`.
+        data: As of `evaluate_attention`.
+        name: As of `evaluate_attention`.
+        size: As of `score_image`.
+        rules: As of `score_image`.
+        keep: As of `score_image`.
+        class_names: As of `score_image`.
+        noise: What the model sees on the pixels; None for none.
+        part: As of `Run.measure`.
+
+    Raises:
+        InputError: As of `evaluate_attention`.
+        UnknownNameError: If there is no such rule.
+        WeightsError: If the model's attention is not finite.
+        OutputError: If a record cannot be written.
+        ProcessError: If another process failed.
+    """
+    if not 0 < keep <= 1:
+        raise InputError(f"keep is a share in (0, 1], not {keep}")
+    size = best_short_side(model) if size is None else size
+    settings: dict[str, JSON] = {
+        "measurement": "attention",
+        "void": data.void,
+        "classes": class_names,
+        "images": names_digest([image for image, _ in data.items]),
+        **model_settings(model, name, size),
+        "rules": rules,
+        "keep": keep,
+        "noise": noise,
+    }
+
+    def score(item: tuple[str, LabelledImage]) -> Record:
+        image, pair = item
+        seen = nullcontext() if noise is None else noisy(model, *noise[:2], torch_generator(noise.seed, image))
+        with seen:
+            return score_image(model, pair, size=size, rules=rules, keep=keep, void=data.void, class_names=class_names)
+
+    def content(item: tuple[str, LabelledImage]) -> str:
+        return item[1].content()
+
+    return run.measure(settings, [(image, (image, pair)) for image, pair in data.items], score, content, part)

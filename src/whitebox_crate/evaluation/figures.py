@@ -1,0 +1,275 @@
+"""The paper's figures as sheets of pictures: masks, maps of heads, parts by PCA, and maps under noise."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .._random import torch_generator
+from ..errors import InputError
+from ..images import load_image
+from ..models import ImageTransformer
+from ..preprocess import fit_photo
+from ..segmentation.attention import MaskRule, attention_masks, upsample
+from ..segmentation.draw import blank_panel, draw_colours, draw_map, draw_mask, draw_panels, frame_panels
+from ..segmentation.heads import rank_heads
+from ..segmentation.metrics import mask_iou
+from ..segmentation.pca import patch_pca, pca_maps, unit_range
+from ..segmentation.states import Grid, cls_attention, patch_features
+from .folders import LabelledImage
+from .noise import add_noise
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SHORT_SIDE = 320  # of a picture that stands alone, pixels
+LONG_SIDE = 120  # of a picture among many, pixels
+WIDEST = 8  # pictures next to each other
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A photograph as it is shown, and as a model takes it.
+
+    Attributes:
+        path: Its file.
+        picture: Pillow, RGB, small, in the proportions that the model sees.
+        pixels: (3, height, width), float32, normalised, on the model's device.
+    """
+
+    path: Path
+    picture: Image
+    pixels: Tensor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the picture, pixels."""
+        return self.picture.height, self.picture.width
+
+    @property
+    def batch(self) -> Tensor:
+        """(1, 3, height, width): what the model is called with."""
+        return self.pixels[None]
+
+
+def read_photograph(
+    path: str | os.PathLike[str], model: ImageTransformer, short_side: int | None = None, *, alone: bool = False
+) -> Photograph:
+    """Reads a photograph for a model (`fit_photo`).
+
+    Args:
+        path: Any image that Pillow reads.
+        model: A model of this package that takes images of any size (`dynamic_img_size`).
+        short_side: Of what the model sees, pixels; `best_short_side` if None.
+        alone: Whether its picture is large, for a sheet of its own.
+
+    Raises:
+        InputError: If the file cannot be read, the model takes no photographs, or the side is not positive.
+    """
+    photo = load_image(path)
+    image, pixels = fit_photo(model, photo, short_side)
+    scale = SHORT_SIDE / min(image.size) if alone else LONG_SIDE / max(image.size)
+    picture = photo.resize((round(image.width * scale), round(image.height * scale)))
+    return Photograph(Path(path), picture, pixels.to(model.cls_token.device))
+
+
+def mask_sheet(
+    photo: Photograph, maps: Tensor, layer: int, head: int | None, rule: MaskRule = "mean", keep: float = 0.6
+) -> Image:
+    """A photograph, the map of a head, and the mask that it makes.
+
+    Args:
+        photo: The photograph.
+        maps: (heads, grid_h, grid_w): its [CLS] attention, as `cls_attention` gives it.
+        layer: Which layer's, for the caption.
+        head: Which head; the mean of all if None.
+        rule: As of `attention_masks`.
+        keep: As of `attention_masks`.
+    """
+    shown = maps.mean(0) if head is None else maps[head]
+    which = "mean of the heads" if head is None else f"head {head}"
+    panels = [photo.picture, draw_map(shown, photo.size), draw_mask(photo.picture, attention_masks(shown, keep, rule))]
+    captions = [
+        "image",
+        f"[CLS] attention, layer {layer}, {which}",
+        "mask: above the mean" if rule == "mean" else f"mask: {keep:.0%} of the {rule}",
+    ]
+    return draw_panels(panels, captions)
+
+
+def maps_sheet(photo: Photograph, maps: Tensor, layer: int) -> Image:
+    """A photograph and the maps of all heads; arguments as of `mask_sheet`."""
+    panels, captions = _with_maps(photo, maps, f"image (layer {layer})")
+    return draw_panels(panels, captions, min(len(panels), 5))
+
+
+@torch.inference_mode()
+def pca_sheet(
+    model: ImageTransformer, photos: Sequence[Photograph], layer: int, threshold: float | None = None
+) -> Image:
+    """Photographs, first components, foregrounds and their parts under each other (arXiv 2308.16271, Fig. 3).
+
+    Args:
+        model: Where the features come from.
+        photos: The photographs, of one class of things.
+        layer: Which layer.
+        threshold: As of `patch_pca`.
+    """
+    features, grids = _features(model, photos, layer)
+    found = patch_pca(features, grids, threshold)
+    columns = [
+        [
+            photo.picture,
+            draw_colours(first[None], photo.size),
+            draw_mask(photo.picture, inside),
+            draw_colours(rgb, photo.size, inside),
+        ]
+        for photo, first, inside, rgb in zip(photos, found.first, found.foreground, found.rgb, strict=True)
+    ]
+    titles = [[photo.path.stem, "first component", "foreground", "its parts"] for photo in photos]
+    wide = min(len(photos), WIDEST)
+    panels: list[Image] = []
+    captions: list[str] = []
+    for start in range(0, len(photos), wide):  # what is too wide goes on below
+        missing = start + wide - len(photos)
+        for row in range(4):
+            pictures = [column[row] for column in columns[start : start + wide]]
+            panels += pictures + [blank_panel(*columns[0][row].size)] * missing
+            captions += [title[row] for title in titles[start : start + wide]] + [""] * missing
+    return draw_panels(frame_panels(panels), captions, wide)
+
+
+@torch.inference_mode()
+def pca_strip(model: ImageTransformer, photos: Sequence[Photograph]) -> Image:
+    """Of each photograph two rows, a column for each layer: the first component, and the next three (Fig. 6 and 9)."""
+    maps = [unit_range(pca_maps(*_features(model, photos, layer))) for layer in range(len(model.blocks))]
+    panels: list[Image] = []
+    captions: list[str] = []
+    for index, photo in enumerate(photos):
+        panels += [photo.picture, *(draw_colours(of[index][:1], photo.size) for of in maps)]
+        captions += [photo.path.stem, *(f"layer {layer}: 1" for layer in range(len(maps)))]
+        panels += [blank_panel(*photo.picture.size), *(draw_colours(of[index][1:], photo.size) for of in maps)]
+        captions += ["", *("2 to 4" for _ in maps)]
+    return draw_panels(frame_panels(panels), captions, len(maps) + 1)
+
+
+@torch.inference_mode()
+def heads_sheet(
+    model: ImageTransformer,
+    photos: Sequence[Photograph],
+    layer: int,
+    *,
+    masks: str | os.PathLike[str] | None = None,
+    void: int | None = None,
+    rule: MaskRule = "mean",
+    keep: float = 0.6,
+) -> tuple[Image, dict[str, Any]]:
+    """The same heads across photographs, those first that pick the same part (arXiv 2308.16271, Fig. 7).
+
+    Args:
+        model: Where maps and features come from.
+        photos: Two or more.
+        layer: Which layer.
+        masks: A folder of mask PNGs, named as the photographs: heads are then ranked by IoU, else by `rank_heads`.
+        void: The label of pixels that count for nothing.
+        rule: As of `attention_masks`.
+        keep: As of `attention_masks`.
+
+    Returns:
+        The sheet; and `layer`, `heads` in their order with what `rank_heads` says of each, and where masks are given
+        `iou`, `rule`, `keep` and `iou_by_image`.
+
+    Raises:
+        InputError: If there are fewer than two photographs, or a mask is missing, damaged or marks nothing.
+    """
+    maps = [cls_attention(model, photo.batch, layer)[0] for photo in photos]
+    ranking = rank_heads(maps, _features(model, photos, layer)[0])
+    order, judged = ranking.order, ranking.score
+    measures = {name: getattr(ranking, name) for name in ("score", "consistency", "in_place", "recognised")}
+    result: dict[str, Any] = {"layer": layer, "images": [str(photo.path) for photo in photos]}
+    if masks is not None:
+        pairs = [_with_mask(photo.path, Path(masks)) for photo in photos]
+        ious = torch.stack([_ious(map_, pair, void, rule, keep) for map_, pair in zip(maps, pairs, strict=True)])
+        judged = measures["iou"] = ious.mean(0)
+        order = judged.argsort(descending=True, stable=True).tolist()
+        result |= {"rule": rule, "keep": None if rule == "mean" else keep, "iou_by_image": ious.tolist()}
+    panels: list[Image] = []
+    captions: list[str] = []
+    for photo, map_ in zip(photos, maps, strict=True):
+        panels += [photo.picture, *(draw_map(map_[head], photo.size) for head in order)]
+        captions += [photo.path.stem, *(f"head {head}: {judged[head]:.2f}" for head in order)]
+    result["heads"] = [
+        {"head": head, **{name: float(value[head]) for name, value in measures.items()}} for head in order
+    ]
+    return draw_panels(frame_panels(panels), captions, len(order) + 1), result
+
+
+@torch.inference_mode()
+def noise_sheet(
+    model: ImageTransformer,
+    photo: Photograph,
+    layer: int,
+    strengths: Sequence[float],
+    shares: Sequence[float],
+    seed: int = 0,
+) -> Image:
+    """The maps of all heads: a row without noise, then one for each share and strength (Fig. 11 and 12).
+
+    Args:
+        model: Where the maps come from.
+        photo: The photograph.
+        layer: Which layer.
+        strengths: As of `add_noise`.
+        shares: As of `add_noise`.
+        seed: Of the noise; its name makes it another for each photograph.
+
+    Raises:
+        InputError: As of `add_noise`.
+    """
+    cfg = model.pretrained_cfg
+    mean, std = (torch.tensor(values)[:, None, None] for values in (cfg.mean, cfg.std))
+    panels: list[Image] = []
+    captions: list[str] = []
+    for share, strength in [(0.0, 0.0), *product(shares, strengths)]:
+        generator = torch_generator(seed, photo.path.stem)
+        pixels = add_noise(photo.pixels, strength, share, generator, std=cfg.std)
+        maps = cls_attention(model, pixels[None], layer)[0]
+        seen = draw_colours((pixels.cpu() * std + mean).clamp(0, 1), photo.size)
+        pictures, titles = _with_maps(photo, maps, f"{share:.0%}, deviation {strength:g}" if share else photo.path.stem)
+        panels += [seen, *pictures[1:]]
+        captions += titles
+    return draw_panels(panels, captions, model.num_heads + 1)
+
+
+def _with_maps(photo: Photograph, maps: Tensor, title: str) -> tuple[list[Image], list[str]]:
+    panels = [photo.picture, *(draw_map(map_, photo.size) for map_ in maps)]
+    return panels, [title, *(f"head {head}" for head in range(len(maps)))]
+
+
+def _features(model: ImageTransformer, photos: Sequence[Photograph], layer: int) -> tuple[list[Tensor], list[Grid]]:
+    found = [patch_features(model, photo.batch, layer) for photo in photos]
+    return [features[0] for features, _ in found], [grid for _, grid in found]
+
+
+def _with_mask(path: Path, masks: Path) -> LabelledImage:
+    mask = masks / f"{path.stem}.png"
+    upper = mask.with_suffix(".PNG")
+    return LabelledImage(path, upper if upper.is_file() else mask)
+
+
+def _ious(maps: Tensor, pair: LabelledImage, void: int | None, rule: MaskRule, keep: float) -> Tensor:
+    """IoU of each head's mask with what is marked in the image's mask, float (heads,)."""
+    _, labels = pair.read()
+    target = labels != 0
+    valid = torch.ones_like(target) if void is None else labels != void
+    if not (target & valid).any():
+        raise InputError(f"{pair.mask} marks nothing; leave its image out")
+    masks = upsample(attention_masks(maps, keep, rule), (target.shape[0], target.shape[1]))
+    return mask_iou(masks, target, valid=valid)

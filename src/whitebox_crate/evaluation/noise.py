@@ -1,0 +1,98 @@
+"""Gaussian noise on the pixels, and how a model sees it (arXiv 2308.16271, Fig. 11 and 12)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..models import ImageTransformer
+
+
+class Noise(NamedTuple):
+    """Noise on the pixels of a data set; each image has its own.
+
+    Attributes:
+        strength: As of `add_noise`.
+        share: As of `add_noise`.
+        seed: With the name of an image, it makes the noise of that image.
+    """
+
+    strength: float
+    share: float
+    seed: int
+
+
+def add_noise(
+    images: Tensor, strength: float, share: float, generator: torch.Generator, *, std: Sequence[float] | None = None
+) -> Tensor:
+    """Adds Gaussian noise to pixels chosen at random, as in Fig. 11 and 12 of arXiv 2308.16271.
+
+    Every image gets noise of its own on exactly round(`share` * height * width) pixels, halves up, on all channels
+    independently. Values may leave the range of an image: nothing is clipped. From one state of the generator, the
+    pixels of a smaller share are among those of a larger one, and noise of another strength is the same but for that
+    factor, so that curves compare like with like.
+
+    Args:
+        images: (..., channels, height, width), float: pixels / 255, or normalised as (pixels / 255 - mean) / std.
+        strength: Standard deviation, in units of 8-bit pixels (0 to 255): the paper takes 10, 25, 50 and 75.
+        share: Of the pixels that get noise, in [0, 1]: the paper takes 0.1, 0.25, 0.5 and 0.75.
+        generator: On the CPU. It moves on by the same whatever strength and share are.
+        std: Of the normalisation, for each channel; None for pixels / 255.
+
+    Returns:
+        The shape, dtype and device of `images`; the same values bit for bit where there is no noise.
+
+    Raises:
+        InputError: If an argument is not as above.
+    """
+    if images.ndim < 3 or not images.is_floating_point() or images.numel() == 0:
+        raise InputError(f"expected float (..., channels, height, width), got {images.dtype} {tuple(images.shape)}")
+    check_noise(strength, share)
+    channels, height, width = images.shape[-3:]
+    scale = torch.ones(channels) if std is None else torch.tensor(std, dtype=torch.float32)
+    if scale.shape != (channels,) or not (scale > 0).all():
+        raise InputError(f"std is a positive number for each of {channels} channels, not {std!r}")
+    number = math.prod(images.shape[:-3])
+    ranks = torch.rand(number, height * width, generator=generator).argsort(dim=1).argsort(dim=1)
+    noise = torch.randn(number, channels, height, width, generator=generator) * strength / 255 / scale[:, None, None]
+    chosen = (ranks < math.floor(share * height * width + 0.5)).view(number, 1, height, width).expand_as(noise)
+    chosen, noise = chosen.reshape(images.shape).to(images.device), noise.reshape(images.shape).to(images)
+    return torch.where(chosen, images + noise, images)
+
+
+@contextmanager
+def noisy(model: ImageTransformer, strength: float, share: float, generator: torch.Generator) -> Iterator[None]:
+    """Within the block, the model sees its images with noise (`add_noise`); they are normalised as its weights ask for.
+
+    Args:
+        model: A model of this package, not compiled.
+        strength: As of `add_noise`.
+        share: As of `add_noise`.
+        generator: As of `add_noise`.
+
+    Raises:
+        InputError: As of `add_noise`.
+    """
+    check_noise(strength, share)
+    std = model.pretrained_cfg.std
+
+    def disturb(_: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (add_noise(args[0], strength, share, generator, std=std), *args[1:])
+
+    handle = model.register_forward_pre_hook(disturb)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def check_noise(strength: float, share: float) -> None:
+    """Raises InputError unless the strength is a finite number from 0 on, and the share is in [0, 1]."""
+    if not (0 <= strength < math.inf and 0 <= share <= 1):
+        raise InputError(f"noise has a strength from 0 on and a share in [0, 1], not {strength!r} and {share!r}")

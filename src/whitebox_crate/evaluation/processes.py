@@ -1,0 +1,93 @@
+"""The processes of a run, as torchrun starts them: their ranks, their devices, and where they wait for each other."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ..errors import InputError, ProcessError
+
+START = timedelta(minutes=5)  # how much later than the first process the last one may start
+WAIT = timedelta(hours=2)  # and be done
+
+
+def rank_and_count() -> tuple[int, int]:
+    """The number of this process, from 0, and how many there are: by torch.distributed, else by torchrun's variables.
+
+    Raises:
+        InputError: If the variables hold something else.
+    """
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    rank, count = _whole_number("RANK", 0), _whole_number("WORLD_SIZE", 1)
+    if not 0 <= rank < count:
+        raise InputError(
+            f"RANK is a number below WORLD_SIZE, which are {rank} and {count} here; start several processes by torchrun"
+        )
+    return rank, count
+
+
+def device_of(name: str) -> torch.device:
+    """A device that works; "cuda" is another one for each process of a machine.
+
+    Args:
+        name: As of `torch.device`.
+
+    Raises:
+        InputError: If there is no such device.
+    """
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+            device = torch.device("cuda", _whole_number("LOCAL_RANK", 0) % torch.cuda.device_count())
+        torch.zeros(1, device=device).cpu()  # there and back: the device "meta" makes tensors that hold nothing
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"there is no device {name!r} here: {error}".splitlines()[0]) from error
+    return device
+
+
+def wait_for_all() -> None:
+    """Returns when all processes have called it.
+
+    A process that ends, however it does, closes its connections, which the others notice when they wait for it.
+
+    Raises:
+        ProcessError: If the processes do not find each other, or one failed.
+    """
+    if rank_and_count()[1] == 1:
+        return
+    try:
+        if not dist.is_initialized():
+            # Once for all measurements: a second group would find the addresses of the first and take them for its own.
+            dist.init_process_group("gloo", timeout=START)
+            atexit.register(dist.destroy_process_group)
+        group = _patient_group(dist.group.WORLD)
+    except (RuntimeError, ValueError) as error:
+        raise ProcessError(f"the processes do not find each other: {error}; start them by torchrun") from error
+    try:
+        dist.barrier(group)
+    except RuntimeError as error:
+        raise ProcessError(
+            "another process failed or did not answer; look at its own message. What was measured is kept: run the "
+            f"same command again ({error})"
+        ) from error
+
+
+@lru_cache(maxsize=1)
+def _patient_group(world: Any) -> Any:
+    """All processes of a world, with time to finish; one group for all measurements, for each holds its connections."""
+    return dist.new_group(backend="gloo", timeout=WAIT)
+
+
+def _whole_number(variable: str, default: int) -> int:
+    text = os.environ.get(variable, str(default))
+    try:
+        return int(text)
+    except ValueError as error:
+        raise InputError(f"{variable} is a whole number, not {text!r}; start several processes by torchrun") from error
