@@ -17,7 +17,7 @@ from torch import Tensor
 
 import whitebox_crate.cli as cli
 from whitebox_crate import create_model, get_pretrained_cfg, list_models, list_pretrained, save_pretrained
-from whitebox_crate.cli.pictures import SHOWN_SIDE
+from whitebox_crate.evaluation.figures import SHORT_SIDE
 from whitebox_crate.images import load_image
 from whitebox_crate.preprocess import create_transform
 
@@ -143,7 +143,7 @@ class TestSegment:
         assert cli.main(["segment", str(photo), "--out", str(tmp_path)]) == 0
         sheet = Image.open(tmp_path / "photo.png")
         panel_width = (sheet.width - 8) / 3 - 8
-        assert panel_width / SHOWN_SIDE == pytest.approx(70 / 50, abs=0.07)  # up to rounding to patches
+        assert panel_width / SHORT_SIDE == pytest.approx(70 / 50, abs=0.07)  # up to rounding to patches
 
     def test_layer_head_rule_and_size_are_obeyed(self, photo: Path, tmp_path: Path) -> None:
         for index, words in enumerate(([], ["--layer", "0"], ["--head", "0", "--layer", "1"], ["--size", "48"])):
@@ -217,7 +217,7 @@ def test_attention_shows_every_head(photo: Path, tmp_path: Path, capsys: pytest.
     assert cli.main(["attention", str(photo), "--layer", "-1", "--out", str(tmp_path)]) == 0
     assert "layer 5, 4 heads" in capsys.readouterr().out
     sheet = Image.open(tmp_path / "photo.png")
-    assert sheet.width > 5 * SHOWN_SIDE
+    assert sheet.width > 5 * SHORT_SIDE
 
 
 def numbered(state: dict[str, Tensor], path: Path) -> None:

@@ -76,7 +76,9 @@ class TestEvaluate:
         out = Path(shutil.copytree(whole, tmp_path / "out"))
         for name in results_of(out):
             (out / name).unlink()
-        monkeypatch.setattr("whitebox_crate.cli.evaluate.maskcut_results", lambda *_, **__: pytest.fail("measured"))
+        monkeypatch.setattr(
+            "whitebox_crate.evaluation.maskcut.maskcut_results", lambda *_, **__: pytest.fail("measured")
+        )
         assert evaluate(toy / "COCO", out) == 0
         assert results_of(out) == results_of(whole)
         assert "| segmentation |" in capsys.readouterr().out

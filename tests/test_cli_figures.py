@@ -14,11 +14,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import whitebox_crate.cli as cli
-import whitebox_crate.cli.curves as curves_cli
 from whitebox_crate import InputError, WeightsError, create_model, save_pretrained
-from whitebox_crate.cli.curves import find_checkpoints, load_checkpoint
-from whitebox_crate.evaluation.attention import score_image, summarize
-from whitebox_crate.evaluation.folders import read_folder
+from whitebox_crate.evaluation import find_checkpoints, load_checkpoint, read_folder, score_image, summarize
 from whitebox_crate.segmentation.draw import CAPTION, GAP
 
 SIDE = 120  # of a picture on a sheet
@@ -217,7 +214,9 @@ def test_what_was_measured_is_not_measured_again(
     words = ("noise", "--strengths", 0, 75, "--out", tmp_path / "out")
     assert curves(data, *words)[0] == 0
     first = (tmp_path / "out" / "curves.json").read_bytes()
-    monkeypatch.setattr(curves_cli, "score_image", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr(
+        "whitebox_crate.evaluation.attention_runs.score_image", lambda *_, **__: pytest.fail("measured again")
+    )
     assert curves(data, *words)[0] == 0
     assert (tmp_path / "out" / "curves.json").read_bytes() == first
     capsys.readouterr()

@@ -19,9 +19,9 @@ MODULES: dict[str, tuple[str, ...]] = {
     "adapt": ("loading",),
     "checkpoints": ("convert.files",),
     "inference": ("fold",),
-    "segmentation.attention_eval": ("evaluation.attention",),
-    "segmentation.coco": ("evaluation.coco",),
-    "segmentation.curves": ("evaluation.curves",),
+    "segmentation.attention_eval": ("evaluation.attention", "evaluation.summaries"),
+    "segmentation.coco": ("evaluation.coco", "evaluation.maskcut"),
+    "segmentation.curves": ("evaluation.noise", "evaluation.summaries"),
     "segmentation.datasets": ("evaluation.folders",),
     "segmentation.records": ("evaluation.records",),
 }

@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from .._files import make_folder
-from .._indices import resolve_index
 from ..errors import InputError
 from ..factory import create_model
 from ..models import ImageTransformer
-from ..segmentation import default_layer
 
 
 def load(options: argparse.Namespace, any_size: bool = True) -> ImageTransformer:
@@ -33,13 +32,9 @@ def make(options: argparse.Namespace, any_size: bool = True) -> ImageTransformer
     return model.eval()
 
 
-def layer_of(model: ImageTransformer, wanted: int | None) -> int:
-    """The layer that was asked for, from 0, else `default_layer`.
-
-    Raises:
-        UnknownNameError: If there is no such layer.
-    """
-    return default_layer(model) if wanted is None else resolve_index("layer", wanted, len(model.blocks))
+def report_error(error: Exception) -> None:
+    """Says what is wrong with one of several images; the others go on."""
+    print(f"whitebox-crate: error: {error}", file=sys.stderr)
 
 
 def samples() -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from ..analysis.reports import report
 from ..errors import InputError, OutputError
 from ..evaluation.folders import IMAGE_SUFFIXES
 from ..images import load_image
-from ._common import make, out_folder, samples
+from ._common import make, out_folder, report_error, samples
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,7 +30,7 @@ def write_page(options: argparse.Namespace) -> int:
             try:
                 photo = load_image(path)
             except InputError as error:
-                print(f"whitebox-crate: error: {error}", file=sys.stderr)
+                report_error(error)
                 failed.append(path)
             else:
                 yield path.name, photo

@@ -14,7 +14,7 @@ from ..training.recipe import Recipe
 from .parser import Parser, command, group, positive
 
 RULES = ("mass", "entries", "mean")  # those of `segmentation.attention_masks`
-# What --layer is if it is not given; see `layer_of` in _common.
+# What --layer is if it is not given; see `segmentation.resolve_layer`.
 LAYER = "the weights' best, else -2 of CRATE, -1 of ViT"
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,18 +15,15 @@ from torch import Tensor
 from .._files import write_whole
 from .._indices import resolve_index
 from ..errors import InputError, WeightsError
+from ..evaluation.figures import Photograph, maps_sheet, mask_sheet, read_photograph
 from ..images import load_image
 from ..models import ImageTransformer
-from ..preprocess import Transform, create_transform, image_to_tensor, resize_to_grid, resolve_data_config
-from ..segmentation import attention_masks, cls_attention
-from ..segmentation.attention import MaskRule
-from ..segmentation.draw import draw_map, draw_mask, draw_panels
-from ._common import free_name, layer_of, load, out_folder, samples
+from ..preprocess import Transform, create_transform, resolve_data_config
+from ..segmentation import MaskRule, cls_attention, resolve_layer
+from ._common import free_name, load, out_folder, report_error, samples
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-SHOWN_SIDE = 320  # shorter side of a panel, pixels
 
 
 @torch.inference_mode()
@@ -45,7 +42,7 @@ def classify(options: argparse.Namespace) -> int:
         try:
             pixels = _transformed(path, transform)
         except InputError as error:
-            print(f"whitebox-crate: error: {error}", file=sys.stderr)
+            report_error(error)
             failed += 1
             continue
         probabilities = model(pixels[None])[0].float().softmax(-1)
@@ -74,73 +71,49 @@ def _transformed(path: Path, transform: Transform) -> Tensor:
 
 
 def segment(options: argparse.Namespace) -> int:
+    """Draws each image, the map of a head, and its mask."""
     model = load(options)
-    facts = model.pretrained_cfg
     rule: MaskRule = options.rule or ("mean" if options.keep is None else "mass")
     if rule == "mean" and options.keep is not None:
         raise InputError("the rule 'mean' has no share to keep: leave --keep out, or choose --rule mass or entries")
     keep = 0.6 if options.keep is None else options.keep
-    head = facts.attention_head if options.head is None else options.head
+    head = model.pretrained_cfg.attention_head if options.head is None else options.head
     if head is not None:
         head = resolve_index("head", head, model.num_heads)
+    what = "mean of the heads" if head is None else f"head {head}"
 
-    def draw(photo: Image, maps: Tensor, layer: int) -> tuple[Image, str]:
-        shown = maps.mean(0) if head is None else maps[head]
-        mask = attention_masks(shown, keep, rule)
-        what = f"layer {layer}, " + ("mean of the heads" if head is None else f"head {head}")
-        panels = [photo, draw_map(shown, (photo.height, photo.width)), draw_mask(photo, mask)]
-        return draw_panels(
-            panels,
-            [
-                "image",
-                f"[CLS] attention, {what}",
-                "mask: above the mean" if rule == "mean" else f"mask: {keep:.0%} of the {rule}",
-            ],
-        ), what
+    def draw(photo: Photograph, maps: Tensor, layer: int) -> Image:
+        return mask_sheet(photo, maps, layer, head, rule, keep)
 
-    return _draw_all(options, model, draw)
+    return _draw_all(options, model, what, draw)
 
 
 def attention(options: argparse.Namespace) -> int:
+    """Draws each image and the maps of all heads."""
     model = load(options)
-
-    def draw(photo: Image, maps: Tensor, layer: int) -> tuple[Image, str]:
-        panels = [photo] + [draw_map(one, (photo.height, photo.width)) for one in maps]
-        captions = [f"image (layer {layer})"] + [f"head {index}" for index in range(len(maps))]
-        columns = min(len(panels), 5)
-        return draw_panels(panels, captions, columns), f"layer {layer}, {len(maps)} heads"
-
-    return _draw_all(options, model, draw)
+    return _draw_all(options, model, f"{model.num_heads} heads", maps_sheet)
 
 
-def _draw_all(options: argparse.Namespace, model: ImageTransformer, draw: Any) -> int:
+def _draw_all(
+    options: argparse.Namespace,
+    model: ImageTransformer,
+    what: str,
+    draw: Callable[[Photograph, Tensor, int], Image],
+) -> int:
     """Draws each image into a PNG of its own; one that fails is reported, and the others are drawn all the same."""
-    if model.in_chans != 3:
-        raise InputError(f"{options.model} takes {model.in_chans} channels; photographs have 3")
-    layer = layer_of(model, options.layer)
-    cfg = model.pretrained_cfg
-    short_side = cfg.attention_size or min(model.img_size) if options.size is None else options.size
-    failed, taken = 0, set[str]()
+    layer, failed, taken = resolve_layer(model, options.layer), 0, set[str]()
     for path in options.images or samples():
         try:
-            photo = load_image(path)
-            seen = resize_to_grid(photo, model.patch_embed.patch_size, short_side)
-            pixels = image_to_tensor(seen, mean=cfg.mean, std=cfg.std)
-            maps = cls_attention(model, pixels[None], layer=layer)[0]
-            sheet, what = draw(shown(photo, seen), maps, layer)
+            photo = read_photograph(path, model, options.size, alone=True)
+            maps = cls_attention(model, photo.batch, layer)[0]
+            sheet = draw(photo, maps, layer)
             target = free_name(options.out, path.stem, taken)
             out_folder(options.out)
             write_whole(target, partial(sheet.save, format="PNG"))
         except InputError as error:
-            print(f"whitebox-crate: error: {error}", file=sys.stderr)
+            report_error(error)
             failed += 1
         else:
             grid = f"{maps.shape[-2]} x {maps.shape[-1]} patches"
-            print(f"{target}  ({options.model}, {what}, {grid})")
+            print(f"{target}  ({options.model}, layer {layer}, {what}, {grid})")
     return 1 if failed else 0
-
-
-def shown(photo: Image, seen: Image) -> Image:
-    """The photograph at the size of a panel, in the proportions that the model saw."""
-    scale = SHOWN_SIDE / min(seen.size)
-    return photo.resize((round(seen.width * scale), round(seen.height * scale)))
