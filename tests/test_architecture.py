@@ -49,6 +49,11 @@ def test_every_room_has_its_floor() -> None:
     assert sorted(LEVEL) == sorted({room_of(name) for name in MODULES} - {"", "__main__"})
 
 
+def test_every_room_is_described() -> None:
+    described = set(re.findall(r"^\| `(\w+)` \| \S", PAGE, re.MULTILINE))
+    assert {room for room in LEVEL if not room.startswith("_")} <= described <= LEVEL.keys()
+
+
 def test_no_arrow_runs_upward() -> None:
     """The core never imports an application: that is a line of this, for applications are on the last floors."""
     upward = [

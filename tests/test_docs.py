@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from draw_architecture import PICTURE, picture
 from hub_server import TOKEN, Hub
 
 import whitebox_crate
@@ -149,6 +150,10 @@ def test_addresses_are_of_this_repository_and_lead_somewhere(page: Path) -> None
 def test_the_readme_has_no_relative_links_for_the_package_index_shows_it() -> None:
     prose = re.sub("```.*?```", "", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     assert not LINK.findall(prose)
+
+
+def test_the_picture_of_the_architecture_is_drawn_from_the_imports() -> None:
+    assert PICTURE.read_text(encoding="utf-8") == picture(), "run `python tests/draw_architecture.py`"
 
 
 @pytest.mark.parametrize("marker", ["setup", "tests"])
