@@ -20,7 +20,7 @@ from ..models import (
 )
 from ..models._wrappers import unwrap
 from ._lines import Line, Part, Symbols, math_symbols, named, number
-from .operators import mismatch
+from .operators import oddity
 
 Kinds: TypeAlias = tuple[type[nn.Module], ...]
 Step: TypeAlias = tuple[list[Line], list[Line], Symbols]  # equations, notes, symbols
@@ -50,7 +50,7 @@ def unknown_modules(module: nn.Module, parts: Mapping[str, Kinds], prefix: str =
     """Which of a module's modules are not what the equations mean, and what is there."""
     for name, kinds in parts.items():
         inner = unwrap(getattr(module, name))
-        odd = mismatch(inner, *kinds)
+        odd = oddity(inner, *kinds)
         if odd:
             yield f"{prefix}{name} is {odd}"
         else:
@@ -87,7 +87,7 @@ def notation(core: ImageTransformer) -> Part:
 def embedding(core: ImageTransformer) -> Part:
     """Pixels to the columns of T."""
     embed: Any = core.patch_embed
-    odd = mismatch(embed, NormedPatchEmbed, ConvPatchEmbed)
+    odd = oddity(embed, NormedPatchEmbed, ConvPatchEmbed)
     if odd:
         unknown = [Line(f"T comes from {odd}, whose equation is not known here")]
     else:
@@ -118,7 +118,7 @@ def layer(wrapped: nn.Module) -> Part:
     """One layer; names of parameters are those in the block."""
     block: Any = unwrap(wrapped)
     prefix = next(f"{name}." if name else "" for name, module in wrapped.named_modules() if module is block)
-    odd = mismatch(block, *_LAYERS)
+    odd = oddity(block, *_LAYERS)
     if odd:
         note = Line(f"Z' comes from {odd}, whose equations are not known here")
         return Part(type(block).__name__, (), (note,), named(block, prefix, {}))

@@ -24,7 +24,7 @@ def refuse_folded(core: ImageTransformer) -> None:
         raise InputError("this model is folded, its weights are products of the paper's: give the one before folding")
 
 
-def mismatch(module: nn.Module, *kinds: type[nn.Module], pre_hooks: bool = True) -> str:
+def oddity(module: nn.Module, *kinds: type[nn.Module], pre_hooks: bool = True) -> str:
     """Why a module may compute something else than one of these kinds does; "" if it is one of them as it is.
 
     A subclass may have another `forward`, hooks may change what goes in and out. Hooks of `capture` only read, and a
@@ -44,9 +44,9 @@ def mismatch(module: nn.Module, *kinds: type[nn.Module], pre_hooks: bool = True)
 
 
 def require_plain(owner: nn.Module, name: str, *kinds: type[nn.Module], pre_hooks: bool = True) -> None:
-    """Raises InputError unless the weights of a module say all that it computes; arguments as of `mismatch`."""
+    """Raises InputError unless the weights of a module say all that it computes; arguments as of `oddity`."""
     module = unwrap(getattr(owner, name))
-    odd = mismatch(module, *kinds, pre_hooks=pre_hooks)
+    odd = oddity(module, *kinds, pre_hooks=pre_hooks)
     for parameter in () if odd else module.parameters(recurse=False):
         if type(parameter) not in (nn.Parameter, Tensor):  # quantised, or shared out by FSDP
             odd = f"{type(module).__name__} with weights of the type {type(parameter).__name__}"
