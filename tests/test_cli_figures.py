@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import whitebox_crate.cli as cli
-from whitebox_crate import InputError, WeightsError, create_model, save_pretrained
-from whitebox_crate.evaluation import find_checkpoints, load_checkpoint, read_folder, score_image, summarize
+from whitebox_crate import create_model, save_pretrained
+from whitebox_crate.evaluation import find_checkpoints, read_folder, score_image, summarize
 from whitebox_crate.segmentation.draw import CAPTION, GAP
 
 SIDE = 120  # of a picture on a sheet
@@ -299,26 +298,3 @@ def test_checkpoints_of_three_kinds_make_a_curve_in_the_order_of_their_numbers(d
         same.load_state_dict(weights.state_dict())
         records = [(name, score_image(same, files, size=36)) for name, files in pair]
         assert point["best_head"]["mass"] == pytest.approx(summarize(records, layer=1)["rules"]["mass"]["miou"])
-
-
-def test_names_of_checkpoints_that_give_no_order_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "a1.pth").touch()
-    (tmp_path / "b01.pth").touch()
-    with pytest.raises(InputError, match="have one number"):
-        find_checkpoints(tmp_path)
-    (tmp_path / "b01.pth").rename(tmp_path / "last.pth")
-    with pytest.raises(InputError, match="no number"):
-        find_checkpoints(tmp_path)
-
-
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoint-1"
-    folder.mkdir()
-    save_file(small(0).state_dict(), folder / "model.safetensors")
-    (folder / "run.json").write_text("{}")
-    with pytest.raises(WeightsError, match=r"run\.json"):
-        load_checkpoint(folder)
-    shutil.rmtree(folder)
-    (tmp_path / "1.pth").write_bytes(b"none")
-    with pytest.raises(WeightsError, match=r"1\.pth"):
-        load_checkpoint(tmp_path / "1.pth")

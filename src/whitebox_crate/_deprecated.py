@@ -31,6 +31,10 @@ NAMES: dict[str, str] = {
     "loading.read_json": "_files.read_json",
     "loading.weightless": "loading.meta_init",
     "preprocess.load_image": "images.load_image",
+    "segmentation.attention_eval.tables": "evaluation.summary_tables",
+    "segmentation.coco.score": "evaluation.average_precision",
+    "segmentation.curves.generator_of": "_random.torch_generator",
+    "segmentation.pca.patch_features": "segmentation.patch_features",
 }
 # Old architecture -> new architecture, as `create_model` takes them.
 ARCHITECTURES: dict[str, str] = {}
@@ -80,12 +84,13 @@ class MovedModules(MetaPathFinder, Loader):
         """Makes the stand-in look its names up in the new modules."""
         homes = [f"{PACKAGE}.{home}" for home in MODULES[module.__name__.removeprefix(PACKAGE + ".")]]
         _warn(module.__name__, " and ".join(homes))
+        moved = moved_names(module.__name__, stacklevel=4)
 
         def find(name: str) -> Any:
             for home in homes:
                 if hasattr(found := import_module(home), name):
                     return getattr(found, name)
-            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+            return moved(name)  # or raises AttributeError
 
         vars(module)["__getattr__"] = find
 

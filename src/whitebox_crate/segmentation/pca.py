@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
+from .._deprecated import moved_names
 from ..errors import InputError
 from .states import Grid
 
@@ -213,3 +214,7 @@ def _as_maps(scores: Tensor, grids: Sequence[Grid], features: Features) -> list[
         part.T.reshape(-1, rows, columns).to(one.device, torch.float32)
         for part, (rows, columns), one in zip(parts, grids, features, strict=True)
     ]
+
+
+if not TYPE_CHECKING:
+    __getattr__ = moved_names(__name__)

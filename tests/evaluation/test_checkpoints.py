@@ -1,0 +1,37 @@
+"""Checkpoints in a folder: what gives no order, and what is damaged."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+
+from whitebox_crate import InputError, WeightsError, create_model
+from whitebox_crate.evaluation import find_checkpoints, load_checkpoint
+
+
+def test_names_of_checkpoints_that_give_no_order_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a1.pth").touch()
+    (tmp_path / "b01.pth").touch()
+    with pytest.raises(InputError, match="have one number"):
+        find_checkpoints(tmp_path)
+    (tmp_path / "b01.pth").rename(tmp_path / "last.pth")
+    with pytest.raises(InputError, match="no number"):
+        find_checkpoints(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-1"
+    folder.mkdir()
+    save_file(
+        create_model("crate_nano", depth=2, num_classes=3, img_size=36).state_dict(), folder / "model.safetensors"
+    )
+    (folder / "run.json").write_text("{}")
+    with pytest.raises(WeightsError, match=r"run\.json"):
+        load_checkpoint(folder)
+    shutil.rmtree(folder)
+    (tmp_path / "1.pth").write_bytes(b"none")
+    with pytest.raises(WeightsError, match=r"1\.pth"):
+        load_checkpoint(tmp_path / "1.pth")
