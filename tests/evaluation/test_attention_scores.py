@@ -160,6 +160,12 @@ class TestScoreImage:
         assert ((ious >= 0) & (ious < 1)).all()
         assert list(score_image(model, pair, size=48)) == ["2", "15", "255"]
 
+    def test_a_model_of_half_precision_sees_images_of_its_own(self, pair: LabelledImage) -> None:
+        model = create_model("crate_nano", pretrained=True, dynamic_img_size=True).eval()
+        whole = torch.tensor(score_image(model, pair, size=48)["15"]["mean"])
+        half = torch.tensor(score_image(model.to(torch.bfloat16), pair, size=48)["15"]["mean"])
+        assert 0 < (whole - half).abs().max() < 0.1
+
     @pytest.mark.skipif(sys.platform == "win32", reason="resource")
     def test_memory_does_not_grow_with_the_number_of_images(self, pair: LabelledImage) -> None:
         """To keep the pixels of 270 images more would take 40 MB (float32, 3 x 96 x 126 and more)."""

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from whitebox_crate import InputError
-from whitebox_crate.segmentation.draw import CAPTION, GAP, draw_map, draw_mask, draw_panels
+from whitebox_crate.segmentation.draw import CAPTION, GAP, draw_colours, draw_map, draw_mask, draw_panels, frame_panels
 
 
 def test_more_attention_is_lighter() -> None:
@@ -34,6 +34,21 @@ def test_a_mask_keeps_the_inside_and_dims_the_outside() -> None:
     assert (drawn[50, 50] == 200).all() and (drawn[50, 150] < 120).all()
     red = (drawn[..., 0] > 240) & (drawn[..., 1] < 100)
     assert red[:, 95:100].any() and not red[:, :90].any() and not red[:, 100:].any()  # an edge inside, none at the rim
+
+
+def test_colours_are_those_of_patches_and_the_outside_is_paper() -> None:
+    rgb = torch.tensor([[[0.0, 1.0]], [[0.2, 1.0]], [[1.0, 0.0]]])
+    drawn = np.asarray(draw_colours(rgb, (4, 8), torch.tensor([[True, False]])))
+    assert drawn.shape == (4, 8, 3)
+    assert (drawn[:, :4] == (0, 51, 255)).all() and (drawn[:, 4:] == 255).all()
+    assert (np.asarray(draw_colours(rgb[1:2], (4, 8)))[0, 0] == 51).all()
+
+
+def test_pictures_of_any_sizes_are_framed_in_the_middle() -> None:
+    wide, tall = frame_panels([Image.new("RGB", (30, 10)), Image.new("RGB", (10, 20))])
+    assert wide.size == tall.size == (30, 20)
+    assert wide.getbbox() == (0, 0, 30, 20) and wide.getpixel((0, 5)) == tall.getpixel((10, 0)) == (0, 0, 0)
+    assert wide.getpixel((0, 4)) == tall.getpixel((9, 0)) == (255, 255, 255)
 
 
 def test_panels_lie_in_rows() -> None:

@@ -110,7 +110,7 @@ def score_image(
         WeightsError: If the model's attention is not finite.
     """
     image, labels = pair.read()
-    pixels = fit_photo(model, image, size).pixels.to(model.cls_token.device)
+    pixels = fit_photo(model, image, size).pixels.to(model.cls_token)
     with torch.inference_mode():
         maps = all_cls_attention(model, pixels[None])[0].float().cpu()
     if not maps.isfinite().all():

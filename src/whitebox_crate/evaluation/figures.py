@@ -41,7 +41,7 @@ class Photograph:
     Attributes:
         path: Its file.
         picture: Pillow, RGB, small, in the proportions that the model sees.
-        pixels: (3, height, width), float32, normalised, on the model's device.
+        pixels: (3, height, width), normalised, of the model's dtype and on its device.
     """
 
     path: Path
@@ -77,7 +77,7 @@ def read_photograph(
     image, pixels = fit_photo(model, photo, short_side)
     scale = SHORT_SIDE / min(image.size) if alone else LONG_SIDE / max(image.size)
     picture = photo.resize((round(image.width * scale), round(image.height * scale)))
-    return Photograph(Path(path), picture, pixels.to(model.cls_token.device))
+    return Photograph(Path(path), picture, pixels.to(model.cls_token))
 
 
 def mask_sheet(
@@ -241,7 +241,7 @@ def noise_sheet(
         generator = torch_generator(seed, photo.path.stem)
         pixels = add_noise(photo.pixels, strength, share, generator, std=cfg.std)
         maps = cls_attention(model, pixels[None], layer)[0]
-        seen = draw_colours((pixels.cpu() * std + mean).clamp(0, 1), photo.size)
+        seen = draw_colours((pixels.float().cpu() * std + mean).clamp(0, 1), photo.size)
         pictures, titles = _with_maps(photo, maps, f"{share:.0%}, deviation {strength:g}" if share else photo.path.stem)
         panels += [seen, *pictures[1:]]
         captions += titles

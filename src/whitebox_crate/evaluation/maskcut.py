@@ -156,7 +156,7 @@ def maskcut_results(
             f"{image['file_name']} has {photo.height} x {photo.width} pixels (height x width), but the annotations say "
             f"{own_size[0]} x {own_size[1]}: it is another image or a resized one"
         )
-    pixels = fit_photo(model, photo, size).pixels.to(model.cls_token.device)
+    pixels = fit_photo(model, photo, size).pixels.to(model.cls_token)
     with torch.inference_mode():
         features, grid = patch_features(model, pixels[None], layer, state)
     if not features.isfinite().all():
