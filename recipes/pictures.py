@@ -24,7 +24,7 @@ from recipes.objects import garments
 from whitebox_crate import ImageTransformer, create_model
 from whitebox_crate._files import write_whole
 from whitebox_crate.images import load_image
-from whitebox_crate.preprocess import image_to_tensor, resize_to_grid
+from whitebox_crate.preprocess import best_short_side, fit_photo
 from whitebox_crate.segmentation import attention_masks, cls_attention
 from whitebox_crate.segmentation.draw import draw_map, draw_mask, draw_panels
 from whitebox_crate.training import normalize
@@ -49,9 +49,7 @@ def find(name: str) -> Path:
 @torch.inference_mode()
 def map_of(model: ImageTransformer, photo: Image, short_side: int, layer: int, head: int | None) -> torch.Tensor:
     """One head's map of a photograph, or the mean of the heads, (rows, columns)."""
-    facts = model.pretrained_cfg
-    seen = resize_to_grid(photo, model.patch_embed.patch_size, short_side)
-    maps = cls_attention(model, image_to_tensor(seen, mean=facts.mean, std=facts.std)[None], layer)[0]
+    maps = cls_attention(model, fit_photo(model, photo, short_side).pixels[None], layer)[0]
     return maps.mean(0) if head is None else maps[head]
 
 
@@ -93,7 +91,7 @@ def main() -> None:
     crate = create_model("crate_nano", pretrained=True, dynamic_img_size=True).eval()
     control = options.control and create_model(f"local-dir:{options.control}", pretrained=True).eval()
     facts = crate.pretrained_cfg
-    layer, head, side = facts.attention_layer, facts.attention_head, facts.attention_size or min(crate.img_size)
+    layer, head, side = facts.attention_layer, facts.attention_head, best_short_side(crate)
     panels, captions = [], []
     for path in paths:
         photo = load_image(path)
