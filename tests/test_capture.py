@@ -563,14 +563,15 @@ def test_every_hook_sees_all_tokens_of_every_layer(kind: str) -> None:
     model = make(kind)
     images, seen = images_for(model), []
     block = model.blocks[-1]
-    handles = [
-        part.register_forward_hook(lambda _, __, out: seen.append(out.shape[1])) for part in (block, block.norm2)
-    ]
     on_all = nn.modules.module.register_module_forward_hook(
         lambda module, _, out: seen.append(out.shape[1]) if module is block else None
     )
     model(images)
-    for handle in (*handles, on_all):
+    on_all.remove()
+    parts = (block, block.norm2)
+    handles = [part.register_forward_hook(lambda _, __, out: seen.append(out.shape[1])) for part in parts]
+    model(images)
+    for handle in handles:
         handle.remove()
     assert seen == 3 * [TOKENS]
 
