@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from small_models import FAMILIES, images_for, patch_of, small_model
 from torch import Tensor, nn
 from torch.export import Dim
@@ -243,3 +244,31 @@ def test_onnx_as_it_is_and_folded(family: str, tmp_path: Path) -> None:
         images = images_for(model, batch)
         logits, attention = reference(model, images, [0])
         assert_same(program(images), (logits, logits, attention))
+
+
+class Adapted(nn.Linear):
+    """As adapters for fine-tuning do it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x.flip(-1)[..., : self.out_features]
+
+
+@pytest.mark.parametrize("how", ["subclass", "hook", "forward"])
+@torch.no_grad()
+def test_a_projection_that_is_more_than_its_weights_is_called(how: str) -> None:
+    model = small_model(FAMILIES["crate"])
+    mssa, images = model.blocks[1].mssa, images_for(model)
+    if how == "subclass":
+        adapted = Adapted(mssa.qkv.in_features, mssa.qkv.out_features, bias=False)
+        adapted.load_state_dict(mssa.qkv.state_dict())
+        mssa.qkv = adapted
+    elif how == "hook":
+        mssa.qkv.register_forward_hook(lambda _, __, out: 2 * out)
+    else:
+        mssa.qkv.forward = lambda x: F.linear(x, 2 * mssa.qkv.weight)
+    with capture(model, "attention") as trace:
+        logits = model(images)
+    have, maps = WithAttention(model)(images)
+    torch.testing.assert_close(have, logits)
+    for layer in range(len(model.blocks)):
+        torch.testing.assert_close(maps[:, layer], trace["attention", layer][:, :, 0])

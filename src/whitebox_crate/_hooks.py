@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import nn
 
 # The hooks whose blocks the present thread or task is in; each block is one object.
@@ -22,11 +24,13 @@ class Hook(NamedTuple):
         module: The module.
         when: "before" for a function of the arguments, a tuple; "after" for one of the arguments and the output.
         function: As hooks of torch, but without the module; what it returns other than None is put in place.
+        changes: Whether it returns something.
     """
 
     module: nn.Module
     when: Literal["before", "after"]
     function: Callable[..., Any]
+    changes: bool = False
 
 
 @contextmanager
@@ -78,3 +82,38 @@ def _make_no_hook() -> Callable[..., None]:
 
 def _no_hook(module: nn.Module, *seen: Any) -> None:
     pass
+
+
+def changes(hook: object) -> bool:
+    """Whether a hook may change what its module gives: any but those of `hooks_here` that only read."""
+    return hook is not _no_hook and not (isinstance(hook, _OwnHook) and not hook.hook.changes)
+
+
+class _Uncompiled:
+    """Compiled code runs as it was written, so that hooks run, as long as one block at least is open.
+
+    What is compiled knows one such setting for the whole process: the first block makes it, the last one takes it back.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.blocks = 0
+        self.stance: Any = None
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.blocks += 1
+            # Where torch._dynamo is not there, nothing can be compiled yet, and importing it takes seconds.
+            if self.stance is None and "torch._dynamo" in sys.modules:
+                self.stance = torch.compiler.set_stance("force_eager")
+                self.stance.__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.blocks -= 1
+            if not self.blocks and self.stance is not None:
+                self.stance.__exit__(None, None, None)
+                self.stance = None
+
+
+uncompiled = _Uncompiled()

@@ -6,8 +6,6 @@ in a forward hook. Its output does not change by a bit.
 
 from __future__ import annotations
 
-import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from ._hooks import Hook, hooks_here
+from ._hooks import Hook, hooks_here, uncompiled
 from ._indices import resolve_index, resolve_indices, resolve_layers
 from .errors import CaptureError, InputError, UnknownNameError
 from .models import Block, ImageTransformer
@@ -136,7 +134,7 @@ def capture(
     rows = _Rows(queries, None if chunk is None else check_chunk(chunk), reduce)
     indices = resolve_layers(layers, len(core.blocks))
     trace = Trace(states, indices, len(core.blocks))
-    with hooks_here(_Recorder(trace, core, heads, rows).hooks()), _UNCOMPILED:
+    with hooks_here(_Recorder(trace, core, heads, rows).hooks()), uncompiled:
         yield trace
 
 
@@ -205,36 +203,6 @@ class _Recorder:
                 return k if state == "projections" else self.rows.of(q, k)
 
         return Hook(attention.qkv, "after", lambda _, out: self._keep(state, lambda: read(out)))
-
-
-class _Uncompiled:
-    """Compiled code runs as it was written, so that hooks run, as long as one block at least is open.
-
-    What is compiled knows one such setting for the whole process: the first block makes it, the last one takes it back.
-    """
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.blocks = 0
-        self.stance: Any = None
-
-    def __enter__(self) -> None:
-        with self.lock:
-            self.blocks += 1
-            # Where torch._dynamo is not there, nothing can be compiled yet, and importing it takes seconds.
-            if self.stance is None and "torch._dynamo" in sys.modules:
-                self.stance = torch.compiler.set_stance("force_eager")
-                self.stance.__enter__()
-
-    def __exit__(self, *_: object) -> None:
-        with self.lock:
-            self.blocks -= 1
-            if not self.blocks and self.stance is not None:
-                self.stance.__exit__(None, None, None)
-                self.stance = None
-
-
-_UNCOMPILED = _Uncompiled()
 
 
 def _unseen_by_checkpointing(core: ImageTransformer) -> Any:

@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._indices import resolve_layers
+from .capturing import attention_rows
 from .errors import InputError
 from .layers import MHSA, MSSA
+from .layers.plain import oddity
 from .models import ImageTransformer
 
 
@@ -22,7 +24,8 @@ class WithAttention(nn.Module):
     """A model that returns the attention of [CLS] beside its logits.
 
     It holds the model and runs the model's own parts, as they are when it is made: hooks on the model itself are passed
-    by. The row of [CLS] needs no second projection of all tokens, so that a map costs little however the model is run.
+    by. The row of [CLS] needs no second projection of all tokens where the projection is a plain Linear, so that a map
+    costs little however the model is run; an adapter in its place is called once more.
 
     Args:
         model: A model of this package, folded or not, of any float dtype.
@@ -78,7 +81,9 @@ def _cls_row(attention: MSSA | MHSA, tokens: Tensor) -> Tensor:
         attention: The operator.
         tokens: Its input, (batch, tokens, dim), [CLS] first.
     """
-    # Not by calling qkv: a hook on it would take [CLS] for all tokens.
+    if oddity(attention.qkv, nn.Linear):  # an adapter, say: it is called, for its weights are not all that it is
+        q, k, _ = attention.split_heads(attention.qkv(tokens))
+        return attention_rows(q[:, :, :1], k).squeeze(2)
     q, _, _ = attention.split_heads(F.linear(tokens[:, :1], attention.qkv.weight, attention.qkv.bias))
     _, basis, _ = attention.split_heads(attention.qkv.weight.mT[None])  # U of each head, (1, heads, dim, head_dim)
     towards = (q * q.shape[-1] ** -0.5 @ basis.mT).squeeze(2)

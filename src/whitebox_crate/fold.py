@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .errors import InputError
 from .layers import ISTA, ConvPatchEmbed, FoldedISTA, NormedProduct
+from .layers.plain import oddity
 from .models import FeatureExtractor, ImageTransformer
 
 Model = TypeVar("Model", ImageTransformer, FeatureExtractor)
@@ -113,13 +114,12 @@ def _check(pair: NormedProduct) -> None:
     product = ISTA if pair.product == "ista" else nn.Linear
     for owner, name, kind in ((pair.normer, pair.norm, nn.LayerNorm), (pair.reader, pair.product, product)):
         module = getattr(owner, name)
-        if type(module) is not kind or (kind is nn.LayerNorm and module.bias is None):
+        odd = oddity(module, kind) or ("without a bias" if kind is nn.LayerNorm and module.bias is None else "")
+        if odd:
             raise InputError(
-                f"{name} of a layer {type(owner).__name__} is {module}, of which nothing is known: it folds as a "
-                f"{kind.__name__} with all its parameters"
+                f"{name} of a layer {type(owner).__name__} is {odd}, of which nothing is known: it folds as a plain "
+                f"{kind.__name__} with all its parameters. If there are hooks or adapters, remove them, then fold"
             )
-        if module._forward_hooks or module._forward_pre_hooks:
-            raise InputError(f"there are hooks on {name} of a {type(owner).__name__}: remove them, then fold")
 
 
 def _fold(pair: NormedProduct) -> tuple[nn.LayerNorm, nn.Linear | FoldedISTA]:

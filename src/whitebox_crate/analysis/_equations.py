@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from ..layers import ISTA, MHSA, MLP, MSSA, ODL, ConvPatchEmbed, NormedPatchEmbed
+from ..layers.plain import oddity
 from ..models import (
     CrateAlphaBlock,
     CrateBlock,
@@ -20,7 +21,6 @@ from ..models import (
 )
 from ..models._wrappers import unwrap
 from ._lines import Line, Part, Symbols, math_symbols, named, number
-from .operators import oddity
 
 Kinds: TypeAlias = tuple[type[nn.Module], ...]
 Step: TypeAlias = tuple[list[Line], list[Line], Symbols]  # equations, notes, symbols

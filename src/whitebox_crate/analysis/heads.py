@@ -23,6 +23,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from .._hooks import Hook, hooks_here, uncompiled
 from .._indices import resolve_index, resolve_indices, resolve_layers
 from ..capturing import Queries, capture
 from ..errors import InputError, UnknownNameError
@@ -30,7 +31,7 @@ from ..layers import MHSA, MSSA
 from ..models import ImageTransformer
 from ..models._wrappers import transformer_in
 from .batches import check_images
-from .interventions import intervene, run_eagerly
+from .interventions import intervene
 from .operators import attention_of, output_weights
 
 Method: TypeAlias = Literal["ablation", "gradient"]
@@ -82,9 +83,9 @@ def head_outputs(
     check_images(core, images)
     attended: dict[int, Tensor] = {}
     with ExitStack() as stack:
-        run_eagerly(stack)
+        stack.enter_context(uncompiled)
         for index in indices:
-            stack.callback(_keep_attended(attention_of(core, index), attended, index).remove)
+            stack.enter_context(hooks_here([_keep_attended(attention_of(core, index), attended, index)]))
         model(images)
     parts: dict[int, Tensor] = {}
     for index in indices:  # after the pass: what a hook computed would count as the layer's to gradient checkpointing
@@ -149,7 +150,7 @@ def head_contributions(
     check_images(core, images)
     chosen = _classes(classes, len(images), core.num_classes).to(images.device)
     with ExitStack() as stack:
-        run_eagerly(stack)
+        stack.enter_context(uncompiled)
         if method == "gradient":
             return _by_gradient(core, images, chosen, indices)
         return _by_ablation(core, images, chosen, indices)
@@ -174,7 +175,7 @@ def _by_gradient(core: ImageTransformer, images: Tensor, classes: Tensor, layers
     attended: dict[int, Tensor] = {}
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
         for layer in layers:
-            stack.callback(_keep_attended(attention_of(core, layer), attended, layer).remove)
+            stack.enter_context(hooks_here([_keep_attended(attention_of(core, layer), attended, layer)]))
         # The images need a gradient, so that a model whose parameters are frozen has one too.
         logits = _logits_from(core, core.embed(images.detach().clone().requires_grad_()), 0)
         wanted = logits.gather(1, classes.clone()[:, None]).sum()  # images do not see each other: one pass for all
@@ -187,13 +188,13 @@ def _by_gradient(core: ImageTransformer, images: Tensor, classes: Tensor, layers
     return torch.stack([term.sum(-1) for term in terms], dim=1)
 
 
-def _keep_attended(attention: MSSA | MHSA, attended: dict[int, Tensor], layer: int) -> Any:
+def _keep_attended(attention: MSSA | MHSA, attended: dict[int, Tensor], layer: int) -> Hook:
     """A hook that keeps what enters the output projection, (batch, tokens, heads * head_dim)."""
 
-    def keep(_: nn.Module, args: tuple[Tensor]) -> None:
+    def keep(args: tuple[Tensor]) -> None:
         attended.setdefault(layer, args[0])  # checkpointing runs a layer again
 
-    return attention.proj.register_forward_pre_hook(keep)
+    return Hook(attention.proj, "before", keep)
 
 
 def _logits_from(core: ImageTransformer, tokens: Tensor, layer: int) -> Tensor:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from .._hooks import Hook, hooks_here, uncompiled
 from .._indices import resolve_index, resolve_indices, resolve_layers
 from ..errors import InputError
 from ..layers import ISTA, MHSA, MSSA, ODL
@@ -35,8 +35,8 @@ def intervene(
     changed; an inner constant goes before an outer one, and heads switched off add up. A compiled model runs uncompiled
     inside.
 
-    With gradient checkpointing, call `backward` inside the block: layers run again there. The model itself is changed:
-    other threads that run it see that too.
+    With gradient checkpointing, call `backward` inside the block: layers run again there. Heads are switched off for
+    the thread or task of the block alone; constants change in the model itself, so that other threads see them too.
 
     Args:
         model: A model of this package, compiled, distributed or features-only as well.
@@ -71,14 +71,14 @@ def intervene(
             for name, value in given.items():
                 stack.callback(setattr, coder, name, getattr(coder, name))  # first, so that nothing comes between
                 setattr(coder, name, value)
-        for attention, off in masked:
-            stack.callback(attention.proj.register_forward_pre_hook(_without(off, attention.num_heads)).remove)
-        run_eagerly(stack)
+        off = [Hook(a.proj, "before", _without(heads, a.num_heads), changes=True) for a, heads in masked]
+        stack.enter_context(hooks_here(off))
+        stack.enter_context(uncompiled)
         yield
 
 
-def _without(heads: Sequence[int], num_heads: int) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
-    def switch_off(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+def _without(heads: Sequence[int], num_heads: int) -> Callable[[tuple[Tensor]], tuple[Tensor]]:
+    def switch_off(args: tuple[Tensor]) -> tuple[Tensor]:
         kept = torch.ones(num_heads, dtype=torch.bool, device=args[0].device)
         kept[list(heads)] = False
         every = kept.repeat_interleave(args[0].shape[-1] // num_heads)
@@ -102,9 +102,3 @@ def _constant(name: str, value: object) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
         raise InputError(f"{name} is a finite number, at least 0, not {value!r}")
     return float(value)
-
-
-def run_eagerly(stack: ExitStack) -> None:
-    """Until the stack closes, compiled code runs uncompiled, so that hooks and constants count."""
-    if "torch._dynamo" in sys.modules:  # otherwise nothing can be compiled, and importing it takes seconds
-        stack.enter_context(torch.compiler.set_stance("force_eager"))

@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import type_before_parametrizations
 
-from .. import capturing
 from ..errors import InputError
 from ..layers import ISTA, MHSA, MSSA, ODL
+from ..layers.plain import oddity
 from ..models import Block, ImageTransformer
 from ..models._wrappers import unwrap
 
@@ -24,32 +23,10 @@ def refuse_folded(core: ImageTransformer) -> None:
         raise InputError("this model is folded, its weights are products of the paper's: give the one before folding")
 
 
-def oddity(module: nn.Module, *kinds: type[nn.Module], pre_hooks: bool = True) -> str:
-    """Why a module may compute something else than one of these kinds does; "" if it is one of them as it is.
-
-    A subclass may have another `forward`, hooks may change what goes in and out. Hooks of `capture` only read, and a
-    parametrized module still is what it was.
-
-    Args:
-        module: The module that runs.
-        kinds: What it should be.
-        pre_hooks: Whether hooks on what goes in count.
-    """
-    kind = type_before_parametrizations(module)
-    if kind not in kinds:
-        return type(module).__name__
-    hooks = [*module._forward_hooks.values(), *(module._forward_pre_hooks.values() if pre_hooks else ())]
-    changed = any(getattr(hook, "__module__", "") != capturing.__name__ for hook in hooks)
-    return f"{kind.__name__} with hooks" if changed or "forward" in vars(module) else ""
-
-
 def require_plain(owner: nn.Module, name: str, *kinds: type[nn.Module], pre_hooks: bool = True) -> None:
     """Raises InputError unless the weights of a module say all that it computes; arguments as of `oddity`."""
     module = unwrap(getattr(owner, name))
     odd = oddity(module, *kinds, pre_hooks=pre_hooks)
-    for parameter in () if odd else module.parameters(recurse=False):
-        if type(parameter) not in (nn.Parameter, Tensor):  # quantised, or shared out by FSDP
-            odd = f"{type(module).__name__} with weights of the type {type(parameter).__name__}"
     if odd:
         raise InputError(
             f"{name} of {type(owner).__name__} is {odd}, not a plain {' or '.join(kind.__name__ for kind in kinds)}: "

@@ -1,0 +1,33 @@
+"""Whether a module computes what its class and its weights say, so that these may be read in its place."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+from .._hooks import changes
+
+
+def oddity(module: nn.Module, *kinds: type[nn.Module], pre_hooks: bool = True) -> str:
+    """Why a module may compute something else than one of these kinds does; "" if it is one of them as it is.
+
+    A subclass may have another `forward`, and hooks may change what goes in and out. Weights may be quantised, or shared
+    out by FSDP. Hooks of `capture` only read, and a parametrized module still is what it was.
+
+    Args:
+        module: The module that runs.
+        kinds: What it should be.
+        pre_hooks: Whether hooks on what goes in count.
+    """
+    kind = type_before_parametrizations(module)
+    if kind not in kinds:
+        return type(module).__name__
+    hooks = [*module._forward_hooks.values(), *(module._forward_pre_hooks.values() if pre_hooks else ())]
+    if any(map(changes, hooks)):
+        return f"{kind.__name__} with hooks"
+    if "forward" in vars(module):
+        return f"{kind.__name__} with another forward"
+    for parameter in module.parameters(recurse=False):
+        if type(parameter) not in (nn.Parameter, Tensor):
+            return f"{kind.__name__} with weights of the type {type(parameter).__name__}"
+    return ""
