@@ -11,8 +11,8 @@ from .._hooks import changes
 def oddity(module: nn.Module, *kinds: type[nn.Module], pre_hooks: bool = True) -> str:
     """Why a module may compute something else than one of these kinds does; "" if it is one of them as it is.
 
-    A subclass may have another `forward`, and hooks may change what goes in and out. Weights may be quantised, or shared
-    out by FSDP. Hooks of `capture` only read, and a parametrized module still is what it was.
+    A subclass may have another `forward`, and hooks may change what goes in and out. Weights may be quantised or
+    sharded. Hooks of `capture` only read, and a parametrized module still is what it was.
 
     Args:
         module: The module that runs.
