@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import FAMILIES, images_for, small_model
+from small_training import Colours
 from torch import Tensor, nn
 
 from whitebox_crate import ImageTransformer, capture, create_model, fold_for_inference, list_models, save_pretrained
@@ -16,7 +17,7 @@ from whitebox_crate.errors import InputError, WeightsError
 from whitebox_crate.layers import ISTA, FoldedISTA, NormedProduct
 from whitebox_crate.models import Crate, FeatureExtractor
 from whitebox_crate.models.crate import CrateBlock
-from whitebox_crate.training import Composites, Objects, Recipe, train
+from whitebox_crate.training import Recipe, train
 
 STATES = ("tokens", "projections", "attention", "compressed", "output")
 
@@ -346,8 +347,6 @@ def test_what_reads_the_weights_of_the_paper_refuses_a_folded_model(family: str)
 
 
 def test_a_folded_model_is_not_trained(tmp_path: Path) -> None:
-    pixels = torch.full((2, 4, 8, 8), 255, dtype=torch.uint8)
-    source = Composites(Objects(pixels, torch.tensor([0, 1]), ("a", "b")), pixels[:, :3], size=12)
     folded = fold_for_inference(make(img_size=12))
     with pytest.raises(InputError, match="not trained"):
-        train(folded, source, Recipe(steps=1, batch_size=2, sizes=(12,), size_starts=(0.0,)), tmp_path)
+        train(folded, Colours(), Recipe(steps=1, batch_size=2, sizes=(12,), size_starts=(0.0,)), tmp_path)

@@ -1,3 +1,4 @@
+import inspect
 import re
 from collections import Counter
 from pathlib import Path
@@ -8,7 +9,15 @@ import torch
 from small_models import small_model, small_options
 from torch import nn
 
-from whitebox_crate import ImageTransformer, InputError, UnknownNameError, capture, create_model, list_models
+from whitebox_crate import (
+    ImageTransformer,
+    InputError,
+    UnknownNameError,
+    capture,
+    create_model,
+    list_models,
+    model_entrypoint,
+)
 from whitebox_crate.analysis import explain, intervene
 from whitebox_crate.layers import ISTA, MSSA, ODL
 from whitebox_crate.models import CrateBlock
@@ -58,9 +67,9 @@ def test_every_parameter_has_a_symbol_and_every_symbol_is_used(name: str, format
 
 @pytest.mark.parametrize("name", list_models())
 def test_constants_are_those_of_the_modules(name: str) -> None:
-    model = small_model(
-        name, depth=1, **({} if name.startswith("vit") or "mlp" in name else {"step_size": 0.375, "sparsity": 0.625})
-    )
+    known = inspect.signature(model_entrypoint(name)).parameters
+    constants = {"step_size": 0.375, "sparsity": 0.625}
+    model = small_model(name, depth=1, **{key: value for key, value in constants.items() if key in known})
     text = explain(model)
     for module in model.blocks[0].modules():
         if isinstance(module, ISTA | ODL):
