@@ -319,28 +319,28 @@ def test_pruned_layers_are_gone_and_the_others_as_they_were(model: ImageTransfor
 def test_set_input_size(name: str, model: ImageTransformer, images: Tensor) -> None:
     patch, before = patch_of(name), model.pos_embed.detach().clone()
     model.pos_embed.requires_grad_(False)
-    model.set_input_size((3 * patch, patch))
-    assert model.img_size == (3 * patch, patch)
-    assert model.pos_embed.shape == (1, 1 + 3, DIM)
+    model.set_input_size((3 * patch, 2 * patch))
+    assert model.img_size == (3 * patch, 2 * patch)
+    assert model.pos_embed.shape == (1, 1 + 6, DIM)
     assert not model.pos_embed.requires_grad
     if isinstance(model, CrateMae):  # the rule that came with it
-        grid = nn.functional.interpolate(as_map(before[:, 1:]), scale_factor=(3.1 / 2, 1.1 / 3), mode="bicubic")
+        grid = nn.functional.interpolate(as_map(before[:, 1:]), scale_factor=(3.1 / 2, 2.1 / 3), mode="bicubic")
     else:
         grid = nn.functional.interpolate(
-            as_map(before[:, 1:]), size=(3, 1), mode="bicubic", antialias=True, align_corners=False
+            as_map(before[:, 1:]), size=(3, 2), mode="bicubic", antialias=True, align_corners=False
         )
     torch.testing.assert_close(model.pos_embed[:, 1:], grid.flatten(2).mT)
     assert torch.equal(model.pos_embed[:, :1], before[:, :1])
-    narrow = images_for(model)
-    assert narrow.shape[-2:] == (3 * patch, patch)
-    assert model(narrow).shape == (2, CLASSES)
+    tall = images_for(model)
+    assert tall.shape[-2:] == (3 * patch, 2 * patch)
+    assert model(tall).shape == (2, CLASSES)
     if not model.dynamic_img_size:
         with pytest.raises(InputError, match="set_input_size"):
             model(images)
     with pytest.raises(InputError, match="divisible"):
-        model.set_input_size((3 * patch, patch + 1))
-    assert model.img_size == (3 * patch, patch)
-    assert model(narrow).shape == (2, CLASSES)
+        model.set_input_size((3 * patch, 2 * patch + 1))
+    assert model.img_size == (3 * patch, 2 * patch)
+    assert model(tall).shape == (2, CLASSES)
 
 
 @torch.no_grad()
