@@ -100,7 +100,7 @@ class TestScoreMaps:
         found = score_maps(maps, torch.ones(16, 16, dtype=torch.uint8))
         assert {rule: ious.shape for rule, ious in found[1].items()} == dict.fromkeys(RULES, torch.Size([7]))
 
-    def test_dark_maps_mark_nothing_and_negative_ones_are_refused(self) -> None:
+    def test_maps_of_zeros_mark_nothing_and_negative_ones_are_refused(self) -> None:
         maps = torch.stack([torch.zeros(2, 2), torch.eye(2)])
         found = score_maps(maps, torch.ones(4, 4, dtype=torch.int64))
         assert {rule: ious.tolist() for rule, ious in found[1].items()} == {

@@ -1,7 +1,7 @@
 """Data sets in, numbers out: the paper's measurements on VOC, COCO and folders, resumed after a kill."""
 
 from .attention import RULES, score_image, score_maps
-from .attention_runs import evaluate_attention, measure_attention
+from .attention_runs import evaluate_attention
 from .checkpoints import find_checkpoints, load_checkpoint
 from .coco import average_precision, check_images, read_annotations, read_results, to_results
 from .curves import Curves
@@ -34,7 +34,6 @@ __all__ = [
     "layer_means",
     "load_checkpoint",
     "maskcut_results",
-    "measure_attention",
     "noisy",
     "read_annotations",
     "read_folder",

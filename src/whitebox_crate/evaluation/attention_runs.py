@@ -86,26 +86,9 @@ def measure_attention(
     noise: Noise | None = None,
     part: str = "",
 ) -> Records:
-    """`score_image` of every image of a data set, into records.
+    """`score_image` of every image of a data set, under noise if there is some, into records.
 
-    Args:
-        run: Where the records go.
-        model: As of `evaluate_attention`.
-        data: As of `evaluate_attention`.
-        name: As of `evaluate_attention`.
-        size: As of `score_image`.
-        rules: As of `score_image`.
-        keep: As of `score_image`.
-        class_names: As of `score_image`.
-        noise: What the model sees on the pixels; None for none.
-        part: As of `Run.measure`.
-
-    Raises:
-        InputError: As of `evaluate_attention`.
-        UnknownNameError: If there is no such rule.
-        WeightsError: If the model's attention is not finite.
-        OutputError: If a record cannot be written.
-        ProcessError: If another process failed.
+    The other arguments and the errors are those of `evaluate_attention`, `score_image` and `Run.measure`.
     """
     if not 0 < keep <= 1:
         raise InputError(f"keep is a share in (0, 1], not {keep}")

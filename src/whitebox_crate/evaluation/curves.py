@@ -52,7 +52,7 @@ class Curves:
     broken: dict[str, str] = field(default_factory=dict)
 
     def by_layer(self, models: Iterable[NamedModel]) -> list[Curve]:
-        """A curve for each (name, model), by layer; errors are those of `measure_attention`, as of the others."""
+        """A curve for each (name, model), by layer; errors are those of `evaluate_attention`."""
         curves = []
         for number, (name, model) in enumerate(models):
             means = self._measure(model, name, f"{number}-{_as_file_name(name)}")

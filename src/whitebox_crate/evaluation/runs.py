@@ -69,14 +69,14 @@ class Run:
         content: Callable[[Item], str],
         part: str = "",
     ) -> Records:
-        """Measures what has not been measured yet, as `Records.measure`, whose arguments and errors these are.
+        """Measures what has not been measured yet; arguments and errors are those of `Records` and `Records.measure`.
 
         Args:
-            settings: As of `Records`.
-            items: As of `Records.measure`.
-            score: As of `Records.measure`.
-            content: As of `Records.measure`.
-            part: The name of this measurement, if the run has several: they have folders of their own in records/.
+            settings: Beside those in `about`.
+            items: (name, what to score).
+            score: The measurement.
+            content: What tells the content of an item from another of its name.
+            part: The name of this measurement, if the run has several: each has a folder of its own in records/.
         """
         folder = self.folder / "records" / part if part else self.folder
         records = Records(folder, {**self.about, **settings})

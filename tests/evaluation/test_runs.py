@@ -1,0 +1,64 @@
+"""Runs over data sets as functions: what they return is what they write, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from labelled_images import make_folder
+
+from whitebox_crate import InputError, create_model
+from whitebox_crate.evaluation import Curves, Run, evaluate_attention, evaluate_maskcut, read_folder
+from whitebox_crate.models import ImageTransformer
+
+
+@pytest.fixture(scope="module")
+def model() -> ImageTransformer:
+    return create_model("crate_nano", depth=2, num_classes=3, img_size=48, dynamic_img_size=True).eval()
+
+
+def test_what_is_returned_is_what_is_written(model: ImageTransformer, tmp_path: Path) -> None:
+    make_folder(tmp_path, 2)
+    run = Run(tmp_path / "out", about={"which": "ours"})
+    outcome = evaluate_attention(run, model, read_folder(tmp_path), name="mine", size=24, layer=-1)
+    assert outcome is not None
+    assert json.loads(outcome.path.read_text()) == outcome.results
+    assert outcome.path.with_suffix(".md").read_text() == outcome.table
+    assert outcome.table.startswith("mine, 2 images at 24 pixels\n\n| mIoU")
+    assert outcome.results["settings"]["which"] == "ours" and outcome.results["layer"] == 1
+
+
+def test_the_size_is_the_models_where_none_is_given(model: ImageTransformer, tmp_path: Path) -> None:
+    make_folder(tmp_path, 1)
+    outcome = evaluate_attention(Run(tmp_path / "out"), model, read_folder(tmp_path), name="mine")
+    assert outcome is not None and outcome.results["settings"]["size"] == 48
+
+
+def test_missing_files_are_refused_before_anything_is_written(model: ImageTransformer, tmp_path: Path) -> None:
+    (name, _) = make_folder(tmp_path, 2)
+    (tmp_path / "masks" / f"{name}.png").unlink()
+    with pytest.raises(InputError, match=r"1 files of 2 .* or leave them out with skip_broken=True"):
+        evaluate_attention(Run(tmp_path / "out"), model, read_folder(tmp_path), name="mine")
+    assert not (tmp_path / "out").exists()
+
+
+def test_shares_and_cosines_are_in_their_range(model: ImageTransformer, tmp_path: Path) -> None:
+    make_folder(tmp_path, 1)
+    run, data = Run(tmp_path / "out"), read_folder(tmp_path)
+    with pytest.raises(InputError, match="keep is a share"):
+        evaluate_attention(run, model, data, name="mine", keep=0)
+    with pytest.raises(InputError, match="keep is a share"):
+        Curves(run, data, keep=2).by_layer([("mine", model)])
+    with pytest.raises(InputError, match="tau is a cosine"):
+        evaluate_maskcut(run, model, "nowhere.json", tmp_path, name="mine", tau=1)
+    assert not run.folder.exists()
+
+
+def test_each_measurement_of_curves_has_its_own_records(model: ImageTransformer, tmp_path: Path) -> None:
+    make_folder(tmp_path, 1)
+    curves = Curves(Run(tmp_path / "out"), read_folder(tmp_path), size=24)
+    (curve,) = curves.by_noise([("local-dir:mine", model)], strengths=[0, 50], shares=[0.5], layer=0)
+    assert [point["x"] for point in curve["points"]] == [0, 50]
+    folders = sorted(path.name for path in (tmp_path / "out" / "records").iterdir())
+    assert folders == ["0-local-dir_mine-0.5-0", "0-local-dir_mine-0.5-50"]
