@@ -140,6 +140,19 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
     assert not dead
 
 
+def test_files_that_the_pages_on_the_code_name_are_there() -> None:
+    pages = [
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "SECURITY.md",
+        ROOT / "docs" / "architecture.md",
+        ROOT / "docs" / "releasing.md",
+    ]
+    named = {file for page in pages for file in re.findall(r"`([\w./]+\.(?:py|yml|toml))`", page.read_text("utf-8"))}
+    homes = (ROOT, ROOT / "src" / "whitebox_crate", ROOT / ".github" / "workflows")
+    assert len(named) > 40
+    assert not [file for file in named if "NAME" not in file and not any((home / file).is_file() for home in homes)]
+
+
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "pyproject.toml", ROOT / "CITATION.cff"], ids=lambda p: p.name)
 def test_addresses_are_of_this_repository_and_lead_somewhere(page: Path) -> None:
     for found in OWN_ADDRESS.finditer(page.read_text(encoding="utf-8")):
