@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple
 
@@ -82,6 +82,24 @@ def _make_no_hook() -> Callable[..., None]:
 
 def _no_hook(module: nn.Module, *seen: Any) -> None:
     pass
+
+
+def hooks_again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """For gradient checkpointing: a layer that runs again, be it in a thread of autograd, has the hooks of now."""
+    return nullcontext(), _Again(_open.get())
+
+
+class _Again:
+    """The blocks that were open once; may be entered several times, for as many backward passes."""
+
+    def __init__(self, blocks: frozenset[object]) -> None:
+        self.blocks = blocks
+
+    def __enter__(self) -> None:
+        self.token = _open.set(self.blocks)
+
+    def __exit__(self, *_: object) -> None:
+        _open.reset(self.token)
 
 
 def changes(hook: object) -> bool:

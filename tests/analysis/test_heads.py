@@ -1,3 +1,4 @@
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -372,3 +373,21 @@ def test_outputs_are_read_from_a_model_that_recomputes_its_layers() -> None:
     model(images).sum().backward()
     model.set_grad_checkpointing(False)
     torch.testing.assert_close(split.parts, head_outputs(model, images).parts)
+
+
+def test_a_head_stays_off_where_autograd_runs_its_layer_again_in_a_thread_of_its_own() -> None:
+    """As on a GPU, whose backward pass has threads that know no context of ours."""
+    model: Any = small_model("crate_nano")
+    images = images_for(model)
+    gradients = []
+    for checkpointing in (False, True):
+        model.set_grad_checkpointing(checkpointing)
+        model.zero_grad()
+        with intervene(model, mask_heads={1: [0]}):
+            logits = model(images).sum()
+            thread = threading.Thread(target=lambda: logits.backward(retain_graph=True))  # noqa: B023
+            thread.start()
+            thread.join()
+            logits.backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    assert all(map(torch.equal, *gradients))

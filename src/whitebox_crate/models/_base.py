@@ -9,8 +9,9 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
+from .._hooks import hooks_again
 from .._indices import resolve_layers
 from ..errors import InputError, UnknownNameError
 from ..layers import MHSA, MSSA, PatchEmbed, resample_pos_embed
@@ -174,7 +175,8 @@ class ImageTransformer(nn.Module, HubVerbs):
 
     def _run_block(self, block: nn.Module, tokens: Tensor) -> Tensor:
         if self.grad_checkpointing and torch.is_grad_enabled():
-            out: Tensor = checkpoint(block, tokens, use_reentrant=False)
+            context = noop_context_fn if torch.compiler.is_compiling() else hooks_again  # compiled code has no hooks
+            out: Tensor = checkpoint(block, tokens, use_reentrant=False, context_fn=context)
             return out
         out = block(tokens)
         return out
