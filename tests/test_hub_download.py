@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
+import huggingface_hub.hf_api
 import pytest
 import torch
 from golden_data import load_case

@@ -22,6 +22,12 @@ def test_the_package_alone_is_light(tmp_path: Path) -> None:
     assert run(f"import sys, whitebox_crate; {light}; print('torch' in sys.modules)", tmp_path) == "False\n"
 
 
+def test_making_a_model_waits_for_nothing_that_it_does_not_need(tmp_path: Path) -> None:
+    heavy = {"huggingface_hub.hf_api", "huggingface_hub.file_download", "torch.export", "PIL", "matplotlib"}
+    code = f"import sys, torch; from whitebox_crate import create_model; print(sorted({heavy} & sys.modules.keys()))"
+    assert run(code, tmp_path) == "[]\n"
+
+
 def test_modules_are_attributes(tmp_path: Path) -> None:
     assert "cls_attention" in run("import whitebox_crate; print(dir(whitebox_crate.segmentation))", tmp_path)
 

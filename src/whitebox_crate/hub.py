@@ -6,18 +6,10 @@ import hashlib
 import json
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+import huggingface_hub  # its client of HTTP takes long to import: it does so itself when the first name is asked for
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -30,6 +22,9 @@ from .models._base import GlobalPool
 from .pretrained import PRETRAINED
 from .pretrained_cfg import PretrainedCfg
 from .registry import find_entry
+
+if TYPE_CHECKING:
+    import huggingface_hub.errors  # imported by what raises them
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 # Facts of where weights lie and what was seen of them, which are not true of a copy that may have changed.
@@ -74,9 +69,9 @@ def fetch(
     """
     what = f"{filename} of {repo_id}" + (f" at revision {revision}" if revision else "") + " on the Hub"
     try:
-        cached = try_to_load_from_cache(repo_id, filename, cache_dir, revision)
+        cached = huggingface_hub.try_to_load_from_cache(repo_id, filename, cache_dir, revision)
         path = Path(
-            hf_hub_download(
+            huggingface_hub.hf_hub_download(
                 repo_id,
                 filename,
                 revision=revision,
@@ -97,27 +92,27 @@ def fetch(
 
 def _why(error: Exception, local_files_only: bool) -> str:
     """What went wrong and what to do, in a sentence."""
-    if isinstance(error, GatedRepoError):
+    if isinstance(error, huggingface_hub.errors.GatedRepoError):
         return "the repository is gated; ask for access on its page, then log in by 'hf auth login'"
-    if isinstance(error, RepositoryNotFoundError):
+    if isinstance(error, huggingface_hub.errors.RepositoryNotFoundError):
         return (
             "there is no such repository, or it is private; check the name, or log in by 'hf auth login' "
             "(HF_TOKEN, or token=...)"
         )
-    if isinstance(error, RevisionNotFoundError):
+    if isinstance(error, huggingface_hub.errors.RevisionNotFoundError):
         return "there is no such revision; give a branch, tag or commit of the repository after '@'"
-    if isinstance(error, LocalEntryNotFoundError):
+    if isinstance(error, huggingface_hub.errors.LocalEntryNotFoundError):
         if local_files_only or constants.HF_HUB_OFFLINE:
             return "it is not in the cache and the Hub is not to be asked; fetch it beforehand by 'hf download'"
         return f"the Hub does not answer and it is not in the cache; check the connection and try again ({error})"
-    if isinstance(error, EntryNotFoundError):
+    if isinstance(error, huggingface_hub.errors.EntryNotFoundError):
         return (
             "the repository has no such file; if it holds weights of another kind, download them by 'hf download' "
             "and run 'whitebox-crate convert' on the file"
         )
-    if isinstance(error, HFValidationError):
+    if isinstance(error, huggingface_hub.errors.HFValidationError):
         return f"that is no name of a repository ({error}); write hf-hub:org/name or hf-hub:org/name@revision"
-    if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+    if isinstance(error, huggingface_hub.errors.HfHubHTTPError) and error.response.status_code in (401, 403):
         return f"the Hub refuses the token; renew it by 'hf auth login', HF_TOKEN or token=... ({error})"
     return f"{type(error).__name__}: {error}; try again"
 

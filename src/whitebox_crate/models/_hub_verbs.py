@@ -6,9 +6,10 @@ What they need of folders and the Hub is a `Storage`: that of `whitebox_crate.fa
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import ModelCard, ModelHubMixin
+import huggingface_hub
 
 from .. import _storage
 from ..errors import InputError
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class HubVerbs(ModelHubMixin, library_name="whitebox-crate"):
-    """huggingface_hub's mixin over this package's own folders; it adds `push_to_hub(repo_id, ...)` as it is."""
+class HubVerbs:
+    """What huggingface_hub's `ModelHubMixin` gives a model, over this package's own folders."""
 
     @classmethod
     def from_pretrained(
@@ -98,22 +99,44 @@ class HubVerbs(ModelHubMixin, library_name="whitebox-crate"):
         folder = _storage.provider().save(self, save_directory, named)
         return self.push_to_hub(repo_id or folder.name, **push_to_hub_kwargs) if push_to_hub else None
 
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Saves the model and uploads it; all arguments are huggingface_hub's (`ModelHubMixin.push_to_hub`).
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        branch: str | None = None,
+        commit_message: str = "Push model using huggingface_hub.",
+        model_card_kwargs: dict[str, Any] | None = None,
+        **upload_options: Any,
+    ) -> str:
+        """Saves the model and uploads it in one commit.
 
         Args:
             repo_id: "org/name", made if it does not exist.
-            **kwargs: `private`, `token`, `branch`, `commit_message`, `create_pr` and the others.
+            private: Whether the repository is made so; as its organization has it if None.
+            token: Access token; that of `hf auth login` or `HF_TOKEN` if None.
+            branch: The main branch if None.
+            commit_message: Of the commit.
+            model_card_kwargs: As `generate_model_card` takes them.
+            **upload_options: `create_pr`, `allow_patterns` and others of huggingface_hub's `upload_folder`.
 
         Returns:
             The address of the commit.
         """
-        return super().push_to_hub(repo_id, **{"model_card_kwargs": {"repo_id": repo_id}, **kwargs})
+        api = huggingface_hub.HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, model_card_kwargs={"repo_id": repo_id, **(model_card_kwargs or {})})
+            commit: str = api.upload_folder(
+                repo_id=repo_id, folder_path=folder, revision=branch, commit_message=commit_message, **upload_options
+            )
+            return commit
 
-    def generate_model_card(self, repo_id: str = "") -> ModelCard:
+    def generate_model_card(self, repo_id: str = "") -> huggingface_hub.ModelCard:
         """The README.md of the model's repository: what it is, what it was made from, how to load it.
 
         Args:
             repo_id: "org/name" of the repository, if it is known.
         """
-        return ModelCard(_storage.provider().card(self, repo_id))
+        return huggingface_hub.ModelCard(_storage.provider().card(self, repo_id))
