@@ -35,6 +35,9 @@ NAMES: dict[str, str] = {
     "segmentation.coco.score": "evaluation.average_precision",
     "segmentation.curves.generator_of": "_random.torch_generator",
     "segmentation.pca.patch_features": "segmentation.patch_features",
+    "training.Images": "training.ImageDataset",
+    "training.StreamedImages": "training.StreamedImageDataset",
+    "training.publish": "training.push_to_hub",
 }
 # Old architecture -> new architecture, as `create_model` takes them.
 ARCHITECTURES: dict[str, str] = {}
