@@ -75,8 +75,6 @@ def write_pictures(folder: Path, each: int = 10) -> None:
 class Squares:
     """Coloured squares over noise, by number, that move further from the middle as they grow harder."""
 
-    class_names = CLASSES
-
     def draw(self, batch_size: int, *, seed: int, step: int, difficulty: float = 1.0, size: int | None = None) -> Batch:
         size, random = size or SIDE, torch_generator(seed, step)
         images = torch.rand(batch_size, 3, size, size, generator=random)
