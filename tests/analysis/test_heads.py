@@ -391,3 +391,14 @@ def test_a_head_stays_off_where_autograd_runs_its_layer_again_in_a_thread_of_its
             logits.backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])
     assert all(map(torch.equal, *gradients))
+
+
+def test_a_model_that_runs_its_layers_again_compiles() -> None:
+    model = small_model("crate_nano")
+    model.set_grad_checkpointing()
+    gradients = []
+    for runs in (model, torch.compile(model, backend="eager", fullgraph=True)):
+        model.zero_grad()
+        runs(images_for(model)).sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
+    assert gradients[0] and all(map(torch.allclose, *gradients))

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint, noop_context_fn
+from torch.utils.checkpoint import checkpoint
 
 from .._hooks import hooks_again
 from .._indices import resolve_layers
@@ -175,8 +175,9 @@ class ImageTransformer(nn.Module, HubVerbs):
 
     def _run_block(self, block: nn.Module, tokens: Tensor) -> Tensor:
         if self.grad_checkpointing and torch.is_grad_enabled():
-            context = noop_context_fn if torch.compiler.is_compiling() else hooks_again  # compiled code has no hooks
-            out: Tensor = checkpoint(block, tokens, use_reentrant=False, context_fn=context)
+            # Compiled code runs no hooks, and its compiler takes no `context_fn`.
+            again: dict[str, Any] = {} if torch.compiler.is_compiling() else {"context_fn": hooks_again}
+            out: Tensor = checkpoint(block, tokens, use_reentrant=False, **again)
             return out
         out = block(tokens)
         return out
