@@ -1,8 +1,11 @@
 """Registered models at a size that tests can afford, with no parameter left at its initial zero or one."""
 
 import inspect
+import re
+from collections.abc import Iterable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +24,19 @@ FAMILIES = {
     "mhsa": "crate_mhsa_paper_small_patch8_224",
     "vit": "vit_nano_patch6_96",
 }
+
+
+def mostly_slow(cases: Iterable[str], *quick: str) -> list[Any]:
+    """Cases of which only `quick` run without `-m slow`: the others take the same way through the code."""
+    return [case if case in quick else pytest.param(case, marks=pytest.mark.slow) for case in cases]
+
+
+def one_of_each_kind(names: Iterable[str]) -> list[str]:
+    """The first model of every kind: sizes and patches of one kind are the same model once it is small."""
+    kinds: dict[str, str] = {}
+    for name in names:
+        kinds.setdefault(re.sub(r"(_paper)?_(nano|pico|tiny|small|base|large)_patch.*", "", name), name)
+    return list(kinds.values())
 
 
 def patch_of(name: str) -> int:

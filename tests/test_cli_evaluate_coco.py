@@ -91,6 +91,7 @@ class TestEvaluate:
         assert results_of(out) == results_of(whole)
 
     @pytest.mark.skipif(sys.platform == "win32", reason="gloo")
+    @pytest.mark.slow
     def test_two_processes_find_the_same(self, toy: Path, whole: Path, tmp_path: Path) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

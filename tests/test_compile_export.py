@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import images_for, small_model, trained
+from small_models import images_for, mostly_slow, small_model, trained
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -47,7 +47,7 @@ class Counting:
         return run
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, "crate"))
 def test_compiled_whole_with_gradients(kind: str) -> None:
     model = make(kind, dynamic_img_size=False)
     images = images_for(model)
@@ -70,7 +70,7 @@ def test_compiled_to_machine_code() -> None:
     assert torch.equal(trace["attention", 0], expected["attention", 0])
 
 
-@pytest.mark.parametrize("kind", ["crate", "mae", "vit"])
+@pytest.mark.parametrize("kind", mostly_slow(["crate", "mae", "vit"], "crate"))
 @torch.no_grad()
 def test_compiled_with_images_of_any_size(kind: str) -> None:
     model = make(kind, depth=1, dynamic_img_size=True)
@@ -80,7 +80,7 @@ def test_compiled_with_images_of_any_size(kind: str) -> None:
         torch.testing.assert_close(compiled(images), model(images), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, "crate"))
 @torch.no_grad()
 def test_bf16_compiled_and_exported(kind: str) -> None:
     model = make(kind, depth=1).bfloat16()
@@ -114,7 +114,7 @@ def parallel(model: ImageTransformer, backend: Counting) -> nn.Module:
 
 
 @pytest.mark.parametrize("compiled_how", [wrapped, in_place, by_layer, parallel])
-@pytest.mark.parametrize("called_before", [False, True])
+@pytest.mark.parametrize("called_before", [pytest.param(False, marks=pytest.mark.slow), True])
 @torch.no_grad()
 def test_a_compiled_model_can_be_read(
     compiled_how: Callable[[ImageTransformer, Counting], nn.Module], called_before: bool
@@ -170,7 +170,7 @@ def test_an_error_inside_leaves_compilation_on() -> None:
     assert backend.ran == 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, "crate"))
 @torch.no_grad()
 def test_exported_with_any_batch(kind: str) -> None:
     model = make(kind, dynamic_img_size=False)
@@ -184,7 +184,7 @@ def test_exported_with_any_batch(kind: str) -> None:
             pass
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, "crate"))
 @torch.no_grad()
 def test_exported_with_images_of_any_size(kind: str) -> None:
     model = make(kind, dynamic_img_size=True)

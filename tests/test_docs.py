@@ -90,7 +90,14 @@ PYTHON = [block for page in PAGES for block in blocks(page, "python")]
 COMMANDS = [(b, words) for page in PAGES for b in blocks(page, "bash") for words in commands(b)]
 
 
-@pytest.mark.parametrize("page", sorted({b.page for b in PYTHON if not is_marked_not_run(b)}), ids=lambda p: p.name)
+QUICK_PAGES = ("README.md", "guide.md", "weights.md")
+PYTHON_PAGES = [
+    pytest.param(page, id=page.name, marks=() if page.name in QUICK_PAGES else pytest.mark.slow)
+    for page in sorted({b.page for b in PYTHON if not is_marked_not_run(b)})
+]
+
+
+@pytest.mark.parametrize("page", PYTHON_PAGES)
 def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
     """All blocks of a page run in order as one script, whose line numbers are those of the page.
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import FAMILIES, images_for, patch_of, small_model
+from small_models import FAMILIES, images_for, mostly_slow, patch_of, small_model
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils.flop_counter import FlopCounterMode
@@ -162,7 +162,7 @@ def test_layers_that_do_not_exist_are_refused() -> None:
         WithAttention(make(), [])
 
 
-@pytest.mark.parametrize("family", ["crate", "mae"])  # the two rules of resampling positions
+@pytest.mark.parametrize("family", mostly_slow(["crate", "mae"], "mae"))  # the two rules of resampling positions
 @torch.no_grad()
 def test_compiled_whole_with_images_of_any_size(family: str) -> None:
     model = make(family, depth=1, dynamic_img_size=True)
@@ -176,7 +176,7 @@ def test_compiled_whole_with_images_of_any_size(family: str) -> None:
         assert_same(compiled(images), expected)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", mostly_slow(FAMILIES, "crate", "alpha"))
 @torch.no_grad()
 def test_a_folded_model_compiled_whole(family: str) -> None:
     model = make(family, depth=1)
@@ -185,7 +185,7 @@ def test_a_folded_model_compiled_whole(family: str) -> None:
     assert_same(compiled(images), reference(model, images, [0]))
 
 
-@pytest.mark.parametrize("family", ["crate", "mae", "vit"])
+@pytest.mark.parametrize("family", mostly_slow(["crate", "mae", "vit"], "crate"))
 @torch.no_grad()
 def test_exported_with_any_batch_and_size(family: str) -> None:
     model = make_of_any_size(family)
@@ -208,7 +208,7 @@ class Onnx:
         return tuple(torch.from_numpy(array) for array in self.session.run(None, {"images": images.numpy()}))
 
 
-@pytest.mark.parametrize("family", ["crate", "mae"])
+@pytest.mark.parametrize("family", mostly_slow(["crate", "mae"], "crate"))
 @torch.no_grad()
 def test_onnx_with_any_batch_and_size(family: str, tmp_path: Path) -> None:
     model = make_of_any_size(family)
@@ -231,7 +231,7 @@ class Both(nn.Module):
         return self.model(images), *self.folded(images)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", mostly_slow(FAMILIES, "crate"))
 @torch.no_grad()
 def test_onnx_as_it_is_and_folded(family: str, tmp_path: Path) -> None:
     model = make(family, depth=1)

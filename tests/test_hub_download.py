@@ -358,34 +358,6 @@ def test_a_config_of_something_else(hub: Hub, files: dict[str, bytes], config: b
 # Broken transfers
 
 
-@pytest.fixture
-def pieces(monkeypatch: pytest.MonkeyPatch) -> int:
-    """Bytes that the client writes at a time, from where it resumes; ten million of them would not fit the test."""
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
-    return 1000
-
-
-def test_a_cut_connection_resumes(pushed: Hub, model: ImageTransformer, pieces: int) -> None:
-    pushed.cut("model.safetensors", after=2 * pieces + 1)
-    assert same(load(), model)
-    first, second = pushed.seen("GET", "model.safetensors")
-    assert "range" not in first.headers
-    assert second.headers["range"] == f"bytes={2 * pieces}-"
-
-
-def test_a_connection_cut_over_and_over_resumes_each_time(pushed: Hub, model: ImageTransformer, pieces: int) -> None:
-    pushed.cut("model.safetensors", after=pieces, times=8)
-    assert same(load(), model)
-    ranges = [request.headers.get("range") for request in pushed.seen("GET", "model.safetensors")]
-    assert ranges == [None, *(f"bytes={part * pieces}-" for part in range(1, 9))]
-
-
-def test_a_connection_cut_before_the_first_piece_starts_over(pushed: Hub, model: ImageTransformer) -> None:
-    pushed.cut("model.safetensors", after=1000)
-    assert same(load(), model)
-    assert len(pushed.seen("GET", "model.safetensors")) == 2
-
-
 @pytest.mark.parametrize(
     ("after", "times", "reset"), [(0, 20, False), (1000, 1, True)], ids=["nothing comes any more", "reset"]
 )

@@ -385,6 +385,7 @@ def test_student_t_goes_on_where_the_series_takes_over() -> None:
             student_t(confidence, degrees)
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_does(crate: Any, images: Tensor, tmp_path: Path) -> None:
     mp.spawn(share, args=(str(tmp_path), images), nprocs=2)
     first, second = (LayerwiseReport.from_json((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))

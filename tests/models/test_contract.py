@@ -10,7 +10,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_models import CLASSES, DEPTH, DIM, GRID, images_for, patch_of, small_model, small_options, trained
+from small_models import (
+    CLASSES,
+    DEPTH,
+    DIM,
+    GRID,
+    images_for,
+    mostly_slow,
+    one_of_each_kind,
+    patch_of,
+    small_model,
+    small_options,
+    trained,
+)
 from torch import Tensor, nn
 
 from whitebox_crate import ImageTransformer, create_model, list_models, save_pretrained
@@ -20,7 +32,7 @@ from whitebox_crate.models import CrateMae, FeatureExtractor
 TOKENS = 1 + GRID[0] * GRID[1]
 
 
-@pytest.fixture(params=list_models())
+@pytest.fixture(params=mostly_slow(list_models(), *one_of_each_kind(list_models())))
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -50,6 +62,7 @@ def as_map(tokens: Tensor, grid: tuple[int, int] = GRID) -> Tensor:
     return tokens.mT.reshape(tokens.shape[0], tokens.shape[2], *grid)
 
 
+@pytest.mark.parametrize("name", list_models())
 def test_at_its_own_size_it_is_what_its_cfg_says(name: str) -> None:
     with torch.device("meta"):
         model = create_model(name, depth=2)  # which says nothing of sizes, and takes a while on 24 layers
