@@ -144,6 +144,7 @@ class TestOwnImages:
         assert (tmp_path / "recipe.json").read_text() == recipe
 
     @pytest.mark.skipif(sys.platform == "win32", reason="gloo")
+    @pytest.mark.slow
     def test_two_processes_come_to_the_weights_and_the_numbers_of_one(self, colours: Path, tmp_path: Path) -> None:
         words = self.words(colours, "--steps", 3, "--optimizer", "adamw", "--validation", "validation")
         assert run(*words, "--out", tmp_path / "one") == 0

@@ -13,6 +13,7 @@ import synthetic_checkpoints as files
 import torch
 from golden_data import PARAM_COUNTS, load_case
 from huggingface_hub.file_download import repo_folder_name
+from small_models import mostly_slow
 from synthetic_checkpoints import Shapes, count, hollow, on_disk
 from torch import nn
 
@@ -231,7 +232,9 @@ def test_no_other_number_of_classes_that_imagenet_21k_has_fits_the_published_siz
 # They load
 
 
-@pytest.mark.parametrize("name", ON_THE_HUB)
+@pytest.mark.parametrize(
+    "name", mostly_slow(ON_THE_HUB, *(n for n in ON_THE_HUB if "alpha_large" not in n or "jax" in n))
+)
 def test_a_file_like_the_one_on_the_hub_loads_whole(name: str, folder: Path) -> None:
     """From the client's cache, by the entry's own repository, file and revision; only the hash is of other numbers."""
     published, cfg = PUBLISHED[name], get_pretrained_cfg(name)

@@ -80,6 +80,7 @@ def test_one_two_and_four_processes_reach_the_same_weights(run: Callable[[str], 
             assert differ(gradients(tmp_path / f"{kind}-1"), gradients(tmp_path / f"{kind}-{processes}")) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_with_the_same_weights(run: Callable[[str], None], tmp_path: Path) -> None:
     run("kill")
     kinds = ("drawn", "streamed", "by workers", "streamed in two")
@@ -105,6 +106,7 @@ def test_what_ends_a_run_leaves_its_last_good_checkpoint(run: Callable[[str], No
         assert all(value.isfinite().all() for value in load_file(left / "model.safetensors").values())
 
 
+@pytest.mark.slow
 def test_sharded_weights_are_those_of_copies(run: Callable[[str], None], tmp_path: Path) -> None:
     run("shard")
     whole, sharded = (weights(tmp_path / name) for name in ("whole", "sharded"))

@@ -105,6 +105,7 @@ def test_masks_are_scored_as_evaluate_scores_them(tmp_path: Path) -> None:
     assert model.training
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does_and_run_the_model_equally_often(tmp_path: Path) -> None:
     make_folder(tmp_path / "data", count=5)
     mp.spawn(share, args=(str(tmp_path),), nprocs=2)
