@@ -105,6 +105,8 @@ def test_a_recipe_of_a_preset_has_the_size_of_the_model() -> None:
         recipe_of("finetune", "crate_nano", steps=7, epochs=2.0)
     with pytest.raises(UnknownNameError, match="finetune"):
         recipe_of("finetun", "crate_nano")
+    with pytest.raises(UnknownNameError, match="learning_rate"):
+        recipe_of("finetune", "crate_nano", learning_rates=1)
 
 
 def test_fresh_weights_are_those_of_the_seed_and_leave_other_draws_alone() -> None:

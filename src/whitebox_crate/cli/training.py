@@ -11,8 +11,9 @@ from typing import Any
 
 from ..errors import InputError, require
 from ..evaluation.folders import LabelledImages, read_folder, read_voc
-from ..training.batches import Source, Stream, count_of, name_of
+from ..training.batches import Source, Stream
 from ..training.datasets import ImageDataset, StreamedImageDataset, open_images
+from ..training.facts import count_of, name_of
 from ..training.model_folder import push_to_hub
 from ..training.recipe import Recipe
 from ..training.run import make_model, recipe_of, train_and_save

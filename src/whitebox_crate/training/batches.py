@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -90,47 +90,6 @@ def _told(batches: Iterable[Batch]) -> Iterator[Batch]:
         yield from batches
     except InputError as error:
         raise InputError(str(error).rstrip().rpartition("InputError: ")[2]) from error
-
-
-def class_names_of(source: Any) -> tuple[str, ...]:
-    """The names of a source's classes, if it has them."""
-    return tuple(getattr(source, "class_names", ()))
-
-
-def count_of(source: Any) -> int | None:
-    """How many images a source has, if it has an end and knows it."""
-    return len(source) if hasattr(source, "__len__") else getattr(source, "images", None)
-
-
-def name_of(source: Any) -> str:
-    """What a source is called, by its class if by nothing else."""
-    return getattr(source, "name", "") or type(source).__name__
-
-
-def described(source: Any) -> str:
-    """What a source has, in words."""
-    if said := getattr(source, "description", ""):
-        return str(said)
-    count, classes = count_of(source), len(class_names_of(source))
-    known = "images" if count is None else f"{count:,} images"
-    return f"{name_of(source)}: {known}" + (f" of {classes} classes" if classes else "")
-
-
-def settled(recipe: Recipe, source: Any) -> Recipe:
-    """The recipe with what the source decides: how many steps its epochs are, and what part of a picture is taken.
-
-    Raises:
-        InputError: If the recipe has epochs and the source does not know how many images it has.
-    """
-    count = count_of(source)
-    if recipe.epochs and count is None:
-        raise InputError(
-            f"{recipe.epochs:g} epochs of a {type(source).__name__}, which does not know how many images it has; give "
-            "steps"
-        )
-    pictures = {name: getattr(source, name) for name in ("crop", "flip") if hasattr(source, name)}
-    recipe = replace(recipe, **pictures)
-    return recipe if count is None or not recipe.epochs else recipe.resolved(count)
 
 
 def check_labels(labels: Tensor, classes: int, what: str, remedy: str) -> None:

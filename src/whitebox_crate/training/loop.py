@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from .._random import torch_generator
 from ..errors import InputError, MissingExtraError, require
 from ..models import CrateMae, ImageTransformer
-from .batches import Batch, Share, Source, Stream, batches_of, check_labels, class_names_of, count_of, settled
+from .batches import Batch, Share, Source, Stream, batches_of, check_labels
 from .checkpoints import describe_run, make_run_folder, resume, save_checkpoint
+from .facts import class_names_of, count_of, settled
 from .metrics_log import Progress
 from .recipe import Recipe
 

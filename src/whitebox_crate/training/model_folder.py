@@ -16,7 +16,8 @@ from .._version import __version__
 from ..errors import InputError, OutputError
 from ..hub import CARD, model_card, save_pretrained
 from ..models import ImageTransformer
-from .batches import Source, Stream, described, settled
+from .batches import Source, Stream
+from .facts import described, settled
 from .metrics_log import METRICS as RUN_METRICS
 from .presets import PRESETS
 from .recipe import Recipe

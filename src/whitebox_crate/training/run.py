@@ -15,8 +15,9 @@ from ..factory import create_model
 from ..loading import meta_init
 from ..models import ImageTransformer
 from ..pretrained_cfg import PretrainedCfg
-from .batches import Source, Stream, class_names_of, described, name_of, settled
+from .batches import Source, Stream
 from .checkpoints import checkpoints_of, make_run_folder
+from .facts import class_names_of, described, name_of, settled
 from .loop import Measures, train
 from .model_folder import finish, last_metrics, write_recipe
 from .presets import PRESETS
@@ -35,12 +36,14 @@ def recipe_of(preset: str, model: str, *, model_options: dict[str, Any] | None =
         **changes: Fields of `Recipe`.
 
     Raises:
-        UnknownNameError: If there is no such preset, model or value of a field.
+        UnknownNameError: If there is no such preset, model, field or value of one.
         InputError: If steps and epochs are given, a number means nothing, or an option is unknown.
     """
     if preset not in PRESETS:
         raise UnknownNameError.of("preset", preset, PRESETS)
     recipe = PRESETS[preset].recipe
+    for name in changes.keys() - vars(recipe).keys():
+        raise UnknownNameError.of("field of a recipe", name, vars(recipe))
     if "steps" in changes and changes.setdefault("epochs", 0.0):
         raise InputError(
             f"steps {changes['steps']} and epochs {changes['epochs']:g} say the same, how long: give one of them"
@@ -77,7 +80,7 @@ def make_model(
     known: dict[str, Any] = {"img_size": max(recipe.sizes), "dynamic_img_size": True}
     if classes:
         known["num_classes"] = len(classes)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=()):
         torch.manual_seed(recipe.seed)
         made = create_model(name, pretrained=pretrained, **{**known, **model_options})
     if not isinstance(made, ImageTransformer):
