@@ -15,7 +15,6 @@ has no residual (arXiv 2308.16271, Eq. 8), so CRATE has no such path.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -27,7 +26,6 @@ from .._hooks import Hook, hooks_here, uncompiled
 from .._indices import resolve_index, resolve_indices, resolve_layers
 from ..capturing import Queries, capture
 from ..errors import InputError, UnknownNameError
-from ..layers import MHSA, MSSA
 from ..models import ImageTransformer
 from ..models._wrappers import transformer_in
 from .batches import check_images
@@ -82,10 +80,7 @@ def head_outputs(
         raise UnknownNameError.of("queries", queries, ("cls", "all"), "Token indices are fine too.")
     check_images(core, images)
     attended: dict[int, Tensor] = {}
-    with ExitStack() as stack:
-        stack.enter_context(uncompiled)
-        for index in indices:
-            stack.enter_context(hooks_here([_keep_attended(attention_of(core, index), attended, index)]))
+    with uncompiled, hooks_here([_keep_attended(core, index, attended) for index in indices]):
         model(images)
     parts: dict[int, Tensor] = {}
     for index in indices:  # after the pass: what a hook computed would count as the layer's to gradient checkpointing
@@ -149,11 +144,8 @@ def head_contributions(
         )
     check_images(core, images)
     chosen = _classes(classes, len(images), core.num_classes).to(images.device)
-    with ExitStack() as stack:
-        stack.enter_context(uncompiled)
-        if method == "gradient":
-            return _by_gradient(core, images, chosen, indices)
-        return _by_ablation(core, images, chosen, indices)
+    with uncompiled:
+        return (_by_gradient if method == "gradient" else _by_ablation)(core, images, chosen, indices)
 
 
 @torch.no_grad()
@@ -173,9 +165,8 @@ def _by_ablation(core: ImageTransformer, images: Tensor, classes: Tensor, layers
 
 def _by_gradient(core: ImageTransformer, images: Tensor, classes: Tensor, layers: list[int]) -> Tensor:
     attended: dict[int, Tensor] = {}
-    with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
-        for layer in layers:
-            stack.enter_context(hooks_here([_keep_attended(attention_of(core, layer), attended, layer)]))
+    hooks = [_keep_attended(core, layer, attended) for layer in layers]
+    with torch.inference_mode(False), torch.enable_grad(), hooks_here(hooks):
         # The images need a gradient, so that a model whose parameters are frozen has one too.
         logits = _logits_from(core, core.embed(images.detach().clone().requires_grad_()), 0)
         wanted = logits.gather(1, classes.clone()[:, None]).sum()  # images do not see each other: one pass for all
@@ -188,13 +179,13 @@ def _by_gradient(core: ImageTransformer, images: Tensor, classes: Tensor, layers
     return torch.stack([term.sum(-1) for term in terms], dim=1)
 
 
-def _keep_attended(attention: MSSA | MHSA, attended: dict[int, Tensor], layer: int) -> Hook:
-    """A hook that keeps what enters the output projection, (batch, tokens, heads * head_dim)."""
+def _keep_attended(core: ImageTransformer, layer: int, attended: dict[int, Tensor]) -> Hook:
+    """Keeps what enters the output projection of a layer, (batch, tokens, heads * head_dim)."""
 
     def keep(args: tuple[Tensor]) -> None:
         attended.setdefault(layer, args[0])  # checkpointing runs a layer again
 
-    return Hook(attention.proj, "before", keep)
+    return Hook(attention_of(core, layer).proj, "before", keep)
 
 
 def _logits_from(core: ImageTransformer, tokens: Tensor, layer: int) -> Tensor:
