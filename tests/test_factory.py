@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -421,3 +422,58 @@ def test_an_encoder_loads_without_its_decoder(tmp_path: Path) -> None:
     images = images_for(whole)
     with torch.no_grad():
         assert torch.equal(encoder(images), whole(images))
+
+
+@pytest.mark.parametrize("name", ["timm/vit_base_patch16_224.dino", "org/name"])
+def test_what_looks_like_a_repository_gets_the_hint_how_to_say_it(name: str) -> None:
+    with pytest.raises(UnknownNameError, match=rf"'hf-hub:{name}' of the Hub"):
+        create_model(name)
+
+
+def test_a_folder_gets_the_hint_how_to_say_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(UnknownNameError, match="'local-dir:runs' of a folder"):
+        create_model("runs")
+    (tmp_path / "crate_nano").mkdir()
+    assert create_model("crate_nano").architecture == "crate_nano_patch6_96"
+    with pytest.raises(WeightsError, match="there is no folder missing"):
+        create_model("local-dir:missing")
+
+
+def test_a_folder_of_a_model_of_ones_own_says_to_import_it(own_registry: None, tmp_path: Path) -> None:
+    register_model(OfTen, name="mine_of_ten")
+    folder = save_pretrained(create_model("mine_of_ten"), tmp_path / "model")
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace("mine_of_ten", "yours_of_ten"))
+    with pytest.raises(UnknownNameError, match=r"'yours_of_ten'.*import the module that registers it"):
+        create_model(f"local-dir:{folder}", pretrained=True)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    model = create_model(NAME, **small_options(NAME, num_classes=np.int64(3), step_size=np.float32(0.5)))
+    assert (model.num_classes, model.blocks[0].ista.step_size) == (3, 0.5)
+    again = create_model(f"local-dir:{save_pretrained(model, tmp_path)}", pretrained=True)
+    assert again.num_classes == 3
+
+
+WRONG_IMAGES: dict[str, tuple[Any, str]] = {
+    "pixels": (torch.zeros(1, 3, 32, 48, dtype=torch.uint8), "got torch.uint8"),
+    "doubles": (torch.zeros(1, 3, 32, 48, dtype=torch.float64), r"images are torch.float64: call images.to"),
+    "halves": (torch.zeros(1, 3, 32, 48, dtype=torch.bfloat16), r"call images.to\(torch.float32\)"),
+    "numpy": (np.zeros((1, 3, 32, 48), np.float32), "got ndarray"),
+    "a list": ([torch.zeros(3, 32, 48)], "got list"),
+    "no batch": (torch.zeros(3, 32, 48), "batch, 3, height, width"),
+}
+
+
+@pytest.mark.parametrize("name", [NAME, "vit_tiny_patch16_224", "crate_mae_tiny_patch16_224"])
+@pytest.mark.parametrize("what", WRONG_IMAGES)
+def test_what_is_no_batch_of_images_is_refused(name: str, what: str) -> None:
+    images, message = WRONG_IMAGES[what]
+    model = small_model(name)
+    for run in (model, model.forward_features, model.forward_intermediates):
+        with pytest.raises(InputError, match=message):
+            run(images)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        model(images_for(model).to(torch.bfloat16))

@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 import struct
 import sys
 import zlib
@@ -14,11 +15,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from whitebox_crate import PretrainedCfg, create_model
 from whitebox_crate.errors import InputError, MissingExtraError, UnknownNameError
-from whitebox_crate.images import load_image
+from whitebox_crate.images import load_image, to_rgb
 from whitebox_crate.preprocess import create_transform, image_to_tensor, resize_to_grid, resolve_data_config
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -344,6 +345,40 @@ def test_float_tensors_are_cropped_and_normalised_but_not_resized() -> None:
     assert torch.equal(transform(floats[None].double()), transform(array[None]))
     with pytest.raises(InputError, match=r"\(9, 13\) would have to become \(10, 14\).*255 \* image"):
         transform(floats[:, :9])
+
+
+def test_metadata_never_decide_whether_pixels_are_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An odd entry makes Pillow fail to write the tags anew where it turns the picture."""
+    image = Image.fromarray(pixels_of(9, 11))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    exif[0x829A] = b"no number"  # the exposure time
+    image.save(tmp_path / "photo.jpg", exif=exif)
+    assert load_image(tmp_path / "photo.jpg").mode == "RGB"
+    monkeypatch.setattr(ImageOps, "exif_transpose", lambda _: 1 / 0)
+    assert load_image(tmp_path / "photo.jpg").size == image.size
+
+
+@pytest.mark.parametrize("value", [200, 70_000, 4_000_000])
+def test_integers_of_unknown_range_are_refused(value: int, tmp_path: Path) -> None:
+    image = Image.new("I", (4, 4), value)
+    image.save(tmp_path / "grey.tif")
+    with pytest.raises(InputError, match=r"grey\.tif.*32-bit integers of unknown range"):
+        load_image(tmp_path / "grey.tif")
+    if value >= 1 << 16:
+        with pytest.raises(InputError, match="unknown range"):
+            to_rgb(image)
+
+
+def test_what_is_no_photograph_is_not_opened(tmp_path: Path) -> None:
+    """EPS would be handed to another program, and a pipe waited for, whatever they are called."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "drawing.eps")
+    (tmp_path / "drawing.eps").rename(tmp_path / "drawing.jpg")
+    with pytest.raises(InputError, match=r"drawing\.jpg.*none of the formats JPEG"):
+        load_image(tmp_path / "drawing.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(InputError, match="it is a pipe"):
+        load_image(tmp_path / "pipe.jpg")
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"])

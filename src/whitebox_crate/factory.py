@@ -12,6 +12,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from . import hub
@@ -25,7 +26,7 @@ from .loading import load_state, meta_init
 from .models import FeatureExtractor, ImageTransformer
 from .models._base import GlobalPool, known_pool
 from .pretrained_cfg import PretrainedCfg
-from .registry import Entry, Entrypoint, find_entry
+from .registry import Entry, Entrypoint, find_entry, is_model
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
 
@@ -151,6 +152,8 @@ def _source(
 ) -> _Source:
     """Looks a name up in the registry, in a folder or on the Hub: the one place that does."""
     if not name.startswith((LOCAL, HUB)):
+        if "/" in name or (Path(name).is_dir() and not is_model(name)):
+            raise UnknownNameError(f"unknown model {name!r}; say '{LOCAL}{name}' of a folder, '{HUB}{name}' of the Hub")
         entry, tag = find_entry(name)
         cfg = _facts(entry, tag, pretrained, given)
         return _Source(entry, cfg, _classes(entry, cfg) if tag or isinstance(given, str) else {})
@@ -158,6 +161,8 @@ def _source(
         raise InputError(f"{name} has facts of its own; change single ones with pretrained_cfg_overlay")
     if name.startswith(LOCAL):
         folder = Path(name.removeprefix(LOCAL))
+        if not folder.is_dir():
+            raise WeightsError(f"there is no folder {folder}; look at the path after '{LOCAL}'")
         return _described(hub.read_config(folder), folder)
     repo_id, at, revision = name.removeprefix(HUB).partition("@")
     if at and not revision:
@@ -169,7 +174,10 @@ def _source(
 
 
 def _described(config: hub.Config, folder: Path | None = None) -> _Source:
-    entry, _ = find_entry(config.architecture)
+    try:
+        entry, _ = find_entry(config.architecture)
+    except UnknownNameError as error:
+        raise UnknownNameError(f"{error} If it is a model of your own, import the module that registers it.") from None
     options = {**_classes(entry, config.cfg), **config.options}
     return _Source(entry, config.cfg, options, config.pool, config.folded, folder)
 
@@ -209,7 +217,7 @@ def _options(source: _Source, given: Mapping[str, Any], pretrained: bool) -> dic
     merged = {**source.cfg.model_args, **source.options}
     merged.update({key: value for key, value in given.items() if value is not None or key not in merged})
     entry.check_options(merged)
-    options = {key: value for key, value in merged.items() if value is not None}
+    options = {key: _plain_number(value) for key, value in merged.items() if value is not None}
     for key, value in options.items():  # constants enter no shape: a wrong one would show only where it is used
         if type(entry.defaults.get(key)) is float and not _is_finite(value):
             raise InputError(f"{key} of {entry.name} is a finite number, not {value!r}")
@@ -218,6 +226,11 @@ def _options(source: _Source, given: Mapping[str, Any], pretrained: bool) -> dic
     if source.pool is not None and entry.takes("global_pool"):  # timm saves it apart from the options
         options.setdefault("global_pool", source.pool)
     return options
+
+
+def _plain_number(value: Any) -> Any:
+    """Numbers of numpy as Python's own, which a file of options can hold."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _is_finite(value: object) -> bool:

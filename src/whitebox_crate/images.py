@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any
 
 from .errors import InputError, require
@@ -12,14 +13,17 @@ from .errors import InputError, require
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+# What photographs are. Pillow knows more; of some of these it runs other programs (EPS), or they are no pictures.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO")
+
 
 def load_image(path: str | os.PathLike[str], *, upright: bool = True) -> Image:
     """Reads an image as a viewer shows it: turned upright by its EXIF tag, transparency laid on white.
 
-    Of an animation, the first frame; 16-bit grey is scaled to 8 bits.
+    Of an animation, the first frame; 16-bit grey is scaled to 8 bits. An EXIF tag that cannot be read turns nothing.
 
     Args:
-        path: Any file that Pillow reads.
+        path: A file of one of `FORMATS`, told by its content.
         upright: False leaves the pixels as they are stored, whatever the EXIF tag says.
 
     Returns:
@@ -33,6 +37,8 @@ def load_image(path: str | os.PathLike[str], *, upright: bool = True) -> Image:
     require("PIL.Image", extra="images")
     name = os.fspath(path)
     try:
+        if stat.S_ISFIFO(os.stat(name).st_mode):
+            raise OSError("it is a pipe, which would be waited for")
         file = open(name, "rb")  # noqa: SIM115, so that its errors are told from those of the decoder
     except (OSError, ValueError) as error:
         raise InputError(f"{name!r} cannot be opened: {error}; look at the path") from error
@@ -57,14 +63,14 @@ def reading(file: IO[bytes], name: str) -> Iterator[Any]:
     """
     pillow: Any = require("PIL.Image", extra="images")
     try:
-        with pillow.open(file) as image:
+        with pillow.open(file, formats=[kind for kind in FORMATS if kind in _known(pillow)]) as image:
             yield image
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     except pillow.DecompressionBombError as error:
         raise InputError(f"{name}: {error} Make it smaller first.") from error
     except pillow.UnidentifiedImageError as error:
-        raise InputError(f"{name} is no image, or of a format that Pillow does not read") from error
+        raise InputError(f"{name} is no image, or of none of the formats {', '.join(FORMATS)}") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
         raise InputError(
             f"{name} is damaged or cut short: {type(error).__name__}: {error}; get or save it again"
@@ -81,12 +87,16 @@ def to_rgb(image: Image, *, upright: bool = False) -> Image:
     Raises:
         InputError: If it has no pixels, or a mode whose range nobody knows.
     """
+    range_known = image.mode != "F" and (image.mode != "I" or _has_16_bits(image))
     if upright:
-        image = require("PIL.ImageOps", extra="images").exif_transpose(image)
-    if image.mode == "F":
-        raise InputError("its pixels are floats of unknown range; save it with 8 or 16 bits")
+        # Pixels decide whether a picture can be read, and its metadata do not.
+        with suppress(Exception):
+            image = require("PIL.ImageOps", extra="images").exif_transpose(image)
     if min(image.size) < 1:
         raise InputError(f"it is {image.width} x {image.height}: it has no pixels")
+    if not range_known:
+        numbers = "floats" if image.mode == "F" else "32-bit integers"
+        raise InputError(f"its pixels are {numbers} of unknown range; save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16-bit grey, which convert would clip
         image = image.convert("I").point(lambda value: value / 256).convert("L")
     if image.mode in ("La", "RGBa"):  # premultiplied
@@ -100,3 +110,17 @@ def to_rgb(image: Image, *, upright: bool = False) -> Image:
         return image.convert("RGB")
     except ValueError as error:
         raise InputError(f"its mode {image.mode} is not one that Pillow turns into RGB: {error}") from error
+
+
+def _has_16_bits(image: Image) -> bool:
+    """Whether 32-bit integers hold 16-bit grey: of files that have no more, or in memory by their values."""
+    if image.format is not None:
+        return image.format in ("PNG", "PPM")
+    darkest, lightest = image.getextrema()
+    return bool(darkest >= 0 and lightest < 1 << 16)  # type: ignore[operator]  # of one band, two numbers
+
+
+def _known(pillow: Any) -> Any:
+    """The formats of this Pillow, all of which `init` looks for."""
+    pillow.init()
+    return pillow.OPEN

@@ -216,7 +216,7 @@ def list_pretrained(filter: str | Sequence[str] = "") -> list[str]:
 
 
 def _matches(name: str, filters: str | Sequence[str], default: bool) -> bool:
-    patterns = [filters] if isinstance(filters, str) else list(filters)
+    patterns = [filters] if isinstance(filters, str) else list(filters or ())
     patterns = [pattern for pattern in patterns if pattern]
     if not patterns:
         return default

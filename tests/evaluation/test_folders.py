@@ -182,3 +182,21 @@ class TestMasks:
         path.write_bytes(path.read_bytes()[:900])
         with pytest.raises(InputError, match=r"image\.jpg is damaged or cut short"):
             LabelledImage(path, tmp_path / "mask.png").read()
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_masks_are_of_the_pixels_as_they_are_stored(orientation: int, tmp_path: Path) -> None:
+    """A mask that was drawn upright has another size where the picture is turned by a quarter, and counts too."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8))
+    stored.save(tmp_path / "a.png", exif=exif)
+    Image.new("L", stored.size, 1).save(tmp_path / "stored.png")
+    image, labels = LabelledImage(tmp_path / "a.png", tmp_path / "stored.png").read()
+    assert np.array_equal(np.asarray(image), np.asarray(stored))
+    assert labels.shape == (4, 6)
+    if orientation in (6, 8):
+        Image.new("L", stored.size[::-1], 1).save(tmp_path / "upright.png")
+        image, labels = LabelledImage(tmp_path / "a.png", tmp_path / "upright.png").read()
+        assert image.size == (4, 6)
+        assert labels.shape == (6, 4)

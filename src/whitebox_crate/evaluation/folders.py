@@ -67,7 +67,7 @@ class LabelledImage:
         return content_of(self.image, self.mask)
 
     def read(self) -> tuple[Image, Tensor]:
-        """Reads both.
+        """Reads both; the image as its pixels are stored, or upright by its EXIF tag if the mask has that size.
 
         Returns:
             The Pillow image in mode RGB, and its labels, int64 (height, width).
@@ -77,12 +77,15 @@ class LabelledImage:
                 of labels.
             MissingExtraError: If Pillow is not installed.
         """
-        image = load_image(self.image)
         labels = read_labels(self.mask)
+        image = load_image(self.image, upright=False)
+        if labels.shape != (image.height, image.width):  # masks drawn upright have the upright size
+            stored, image = image, load_image(self.image)
         if labels.shape != (image.height, image.width):
+            sizes = [f"{height} x {width}" for height, width in (labels.shape, (stored.height, stored.width))]
             raise InputError(
-                f"{self.mask} is {labels.shape[0]} x {labels.shape[1]} (height x width), {self.image} {image.height} x "
-                f"{image.width} (upright by its EXIF tag); make the mask again at the size of the image"
+                f"{self.mask} is {sizes[0]} (height x width), {self.image} {sizes[1]}; make the mask again at the size "
+                "of the image"
             )
         return image, labels
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -98,6 +99,11 @@ class PatchEmbed(nn.Module):
         self.img_size = (height, width)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the images that are taken: that of the parameters."""
+        return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.get_default_dtype())
+
+    @property
     def num_patches(self) -> int:
         """Number of patches of an image of the expected size."""
         return self.grid_size[0] * self.grid_size[1]
@@ -124,8 +130,20 @@ class PatchEmbed(nn.Module):
         """Checks a batch of images and returns its patch grid (rows, columns).
 
         Raises:
-            InputError: If the rank, the channels or the size are not those of this embedding.
+            InputError: If type, dtype, rank, channels or size are not those of this embedding.
         """
+        if not isinstance(images, Tensor):
+            raise InputError(
+                f"expected a tensor of images, got {type(images).__name__}; whitebox_crate.create_transform makes one"
+            )
+        if not images.is_floating_point():
+            raise InputError(
+                f"expected normalised images in floats, got {images.dtype}; whitebox_crate.create_transform makes them "
+                "of pixels"
+            )
+        dtype = self.dtype
+        if images.dtype != dtype and not torch.is_autocast_enabled(images.device.type):
+            raise InputError(f"the model computes in {dtype}, the images are {images.dtype}: call images.to({dtype})")
         if images.ndim != 4 or images.shape[1] != self.in_chans:
             raise InputError(
                 f"expected images of shape (batch, {self.in_chans}, height, width), got {tuple(images.shape)}; "
