@@ -176,6 +176,12 @@ def test_the_picture_of_the_architecture_is_drawn_from_the_imports() -> None:
     assert PICTURE.read_text(encoding="utf-8") == picture(), "run `python tests/draw_architecture.py`"
 
 
+def test_the_version_is_the_same_everywhere() -> None:
+    version = whitebox_crate.__version__
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"version = {{{version}}}" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("marker", ["setup", "tests"])
 def test_readme_marks_the_commands_that_continuous_integration_runs(marker: str) -> None:
     marked = [b for b in blocks(ROOT / "README.md", "bash") if b.above == f"<!-- {marker} -->"]
