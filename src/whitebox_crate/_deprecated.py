@@ -31,6 +31,7 @@ NAMES: dict[str, str] = {
     "loading.read_json": "_files.read_json",
     "loading.weightless": "loading.meta_init",
     "preprocess.load_image": "images.load_image",
+    "preprocess.reading": "images.reading",
     "segmentation.attention_eval.tables": "evaluation.summary_tables",
     "segmentation.coco.score": "evaluation.average_precision",
     "segmentation.curves.generator_of": "_random.torch_generator",

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._hooks import Hook, hooks_here
 from ..errors import InputError
 from ..models import ImageTransformer
 
@@ -70,6 +71,8 @@ def add_noise(
 def noisy(model: ImageTransformer, strength: float, share: float, generator: torch.Generator) -> Iterator[None]:
     """Within the block, the model sees its images with noise (`add_noise`); they are normalised as its weights ask for.
 
+    Other threads that run the model see theirs without.
+
     Args:
         model: A model of this package, not compiled.
         strength: As of `add_noise`.
@@ -82,14 +85,11 @@ def noisy(model: ImageTransformer, strength: float, share: float, generator: tor
     check_noise(strength, share)
     std = model.pretrained_cfg.std
 
-    def disturb(_: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def disturb(args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (add_noise(args[0], strength, share, generator, std=std), *args[1:])
 
-    handle = model.register_forward_pre_hook(disturb)
-    try:
+    with hooks_here([Hook(model, "before", disturb, changes=True)]):
         yield
-    finally:
-        handle.remove()
 
 
 def check_noise(strength: float, share: float) -> None:
