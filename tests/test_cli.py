@@ -195,7 +195,7 @@ class TestSegment:
             (["--keep", "0", "--rule", "mass"], "keep"),
             (["--keep", "0.5", "--rule", "mean"], "--keep"),
             (["--size", "0"], "0"),
-            (["--model", "local-dir:nowhere"], "config.json"),
+            (["--model", "local-dir:nowhere"], "no folder nowhere"),
         ],
     )
     def test_what_is_wrong_is_said_and_nothing_written(
