@@ -169,6 +169,11 @@ class TestMasks:
         with pytest.raises(InputError, match=r"the mask .*mask\.png is damaged or no image"):
             read_labels(path)
 
+    def test_a_format_that_another_program_would_read_is_refused(self, tmp_path: Path) -> None:
+        Image.new("L", (4, 4)).save(tmp_path / "mask.png", format="EPS")
+        with pytest.raises(InputError, match=r"mask\.png is damaged or no image: UnidentifiedImageError"):
+            read_labels(tmp_path / "mask.png")
+
     def test_a_mask_of_another_size(self, tmp_path: Path) -> None:
         noise(0).save(tmp_path / "image.jpg")
         save_mask(labels(1), tmp_path / "mask.png")

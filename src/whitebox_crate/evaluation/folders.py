@@ -19,6 +19,7 @@ from .records import content_of
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+MASK_FORMATS = ("PNG", "TIFF", "BMP", "GIF", "PPM")  # lossless, and none for which Pillow runs another program
 VOID = 255  # the label of VOC's pixels that belong to nothing: edges of objects, and objects too hard
 # By label, from 1 on; 0 is background.
 VOC_CLASSES = (
@@ -208,7 +209,7 @@ def read_labels(path: str | os.PathLike[str]) -> Tensor:
     """
     pillow: Any = require("PIL.Image", extra="images")
     try:
-        with pillow.open(path) as image:
+        with pillow.open(path, formats=MASK_FORMATS) as image:
             mode = image.mode
             values = np.array(image)  # of a palette image, its indices
     except FileNotFoundError as error:
