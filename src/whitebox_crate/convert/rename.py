@@ -1,4 +1,4 @@
-"""Other people's checkpoints in our names, and the model that a checkpoint is for."""
+"""Other people's names in ours: a checkpoint of any known format, renamed and rearranged."""
 
 from __future__ import annotations
 

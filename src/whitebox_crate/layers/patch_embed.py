@@ -1,4 +1,4 @@
-"""Patches to tokens, and position embeddings for grids of any size."""
+"""Patches to tokens: images cut into patches, and each patch embedded."""
 
 from __future__ import annotations
 
