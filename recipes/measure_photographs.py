@@ -1,0 +1,176 @@
+"""Measures on photographs with masks how well [CLS] attention finds what is in them; nothing here was trained on.
+
+    python -m recipes.measure_photographs --data ECSSD --model crate_nano --out results.json
+    python -m recipes.measure_photographs --data ECSSD --model local-dir:runs/vit_nano/model --out results.json
+
+DATA holds images/ and masks/, as `whitebox-crate evaluate folder` takes them. Sorted by name and counted from 0, even
+photographs are the half to choose on, odd ones the half to report on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import whitebox_crate
+from whitebox_crate import ImageTransformer, create_model
+from whitebox_crate.errors import InputError
+from whitebox_crate.hub import write_whole
+from whitebox_crate.preprocess import image_to_tensor, resize_to_grid
+from whitebox_crate.segmentation import attention_masks, mask_iou, upsample
+from whitebox_crate.segmentation.attention import all_cls_attention
+from whitebox_crate.segmentation.datasets import LabelledImage, read_folder
+
+BOX = 0.6  # side of the centred box / side of the photograph
+FROM_LAYER = 2  # the average over layers begins here
+
+
+@dataclass(frozen=True)
+class Scores:
+    """IoU of each photograph, in pixels.
+
+    Attributes:
+        heads: (photographs, layers, heads), masks of the maps of single heads.
+        layers: (photographs, layers), masks of the average of a layer's heads, each map of sum 1.
+        average: (photographs,), masks of the average of all heads of layers from `FROM_LAYER` on.
+        box: (photographs,), a box in the middle.
+    """
+
+    heads: Tensor
+    layers: Tensor
+    average: Tensor
+    box: Tensor
+
+    def part(self, which: slice) -> Scores:
+        """The scores of some photographs."""
+        return Scores(self.heads[which], self.layers[which], self.average[which], self.box[which])
+
+
+def halves(count: int) -> dict[str, slice]:
+    """Which photographs, sorted by name, are there to choose on and which to report on."""
+    return {"choose": slice(0, count, 2), "report": slice(1, count, 2)}
+
+
+def score(model: ImageTransformer, pairs: Sequence[LabelledImage], short_side: int) -> Scores:
+    """Scores of a model that takes images of any size; what is not background in a mask is the object.
+
+    Args:
+        model: In evaluation mode.
+        pairs: Photographs with masks.
+        short_side: Of the photographs as the model sees them, pixels.
+
+    Raises:
+        InputError: If there is no photograph, or a file cannot be read.
+    """
+    if not pairs:
+        raise InputError("no photograph to measure on; expected one or more")
+    heads, layers, average, box = [], [], [], []
+    for pair in pairs:
+        image, labels = pair.read()
+        target, size = labels > 0, (labels.shape[0], labels.shape[1])
+        maps = maps_of(model, image, short_side)
+        by_layer = maps.mean(1)
+        heads.append(_ious(maps, target, size))
+        layers.append(_ious(by_layer, target, size))
+        average.append(_ious(by_layer[FROM_LAYER:].mean(0), target, size))
+        box.append(mask_iou(centred_box(size), target))
+    return Scores(torch.stack(heads), torch.stack(layers), torch.stack(average), torch.stack(box))
+
+
+@torch.inference_mode()
+def maps_of(model: ImageTransformer, image: Any, short_side: int) -> Tensor:
+    """[CLS] attention of a Pillow image, each map of sum 1; (layers, heads, grid_h, grid_w)."""
+    cfg = model.pretrained_cfg
+    seen = resize_to_grid(image, model.patch_embed.patch_size, short_side)
+    maps = all_cls_attention(model, image_to_tensor(seen, mean=cfg.mean, std=cfg.std)[None])[0]
+    return maps / maps.sum((-2, -1), keepdim=True)
+
+
+def centred_box(size: tuple[int, int]) -> Tensor:
+    """A box of `BOX` of each side in the middle; bool (height, width)."""
+    box = torch.zeros(size, dtype=torch.bool)
+    top, left = (round(length * (1 - BOX) / 2) for length in size)
+    box[top : size[0] - top, left : size[1] - left] = True
+    return box
+
+
+def summary(scores: Scores) -> dict[str, Any]:
+    """All numbers, by half of the photographs; what stands for all was chosen on the first half."""
+    parts = {name: scores.part(which) for name, which in halves(len(scores.box)).items()}
+    chosen = parts["choose"].heads.mean(0)
+    layer, head = divmod(int(chosen.flatten().argmax()), chosen.shape[1])
+    mean_layer = int(parts["choose"].layers.mean(0).argmax())
+    best_layer = int(parts["choose"].heads.amax(-1).mean(0).argmax())
+    choices = {"layer": layer, "head": head, "layer_of_means": mean_layer, "layer_of_best": best_layer}
+    result: dict[str, Any] = {"chosen_on_first_half": choices}
+    for name, part in parts.items():
+        result[name] = {
+            "photographs": len(part.box),
+            "one_head": interval(part.heads[:, layer, head]),
+            "mean_of_one_layer": interval(part.layers[:, mean_layer]),
+            "mean_of_layers": interval(part.average),
+            "best_head_of_each_image": interval(part.heads.flatten(1).amax(-1)),
+            "best_head_of_each_image_in_one_layer": interval(part.heads[:, best_layer].amax(-1)),
+            "centred_box": interval(part.box),
+            "by_layer_and_head": [[round(x, 4) for x in row] for row in part.heads.mean(0).tolist()],
+            "best_head_by_layer": [round(x, 4) for x in part.heads.amax(-1).mean(0).tolist()],
+            "mean_by_layer": [round(x, 4) for x in part.layers.mean(0).tolist()],
+        }
+    return result
+
+
+def interval(values: Tensor) -> list[float]:
+    """Mean over photographs, and half the width of its 95% interval."""
+    return [round(float(values.mean()), 4), round(1.96 * float(values.std() / len(values) ** 0.5), 4)]
+
+
+def _ious(maps: Tensor, target: Tensor, size: tuple[int, int]) -> Tensor:
+    return mask_iou(upsample(attention_masks(maps, rule="mean"), size), target)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="folder with images/ and masks/")
+    add("--model", default="crate_nano", help="name, name.tag or local-dir:PATH")
+    add("--size", type=int, default=144, help="shorter side for the model, pixels (%(default)s)")
+    add("--untrained", action="store_true", help="fresh weights, by the seed")
+    add("--seed", type=int, default=0, help="of fresh weights; nothing else is drawn")
+    add("--every", type=int, default=1, help="only every so many-th pair of photographs, for a glance")
+    add("--out", type=Path, required=True)
+    options = parser.parse_args()
+    torch.manual_seed(options.seed)
+    model = create_model(options.model, pretrained=not options.untrained, dynamic_img_size=True).eval()
+    pairs = [pair for _, pair in read_folder(options.data).items]
+    pairs = [pair for index, pair in enumerate(pairs) if index // 2 % options.every == 0]
+    results = {
+        "model": options.model,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "size": options.size,
+        "seed": options.seed,
+        "command": shlex.join(["python", "-m", "recipes.measure_photographs", *sys.argv[1:]]),
+        "versions": {
+            "whitebox_crate": whitebox_crate.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        **summary(score(model, pairs, options.size)),
+    }
+    write_whole(options.out, lambda path: path.write_text(json.dumps(results, indent=1) + "\n"))
+    for half in halves(0):
+        print(half, {k: v for k, v in results[half].items() if k != "by_layer_and_head"})
+    print(results["chosen_on_first_half"], options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Trains a network of the size of crate_nano on scenes, by the names of the objects alone.
+
+    python -m recipes.train_nano --model crate_nano --warm-start --data DATA --out runs/crate_nano
+    python -m recipes.train_nano --model vit_nano --curriculum 0.3 --data DATA --out runs/vit_nano
+
+DATA holds cutouts.tar and backgrounds.tar. The stamps and wallpapers are those of four Debian packages. A run that was
+interrupted and is called again goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recipes.cutouts import backgrounds, cutouts, merge
+from recipes.scenes import Scenes, Style
+from whitebox_crate import ImageTransformer, create_model
+from whitebox_crate.errors import InputError
+from whitebox_crate.hub import write_whole
+from whitebox_crate.models import PretrainedCfg
+from whitebox_crate.training import Objects, Recipe, finish, last_metrics, normalize, photographs, train, wallpapers
+from whitebox_crate.training.data import WALLPAPERS
+from whitebox_crate.training.runs import checkpoints_of
+
+MATE = Path("/usr/share/backgrounds/mate")
+DATA = (
+    "scenes: composites of the stamps of tuxpaint-stamps-default and of cut-outs of COCO, Caltech-101 and the Grocery "
+    "Store Dataset over Intel Image Classification, DTD and wallpapers"
+)
+
+
+class Naming:
+    """What is measured on the way: naming of validation scenes, which share no background and few objects.
+
+    Args:
+        source: Scenes of instances and backgrounds that were held out.
+        every: In steps.
+        images: How many, a multiple of 64.
+    """
+
+    def __init__(self, source: Scenes, every: int, images: int = 512) -> None:
+        self.every = every
+        self._batches = [source.draw(64, seed=77, step=step, size=96) for step in range(images // 64)]
+
+    @torch.inference_mode()
+    def measure(self, model: ImageTransformer) -> dict[str, float]:
+        """Top-1 on them."""
+        training = model.training
+        model.eval()
+        hits = [model(normalize(batch.images, model)).argmax(-1) == batch.labels for batch in self._batches]
+        model.train(training)
+        return {"top1": round(float(torch.cat(hits).float().mean()), 4)}
+
+
+def objects_of(archive: Path) -> tuple[Objects, Objects]:
+    """Training and validation objects, with the same classes: the stamps of training, and the archive's cut-outs."""
+    stamps = photographs("train")
+    known = Objects(stamps.images[:0], stamps.labels[:0], stamps.class_names)
+    return merge([stamps, cutouts(archive, "train")]), merge([known, cutouts(archive, "validation")])
+
+
+def backgrounds_of(archive: Path) -> Tensor:
+    """All training backgrounds: scenes, textures and wallpapers; uint8 (count, 3, 128, 128)."""
+    walls = [wallpapers("train", roots=WALLPAPERS, count=1500), wallpapers("train", roots=[MATE], count=500)]
+    return torch.cat([backgrounds(archive, "train"), *walls])
+
+
+def data_of(folder: Path, cache: Path) -> tuple[Objects, Objects, Tensor, Tensor]:
+    """Objects and backgrounds, each to train on and to validate with, decoded once and kept in a file."""
+    if not cache.exists():
+        learnt, unseen = objects_of(folder / "cutouts.tar")
+        tensors = [learnt.images, learnt.labels, unseen.images, unseen.labels]
+        tensors += [backgrounds_of(folder / "backgrounds.tar"), backgrounds(folder / "backgrounds.tar", "validation")]
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(cache, lambda path: torch.save((tensors, learnt.class_names), path))
+    (a, b, c, d, behind, behind_unseen), names = torch.load(cache, weights_only=True)
+    return Objects(a, b, tuple(names)), Objects(c, d, tuple(names)), behind, behind_unseen
+
+
+def make_model(name: str, warm_start: str, class_names: tuple[str, ...], recipe: Recipe) -> ImageTransformer:
+    """The model with a fresh head for these classes, else from weights of this name if one is given."""
+    torch.manual_seed(recipe.seed)
+    made = create_model(
+        warm_start or name,
+        pretrained=bool(warm_start),
+        num_classes=len(class_names),
+        img_size=max(recipe.sizes),
+        dynamic_img_size=True,
+    )
+    if not isinstance(made, ImageTransformer):
+        raise InputError(f"{warm_start or name} makes a {type(made).__name__}, which is not trained here")
+    cfg, origin = made.pretrained_cfg, f", from {warm_start}" if warm_start else ""
+    made.pretrained_cfg = PretrainedCfg(
+        input_size=(made.in_chans, *made.img_size),
+        mean=cfg.mean,
+        std=cfg.std,
+        interpolation=cfg.interpolation,
+        num_classes=made.num_classes,
+        label_names=class_names,
+        license="apache-2.0",
+        origin=f"recipes.train_nano, seed {recipe.seed}{origin}",
+    )
+    return made
+
+
+def style_of(changes: dict[str, Any]) -> Style:
+    """The scenes' style with some of it changed; JSON has lists for tuples."""
+    given: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in changes.items()}
+    return replace(Style(), **given)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--model", default="crate_nano", help="architecture")
+    add("--warm-start", default="", metavar="NAME", help="weights to start from, with a fresh head")
+    add("--data", type=Path, required=True, help="folder of cutouts.tar and backgrounds.tar")
+    add("--cache", type=Path, help="file for what was decoded (OUT/../data.pt)")
+    add("--out", type=Path, required=True)
+    add("--steps", type=int, default=10000)
+    add("--batch-size", type=int, default=32)
+    add("--learning-rate", type=float, default=2e-4)
+    add("--curriculum", type=float, default=0.0, help="share of the steps in which scenes grow to full difficulty")
+    add("--sizes", type=int, nargs="+", default=[48, 72, 96])
+    add("--size-starts", type=float, nargs="+", default=[0.0, 0.6, 0.85])
+    add("--style", type=json.loads, default={}, help="what of the scenes' style shall differ, as JSON")
+    add("--seed", type=int, default=0)
+    add("--stop-at", type=int, help="step after which to stop, for trials")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    learnt, unseen, behind, behind_unseen = data_of(options.data, options.cache or options.out.parent / "data.pt")
+    style = style_of(options.style)
+    recipe = Recipe(
+        steps=options.steps,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        curriculum=options.curriculum,
+        sizes=tuple(options.sizes),
+        size_starts=tuple(options.size_starts),
+        seed=options.seed,
+    )
+    model = make_model(options.model, options.warm_start, learnt.class_names, recipe)
+    source = Scenes(learnt, behind, max(recipe.sizes), style)
+    validation = Naming(Scenes(unseen, behind_unseen, 96, style), every=1000)
+    started = len(checkpoints_of(options.out))
+    clock = time.process_time()
+    train(model, source, recipe, options.out, validation=validation, stop_at=options.stop_at, checkpoint_every=500)
+    seconds = round(time.process_time() - clock)
+    metrics = {**last_metrics(options.out), "cpu_seconds_of_the_last_call": seconds, "calls_before": started}
+    words = f"{DATA}; {len(learnt.labels):,} objects of {len(learnt.class_names)} classes, {len(behind):,} backgrounds"
+    finish(model, options.out / "model", recipe, data=words, metrics={**metrics, "style": asdict(style)})
+
+
+if __name__ == "__main__":
+    main()
