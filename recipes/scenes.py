@@ -41,14 +41,14 @@ class Style:
 
     decoys: int = 2
     others: int = 1
-    filled: float = 0.4
-    twin: float = 0.1
-    front: float = 0.1
-    scales: tuple[float, float] = (0.45, 1.25)
+    filled: float = 0.25
+    twin: float = 0.05
+    front: float = 0.05
+    scales: tuple[float, float] = (0.5, 1.15)
     overhang: float = 0.5
-    blur: float = 0.3
-    harmony: float = 0.3
-    noise: float = 0.04
+    blur: float = 0.2
+    harmony: float = 0.2
+    noise: float = 0.03
     grey: float = 0.04
 
 

@@ -85,7 +85,7 @@ def data_of(folder: Path, cache: Path) -> tuple[Objects, Objects, Tensor, Tensor
 
 
 def make_model(name: str, warm_start: str, class_names: tuple[str, ...], recipe: Recipe) -> ImageTransformer:
-    """The model with a fresh head for these classes, else from weights of this name if one is given."""
+    """The model for these classes, from weights of this name if one is given; their rows of known classes stay."""
     torch.manual_seed(recipe.seed)
     made = create_model(
         warm_start or name,
@@ -96,6 +96,8 @@ def make_model(name: str, warm_start: str, class_names: tuple[str, ...], recipe:
     )
     if not isinstance(made, ImageTransformer):
         raise InputError(f"{warm_start or name} makes a {type(made).__name__}, which is not trained here")
+    if warm_start:
+        _keep_rows(made, create_model(warm_start, pretrained=True), class_names)
     cfg, origin = made.pretrained_cfg, f", from {warm_start}" if warm_start else ""
     made.pretrained_cfg = PretrainedCfg(
         input_size=(made.in_chans, *made.img_size),
@@ -108,6 +110,16 @@ def make_model(name: str, warm_start: str, class_names: tuple[str, ...], recipe:
         origin=f"recipes.train_nano, seed {recipe.seed}{origin}",
     )
     return made
+
+
+@torch.no_grad()
+def _keep_rows(made: ImageTransformer, old: ImageTransformer, class_names: tuple[str, ...]) -> None:
+    """Copies what the old head knows of classes of the same name; the other rows stay fresh."""
+    known = {name: row for row, name in enumerate(old.pretrained_cfg.label_names)}
+    new, rows = made.get_classifier(), [index for index, name in enumerate(class_names) if name in known]
+    source = [known[class_names[index]] for index in rows]
+    for mine, theirs in zip(new.parameters(), old.get_classifier().parameters(), strict=True):
+        mine[rows] = theirs[source]
 
 
 def style_of(changes: dict[str, Any]) -> Style:
