@@ -37,6 +37,7 @@ class Style:
         harmony: Largest share by which the object's mean colour is drawn to that of the background.
         noise: Largest standard deviation of the noise of the pixels, of 1.
         grey: Probability that the image has no colours.
+        light: How much brightness, contrast, tint and saturation vary, as a share of the most that makes sense.
     """
 
     decoys: int = 2
@@ -49,7 +50,8 @@ class Style:
     blur: float = 0.2
     harmony: float = 0.2
     noise: float = 0.03
-    grey: float = 0.04
+    grey: float = 0.03
+    light: float = 0.5
 
 
 class Scenes:
@@ -157,12 +159,12 @@ class _Drawing:
 
     def _lay_background(self) -> Tensor:
         """Cut-outs of backgrounds in light of their own, some out of focus; returns their mean colours, (batch, 3)."""
-        scenes, count = self.scenes, self.count
+        scenes, style, count = self.scenes, self.scenes.style, self.count
         which = torch.randint(len(scenes._backgrounds[0]), (count,), generator=self.generator)
         plain = self._uniform(count, 3, 1, 1)
-        images = self._cut(which, self._uniform(count) < scenes.style.blur)
+        images = self._cut(which, self._uniform(count) < style.blur)
         means = scenes._background_means[which]
-        contrast = 1 + 0.35 * self._symmetric(count, 1, 1, 1)
+        contrast = 1 + 0.35 * style.light * self._symmetric(count, 1, 1, 1)
         lit = (means[:, :, None, None] + contrast * (images - means[:, :, None, None])) * self._light(count)
         self.images = torch.lerp(plain.expand_as(lit), lit, self.difficulty)
         return torch.lerp(plain[:, :, 0, 0], means, self.difficulty)
@@ -206,7 +208,7 @@ class _Drawing:
         layer = self._objects(what, len(rows), scales, spread)
         colours, alpha = layer[:, :3], layer[:, 3:]
         means = self.scenes._object_means[what][:, :, None, None]
-        contrast = 1 + self.difficulty * 0.3 * self._symmetric(len(rows), 1, 1, 1)
+        contrast = 1 + 0.3 * self._strength() * self._symmetric(len(rows), 1, 1, 1)
         drawn = self.difficulty * self.scenes.style.harmony * self._uniform(len(rows), 1, 1, 1)
         target = means + drawn * (behind[rows][:, :, None, None] - means)
         colours = (contrast * colours + alpha * (target - contrast * means)) * self._light(len(rows))
@@ -241,9 +243,13 @@ class _Drawing:
 
     # --- the camera ---------------------------------------------------------------------------------------------
 
+    def _strength(self) -> float:
+        """How much light varies at this difficulty, in [0, 1]."""
+        return self.difficulty * self.scenes.style.light
+
     def _light(self, rows: int) -> Tensor:
         """Factors of brightness and tint, brighter on one side; (rows, 3, side, side)."""
-        strength = self.difficulty
+        strength = self._strength()
         brightness = 1 + strength * 0.35 * self._symmetric(rows, 1, 1, 1)
         tint = 1 + strength * 0.12 * self._symmetric(rows, 3, 1, 1)
         slope = strength * 0.2 * self._symmetric(rows, 2)
@@ -253,7 +259,7 @@ class _Drawing:
 
     def _expose(self) -> None:
         """Focus, contrast, saturation, and noise over all of each image; clamps to [0, 1]."""
-        style, count, strength = self.scenes.style, self.count, self.difficulty
+        style, count, strength = self.scenes.style, self.count, self._strength()
         images = self.images
         rows = self._some(style.blur / 2)
         if len(rows):
@@ -266,7 +272,7 @@ class _Drawing:
         middle = images.mean((1, 2, 3), keepdim=True)
         images = torch.lerp(grey.expand_as(images), images, saturation)
         images = middle + contrast * (images - middle)
-        deviation = strength * style.noise * self._uniform(count, 1, 1, 1) ** 2
+        deviation = self.difficulty * style.noise * self._uniform(count, 1, 1, 1) ** 2
         images = images + deviation * torch.randn(images.shape, generator=self.generator)
         self.images = images.clamp_(0, 1)
 
