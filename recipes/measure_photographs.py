@@ -15,7 +15,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,29 +104,63 @@ def centred_box(size: tuple[int, int]) -> Tensor:
     return box
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen on the first half of the photographs.
+
+    Attributes:
+        layer: Of the one head for all, and `head`.
+        head: The one head for all.
+        layer_of_means: Whose average of heads is best.
+        layer_of_best: Whose best head of each image is best.
+        one_map: Which of the maps of `for_all` is best.
+    """
+
+    layer: int
+    head: int
+    layer_of_means: int
+    layer_of_best: int
+    one_map: str = ""
+
+    @classmethod
+    def on(cls, scores: Scores) -> Choice:
+        """The best of each on these photographs."""
+        by_head = scores.heads.mean(0)
+        layer, head = divmod(int(by_head.argmax()), by_head.shape[1])
+        best = scores.heads.amax(-1).mean(0)
+        choice = cls(layer, head, int(scores.layers.mean(0).argmax()), int(best.argmax()))
+        means = {kind: float(values.mean()) for kind, values in choice.for_all(scores).items()}
+        return replace(choice, one_map=max(means, key=lambda kind: means[kind]))
+
+    def for_all(self, scores: Scores) -> dict[str, Tensor]:
+        """IoU, (photographs,), of each map that is the same for all photographs."""
+        return {
+            "one_head": scores.heads[:, self.layer, self.head],
+            "mean_of_one_layer": scores.layers[:, self.layer_of_means],
+            "mean_of_layers": scores.average,
+        }
+
+
 def summary(scores: Scores) -> dict[str, Any]:
     """All numbers, by half of the photographs; what stands for all was chosen on the first half."""
     parts = {name: scores.part(which) for name, which in halves(len(scores.box)).items()}
-    chosen = parts["choose"].heads.mean(0)
-    layer, head = divmod(int(chosen.flatten().argmax()), chosen.shape[1])
-    mean_layer = int(parts["choose"].layers.mean(0).argmax())
-    best_layer = int(parts["choose"].heads.amax(-1).mean(0).argmax())
-    choices = {"layer": layer, "head": head, "layer_of_means": mean_layer, "layer_of_best": best_layer}
-    result: dict[str, Any] = {"chosen_on_first_half": choices}
-    for name, part in parts.items():
-        result[name] = {
-            "photographs": len(part.box),
-            "one_head": interval(part.heads[:, layer, head]),
-            "mean_of_one_layer": interval(part.layers[:, mean_layer]),
-            "mean_of_layers": interval(part.average),
-            "best_head_of_each_image": interval(part.heads.flatten(1).amax(-1)),
-            "best_head_of_each_image_in_one_layer": interval(part.heads[:, best_layer].amax(-1)),
-            "centred_box": interval(part.box),
-            "by_layer_and_head": [[round(x, 4) for x in row] for row in part.heads.mean(0).tolist()],
-            "best_head_by_layer": [round(x, 4) for x in part.heads.amax(-1).mean(0).tolist()],
-            "mean_by_layer": [round(x, 4) for x in part.layers.mean(0).tolist()],
-        }
-    return result
+    choice = Choice.on(parts["choose"])
+    return {"chosen_on_first_half": asdict(choice)} | {name: _numbers(part, choice) for name, part in parts.items()}
+
+
+def _numbers(scores: Scores, choice: Choice) -> dict[str, Any]:
+    of_all = choice.for_all(scores)
+    return {
+        "photographs": len(scores.box),
+        "one_map": interval(of_all[choice.one_map]),
+        **{kind: interval(values) for kind, values in of_all.items()},
+        "best_head_of_each_image": interval(scores.heads.flatten(1).amax(-1)),
+        "best_head_of_each_image_in_one_layer": interval(scores.heads[:, choice.layer_of_best].amax(-1)),
+        "centred_box": interval(scores.box),
+        "by_layer_and_head": [[round(x, 4) for x in row] for row in scores.heads.mean(0).tolist()],
+        "best_head_by_layer": [round(x, 4) for x in scores.heads.amax(-1).mean(0).tolist()],
+        "mean_by_layer": [round(x, 4) for x in scores.layers.mean(0).tolist()],
+    }
 
 
 def interval(values: Tensor) -> list[float]:

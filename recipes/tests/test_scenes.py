@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from recipes.cutouts import backgrounds, class_name, cutouts, is_object, merge
-from recipes.measure_photographs import centred_box, halves
+from recipes.measure_photographs import Scores, centred_box, halves, summary
 from recipes.scenes import Scenes, Style
 from whitebox_crate.errors import InputError
 from whitebox_crate.training import Objects
@@ -141,3 +141,13 @@ def test_halves_share_no_photograph() -> None:
     chosen, reported = (list(range(500))[of[name]] for name in ("choose", "report"))
     assert len(chosen) == len(reported) == 250 and not set(chosen) & set(reported)
     assert centred_box((100, 50)).float().mean() == pytest.approx(0.36)
+
+
+def test_what_stands_for_all_is_chosen_on_the_first_half() -> None:
+    heads = torch.zeros(4, 2, 2)
+    heads[::2, 1, 0], heads[1::2, 0, 1] = 0.8, 0.9  # one head is best on the first half, another on the second
+    found = summary(Scores(heads, heads.mean(-1), torch.full((4,), 0.5), torch.full((4,), 0.4)))
+    assert found["chosen_on_first_half"]["one_map"] == "one_head"
+    assert (found["chosen_on_first_half"]["layer"], found["chosen_on_first_half"]["head"]) == (1, 0)
+    assert (found["choose"]["one_map"][0], found["report"]["one_map"][0]) == (0.8, 0.0)
+    assert found["report"]["best_head_of_each_image"][0] == 0.9
