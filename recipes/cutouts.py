@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recipes.objects import Objects
 from whitebox_crate.errors import InputError, require
-from whitebox_crate.training import Objects
 
 Split = Literal["train", "validation"]
 Array = npt.NDArray[np.uint8]

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from whitebox_crate._files import write_whole
 from whitebox_crate.errors import InputError, require
-from whitebox_crate.hub import write_whole
 
 LONGEST = 192  # pixels; of cut-outs
 WHITE = 240  # of 255: a background this bright in all channels is taken away

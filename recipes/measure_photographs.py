@@ -24,12 +24,11 @@ from torch import Tensor
 
 import whitebox_crate
 from whitebox_crate import ImageTransformer, create_model
+from whitebox_crate._files import write_whole
 from whitebox_crate.errors import InputError
-from whitebox_crate.hub import write_whole
-from whitebox_crate.preprocess import image_to_tensor, resize_to_grid
-from whitebox_crate.segmentation import attention_masks, mask_iou, upsample
-from whitebox_crate.segmentation.attention import all_cls_attention
-from whitebox_crate.segmentation.datasets import LabelledImage, read_folder
+from whitebox_crate.evaluation.folders import LabelledImage, read_folder
+from whitebox_crate.preprocess import fit_photo
+from whitebox_crate.segmentation import all_cls_attention, attention_masks, mask_iou, upsample
 
 BOX = 0.6  # side of the centred box / side of the photograph
 FROM_LAYER = 2  # the average over layers begins here
@@ -90,9 +89,7 @@ def score(model: ImageTransformer, pairs: Sequence[LabelledImage], short_side: i
 @torch.inference_mode()
 def maps_of(model: ImageTransformer, image: Any, short_side: int) -> Tensor:
     """[CLS] attention of a Pillow image, each map of sum 1; (layers, heads, grid_h, grid_w)."""
-    cfg = model.pretrained_cfg
-    seen = resize_to_grid(image, model.patch_embed.patch_size, short_side)
-    maps = all_cls_attention(model, image_to_tensor(seen, mean=cfg.mean, std=cfg.std)[None])[0]
+    maps = all_cls_attention(model, fit_photo(model, image, short_side).pixels[None])[0]
     return maps / maps.sum((-2, -1), keepdim=True)
 
 

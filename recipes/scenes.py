@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recipes.objects import Objects
+from whitebox_crate._random import torch_generator
 from whitebox_crate.errors import InputError
-from whitebox_crate.training import Batch, Objects
-from whitebox_crate.training.batches import generator_of
+from whitebox_crate.training import Batch
 
 LARGEST, SMALLEST = 128, 8  # sides of the pyramids' levels, pixels
 
@@ -105,7 +106,7 @@ class Scenes:
         side = self.size if size is None else size
         if batch_size < 1 or side < 1 or not 0 <= difficulty <= 1:
             raise InputError(f"cannot draw {batch_size} images of {side} pixels at difficulty {difficulty}")
-        return _Drawing(self, batch_size, side, difficulty, generator_of(seed, step)).batch()
+        return _Drawing(self, batch_size, side, difficulty, torch_generator(seed, step)).batch()
 
 
 class _Drawing:

@@ -19,15 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recipes.backgrounds import WALLPAPERS, wallpapers
 from recipes.cutouts import backgrounds, cutouts, merge
+from recipes.objects import Objects, photographs
 from recipes.scenes import Scenes, Style
 from whitebox_crate import ImageTransformer, create_model
+from whitebox_crate._files import write_whole
 from whitebox_crate.errors import InputError
-from whitebox_crate.hub import write_whole
-from whitebox_crate.models import PretrainedCfg
-from whitebox_crate.training import Objects, Recipe, finish, last_metrics, normalize, photographs, train, wallpapers
-from whitebox_crate.training.data import WALLPAPERS
-from whitebox_crate.training.runs import checkpoints_of
+from whitebox_crate.pretrained_cfg import PretrainedCfg
+from whitebox_crate.training import Recipe, finish, last_metrics, normalize, train
+from whitebox_crate.training.checkpoints import checkpoints_of
 
 MATE = Path("/usr/share/backgrounds/mate")
 DATA = (

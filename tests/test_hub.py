@@ -173,8 +173,11 @@ def load(folder: Path) -> Crate:
 
 
 def test_a_missing_folder_or_file(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"config\.json"):
+    with pytest.raises(WeightsError, match="there is no folder .*gone"):
         load(tmp_path / "gone")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(WeightsError, match=r"config\.json"):
+        load(tmp_path / "empty")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(WeightsError, match=r"no file .*model\.safetensors"):
         load(folder)

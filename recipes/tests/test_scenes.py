@@ -11,9 +11,9 @@ from PIL import Image
 
 from recipes.cutouts import backgrounds, class_name, cutouts, is_object, merge
 from recipes.measure_photographs import Scores, centred_box, halves, summary
+from recipes.objects import Objects
 from recipes.scenes import Scenes, Style
 from whitebox_crate.errors import InputError
-from whitebox_crate.training import Objects
 
 ALONE = Style(decoys=0, others=0, twin=0.0, front=0.0, blur=0.0, harmony=0.0, noise=0.0, grey=0.0)
 

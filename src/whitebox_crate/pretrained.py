@@ -33,6 +33,18 @@ _NANO = PretrainedCfg(
     checked="file",
 )
 
+# Which head shows the object differs from one photograph to the next: the mean of the heads of layer 4 does best.
+_NANO_SCENES = replace(
+    _NANO,
+    tag="scene_composites",
+    file="crate_nano_patch6_96.scene_composites.safetensors",
+    sha256="5b9a4ac29a40c153b22d9403b6a77fa9fe520279eb7ddfee6e505a6d95330a33",
+    num_classes=476,
+    label_names=_labels("crate_nano_patch6_96.scene_composites"),
+    attention_head=None,
+    origin="recipes.train_nano, from crate_nano.tuxpaint_composites; docs/cards/crate_nano_scenes.md has all of it",
+)
+
 _PICO = PretrainedCfg(
     tag="fashion_mnist_composites",
     file="crate_pico_patch4_32.safetensors",
@@ -127,7 +139,7 @@ _AUGREG = replace(
 )
 
 PRETRAINED: dict[str, list[PretrainedCfg]] = {
-    "crate_nano_patch6_96": [_NANO],
+    "crate_nano_patch6_96": [_NANO, _NANO_SCENES],
     "crate_pico_patch4_32": [_PICO],
     "crate_small_patch16_224": [_CRATE_SMALL],
     "crate_demo_base_patch8_224": [_CRATE_DEMO],
