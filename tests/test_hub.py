@@ -173,7 +173,7 @@ def load(folder: Path) -> Crate:
 
 
 def test_a_missing_folder_or_file(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="there is no folder .*gone"):
+    with pytest.raises(WeightsError, match=r"there is no folder .*gone"):
         load(tmp_path / "gone")
     (tmp_path / "empty").mkdir()
     with pytest.raises(WeightsError, match=r"config\.json"):
