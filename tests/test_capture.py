@@ -586,6 +586,17 @@ def test_gradients_of_the_logits_reach_what_is_the_models_own(kind: str) -> None
             assert gradient.abs().sum() > 0
 
 
+class Doubling(nn.Module):
+    """Calls a layer `module`, as wrappers of torch do, and is none of them."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.module = layer
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return 2 * self.module(tokens)
+
+
 class Adapter(nn.Module):
     """Maps tokens to tokens."""
 
@@ -608,6 +619,11 @@ def test_anything_that_maps_tokens_to_tokens_may_be_a_layer() -> None:
         capture(model, "attention"),
     ):
         pass
+    model = make()
+    model.blocks[0] = Doubling(model.blocks[0])
+    with capture(model, "tokens", "output") as trace:
+        model(images)
+    assert torch.equal(trace["output", 0], trace["tokens", 1])
 
 
 class Doubled(Crate):
@@ -696,7 +712,7 @@ def stance() -> str:
     return str(torch._dynamo.eval_frame._stance.stance)
 
 
-def test_blocks_that_overlap_leave_compilation_as_it_was() -> None:
+def test_blocks_that_overlap_leave_compilation_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch._dynamo
 
     one, other = make(), make()
@@ -707,6 +723,13 @@ def test_blocks_that_overlap_leave_compilation_as_it_was() -> None:
     first.__exit__(None, None, None)
     assert stance() == "force_eager"
     second.__exit__(None, None, None)
+    assert stance() == "default"
+    monkeypatch.setattr(torch.compiler, "set_stance", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError), capture(one, "tokens"):
+        pass
+    monkeypatch.undo()
+    with capture(one, "tokens"):
+        pass
     assert stance() == "default"
     with torch.compiler.set_stance("fail_on_recompile"):
         with capture(one, "tokens"):
@@ -746,4 +769,7 @@ def test_one_module_as_several_layers_shows_each_of_them() -> None:
         model(images)
     for (state, layer), value in expected.items():
         torch.testing.assert_close(trace[state, layer], value)
+        with capture(model, *STATES, layers=[layer], queries="all") as alone:
+            model(images)
+        torch.testing.assert_close(alone[state, layer], value)
     assert not torch.equal(trace["tokens", 0], trace["tokens", 2])

@@ -246,6 +246,14 @@ def test_onnx_as_it_is_and_folded(family: str, tmp_path: Path) -> None:
         assert_same(program(images), (logits, logits, attention))
 
 
+def test_a_layer_that_is_no_block_is_refused() -> None:
+    model = small_model(FAMILIES["crate"])
+    model.blocks[1] = nn.Identity()
+    with pytest.raises(InputError, match="layer 1 is a Identity, not a Block"):
+        WithAttention(model)
+    assert WithAttention(model, [0]).layers == (0,)
+
+
 class Adapted(nn.Linear):
     """As adapters for fine-tuning do it."""
 

@@ -376,6 +376,19 @@ class OfTen(Crate):
         super().__init__(img_size=8, patch_size=4, embed_dim=8, depth=depth, num_heads=2, num_classes=10)
 
 
+@pytest.mark.parametrize("pool", ["token", "mean"])
+@torch.no_grad()
+def test_a_function_that_takes_any_option_saves_and_loads(own_registry: None, pool: Any, tmp_path: Path) -> None:
+    def any_options(**options: Any) -> Crate:
+        return Crate(img_size=8, patch_size=4, embed_dim=8, depth=2, num_heads=2, global_pool=pool, **options)
+
+    register_model(any_options, name="any_options")
+    model = create_model("any_options", num_classes=3).eval()
+    again = create_model(f"local-dir:{save_pretrained(model, tmp_path)}", pretrained=True).eval()
+    images = torch.rand(2, 3, 8, 8)
+    assert torch.equal(again(images), model(images))
+
+
 @torch.no_grad()
 def test_a_model_without_the_option_num_classes_saves_and_loads(own_registry: None, tmp_path: Path) -> None:
     register_model(OfTen, name="of_ten", pretrained=[PretrainedCfg(tag="mine", num_classes=10)])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from whitebox_crate import ImageTransformer, capture, create_model, fold_for_inference, list_models, save_pretrained
 from whitebox_crate.analysis import explain, intervene, layerwise_analysis, subspace_report, verify_descent
 from whitebox_crate.errors import InputError, WeightsError
-from whitebox_crate.layers import ISTA, FoldedISTA, NormedProduct
+from whitebox_crate.layers import ISTA, MSSA, FoldedISTA, NormedProduct, PatchEmbed
 from whitebox_crate.models import Crate, FeatureExtractor
 from whitebox_crate.models.crate import CrateBlock
 from whitebox_crate.training import Recipe, train
@@ -322,6 +322,43 @@ def test_a_layer_of_ones_own_says_what_folds() -> None:
     folded = fold_for_inference(model)
     close(folded(images), model(images))
     assert isinstance(folded.blocks[1].ista, FoldedISTA)
+
+
+class OtherHeads(MSSA):
+    """Computes something else with the products of MSSA."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.proj(self.qkv(x))
+
+
+@pytest.mark.parametrize("how", ["subclass", "hook"])
+def test_what_calls_the_product_is_looked_at(how: str) -> None:
+    model = make()
+    if how == "hook":
+        model.blocks[1].mssa.register_forward_hook(lambda _, __, out: 2 * out)
+    else:
+        model.blocks[1].mssa = OtherHeads(48, 3)
+    with pytest.raises(InputError, match=r"of a layer CrateBlock is .*of which nothing is known"):
+        fold_for_inference(model)
+
+
+class Stem(PatchEmbed):
+    """Patches without a norm."""
+
+    def __init__(self) -> None:
+        super().__init__(16, 8)
+        self.proj = nn.Conv2d(3, 8, 8, 8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images).flatten(2).mT
+
+
+@torch.no_grad()
+def test_a_patch_embedding_of_ones_own_stays_as_it_is() -> None:
+    model = Crate(img_size=16, patch_size=8, embed_dim=8, depth=2, num_heads=2).eval()
+    model.patch_embed = Stem()
+    images = images_for(model)
+    close(fold_for_inference(model)(images), model(images))
 
 
 def test_a_forward_put_in_place_of_a_layers_own_is_refused() -> None:

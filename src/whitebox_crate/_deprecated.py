@@ -18,7 +18,10 @@ PACKAGE = __name__.rpartition(".")[0]
 MODULES: dict[str, tuple[str, ...]] = {
     "adapt": ("loading",),
     "checkpoints": ("convert.files",),
+    "analysis.statistics": ("analysis.moments",),
     "inference": ("fold",),
+    "layers.embed": ("layers.patch_embed", "layers.pos_embed"),
+    "models.variants": ("variants",),
     "segmentation.attention_eval": ("evaluation.attention", "evaluation.summaries"),
     "segmentation.coco": ("evaluation.coco", "evaluation.maskcut"),
     "segmentation.curves": ("evaluation.noise", "evaluation.summaries"),
@@ -97,6 +100,8 @@ class MovedModules(MetaPathFinder, Loader):
             return moved(name)  # or raises AttributeError
 
         vars(module)["__getattr__"] = find
+        public = [name for home in homes for name in vars(import_module(home)) if not name.startswith("_")]
+        vars(module)["__all__"] = sorted(set(public))
 
 
 def install() -> None:

@@ -94,12 +94,13 @@ class _Again:
 
     def __init__(self, blocks: frozenset[object]) -> None:
         self.blocks = blocks
+        self.own = threading.local()  # threads of autograd may be in it at once
 
     def __enter__(self) -> None:
-        self.token = _open.set(self.blocks)
+        self.own.token = _open.set(self.blocks)
 
     def __exit__(self, *_: object) -> None:
-        _open.reset(self.token)
+        _open.reset(self.own.token)
 
 
 def changes(hook: object) -> bool:
@@ -120,11 +121,11 @@ class _Uncompiled:
 
     def __enter__(self) -> None:
         with self.lock:
-            self.blocks += 1
             # Where torch._dynamo is not there, nothing can be compiled yet, and importing it takes seconds.
             if self.stance is None and "torch._dynamo" in sys.modules:
                 self.stance = torch.compiler.set_stance("force_eager")
                 self.stance.__enter__()
+            self.blocks += 1
 
     def __exit__(self, *_: object) -> None:
         with self.lock:

@@ -24,7 +24,7 @@ def attach(package: str, names: Mapping[str, Sequence[str]]) -> tuple[Callable[[
     def get(name: str) -> Any:
         if name in module_of:
             value = getattr(importlib.import_module(f"{package}.{module_of[name]}"), name)
-        elif not name.startswith("__") and find_spec(f"{package}.{name}"):
+        elif name.isidentifier() and not name.startswith("__") and find_spec(f"{package}.{name}"):
             value = importlib.import_module(f"{package}.{name}")
         else:
             return moved(name)  # or raises AttributeError

@@ -149,12 +149,13 @@ class _Recorder:
         """The hooks that read the states of the trace."""
         # Every forward pass embeds once and begins afresh.
         hooks = [Hook(self.core.patch_embed, "before", self._begin)]
-        places: dict[nn.Module, list[int]] = {}  # a module may be several layers, and a part of one in several
-        for index in self.trace.layers:
-            places.setdefault(unwrap(self.core.blocks[index]), []).append(index)
+        every: dict[nn.Module, list[int]] = {}  # a module may be several layers, and a part of one in several
+        for index, layer in enumerate(self.core.blocks):
+            every.setdefault(unwrap(layer), []).append(index)
+        places = {block: indices for block, indices in every.items() if set(indices) & set(self.trace.layers)}
         parts: dict[tuple[nn.Module, str], Hook] = {}
         for block, indices in places.items():
-            hooks.append(Hook(block, "before", partial(self._enter, sorted(indices))))
+            hooks.append(Hook(block, "before", partial(self._enter, indices)))
             for state in self.trace.states:
                 hook = self._hook(block, state)
                 parts.setdefault((hook.module, state), hook)
@@ -168,9 +169,9 @@ class _Recorder:
     def _enter(self, indices: Sequence[int], _: Any) -> None:
         """Notes which layer runs. Layers run in order; one that gradient checkpointing runs again comes too late."""
         following = [index for index in indices if index > self.last]
-        self.running = bool(following)
         if following:
             self.last = following[0]
+        self.running = bool(following) and self.last in self.trace.layers
 
     def _leave(self, *_: Any) -> None:
         self.running = False

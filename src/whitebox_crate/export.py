@@ -17,7 +17,7 @@ from .capturing import attention_rows
 from .errors import InputError
 from .layers import MHSA, MSSA
 from .layers.plain import oddity
-from .models import ImageTransformer
+from .models import Block, ImageTransformer
 
 
 class WithAttention(nn.Module):
@@ -59,6 +59,12 @@ class WithAttention(nn.Module):
         self.model = model
         self.training = model.training
         self.layers = tuple(resolve_layers(layers, len(model.blocks)))
+        for layer in self.layers:
+            if not isinstance(model.blocks[layer], Block):
+                raise InputError(
+                    f"layer {layer} is a {type(model.blocks[layer]).__name__}, not a Block: nothing says where its "
+                    "attention is; leave that layer out"
+                )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         model = self.model

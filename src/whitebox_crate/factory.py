@@ -101,8 +101,9 @@ def create_model(
         load_state(model, converted.state, name, new_head=new_head, img_size=size, unused=converted.unused)
     elif converted is not None:
         load_state(model, converted.state, str(path), unused=converted.unused)
-    asked_pool = model_options.get("global_pool")
-    pool = source.pool if asked_pool is None else asked_pool
+    pool = source.pool
+    if model_options.get("global_pool") is not None:
+        pool = model_options["global_pool"] if own_weights else None  # else the entrypoint has had it
     if pool is not None:
         model.global_pool = known_pool(pool)
     return FeatureExtractor(model, out_indices) if features_only else model
@@ -119,7 +120,7 @@ def _with_what_a_file_shows(
     for key, value in converted.options.items():
         if options.get(key, value) != value:
             raise WeightsError(f"{path} was made with {key}={value}, not {options[key]}; leave {key} out")
-    return {**options, **{key: value for key, value in converted.options.items() if entry.takes(key)}}
+    return {**options, **{key: value for key, value in converted.options.items() if entry.names(key)}}
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,7 @@ def _options(source: _Source, given: Mapping[str, Any], pretrained: bool) -> dic
             raise InputError(f"{key} of {entry.name} is a finite number, not {value!r}")
     if pretrained:
         options = {**_classes(entry, source.cfg), **options}
-    if source.pool is not None and entry.takes("global_pool"):  # timm saves it apart from the options
+    if source.pool is not None and entry.names("global_pool"):  # timm saves it apart from the options
         options.setdefault("global_pool", source.pool)
     return options
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
-from .layers import ISTA, ConvPatchEmbed, FoldedISTA, NormedProduct
+from .layers import ISTA, MHSA, MLP, MSSA, FoldedISTA, NormedProduct
 from .layers.plain import oddity
 from .models import FeatureExtractor, ImageTransformer
 
@@ -87,7 +87,7 @@ def _normed_products(core: ImageTransformer) -> list[NormedProduct]:
     """
     found: list[NormedProduct] = []
     for module in dict.fromkeys([core.patch_embed, *core.blocks, *getattr(core, "decoder_blocks", ())]):
-        if isinstance(module, ConvPatchEmbed):  # has no norm
+        if module is core.patch_embed and not hasattr(module, "normed_products"):  # has no norm
             continue
         # What a class says of its own forward is not true of the forward of a subclass, or of one put in its place.
         says, runs = (_definer(module, name) for name in ("normed_products", "forward"))
@@ -111,6 +111,13 @@ def _check(pair: NormedProduct) -> None:
     Raises:
         InputError: If not.
     """
+    if pair.reader is not pair.normer:
+        known = next((kind for kind in (MSSA, MHSA, MLP) if isinstance(pair.reader, kind)), type(pair.reader))
+        if odd := oddity(pair.reader, known):
+            raise InputError(
+                f"a {type(pair.reader).__name__} of a layer {type(pair.normer).__name__} is {odd}, of which nothing is "
+                "known. If there are hooks or adapters, remove them, then fold"
+            )
     product = ISTA if pair.product == "ista" else nn.Linear
     for owner, name, kind in ((pair.normer, pair.norm, nn.LayerNorm), (pair.reader, pair.product, product)):
         module = getattr(owner, name)

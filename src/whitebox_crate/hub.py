@@ -222,7 +222,7 @@ def _options_of(model: ImageTransformer) -> dict[str, Any]:
     """The options that make a model of these sizes; its pooling is that of construction, which places the last norm."""
     entry, _ = find_entry(model.architecture)
     now = {"num_classes": model.num_classes, "img_size": model.img_size, "depth": len(model.blocks)}
-    options = {**model.model_args, **{key: value for key, value in now.items() if entry.takes(key)}}
+    options = {**model.model_args, **{key: value for key, value in now.items() if entry.names(key)}}
     if "global_pool" in entry.defaults:
         options.setdefault("global_pool", entry.defaults["global_pool"])
     return options

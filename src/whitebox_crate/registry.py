@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from ._deprecated import current_architecture
+from ._deprecated import ARCHITECTURES, current_architecture
 from .errors import InputError, UnknownNameError
 from .pretrained import PRETRAINED
 from .pretrained_cfg import PretrainedCfg
@@ -50,6 +50,10 @@ class Entry:
         return option in self._parameters or any(
             parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in self._parameters.values()
         )
+
+    def names(self, option: str) -> bool:
+        """Whether the entrypoint names this option itself, rather than taking any."""
+        return option in self._parameters
 
     def check_options(self, options: Iterable[str]) -> None:
         """Looks whether the entrypoint takes these options.
@@ -150,7 +154,7 @@ def split_name(name: str) -> tuple[str, str]:
 def is_model(name: str) -> bool:
     """Whether a model, or an alias of one, has this name; a tag is not looked at."""
     architecture = name.partition(".")[0]
-    return architecture in _models or architecture in _aliases
+    return ARCHITECTURES.get(architecture, architecture) in _models or architecture in _aliases
 
 
 def is_model_pretrained(name: str) -> bool:

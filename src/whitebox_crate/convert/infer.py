@@ -25,8 +25,6 @@ _CLASSES = {
     (frozenset({"mssa", "ista"}), True): CrateMae,
     (frozenset({"attn", "mlp"}), True): ViT,
 }
-
-
 # Of B/8, the public demo has 6 heads and the released size 12.
 _DEMO = "crate_demo_base_patch8_224"
 
@@ -42,7 +40,7 @@ def infer_model(
     name is taken: "crate_tiny", not "crate_sth_paper_small".
 
     Args:
-        checkpoint: As of `convert`, or what it made of one.
+        checkpoint: As of `convert_checkpoint`, or what it made of one.
         model: Its registered name, if that is known, with or without a tag.
         options: Options that are known; they go before what the shapes say.
 

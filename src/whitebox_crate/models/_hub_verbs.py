@@ -124,6 +124,8 @@ class HubVerbs:
         Returns:
             The address of the commit.
         """
+        if upload_options.pop("config", None) is not None:
+            raise InputError("config.json is written from the model; change the file afterwards")
         api = huggingface_hub.HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with TemporaryDirectory() as folder:

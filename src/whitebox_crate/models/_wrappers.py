@@ -20,16 +20,17 @@ def transformer_in(model: nn.Module) -> ImageTransformer:
         inner = inner.model
     if not isinstance(inner, ImageTransformer):
         raise InputError(
-            f"capture reads models of this package, not {type(inner).__name__}; exported models and others have no "
-            "layers it knows. For attention of another backbone, pass its maps to whitebox_crate.segmentation"
+            f"this reads models of this package, not {type(inner).__name__}; exported models and others have no "
+            "layers that are known. For attention of another backbone, pass its maps to whitebox_crate.segmentation"
         )
     return inner
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """What torch.compile and distributed training wrap, in any order."""
-    for wrapper in ("_orig_mod", "module"):
-        inner = getattr(module, wrapper, None)
-        if isinstance(inner, nn.Module):
-            return unwrap(inner)
+    """What torch.compile, distributed training and averaging wrap, in any order: torch's own wrappers and no others."""
+    if type(module).__module__.startswith("torch."):
+        for wrapper in ("_orig_mod", "module"):
+            inner = getattr(module, wrapper, None)
+            if isinstance(inner, nn.Module):
+                return unwrap(inner)
     return module
