@@ -223,3 +223,19 @@ def test_every_field_of_the_recipe_can_be_given() -> None:
 def _train_parser() -> Any:
     commands = next(action for action in cli.build_parser()._actions if action.choices)
     return commands.choices["train"]
+
+
+def test_what_a_model_draws_while_it_is_trained_is_of_the_seed(
+    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_dropout(*names: Any, **options: Any) -> Any:
+        model = create_model(*names, **options)
+        model.head.register_forward_pre_hook(lambda _, given: (torch.nn.functional.dropout(given[0]),))
+        return model
+
+    monkeypatch.setattr("whitebox_crate.training.run.create_model", with_dropout)
+    words = (*TINY, "--data", colours, "--sizes", 12, "--batch-size", 6, "--steps", 2)
+    for out in ("a", "b"):
+        assert run(*words, "--out", tmp_path / out) == 0
+    first, again = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(torch.equal(first[name], again[name]) for name in first)

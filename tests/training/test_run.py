@@ -109,6 +109,14 @@ def test_a_recipe_of_a_preset_has_the_size_of_the_model() -> None:
         recipe_of("finetune", "crate_nano", learning_rates=1)
 
 
+def test_a_model_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whitebox_crate.training.run.create_model", lambda *_, **__: torch.nn.Identity())
+    with pytest.raises(InputError, match="mine makes a Identity, which is not trained here"):
+        recipe_of("finetune", "mine", steps=7)
+    with pytest.raises(InputError, match="mine makes a Identity, which is not trained here"):
+        make_model("mine", Noise(), Recipe(steps=1, **SMALL))
+
+
 def test_fresh_weights_are_those_of_the_seed_and_leave_other_draws_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -126,6 +134,7 @@ def test_a_run_that_an_older_version_began_is_gone_on_with(colours: Path, tmp_pa
     path = tmp_path / "old" / "checkpoint-0000001" / "run.json"
     written = read(path)
     written["run"]["trains"] = {"supervised": "all"}[written["run"].pop("objective")]
+    written["run"] |= {"crop": "centre", "flip": True, "label_names": []}  # what recipe and config said
     path.write_text(json.dumps(written))
     (tmp_path / "old" / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0, "left_out": 2}\n')
     again = train(make_model("crate_nano", images, recipe, depth=1), images, recipe, tmp_path / "old")

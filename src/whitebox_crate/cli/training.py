@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..errors import InputError, require
 from ..evaluation.folders import LabelledImages, read_folder, read_voc
 from ..training.batches import Source, Stream
@@ -28,7 +30,8 @@ def train_model(options: argparse.Namespace) -> int:
     if options.data in IN_RECIPES:
         raise InputError(
             f"composites of {options.data} are drawn in a clone of the project: python -m recipes.train --data "
-            f"{options.data} with the other options of this command; a folder of that name is ./{options.data}"
+            f"{options.data}, with what this command takes on model, validation, run and recipe, except --crop and "
+            f"--flip; a folder of that name is ./{options.data}"
         )
     preset = options.preset or ("finetune" if options.pretrained else "imagenet1k")
     recipe = chosen_recipe(options, preset)
@@ -62,6 +65,7 @@ def train_on(
     """Trains the model that was asked for on a source, as all other options say."""
     if recipe.epochs and count_of(source) is None:
         raise InputError(f"how many images {name_of(source)} has is not known, nor what an epoch is: give --steps")
+    torch.manual_seed(recipe.seed)  # or what a model draws while it is trained, as dropout, would not repeat
     model = make_model(_name(options), source, recipe, pretrained=bool(options.pretrained), **_model_options(options))
     folder = train_and_save(
         model,

@@ -94,8 +94,8 @@ def resume(accelerator: Any, folder: Path, run: dict[str, Any]) -> int:
         written = json.loads((found[-1] / "run.json").read_text())
         step: int = written["step"]
         saved: dict[str, Any] = written["run"]
-        if "trains" in saved:  # as it was called once
-            saved["objective"] = _OBJECTIVES[saved.pop("trains")]
+        if "trains" in saved:
+            saved = _renewed(saved, run)
     except (OSError, ValueError, LookupError) as error:
         raise _unusable(found[-1], error) from error
     if saved != run:
@@ -112,6 +112,15 @@ def resume(accelerator: Any, folder: Path, run: dict[str, Any]) -> int:
     if accelerator.is_main_process:
         print(f"going on from {found[-1]}", file=sys.stderr)
     return step
+
+
+def _renewed(saved: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+    """A record of an older version in the terms of this one, which asks the source for crop, flip and class names."""
+    renewed = {**saved, "crop": run["crop"], "flip": run["flip"]}
+    renewed["objective"] = _OBJECTIVES[renewed.pop("trains")]
+    if not 0 < len(saved["label_names"]) <= saved["num_classes"]:  # none, or those of other weights
+        renewed["label_names"] = run["label_names"]
+    return renewed
 
 
 def _unusable(checkpoint: Path, error: Exception) -> WeightsError:

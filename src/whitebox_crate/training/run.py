@@ -37,7 +37,8 @@ def recipe_of(preset: str, model: str, *, model_options: dict[str, Any] | None =
 
     Raises:
         UnknownNameError: If there is no such preset, model, field or value of one.
-        InputError: If steps and epochs are given, a number means nothing, or an option is unknown.
+        InputError: If steps and epochs are given, a number means nothing, an option is unknown, or the model is of no
+            kind that is trained here.
     """
     if preset not in PRESETS:
         raise UnknownNameError.of("preset", preset, PRESETS)
@@ -49,7 +50,7 @@ def recipe_of(preset: str, model: str, *, model_options: dict[str, Any] | None =
             f"steps {changes['steps']} and epochs {changes['epochs']:g} say the same, how long: give one of them"
         )
     with meta_init():
-        size = min(create_model(model, **(model_options or {})).img_size)
+        size = min(_made(model, **(model_options or {})).img_size)
     if "sizes" not in changes and len(recipe.sizes) == 1:
         changes["sizes"] = (size,)
     if len(changes.get("sizes", ())) == 1:
@@ -82,9 +83,7 @@ def make_model(
         known["num_classes"] = len(classes)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(recipe.seed)
-        made = create_model(name, pretrained=pretrained, **{**known, **model_options})
-    if not isinstance(made, ImageTransformer):
-        raise InputError(f"{name} makes a {type(made).__name__}, which is not trained here")
+        made = _made(name, pretrained=pretrained, **{**known, **model_options})
     if classes and made.num_classes < len(classes):
         raise InputError(f"{name_of(source)} have {len(classes)} classes, the model has {made.num_classes}")
     cfg, origin = made.pretrained_cfg, f", from {name}" if pretrained else ""
@@ -98,6 +97,13 @@ def make_model(
         license=cfg.license if pretrained else "",
         origin=f"whitebox-crate {__version__} train on {name_of(source)}, seed {recipe.seed}{origin}",
     )
+    return made
+
+
+def _made(name: str, **options: Any) -> ImageTransformer:
+    made = create_model(name, **options)
+    if not isinstance(made, ImageTransformer):
+        raise InputError(f"{name} makes a {type(made).__name__}, which is not trained here")
     return made
 
 
