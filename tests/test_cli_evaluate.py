@@ -258,3 +258,24 @@ class TestFolder:
         folder = save_pretrained(create_model("vit_nano", depth=1, in_chans=1), tmp_path / "grey")
         assert evaluate("folder", "--root", tmp_path, "--model", f"local-dir:{folder}", "--out", tmp_path / "o") == 1
         assert "takes 1 channels" in capsys.readouterr().err
+
+    def test_settings_name_noise_only_where_it_is_added(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        make_folder(tmp_path, 1)
+        words = ["folder", "--root", tmp_path, "--size", 48, "--objects", "--out", tmp_path / "out"]
+        assert evaluate(*words) == 0
+        path = tmp_path / "out" / "settings.json"
+        settings = json.loads(path.read_text())
+        assert "noise" not in settings and settings["classes"] is None
+        path.write_text(json.dumps({**settings, "noise": None}))
+        assert evaluate(*words) == 1
+        assert "other settings: noise is None there, missing here; give" in capsys.readouterr().err
+
+    def test_missing_files_are_told_before_a_model_is_made(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        make_folder(tmp_path, 1)
+        next((tmp_path / "masks").iterdir()).unlink()
+        assert evaluate("folder", "--root", tmp_path, "--model", "no_such", "--out", tmp_path / "o") == 1
+        assert "are missing" in capsys.readouterr().err

@@ -143,7 +143,7 @@ class TestBadInput:
         self, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         (root / "val2017" / "000000000004.jpg").unlink()
-        assert evaluate(root, tmp_path / "out") == 1
+        assert evaluate(root, tmp_path / "out", "--model", "no_such_model") == 1
         said = capsys.readouterr().err
         assert "1 of 6 images" in said and "--skip-broken" in said
         assert not (tmp_path / "out").exists()

@@ -137,6 +137,29 @@ def test_heads_are_ordered_by_iou_where_masks_are_given(data: Path, tmp_path: Pa
     assert [head["iou"] for head in found["heads"]] == pytest.approx(sorted(means, reverse=True))
 
 
+def test_photographs_are_turned_as_their_masks_are(data: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    words = ("heads", *images_of(data), "--size", 48, "--masks", data / "masks")
+    assert run(*words, "--out", tmp_path / "without") == 0
+    for path in images_of(data):
+        with Image.open(path) as image:
+            image.save(path, exif=exif)
+    assert run(*words, "--out", tmp_path / "with") == 0
+    assert (tmp_path / "with" / "heads-layer4.json").read_bytes() == (
+        tmp_path / "without" / "heads-layer4.json"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("command", ["segment", "attention", "pca", "heads", "noise"])
+def test_a_model_of_grey_images_is_refused_once(
+    command: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"local-dir:{save_pretrained(create_model('vit_nano', depth=1, in_chans=1), tmp_path / 'grey')}"
+    assert run(command, *images_of(data), "--model", name, "--out", tmp_path / "out") == 1
+    assert capsys.readouterr().err == f"whitebox-crate: error: {name} takes 1 channels; photographs have 3\n"
+
+
 def test_masks_of_heads_are_found_whatever_the_case_of_their_suffix(data: Path, tmp_path: Path) -> None:
     for path in (data / "masks").iterdir():
         path.rename(path.with_suffix(".PNG"))

@@ -70,7 +70,9 @@ def reading(file: IO[bytes], name: str) -> Iterator[Any]:
     except pillow.DecompressionBombError as error:
         raise InputError(f"{name}: {error} Make it smaller first.") from error
     except pillow.UnidentifiedImageError as error:
-        raise InputError(f"{name} is no image, or of none of the formats {', '.join(FORMATS)}") from error
+        raise InputError(
+            f"{name} is no image, or of none of the formats {', '.join(FORMATS)}; convert it to PNG or JPEG"
+        ) from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
         raise InputError(
             f"{name} is damaged or cut short: {type(error).__name__}: {error}; get or save it again"

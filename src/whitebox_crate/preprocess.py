@@ -240,12 +240,21 @@ def fit_photo(model: ImageTransformer, photo: Image, short_side: int | None = No
         InputError: If the model takes another number of channels than a photograph has, or the side is not positive.
         MissingExtraError: If Pillow is not installed.
     """
-    if model.in_chans != 3:
-        raise InputError(f"the model takes {model.in_chans} channels; photographs have 3")
+    check_takes_photos(model)
     cfg = model.pretrained_cfg
     side = best_short_side(model) if short_side is None else short_side
     image = resize_to_grid(photo, model.patch_embed.patch_size, side)
     return SeenPhoto(image, image_to_tensor(image, mean=cfg.mean, std=cfg.std))
+
+
+def check_takes_photos(model: ImageTransformer, name: str = "the model") -> None:
+    """Refuses a model, called by this name, that takes another number of channels than a photograph has.
+
+    Raises:
+        InputError: If it does.
+    """
+    if model.in_chans != 3:
+        raise InputError(f"{name} takes {model.in_chans} channels; photographs have 3")
 
 
 def image_to_tensor(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
-from ..errors import InputError
+from ..errors import InputError, require
 from ..evaluation import LabelledImages, Outcome, Run, evaluate_attention, evaluate_maskcut, read_folder, read_voc
 from ..evaluation.attention import RULES
+from ..evaluation.coco import check_images, read_annotations
 from ..evaluation.processes import device_of
 from ._common import load
 
@@ -25,14 +27,18 @@ def folder(options: argparse.Namespace) -> int:
 
 def coco(options: argparse.Namespace) -> int:
     """Scores MaskCut on COCO."""
+    require("faster_coco_eval", "eval")
     if not 0 <= options.tau < 1:
         raise InputError(f"--tau is a cosine in [0, 1), not {options.tau}")
+    run, images = run_of(options, data="coco", split=options.split), options.root / options.split
+    annotations = options.annotations or options.root / "annotations" / f"instances_{options.split}.json"
+    run.check_files(partial(check_images, read_annotations(annotations), images))  # before a model is loaded
     return _show(
         evaluate_maskcut(
-            run_of(options, data="coco", split=options.split),
+            run,
             load(options).to(device_of(options.device)),
-            options.annotations or options.root / "annotations" / f"instances_{options.split}.json",
-            options.root / options.split,
+            annotations,
+            images,
             name=options.model,
             size=options.size,
             layer=options.layer,
@@ -56,6 +62,7 @@ def check_keep(keep: float) -> None:
 
 def _attention(options: argparse.Namespace, run: Run, data: LabelledImages, by_class: bool) -> int:
     check_keep(options.keep)
+    run.check_files(data.check_files)  # before a model is loaded
     return _show(
         evaluate_attention(
             run,

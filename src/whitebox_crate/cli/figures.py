@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..evaluation.figures import Photograph, heads_sheet, noise_sheet, pca_sheet, pca_strip, read_photograph
 from ..evaluation.noise import check_noise
 from ..models import ImageTransformer
+from ..preprocess import check_takes_photos
 from ..segmentation import resolve_layer
 from ._common import free_name, load, out_folder, report_error, samples
 
@@ -72,6 +73,7 @@ def noise(options: argparse.Namespace) -> int:
 
 def _read(options: argparse.Namespace, model: ImageTransformer) -> tuple[list[Photograph], int]:
     """The images, and how many could not be read; each of these is reported."""
+    check_takes_photos(model, options.model)
     photos, failed = [], 0
     for path in options.images or samples():
         try:

@@ -18,7 +18,7 @@ from ..errors import InputError, WeightsError
 from ..evaluation.figures import Photograph, maps_sheet, mask_sheet, read_photograph
 from ..images import load_image
 from ..models import ImageTransformer
-from ..preprocess import Transform, create_transform, resolve_data_config
+from ..preprocess import Transform, check_takes_photos, create_transform, resolve_data_config
 from ..segmentation import MaskRule, cls_attention, resolve_layer
 from ._common import free_name, load, out_folder, report_error, samples
 
@@ -101,6 +101,7 @@ def _draw_all(
     draw: Callable[[Photograph, Tensor, int], Image],
 ) -> int:
     """Draws each image into a PNG of its own; one that fails is reported, and the others are drawn all the same."""
+    check_takes_photos(model, options.model)
     layer, failed, taken = resolve_layer(model, options.layer), 0, set[str]()
     for path in options.images or samples():
         try:

@@ -101,7 +101,7 @@ def measure_attention(
         **model_settings(model, name, size),
         "rules": rules,
         "keep": keep,
-        "noise": noise,
+        **({} if noise is None else {"noise": noise}),  # records without noise have never named it
     }
 
     def score(item: tuple[str, LabelledImage]) -> Record:

@@ -42,11 +42,13 @@ class Photograph:
         path: Its file.
         picture: Pillow, RGB, small, in the proportions that the model sees.
         pixels: (3, height, width), normalised, of the model's dtype and on its device.
+        short_side: What `read_photograph` was asked for.
     """
 
     path: Path
     picture: Image
     pixels: Tensor
+    short_side: int | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -60,7 +62,12 @@ class Photograph:
 
 
 def read_photograph(
-    path: str | os.PathLike[str], model: ImageTransformer, short_side: int | None = None, *, alone: bool = False
+    path: str | os.PathLike[str],
+    model: ImageTransformer,
+    short_side: int | None = None,
+    *,
+    alone: bool = False,
+    image: Image | None = None,
 ) -> Photograph:
     """Reads a photograph for a model (`fit_photo`).
 
@@ -69,15 +76,16 @@ def read_photograph(
         model: A model of this package that takes images of any size (`dynamic_img_size`).
         short_side: Of what the model sees, pixels; `best_short_side` if None.
         alone: Whether its picture is large, for a sheet of its own.
+        image: What is in the file, mode RGB, if it has been read already; else it is read upright.
 
     Raises:
         InputError: If the file cannot be read, the model takes no photographs, or the side is not positive.
     """
-    photo = load_image(path)
-    image, pixels = fit_photo(model, photo, short_side)
-    scale = SHORT_SIDE / min(image.size) if alone else LONG_SIDE / max(image.size)
-    picture = photo.resize((round(image.width * scale), round(image.height * scale)))
-    return Photograph(Path(path), picture, pixels.to(model.cls_token))
+    photo = load_image(path) if image is None else image
+    seen, pixels = fit_photo(model, photo, short_side)
+    scale = SHORT_SIDE / min(seen.size) if alone else LONG_SIDE / max(seen.size)
+    picture = photo.resize((round(seen.width * scale), round(seen.height * scale)))
+    return Photograph(Path(path), picture, pixels.to(model.cls_token), short_side)
 
 
 def mask_sheet(
@@ -178,6 +186,7 @@ def heads_sheet(
         photos: Two or more.
         layer: Which layer.
         masks: A folder of mask PNGs, named as the photographs: heads are then ranked by IoU, else by `rank_heads`.
+            Photographs are then turned as their masks are (`LabelledImage.read`).
         void: The label of pixels that count for nothing.
         rule: As of `attention_masks`.
         keep: As of `attention_masks`.
@@ -189,13 +198,15 @@ def heads_sheet(
     Raises:
         InputError: If there are fewer than two photographs, or a mask is missing, damaged or marks nothing.
     """
+    pairs = [] if masks is None else [_with_mask(photo.path, Path(masks)) for photo in photos]
+    if pairs:
+        photos = [_turned_as_mask(model, photo, pair) for photo, pair in zip(photos, pairs, strict=True)]
     maps = [cls_attention(model, photo.batch, layer)[0] for photo in photos]
     ranking = rank_heads(maps, _features(model, photos, layer)[0])
     order, judged = ranking.order, ranking.score
     measures = {name: getattr(ranking, name) for name in ("score", "consistency", "in_place", "recognised")}
     result: dict[str, Any] = {"layer": layer, "images": [str(photo.path) for photo in photos]}
-    if masks is not None:
-        pairs = [_with_mask(photo.path, Path(masks)) for photo in photos]
+    if pairs:
         ious = torch.stack([_ious(map_, pair, void, rule, keep) for map_, pair in zip(maps, pairs, strict=True)])
         judged = measures["iou"] = ious.mean(0)
         order = judged.argsort(descending=True, stable=True).tolist()
@@ -262,6 +273,11 @@ def _with_mask(path: Path, masks: Path) -> LabelledImage:
     mask = masks / f"{path.stem}.png"
     upper = mask.with_suffix(".PNG")
     return LabelledImage(path, upper if upper.is_file() else mask)
+
+
+def _turned_as_mask(model: ImageTransformer, photo: Photograph, pair: LabelledImage) -> Photograph:
+    image, _ = pair.read()
+    return read_photograph(photo.path, model, photo.short_side, image=image)
 
 
 def _ious(maps: Tensor, pair: LabelledImage, void: int | None, rule: MaskRule, keep: float) -> Tensor:

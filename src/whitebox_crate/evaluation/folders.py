@@ -215,7 +215,10 @@ def read_labels(path: str | os.PathLike[str]) -> Tensor:
     except FileNotFoundError as error:
         raise InputError(f"there is no mask {path}; add it, or take its image out") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
-        raise InputError(f"the mask {path} is damaged or no image: {type(error).__name__}: {error}") from error
+        raise InputError(
+            f"the mask {path} is damaged or no image: {type(error).__name__}: {error}; masks are of lossless formats "
+            f"{', '.join(MASK_FORMATS)}: save it as a palette or grey PNG"
+        ) from error
     if mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
         raise InputError(
             f"the mask {path} is of mode {mode}, colours rather than labels; save it as a palette or grey PNG, each "

@@ -312,9 +312,12 @@ def _append(file: BinaryIO, entry: Mapping[str, JSON]) -> None:
 def _differences(found: JSON, wanted: Mapping[str, JSON]) -> str:
     if not isinstance(found, dict):
         return f"{found!r}"
-    none = "none"
-    keys = [key for key in {**found, **wanted} if found.get(key, none) != wanted.get(key, none)]
-    return "; ".join(f"{key} is {found.get(key, none)!r} there, {wanted.get(key, none)!r} here" for key in keys)
+    keys = [key for key in {**found, **wanted} if (key in found, found.get(key)) != (key in wanted, wanted.get(key))]
+    return "; ".join(f"{key} is {_shown(found, key)} there, {_shown(wanted, key)} here" for key in keys)
+
+
+def _shown(settings: Mapping[str, JSON], key: str) -> str:
+    return repr(settings[key]) if key in settings else "missing"
 
 
 def to_stderr(text: str) -> None:

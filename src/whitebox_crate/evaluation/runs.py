@@ -16,6 +16,7 @@ from .._files import write_whole
 from .._version import __version__
 from ..errors import InputError
 from ..models import ImageTransformer
+from ..preprocess import check_takes_photos
 from .records import JSON, Item, Records, to_stderr
 
 
@@ -114,8 +115,7 @@ def model_settings(model: ImageTransformer, name: str, size: int) -> dict[str, J
     Raises:
         InputError: If the model does not take photographs.
     """
-    if model.in_chans != 3:
-        raise InputError(f"{name} takes {model.in_chans} channels; photographs have 3")
+    check_takes_photos(model, name)
     digest = hashlib.sha256()
     for key, value in model.state_dict().items():
         digest.update(key.encode())
