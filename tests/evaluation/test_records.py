@@ -148,7 +148,7 @@ class TestFolder:
     def test_other_settings_are_refused_and_named(self, tmp_path: Path) -> None:
         measured(tmp_path)
         other = {"size": 144, "rules": ("mass", "mean"), "keep": 0.6}
-        with pytest.raises(InputError, match=r"size is 96 there, 144 here; keep is 'none' there, 0.6 here"):
+        with pytest.raises(InputError, match=r"size is 96 there, 144 here; keep is missing there, 0.6 here"):
             Records(tmp_path, other)
         assert json.loads((tmp_path / "settings.json").read_text()) == SETTINGS
 
