@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -109,3 +110,13 @@ def test_every_command_has_its_function(parser: argparse.ArgumentParser) -> None
 
 def test_rules_are_those_of_the_library() -> None:
     assert get_args(MaskRule) == attention.RULES == RULES
+
+
+@pytest.mark.parametrize("words", ["list", "list --pretrained", "classify"])
+def test_a_pipe_that_nobody_reads_is_left_without_a_word(words: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "whitebox_crate", *words.split()]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=300)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")

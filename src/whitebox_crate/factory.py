@@ -154,7 +154,8 @@ def _source(
     """Looks a name up in the registry, in a folder or on the Hub: the one place that does."""
     if not name.startswith((LOCAL, HUB)):
         if "/" in name or (Path(name).is_dir() and not is_model(name)):
-            raise UnknownNameError(f"unknown model {name!r}; say '{LOCAL}{name}' of a folder, '{HUB}{name}' of the Hub")
+            of_the_hub = "" if Path(name).is_dir() or name[0] in "./" else f", '{HUB}{name}' of the Hub"
+            raise UnknownNameError(f"unknown model {name!r}; say '{LOCAL}{name}' of a folder{of_the_hub}")
         entry, tag = find_entry(name)
         cfg = _facts(entry, tag, pretrained, given)
         return _Source(entry, cfg, _classes(entry, cfg) if tag or isinstance(given, str) else {})
@@ -164,6 +165,11 @@ def _source(
         folder = Path(name.removeprefix(LOCAL))
         if not folder.is_dir():
             raise WeightsError(f"there is no folder {folder}; look at the path after '{LOCAL}'")
+        if not (folder / hub.CONFIG).exists():
+            raise WeightsError(
+                f"there is no {hub.CONFIG} in {folder}: that is no folder of a model; give one that save_pretrained or "
+                "train wrote"
+            )
         return _described(hub.read_config(folder), folder)
     repo_id, at, revision = name.removeprefix(HUB).partition("@")
     if at and not revision:

@@ -37,8 +37,11 @@ def load_image(path: str | os.PathLike[str], *, upright: bool = True) -> Image:
     require("PIL.Image", extra="images")
     name = os.fspath(path)
     try:
-        if stat.S_ISFIFO(os.stat(name).st_mode):
+        kind = os.stat(name).st_mode
+        if stat.S_ISFIFO(kind):
             raise OSError("it is a pipe, which would be waited for")
+        if stat.S_ISDIR(kind):
+            raise OSError("it is a directory; give the pictures in it")
         file = open(name, "rb")  # noqa: SIM115, so that its errors are told from those of the decoder
     except (OSError, ValueError) as error:
         raise InputError(f"{name!r} cannot be opened: {error}; look at the path") from error

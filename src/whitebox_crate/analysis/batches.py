@@ -186,7 +186,7 @@ class _Progress:
             self._say(f"{count:,} images measured, {count / (now - self._started):.3g} a second")
 
     def finish(self, count: int) -> None:
-        self._say(f"{count:,} images measured")
+        self._say(f"{count:,} image{'' if count == 1 else 's'} measured")
 
 
 def _to_stderr(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -37,9 +38,14 @@ def answer(run: Callable[[Namespace], int], options: Namespace) -> int:
     try:
         if options.threads:
             importlib.import_module("torch").set_num_threads(options.threads)
-        return run(options)
+        code = run(options)
+        sys.stdout.flush()  # here, where a pipe that nobody reads is answered
+        return code
     except WhiteboxCrateError as error:
         print(f"whitebox-crate: error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever reads has enough, as `head` has: nothing is left to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         print("whitebox-crate: interrupted", file=sys.stderr)
