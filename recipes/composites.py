@@ -52,8 +52,8 @@ class Composites:
     """
 
     def __init__(self, objects: Objects, backgrounds: Tensor, size: int = 96, name: str = "composites") -> None:
-        _check_images("objects.images", objects.images, channels=4)
-        _check_images("backgrounds", backgrounds, channels=3)
+        check_images("objects.images", objects.images, channels=4)
+        check_images("backgrounds", backgrounds, channels=3)
         check_positive("size", size)
         count, labels = len(objects.images), objects.labels
         if labels.shape != (count,) or labels.dtype != torch.int64:
@@ -64,10 +64,10 @@ class Composites:
         self.name, self.class_names, self.size = name, objects.class_names, size
         self.description = f"{name}: composites of {count:,} objects of {len(objects.class_names)} classes"
         self._labels = labels.cpu()
-        self._objects = _pyramid(_premultiply(objects.images.cpu()))
-        self._backgrounds = _pyramid(backgrounds.cpu())
+        self._objects = pyramid(_premultiply(objects.images.cpu()))
+        self._backgrounds = pyramid(backgrounds.cpu())
         self._background_means = self._backgrounds[-1].float().mean((2, 3), keepdim=True) / 255
-        self._extents = _extents(objects.images.cpu())
+        self._extents = extents(objects.images.cpu())
 
     @torch.no_grad()
     def draw(self, batch_size: int, *, seed: int, step: int, difficulty: float = 1.0, size: int | None = None) -> Batch:
@@ -195,7 +195,7 @@ def _premultiply(images: Tensor) -> Tensor:
     return result
 
 
-def _pyramid(images: Tensor, smallest: int = 8) -> list[Tensor]:
+def pyramid(images: Tensor, smallest: int = 8) -> list[Tensor]:
     """The images at sides divided by 1, sqrt(2), 2, ... down to `smallest`, antialiased; each uint8."""
     levels, side = [images], images.shape[-1]
     while (smaller := round(side / 2 ** (len(levels) / 2))) >= smallest:
@@ -207,7 +207,7 @@ def _pyramid(images: Tensor, smallest: int = 8) -> list[Tensor]:
     return levels
 
 
-def _extents(images: Tensor) -> Tensor:
+def extents(images: Tensor) -> Tensor:
     """Width and height of each object as shares of its square; float32 (count, 2)."""
     visible = images[:, 3] > 0
     n = images.shape[-1]
@@ -215,7 +215,8 @@ def _extents(images: Tensor) -> Tensor:
     return torch.stack([(visible.any(dim) * from_middle).amax(-1) * 2 / n for dim in (1, 2)], dim=-1)
 
 
-def _check_images(what: str, images: Tensor, channels: int) -> None:
+def check_images(what: str, images: Tensor, channels: int) -> None:
+    """Raises InputError unless these are uint8 squares (count, channels, side, side), one or more."""
     shape = tuple(images.shape)
     square = len(shape) == 4 and shape[1] == channels and shape[2] == shape[3]
     if images.dtype != torch.uint8 or not square or not images.numel():

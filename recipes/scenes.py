@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recipes.composites import check_images, extents, pyramid
 from recipes.objects import Objects
 from whitebox_crate._random import torch_generator
 from whitebox_crate.errors import InputError
@@ -69,15 +70,15 @@ class Scenes:
     """
 
     def __init__(self, objects: Objects, backgrounds: Tensor, size: int = 96, style: Style | None = None) -> None:
-        _check("objects.images", objects.images, 4)
-        _check("backgrounds", backgrounds, 3)
+        check_images("objects.images", objects.images, 4)
+        check_images("backgrounds", backgrounds, 3)
         self.size, self.style = size, style or Style()
         self.class_names, self._labels = objects.class_names, objects.labels
         counts = objects.labels.bincount()[objects.labels].float()
         self._weights = counts.rsqrt()  # so a class weighs the root of its count
         premultiplied = _premultiply(objects.images)
-        self._objects, self._backgrounds = _pyramid(premultiplied), _pyramid(backgrounds)
-        self._extents = _extents(objects.images)
+        self._objects, self._backgrounds = pyramid(premultiplied, SMALLEST), pyramid(backgrounds, SMALLEST)
+        self._extents = extents(objects.images)
         total = premultiplied.float().sum((2, 3))
         self._object_means = total[:, :3] / total[:, 3:].clamp_min(1)  # (count, 3) in [0, 1]
         self._background_means = self._backgrounds[-1].float().mean((2, 3)) / 255
@@ -283,15 +284,15 @@ def _levels(ratio: Tensor, softer: Tensor, count: int) -> Tensor:
     return (2 * (ratio.clamp_min(1e-3).log2() + softer)).round().clamp(0, count - 1).long()
 
 
-def _sample(pyramid: list[Tensor], which: Tensor, levels: Tensor, matrix: Tensor, offset: Tensor, side: int) -> Tensor:
+def _sample(of: list[Tensor], which: Tensor, levels: Tensor, matrix: Tensor, offset: Tensor, side: int) -> Tensor:
     """Pictures `which` seen through affine maps of coordinates in [-1, 1]; float32 (rows, channels, side, side)."""
     along = (torch.arange(side) * 2 + 1) / side - 1
     right, down = matrix[:, :, 0, None] * along, matrix[:, :, 1, None] * along + offset[:, :, None]
     grid = right.mT[:, None] + down.mT[:, :, None]
-    result = torch.empty(len(which), pyramid[0].shape[1], side, side)
+    result = torch.empty(len(which), of[0].shape[1], side, side)
     for level in levels.unique().tolist():
         rows = (levels == level).nonzero().flatten()
-        source = pyramid[level].index_select(0, which[rows]).float()
+        source = of[level].index_select(0, which[rows]).float()
         padding = "zeros" if source.shape[1] == 4 else "reflection"
         result[rows] = F.grid_sample(source, grid[rows], mode="bilinear", padding_mode=padding, align_corners=False)
     return result
@@ -303,26 +304,3 @@ def _premultiply(images: Tensor) -> Tensor:
     for part in result.split(256):
         part[:, :3] = (part[:, :3] * (part[:, 3:] / 255)).round()
     return result
-
-
-def _pyramid(images: Tensor) -> list[Tensor]:
-    """The images at sides divided by 1, sqrt(2), 2, ...; each uint8, antialiased."""
-    levels, side = [images], images.shape[-1]
-    while (smaller := round(side / 2 ** (len(levels) / 2))) >= SMALLEST:
-        parts = (part.contiguous(memory_format=torch.channels_last) for part in images.split(256))
-        levels.append(torch.cat([F.interpolate(p, (smaller,) * 2, mode="bilinear", antialias=True) for p in parts]))
-    return [level.contiguous() for level in levels]
-
-
-def _extents(images: Tensor) -> Tensor:
-    """Width and height of each object as shares of its square; float32 (count, 2)."""
-    visible = images[:, 3] > 0
-    side = images.shape[-1]
-    from_middle = (torch.arange(side) + 0.5 - side / 2).abs() + 0.5
-    return torch.stack([(visible.any(dim) * from_middle).amax(-1) * 2 / side for dim in (1, 2)], dim=-1)
-
-
-def _check(what: str, images: Tensor, channels: int) -> None:
-    shape = tuple(images.shape)
-    if images.dtype != torch.uint8 or len(shape) != 4 or shape[1] != channels or shape[2] != shape[3] or not shape[0]:
-        raise InputError(f"{what} is {images.dtype} {shape}; expected torch.uint8 (count, {channels}, side, side)")
