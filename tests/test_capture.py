@@ -578,9 +578,9 @@ def test_every_hook_sees_all_tokens_of_every_layer(kind: str) -> None:
 
 def test_gradients_of_the_logits_reach_what_is_the_models_own(kind: str) -> None:
     model = make(kind)
-    with capture(model, "tokens", "compressed", "output") as trace:
+    with capture(model, "tokens", "projections", "compressed", "output") as trace:
         logits = model(images_for(model))
-    for state in ("tokens", "compressed", "output"):
+    for state in ("tokens", "projections", "compressed", "output"):
         for layer in range(DEPTH):
             (gradient,) = torch.autograd.grad(logits.sum(), trace[state, layer], retain_graph=True)
             assert gradient.abs().sum() > 0

@@ -24,7 +24,7 @@ class Hook(NamedTuple):
         module: The module.
         when: "before" for a function of the arguments, a tuple; "after" for one of the arguments and the output.
         function: As hooks of torch, but without the module; what it returns other than None is put in place.
-        changes: Whether it returns something.
+        changes: Whether what it returns is something else than what it was given.
     """
 
     module: nn.Module

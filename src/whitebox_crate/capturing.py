@@ -92,9 +92,9 @@ def capture(
     Token 0 is [CLS]; the patches follow, rows of the grid first. Only what is asked for is ever computed. A compiled
     model runs uncompiled inside the block, so that its hooks run: its output is then the uncompiled model's.
 
-    `tokens`, `compressed` and `output` are the model's own tensors, so that gradients of the logits reach them.
-    `projections` and `attention` are computed beside the model from its projections, for a fused kernel shows neither:
-    their gradients reach parameters and images, but no gradient of the logits reaches them.
+    `tokens`, `projections` of all heads, `compressed` and `output` are the model's own tensors, so that gradients of
+    the logits reach them. `attention` is computed beside the model, for a fused kernel does not show it: its gradients
+    reach parameters and images, but no gradient of the logits reaches it.
 
     All rows of attention at high resolution are more than memory holds; with `chunk` and `reduce` they are never there
     at once: `reduce=lambda rows: rows.mean(dim=1, keepdim=True)` for the mean over heads, `lambda rows: rows.topk(8)`
@@ -203,7 +203,16 @@ class _Recorder:
                     q, k = q[:, chosen], k[:, chosen]
                 return k if state == "projections" else self.rows.of(q, k)
 
-        return Hook(attention.qkv, "after", lambda _, out: self._keep(state, lambda: read(out)))
+        def read_through(_: Any, projected: Tensor) -> Tensor | None:
+            """Hands the layer the very heads that are kept, so that gradients of the logits reach them."""
+            if not (self.running and state == "projections" and chosen is None and projected.requires_grad):
+                self._keep(state, lambda: read(projected))
+                return None
+            q, k, v = attention.split_heads(projected)
+            self._keep(state, lambda: k)
+            return attention.join_heads(q, k, v)
+
+        return Hook(attention.qkv, "after", read_through)
 
 
 def _unseen_by_checkpointing(core: ImageTransformer) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -45,6 +46,10 @@ class MHSA(nn.Module):
         """
         q, k, v = rearrange(projected, "b n (qkv h p) -> qkv b h n p", qkv=3, h=self.num_heads).unbind(0)
         return q, k, v
+
+    def join_heads(self, *parts: Tensor) -> Tensor:
+        """What `split_heads` took apart, (batch, tokens, 3 * heads * head_dim), or one part of it."""
+        return torch.cat([rearrange(part, "b h n p -> b n (h p)") for part in parts], dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.split_heads(self.qkv(x))

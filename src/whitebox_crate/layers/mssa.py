@@ -51,8 +51,12 @@ class MSSA(nn.Module):
         w = rearrange(projected, "b n (h p) -> b h n p", h=self.num_heads)
         return w, w, w
 
+    def join_heads(self, w: Tensor, *_: Tensor) -> Tensor:
+        """What `split_heads` took apart, (batch, tokens, heads * head_dim)."""
+        return rearrange(w, "b h n p -> b n (h p)")
+
     def forward(self, x: Tensor) -> Tensor:
         w, _, _ = self.split_heads(self.qkv(x))
         compressed = F.scaled_dot_product_attention(w, w, w)
-        out: Tensor = self.proj(rearrange(compressed, "b h n p -> b n (h p)"))
+        out: Tensor = self.proj(self.join_heads(compressed))
         return out
