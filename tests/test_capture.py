@@ -478,6 +478,47 @@ def test_foreign_models_are_refused(foreign: Any) -> None:
         pass
 
 
+def test_a_trace_is_a_mapping() -> None:
+    model = small_model("crate_tiny_patch16_224")
+    with torch.no_grad(), capture(model, "tokens", "attention", layers=[0, 1]) as trace:
+        assert ("tokens", 0) not in trace  # nothing has run yet
+        model(images_for(model))
+    assert set(trace) == set(trace.keys()) == {(state, layer) for state in ("tokens", "attention") for layer in (0, 1)}
+    assert all(value is trace[key] for key, value in trace.items())
+    assert ("tokens", -DEPTH) in trace and trace.get(("tokens", -DEPTH)) is trace["tokens", 0]
+    assert ("output", 0) not in trace and "tokens" not in trace
+    assert trace.get(("tokens", DEPTH), "none") == "none"
+
+
+def test_a_trace_stacks_layers_and_moves_as_a_whole() -> None:
+    model = small_model("crate_tiny_patch16_224")
+    with torch.no_grad(), capture(model, "attention", layers=[1, 0]) as trace:
+        model(images_for(model))
+    stacked = trace.stack("attention")
+    assert all(torch.equal(stacked[i], trace["attention", layer]) for i, layer in enumerate(trace.layers))
+    moved = trace.to("meta")
+    assert moved["attention", 0].is_meta and moved["attention", 0].shape == trace["attention", 0].shape
+    assert not trace["attention", 0].is_meta
+    with pytest.raises(UnknownNameError, match="unknown captured state"):
+        trace.stack("tokens")
+
+
+def _top(rows: Tensor) -> tuple[Tensor, ...]:
+    return tuple(rows.topk(2))
+
+
+def test_a_trace_stacks_and_moves_what_reduce_made_of_rows() -> None:
+    model = small_model("crate_tiny_patch16_224")
+    with (
+        torch.no_grad(),
+        capture(model, "attention", queries="all", chunk=2, reduce=_top) as trace,
+    ):
+        model(images_for(model))
+    values, indices = trace.stack("attention")
+    assert values.shape == indices.shape == (DEPTH, *trace["attention", 0][0].shape)
+    assert trace.to("meta")["attention", 0][1].is_meta
+
+
 def test_a_trace_shows_what_it_holds() -> None:
     model = make()
     with capture(model, "attention", layers=[-1]) as trace:

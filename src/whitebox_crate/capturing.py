@@ -6,7 +6,7 @@ in a forward hook. Its output does not change by a bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ._hooks import Hook, hooks_here, uncompiled
 from ._indices import resolve_index, resolve_indices, resolve_layers
-from .errors import CaptureError, InputError, UnknownNameError
+from .errors import CaptureError, InputError, UnknownNameError, WhiteboxCrateError
 from .models import Block, ImageTransformer
 from .models._wrappers import transformer_in, unwrap
 
@@ -27,11 +27,12 @@ Queries: TypeAlias = Literal["cls", "all"] | Sequence[int]
 Reduce: TypeAlias = Callable[[Tensor], Tensor | tuple[Tensor, ...]]
 
 
-class Trace:
+class Trace(Mapping[tuple[str, int], Any]):
     """The states that a capture has seen, of the last forward pass: `trace[state, layer]`.
 
     It holds tensors, or what `reduce` made of them, not the model. A tensor belongs to the autograd graph if the
-    forward pass did.
+    forward pass did; under `torch.no_grad()` it did not, and can be drawn as it is. A trace is a mapping: `len`,
+    `in`, `keys`, `items` and `get` are of what came by.
     """
 
     def __init__(self, states: Sequence[State], layers: Sequence[int], depth: int) -> None:
@@ -57,8 +58,49 @@ class Trace:
             )
         return self._tensors[state, index]
 
+    def __contains__(self, key: object) -> bool:
+        return self.get(key) is not None
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """`trace[key]` if it came by, else the default."""
+        try:
+            return self[key]
+        except WhiteboxCrateError:
+            return default
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        return iter(self._tensors)
+
     def __len__(self) -> int:
         return len(self._tensors)
+
+    def to(self, device: str | torch.device) -> Trace:
+        """A trace of the same states on another device."""
+        moved = Trace(self.states, self.layers, self._depth)
+        moved._tensors = {key: _map(value, lambda tensor: tensor.to(device)) for key, value in self.items()}
+        return moved
+
+    def stack(self, state: str) -> Any:
+        """One state of all captured layers.
+
+        Returns:
+            (layers, ...), layers as in `layers`: for attention (layers, batch, heads, queries, tokens). A tuple of such
+            tensors, if `reduce` gave tuples.
+
+        Raises:
+            UnknownNameError: If the state was not captured.
+            CaptureError: If it did not come by.
+            InputError: If layers have tensors of different shapes.
+        """
+        values = [self[state, layer] for layer in self.layers]
+        shapes = [_shapes(value) for value in values]
+        if len(set(shapes)) > 1:
+            raise InputError(
+                f"layers of different shapes do not stack: {state!r} is {shapes}; read trace[state, layer]"
+            )
+        if isinstance(values[0], Tensor):
+            return torch.stack(values)
+        return tuple(torch.stack(parts) for parts in zip(*values, strict=True))
 
     def __repr__(self) -> str:
         shapes = (f"{state}, {layer}: {_shapes(value)}" for (state, layer), value in self._tensors.items())
@@ -280,6 +322,10 @@ def attention_rows(q: Tensor, k: Tensor) -> Tensor:
     """
     # einsum reads the heads where they lie in the projections; matmul would copy them first.
     return torch.einsum("bhqp,bhkp->bhqk", q * q.shape[-1] ** -0.5, k).softmax(dim=-1)
+
+
+def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    return change(value) if isinstance(value, Tensor) else tuple(_map(part, change) for part in value)
 
 
 def _shapes(value: Any) -> tuple[Any, ...]:

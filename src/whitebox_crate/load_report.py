@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ._tables import html_table
+
 
 @dataclass(frozen=True)
 class LoadReport:
@@ -30,3 +32,12 @@ class LoadReport:
         parts += [f"re-initialised {name}" for name in self.reinitialised]
         parts += [f"unused {name}" for name in self.unused]
         return "; ".join(parts)
+
+    def _repr_html_(self) -> str:
+        """What became of the weights that were not loaded as they were, as notebooks show it."""
+        changes = [
+            *((name, f"adapted: {how}") for name, how in self.adapted.items()),
+            *((name, "re-initialised") for name in self.reinitialised),
+            *((name, "unused") for name in self.unused),
+        ]
+        return html_table([(f"{len(self.loaded)} tensors from {self.source}", "what became of it"), *changes])

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._tables import markdown_table, text_table
+from .._tables import html_table, markdown_table, text_table
 from ..errors import InputError
 
 if TYPE_CHECKING:
@@ -58,6 +58,10 @@ class Report(ABC):
             markdown: Whether it is a table in Markdown instead.
         """
         return as_table(self.rows(), markdown)
+
+    def _repr_html_(self) -> str:
+        """The table, as notebooks show it."""
+        return html_table(self.rows())
 
 
 def as_table(rows: list[list[str]], markdown: bool) -> str:

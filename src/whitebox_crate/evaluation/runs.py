@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .._files import write_whole
+from .._tables import html_of_markdown
 from .._version import __version__
 from ..errors import InputError
 from ..models import ImageTransformer
@@ -32,6 +33,10 @@ class Outcome(NamedTuple):
     results: dict[str, Any]
     table: str
     path: Path
+
+    def _repr_html_(self) -> str:
+        """The table, as notebooks show it."""
+        return html_of_markdown(self.table)
 
 
 @dataclass(frozen=True)

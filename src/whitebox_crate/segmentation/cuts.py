@@ -11,6 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from .._tables import html_table
 from ..capturing import State
 from ..errors import InputError
 from ..models import ImageTransformer
@@ -58,6 +59,15 @@ class FoundObjects:
 
     masks: Tensor
     boxes: Tensor
+
+    def _repr_html_(self) -> str:
+        """A row for each object that was found, as notebooks show it."""
+        shares = self.masks.flatten(2).double().mean(-1)
+        found = [
+            (image, index, *self.boxes[image, index].tolist(), f"{100 * shares[image, index]:.1f}%")
+            for image, index in shares.nonzero().tolist()
+        ]
+        return html_table([("image", "object", "x", "y", "width", "height", "share of the image"), *found])
 
 
 def maskcut(

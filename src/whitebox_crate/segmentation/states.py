@@ -21,7 +21,8 @@ PATCH_STATES: tuple[State, ...] = ("projections", "tokens", "compressed", "outpu
 def cls_attention(model: ImageTransformer, images: Tensor, layer: int = -2) -> Tensor:
     """How much [CLS] attends to each patch, per head (arXiv 2308.16271, appendix B.1, equations 10 and 11).
 
-    The model runs as it is: its mode and the caller's autograd are left alone. The values are those of the
+    The model runs as it is: its mode and the caller's autograd are left alone. Call it under `torch.no_grad()` to draw
+    the maps: matplotlib takes no tensor that belongs to an autograd graph. The values are those of the
     layer's softmax, without the entries of [CLS] and other prefix tokens, so that a map sums to less than 1.
     Equations 10 and 11 are a softmax over the patches alone: divide a map by its sum to get that. The factor
     makes no difference to `attention_masks`.
