@@ -12,19 +12,38 @@ from .cuts import (
     maskcut_of,
     maskcut_rounds,
 )
+from .methods import (
+    METHODS,
+    Method,
+    Segments,
+    by_attention,
+    by_features,
+    by_maskcut,
+    choose_method,
+    clearness,
+    settings_of,
+)
 from .metrics import best_head_iou, group_means, mask_iou, mean_iou
 from .ncut import affinity, ncut_eigenvector
 from .states import all_cls_attention, cls_attention, default_layer, patch_features, resolve_layer
 
 __all__ = [
+    "METHODS",
     "CutRound",
     "FoundObjects",
     "MaskRule",
+    "Method",
+    "Segments",
     "affinity",
     "all_cls_attention",
     "attention_masks",
     "best_head_iou",
     "bipartition",
+    "by_attention",
+    "by_features",
+    "by_maskcut",
+    "choose_method",
+    "clearness",
     "cls_attention",
     "connected_component",
     "default_layer",
@@ -39,5 +58,6 @@ __all__ = [
     "ncut_eigenvector",
     "patch_features",
     "resolve_layer",
+    "settings_of",
     "upsample",
 ]

@@ -1,0 +1,226 @@
+"""Methods: the named ways from a photograph, as a model sees it, to the masks of its objects.
+
+`METHODS` is the one table of them: `whitebox_crate.segment`, the command line and the evaluations take names from it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .._indices import resolve_indices
+from ..capturing import State
+from ..errors import InputError, UnknownNameError, WeightsError
+from ..models import ImageTransformer
+from .attention import MaskRule, attention_masks
+from .cuts import maskcut_rounds
+from .states import Grid, cls_attention, patch_features, resolve_layer
+
+EDGE = 1e-6  # the least a level is off 0, in standard deviations of the map
+
+
+class Segments(NamedTuple):
+    """What a method finds in one image, on the patch grid.
+
+    Attributes:
+        levels: float32 (n, rows, columns): the mask of an object is where its levels are above 0, and the larger a
+            level, the further inside. n may be 0.
+        scores: float32 (n,), in [0, 1]: how clear each object is; see `clearness`.
+        map: float32 (rows, columns): what the mask of the first object was cut from.
+        maps: float32 (maps, rows, columns): all that was looked at: maps of heads, eigenvectors.
+    """
+
+    levels: Tensor
+    scores: Tensor
+    map: Tensor
+    maps: Tensor
+
+    @property
+    def masks(self) -> Tensor:
+        """bool (n, rows, columns)."""
+        return self.levels > 0
+
+
+# Called as method(model, pixels, **settings). Pixels are (in_chans, height, width), normalised, on the model's device, of
+# a size that it takes. The settings n and layer mean the same in all methods that have them.
+Method: TypeAlias = Callable[..., Segments]
+Masker: TypeAlias = Callable[[Tensor, Grid], Tensor]  # features (tokens, dim) and the grid to bool (n, rows, columns)
+
+
+def by_attention(
+    model: ImageTransformer,
+    pixels: Tensor,
+    *,
+    layer: int | None = None,
+    head: int | Sequence[int] | Literal["all"] | None = None,
+    rule: MaskRule = "mean",
+    keep: float = 0.6,
+) -> Segments:
+    """One mask: the patches that [CLS] attends to most (arXiv 2308.16271, appendix B.1 and B.3).
+
+    Args:
+        model: A model of this package.
+        pixels: (in_chans, height, width), normalised.
+        layer: Which layer; `default_layer` of the model if None.
+        head: One head, or several, or "all", whose mean is cut; if None, the weights' best if it was measured, else all.
+        rule: As of `attention_masks`.
+        keep: As of `attention_masks`.
+
+    Raises:
+        InputError: If the pixels or `keep` are not as above.
+        UnknownNameError: If there is no such layer, head or rule.
+        WeightsError: If the attention is not finite.
+    """
+    if head is None:
+        head = "all" if model.pretrained_cfg.attention_head is None else model.pretrained_cfg.attention_head
+    wanted = range(model.num_heads) if head == "all" else [head] if isinstance(head, int) else head
+    heads = resolve_indices("head", wanted, model.num_heads)
+    maps = cls_attention(model, pixels[None], resolve_layer(model, layer))[0, heads].float()
+    if not maps.isfinite().all():
+        raise WeightsError("the attention is not finite; the weights are damaged")
+    map_ = maps.mean(0)
+    return _segments(map_, maps, [(map_, attention_masks(map_, keep, rule))])
+
+
+def by_maskcut(
+    model: ImageTransformer,
+    pixels: Tensor,
+    *,
+    n: int = 3,
+    layer: int | None = None,
+    state: State = "projections",
+    tau: float = 0.15,
+) -> Segments:
+    """The objects that MaskCut finds one after the other, by the features of patches (arXiv 2301.11320, section 3.2).
+
+    Args:
+        model: A model of this package.
+        pixels: (in_chans, height, width), normalised.
+        n: Most objects, at least 1.
+        layer: Which layer; `default_layer` of the model if None.
+        state: What to cut by, as of `maskcut_of`.
+        tau: Patches are linked where their cosine is above this, in [0, 1).
+
+    Raises:
+        InputError: If an argument is not as above, or the features are not finite.
+        UnknownNameError: If there is no such layer or state.
+    """
+    features, grid = patch_features(model, pixels[None], resolve_layer(model, layer), state)
+    rounds = maskcut_rounds(features[0], grid, n, tau)
+    maps = torch.stack([cut.eigenvector.float().view(grid) for cut in rounds])
+    masks = [cut.accepted & ~cut.painted for cut in rounds]
+    return _segments(maps[0], maps, list(zip(maps, masks, strict=True)))
+
+
+def by_features(
+    model: ImageTransformer,
+    pixels: Tensor,
+    *,
+    masker: Masker,
+    layer: int | None = None,
+    state: State = "projections",
+) -> Segments:
+    """The masks that a function of one's own makes of the features of patches.
+
+    Args:
+        model: A model of this package.
+        pixels: (in_chans, height, width), normalised.
+        masker: Called with features (tokens, dim), rows of the grid first, and the grid (rows, columns); gives bool (n,
+            rows, columns) or (rows, columns).
+        layer: Which layer; `default_layer` of the model if None.
+        state: Which features, as of `patch_features`.
+
+    Raises:
+        InputError: If the pixels are not as above, or the function gives something else.
+        UnknownNameError: If there is no such layer or state.
+    """
+    features, grid = patch_features(model, pixels[None], resolve_layer(model, layer), state)
+    masks: object = masker(features[0], grid)
+    if (
+        not isinstance(masks, Tensor)
+        or masks.dtype != torch.bool
+        or masks.shape[-2:] != grid
+        or masks.ndim not in (2, 3)
+    ):
+        told = f"{masks.dtype} of {tuple(masks.shape)}" if isinstance(masks, Tensor) else type(masks).__name__
+        raise InputError(f"a method gives bool masks (n, {grid[0]}, {grid[1]}), one an object, not {told}")
+    maps = masks.view(-1, *grid).float()
+    return _segments(maps.sum(0), maps, [(map_, map_ > 0) for map_ in maps])
+
+
+METHODS: dict[str, Method] = {"attention": by_attention, "maskcut": by_maskcut}
+
+
+def choose_method(method: str | Masker, **settings: Any) -> Callable[[ImageTransformer, Tensor], Segments]:
+    """A method with its settings, to be called with a model and the pixels of one image.
+
+    Args:
+        method: A name in `METHODS`, or a function of one's own, as of `by_features`.
+        **settings: Those that the method has; None stands for its own value.
+
+    Raises:
+        UnknownNameError: If there is no such method, or it has no such setting; the message lists close matches.
+    """
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise UnknownNameError.of("method", method, METHODS)
+        function, name = METHODS[method], method
+    elif callable(method):
+        function, name = partial(by_features, masker=method), getattr(method, "__name__", "function")
+    else:
+        raise InputError(f"a method is a name or a function from features and grid to masks, not {method!r}")
+    given = {setting: value for setting, value in settings.items() if value is not None}
+    for setting in given:
+        if setting not in (known := settings_of(method)):
+            raise UnknownNameError.of(f"setting of the method {name!r}", setting, known)
+    return partial(function, **given)
+
+
+def settings_of(method: str | Masker) -> dict[str, Any]:
+    """The settings of a method, each with the value that it has by itself."""
+    parameters = inspect.signature(METHODS[method] if isinstance(method, str) else by_features).parameters.values()
+    return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY and one.name != "masker"}
+
+
+def clearness(map_: Tensor, mask: Tensor) -> Tensor:
+    """How clearly a map tells a mask from what is around it: the share of the map's variance that is between the two.
+
+    It is what Otsu's cut makes largest (Otsu 1979, the criterion eta), and does not depend on the map's scale.
+
+    Args:
+        map_: float (rows, columns).
+        mask: bool (rows, columns).
+
+    Returns:
+        A float32 number in [0, 1]; 0 where the mask or what is around it is empty, or the map is constant.
+    """
+    share, variance = mask.float().mean(), map_.var(unbiased=False)
+    if not 0 < share < 1 or variance <= 0:
+        return torch.zeros((), device=map_.device)
+    between = share * (1 - share) * (map_[mask].mean() - map_[~mask].mean()).square()
+    return (between / variance).clamp(0, 1)
+
+
+def _segments(map_: Tensor, maps: Tensor, objects: Sequence[tuple[Tensor, Tensor]]) -> Segments:
+    """Of objects by their map and mask; those without a patch are left out."""
+    there = [(of, mask) for of, mask in objects if mask.any()]
+    empty = map_.new_zeros(0, *map_.shape)
+    levels = torch.stack([_levels(of, mask) for of, mask in there]) if there else empty
+    scores = torch.stack([clearness(of, mask) for of, mask in there]) if there else empty.new_zeros(0)
+    return Segments(levels, scores, map_, maps)
+
+
+def _levels(map_: Tensor, mask: Tensor) -> Tensor:
+    """The map as levels around the cut that made the mask: above 0 in the mask alone."""
+    if mask.all():
+        return torch.ones_like(map_)
+    values = map_ if map_[mask].mean() >= map_[~mask].mean() else -map_
+    values = values - (values[mask].amin() + values[~mask].amax()) / 2
+    scale = values.std(unbiased=False).clamp_min(torch.finfo(values.dtype).tiny)
+    values = values / scale
+    return torch.where(mask, values.clamp_min(EDGE), values.clamp_max(-EDGE))
