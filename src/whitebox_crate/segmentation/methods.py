@@ -46,8 +46,8 @@ class Segments(NamedTuple):
         return self.levels > 0
 
 
-# Called as method(model, pixels, **settings). Pixels are (in_chans, height, width), normalised, on the model's device, of
-# a size that it takes. The settings n and layer mean the same in all methods that have them.
+# Called as method(model, pixels, **settings). Pixels are (in_chans, height, width), normalised, on the model's device,
+# of a size that it takes. The settings n and layer mean the same in all methods that have them.
 Method: TypeAlias = Callable[..., Segments]
 Masker: TypeAlias = Callable[[Tensor, Grid], Tensor]  # features (tokens, dim) and the grid to bool (n, rows, columns)
 
@@ -67,7 +67,7 @@ def by_attention(
         model: A model of this package.
         pixels: (in_chans, height, width), normalised.
         layer: Which layer; `default_layer` of the model if None.
-        head: One head, or several, or "all", whose mean is cut; if None, the weights' best if it was measured, else all.
+        head: One head, several, or "all", whose mean is cut; if None, the weights' best if it was measured, else all.
         rule: As of `attention_masks`.
         keep: As of `attention_masks`.
 
