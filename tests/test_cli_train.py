@@ -114,6 +114,19 @@ class TestOwnImages:
         assert all(torch.allclose(trained[n], before[n], atol=1e-6) for n in before if not n.startswith("head"))
         assert read(tmp_path / "out" / "recipe.json")["preset"] == "finetune"
 
+    def test_the_best_weights_are_kept_with_their_numbers(self, colours: Path, tmp_path: Path) -> None:
+        words = self.words(colours, "--steps", 6, "--validation", "validation", "--validate-every", 0.4)
+        assert run(*words, "--keep", "best", "--out", tmp_path) == 0
+        lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+        found = [line for line in lines if "validation_top1" in line]
+        best = max(found, key=lambda line: (line["validation_top1"], -line["validation_loss"]))
+        written = read(tmp_path / "model" / "metrics.json")
+        assert len(found) == 6 and written["best_step"] == best["step"]
+        assert written["loss"] == pytest.approx(best["validation_loss"], abs=1e-5)
+        kept = load_file(tmp_path / "best.safetensors")
+        assert all(torch.equal(kept[name], value) for name, value in weights(tmp_path).items())
+        assert f"for which they were kept | {best['step']} |" in (tmp_path / "model" / "README.md").read_text()
+
     def test_pixels_need_no_labels(self, colours: Path, tmp_path: Path) -> None:
         words = ("train", "--model", "crate_mae_tiny_patch16_224", "--preset", "mae", "--data", colours)
         small = ("--set", "depth=1", "decoder_depth=1", "embed_dim=16", "num_heads=2", "decoder_num_heads=2")
@@ -190,6 +203,7 @@ class TestOwnImages:
         (["--model", "crate_nan"], "crate_nano"),
         (["--pretrained", "crate_nano", "--model", "vit_nano"], "--model vit_nano"),
         (["--preset", "linear-probe"], "give them by --pretrained"),
+        (["--keep", "best"], "--validation or --masks"),
         (["--epochs", "2", "--steps", "3"], "give one of them"),
         (["--data", "no/such_folder", "--label-names", "gone.txt"], "gone.txt"),
         (["--masks", "gone"], "gone"),

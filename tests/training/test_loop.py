@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from small_training import (
     CLASSES,
     STEPS,
@@ -31,6 +32,7 @@ from whitebox_crate.models import Crate, CrateMae, ViT
 from whitebox_crate.pretrained_cfg import PretrainedCfg
 from whitebox_crate.training import Batch, Recipe, normalize, train
 from whitebox_crate.training.loop import make_optimizer
+from whitebox_crate.training.metrics_log import Progress, _duration, _steps_left
 
 
 @pytest.mark.parametrize(("optimizer", "learning_rate"), [("lion", 3e-3), ("adamw", 1e-2)])
@@ -107,13 +109,37 @@ def test_the_log_and_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert line["learning_rate"] == recipe.learning_rate_at(line["step"] - 1)
         assert line["size"] == recipe.size_at(line["step"] - 1)
     shown = capsys.readouterr()
-    assert "step 9/9  loss" in shown.err and "0 min left" in shown.err and shown.out == ""
+    assert "step 9/9  loss" in shown.err and shown.out == ""
+    assert [" left" in line for line in shown.err.splitlines()] == 4 * [True] + [False]
 
     each = tmp_path / "each"
     train(make(), Colours(), recipe, each, log_every=1)
     losses = [line["loss"] for line in records(each)]
     for line in lines[:4]:
         assert line["loss"] == pytest.approx((losses[line["step"] - 2] + losses[line["step"] - 1]) / 2, abs=2e-5)
+
+
+@pytest.mark.parametrize("starts", [(0.0, 0.4, 0.7), (0.0, 0.0, 1.0), (0.0, 0.55, 0.55)])
+def test_the_time_left_counts_larger_images_by_their_pixels(starts: tuple[float, ...]) -> None:
+    recipe = short(steps=20, sizes=(12, 24, 18), size_starts=starts)
+    for step in range(1, 21):
+        sides = [recipe.size_at(later) for later in range(step, 20)]
+        assert _steps_left(recipe, step) == pytest.approx(sum((side / recipe.size_at(step - 1)) ** 2 for side in sides))
+    assert [_duration(seconds) for seconds in (0, 12.3, 600, 36000)] == ["1 s", "12 s", "10 min", "10.0 h"]
+
+
+def test_the_time_left_has_what_validation_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = count()  # a second passes between one look and the next
+    monkeypatch.setattr("whitebox_crate.training.metrics_log.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(Progress, "check", lambda *_: torch.zeros(2))
+    accelerator = Accelerator(cpu=True)
+    progress = Progress(accelerator, short(steps=9), tmp_path)
+    lines: list[str] = []
+    monkeypatch.setattr(progress, "_put", lambda record, line: lines.append(line))
+    progress.write(1, 1)
+    progress.validate(1, lambda: [next(clock) for _ in range(59)] and {})
+    progress.write(2, 1)
+    assert lines[0].endswith("8 s left") and lines[2].endswith("4 min left")  # 7 s, and 30 s a step
 
 
 def test_weight_decay_is_for_matrices_alone() -> None:

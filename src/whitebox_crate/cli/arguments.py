@@ -266,6 +266,7 @@ def add_training(parser: Parser, preset: str, without: Collection[str] = ()) -> 
     add("--out", type=Path, required=True, help="folder; one that holds a run is gone on with")
     add("--workers", type=int, default=0, help="processes that make batches ahead of time, for each of the run's (0)")
     add("--checkpoint-every", type=positive, default=250, help="steps (%(default)s)")
+    add("--keep", choices=("last", "best"), default="last", help="which weights, best by validation (%(default)s)")
     add("--tracker", nargs="+", default=[], metavar="NAME", help="trackers that accelerate knows, as tensorboard")
     add("--push-to-hub", metavar="ORG/NAME", help="repository for the trained model")
     recipe = parser.add_argument_group("recipe", "a preset, and what shall differ from it")

@@ -56,6 +56,8 @@ def chosen_recipe(options: argparse.Namespace, preset: str) -> Recipe:
     recipe = recipe_of(preset, _name(options), model_options=_model_options(options), **given)
     if options.validation and recipe.objective == "mae":
         raise InputError("a model that learns pixels names nothing: leave --validation out; --masks measures it")
+    if options.keep == "best" and not options.validation and not options.masks:
+        raise InputError("--keep best is by what validation finds: give --validation or --masks")
     return recipe
 
 
@@ -77,6 +79,7 @@ def train_on(
         workers=options.workers,
         checkpoint_every=options.checkpoint_every,
         trackers=options.tracker,
+        keep=options.keep,
     )
     if folder:
         print(f"{folder}  (weights, config, recipe, metrics and card)")

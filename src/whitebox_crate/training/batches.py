@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -80,8 +81,13 @@ def batches_of(source: Source | Stream, recipe: Recipe, share: Share, workers: i
     data: _Streamed | _Drawn
     data = _Streamed(source, recipe, share) if isinstance(source, Stream) else _Drawn(source, recipe, share)
     if workers:
-        return _told(DataLoader(data, batch_size=None, num_workers=workers))
+        return _told(DataLoader(data, batch_size=None, num_workers=workers, worker_init_fn=_outlive_interrupts))
     return (data[index] for index in range(len(data))) if isinstance(data, _Drawn) else iter(data)
+
+
+def _outlive_interrupts(worker: int) -> None:
+    """A terminal interrupts workers too, whose batch the step may still need; their run ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _told(batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -7,19 +7,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
 from .._random import torch_generator
-from ..errors import InputError, MissingExtraError, require
+from ..errors import InputError, MissingExtraError, UnknownNameError, require
 from ..models import CrateMae, ImageTransformer
 from .batches import Batch, Share, Source, Stream, batches_of, check_labels
+from .best import Best
 from .checkpoints import describe_run, make_run_folder, resume, save_checkpoint
 from .facts import class_names_of, count_of, settled
 from .metrics_log import Progress
 from .recipe import Recipe
+from .stopping import StopRequest
+
+Keep: TypeAlias = Literal["last", "best"]
 
 
 class Measures(Protocol):
@@ -45,10 +49,12 @@ def train(
     log_every: int = 25,
     stop_at: int | None = None,
     trackers: Sequence[str] = (),
+    keep: Keep = "last",
 ) -> ImageTransformer:
     """Trains a model, in place, and writes checkpoints; called again with the same `out`, it goes on where it was.
 
-    A run that was killed and called again ends with the same weights, bit for bit, as one that was not.
+    A run that was killed and called again ends with the same weights, bit for bit, as one that was not. At SIGINT or
+    SIGTERM the step is ended and a checkpoint written, before the call ends by KeyboardInterrupt or SystemExit.
 
     Args:
         model: The model. Its weights are replaced if `out` holds a checkpoint. Its config gets the class names of
@@ -56,13 +62,15 @@ def train(
         source: Where batches come from.
         recipe: The numbers. Its epochs become steps if `source` knows how many images it has; crop and flip are those
             of `source`, if that has them.
-        out: Folder for `checkpoint-STEP/` (the last one is kept) and `metrics.jsonl`.
+        out: Folder for `checkpoint-STEP/` (the last one is kept), `metrics.jsonl` and, if asked for, the best weights.
         validation: What to measure on the way.
         workers: Processes that make batches ahead of time, for each process of the run.
         checkpoint_every: Steps between checkpoints.
         log_every: Steps between lines of progress.
         stop_at: Ends the call after this step, with a checkpoint, for doing a run in parts.
         trackers: Names of trackers that accelerate knows, such as "tensorboard"; they write to `out` too.
+        keep: Which weights the model has at the end: the "last", or the "best" of those that `validation` measured
+            (`Best`), which `out` then has as `best.safetensors`.
 
     Returns:
         The same model, on the device where it was trained.
@@ -73,8 +81,14 @@ def train(
         OutputError: If `out` cannot be written; the last checkpoint stays.
         InputError: If the model is folded or does not take images of the recipe's sizes, has no head or no decoder to
             train, accelerate does not take the precision, a number of steps is not positive, a label is no class of the
-            model, FSDP is not version 2, or the loss or the gradient stops being a number; the last checkpoint stays.
+            model, FSDP is not version 2, the best is to be kept of what nothing measures, or the loss or the gradient
+            stops being a number; the last checkpoint stays.
+        UnknownNameError: If `keep` is neither of the two.
     """
+    if keep not in get_args(Keep):
+        raise UnknownNameError.of("keep", keep, get_args(Keep))
+    if keep == "best" and validation is None:
+        raise InputError("keep='best' is by what validation finds: give validation, or keep the last weights")
     if min(checkpoint_every, log_every, *([validation.every] if validation else [])) < 1:
         raise InputError(
             f"checkpoint_every, log_every and validation.every are at least 1, not {checkpoint_every}, {log_every} and "
@@ -106,28 +120,38 @@ def train(
                 run["workers"] = workers  # which share it among them
             step = logged = resume(accelerator, folder, run)
             progress.cut(step)
+            best = Best(folder, accelerator.is_main_process, fresh=step == 0) if keep == "best" else None
             last = recipe.steps if stop_at is None else min(recipe.steps, stop_at)
             share = Share(step, last, accelerator.process_index, accelerator.num_processes)
             batches = batches_of(source, recipe, share, workers)
             wrapped.train()
-            while step < last:
-                training.step(step, batches, progress)
-                step += 1
-                if step % log_every == 0 or step == recipe.steps:
-                    progress.write(step, step - logged)
-                    logged = step
-                if validation and (step % validation.every == 0 or step == recipe.steps):
-                    progress.validate(step, lambda: validation.measure(model))
-                if step % checkpoint_every == 0 or step == last:
-                    if step > logged:
-                        progress.check(step)
-                    save_checkpoint(accelerator, folder, step, run)
+            with StopRequest(accelerator) as stop:
+                while step < last:
+                    training.step(step, batches, progress)
+                    step += 1
+                    if step % log_every == 0 or step == recipe.steps:
+                        progress.write(step, step - logged)
+                        logged = step
+                    if validation and (step % validation.every == 0 or step == recipe.steps):
+                        found = progress.validate(step, lambda: validation.measure(model))
+                        if best:
+                            best.offer(step, found, lambda: _whole_state(model))
+                    stopped = stop.noted()
+                    if step % checkpoint_every == 0 or step == last or stopped:
+                        if step > logged:
+                            progress.check(step)
+                        save_checkpoint(accelerator, folder, step, run)
+                    if stopped:
+                        stop.leave(stopped, folder, step)
             for tracker in accelerator.trackers:  # not end_training, which takes the processes apart too
                 tracker.finish()
         finally:
             accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # or the model would autocast for ever
     if model is not given:
-        given.load_state_dict({name: _whole(value) for name, value in model.state_dict().items()})
+        given.load_state_dict(_whole_state(model))
+    if best and step == recipe.steps:
+        accelerator.wait_for_everyone()
+        given.load_state_dict(best.weights())
     return given
 
 
@@ -174,6 +198,10 @@ class _Training:
         labels, logits = batch.labels.to(device), self.wrapped(images)
         loss = nn.functional.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
         return loss, (logits.detach().argmax(-1) == labels).float().mean()
+
+
+def _whole_state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: _whole(value) for name, value in model.state_dict().items()}
 
 
 def _whole(tensor: Any) -> Tensor:

@@ -35,6 +35,7 @@ class Progress:
         self.norms: list[Tensor] = []
         self.skipped = 0
         self.since = time.monotonic()
+        self.validated = self.steps_done = 0.0  # seconds, and steps of this call
 
     def cut(self, step: int) -> None:
         """Drops what a killed run wrote after its last checkpoint: those steps are done again."""
@@ -95,17 +96,21 @@ class Progress:
         shown += [f"{lost} pictures left out"] if lost else []
         shown += [f"difficulty {record['difficulty']:.2f}"] if recipe.curriculum else []
         shown += [f"{record['size']} px", f"{seconds:.2f} s/step", f"{recipe.batch_size / seconds:.0f} images/s"]
-        left = (recipe.steps - step) * seconds / 60
-        self._put(record, f"step {step}/{recipe.steps}  {'  '.join(shown)}  {left:.0f} min left at this pace")
+        self.steps_done += steps_done
+        left = seconds * _steps_left(recipe, step) + (recipe.steps - step) * self.validated / self.steps_done
+        shown += [f"{_duration(left)} left"] if step < recipe.steps else []
+        self._put(record, f"step {step}/{recipe.steps}  {'  '.join(shown)}")
 
-    def validate(self, step: int, measure: Callable[[], Mapping[str, float]]) -> None:
-        """A record and a line for what `measure` finds, whose time is none of the steps'."""
+    def validate(self, step: int, measure: Callable[[], Mapping[str, float]]) -> Mapping[str, float]:
+        """A record and a line for what `measure` finds, whose time is none of the steps'; returns that."""
         begun = time.monotonic()
         measured = measure()
-        self.since += time.monotonic() - begun
+        took = time.monotonic() - begun
+        self.since, self.validated = self.since + took, self.validated + took
         found = {f"validation_{name}": round(value, 5) for name, value in measured.items()}
         shown = "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in found.items())
         self._put({"step": step, **found}, f"step {step}/{self.recipe.steps}  {shown}")
+        return measured
 
     def _put(self, record: dict[str, Any], line: str) -> None:
         self.accelerator.log({key: value for key, value in record.items() if key != "step"}, step=record["step"])
@@ -117,3 +122,18 @@ class Progress:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
             raise OutputError(f"cannot write to {self.path}: {error}; make room and call again") from error
+
+
+def _steps_left(recipe: Recipe, step: int) -> float:
+    """How many steps like the one before this take as long as those that are left: by their pixels."""
+    now = recipe.size_at(step - 1)
+    begins = [math.ceil(start * recipe.steps) for start in recipe.size_starts] + [recipe.steps]
+    parts = zip(recipe.sizes, begins, begins[1:], strict=False)
+    return sum((side / now) ** 2 * max(0, end - max(begin, step)) for side, begin, end in parts)
+
+
+def _duration(seconds: float) -> str:
+    """A time to wait, in the unit that a person would say it in."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

@@ -31,6 +31,7 @@ _NAMES = {
     "loss": "Cross-entropy",
     "images": "Images",
     "mask_iou": "mIoU of [CLS] attention",
+    "best_step": "Step after which these weights were the best on these images, for which they were kept",
     "training_loss": "Loss in training, at the end",
     "training_accuracy": "Accuracy in training, at the end",
     "skipped": "Images left out, for they cannot be decoded",

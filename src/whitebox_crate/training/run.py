@@ -16,9 +16,10 @@ from ..loading import meta_init
 from ..models import ImageTransformer
 from ..pretrained_cfg import PretrainedCfg
 from .batches import Source, Stream
+from .best import best_of
 from .checkpoints import checkpoints_of, make_run_folder
 from .facts import class_names_of, described, name_of, settled
-from .loop import Measures, train
+from .loop import Keep, Measures, train
 from .model_folder import finish, last_metrics, write_recipe
 from .presets import PRESETS
 from .recipe import Recipe
@@ -118,6 +119,7 @@ def train_and_save(
     workers: int = 0,
     checkpoint_every: int = 250,
     trackers: Sequence[str] = (),
+    keep: Keep = "last",
 ) -> Path | None:
     """Trains a model by `train` and writes all that tells how it came about: what `whitebox-crate train` does.
 
@@ -134,6 +136,7 @@ def train_and_save(
         workers: As `train`.
         checkpoint_every: As `train`.
         trackers: As `train`.
+        keep: As `train`; of the "best" weights, the numbers in metrics and card are those that they were kept for.
 
     Returns:
         The folder of the trained model; None in all processes of a run but the first.
@@ -155,7 +158,9 @@ def train_and_save(
         workers=workers,
         checkpoint_every=checkpoint_every,
         trackers=trackers,
+        keep=keep,
     )
     if not accelerate.PartialState().is_main_process:
         return None
-    return finish(model, out / "model", recipe, data=words, metrics=last_metrics(out), preset=preset)
+    metrics = last_metrics(out) | (best_of(out) if keep == "best" else {})
+    return finish(model, out / "model", recipe, data=words, metrics=metrics, preset=preset)

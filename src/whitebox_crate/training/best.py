@@ -1,0 +1,97 @@
+"""The best weights of a run so far, by what validation found, in a file of its own beside the checkpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .._files import write_whole
+from ..errors import InputError, WeightsError
+
+BEST = "best.safetensors"
+
+
+class Best:
+    """The weights whose validation was best: by `top1`, then by `loss`, or by `mask_iou` where nothing is named.
+
+    Of equals, the first. A run that goes on goes on with what it had found.
+
+    Args:
+        folder: Of the run.
+        writes: Whether this process is the one that writes.
+        fresh: Whether the run begins, so that what lies there is of another.
+    """
+
+    def __init__(self, folder: Path, writes: bool, fresh: bool) -> None:
+        self.path, self.writes = folder / BEST, writes
+        if fresh and writes:
+            self.path.unlink(missing_ok=True)
+        self._worth = () if fresh else _worth(best_of(folder))
+
+    def offer(self, step: int, found: Mapping[str, float], state: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Keeps the weights if they are the best so far; to be called by all processes with the same numbers.
+
+        Args:
+            step: After which they were measured.
+            found: What was measured.
+            state: Gives the weights, whole.
+
+        Raises:
+            InputError: If none of the numbers says what is better.
+            OutputError: If there is no room.
+        """
+        if not (worth := _worth(found)):
+            raise InputError(
+                f"validation found {sorted(found)}, and none of top1 and mask_iou, by which the best weights are kept; "
+                "measure one of them, or keep the last weights"
+            )
+        if self._worth and worth <= self._worth:
+            return
+        self._worth, weights = worth, state()
+        if self.writes:
+            tensors = {name: value.detach().cpu().clone().contiguous() for name, value in weights.items()}
+            about = {"found": json.dumps({**found, "best_step": step})}
+            write_whole(self.path, lambda path: save_file(tensors, path, about))
+
+    def weights(self) -> dict[str, Tensor]:
+        """The best weights so far.
+
+        Raises:
+            WeightsError: If there are none, or the file cannot be read.
+        """
+        if not self.path.exists():
+            raise WeightsError(f"{self.path} is not there, for the run kept none: keep the last, or use another folder")
+        with _opened(self.path) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+
+
+def best_of(folder: Path) -> dict[str, Any]:
+    """What validation found of a run's best weights, and `best_step`, after which that was; nothing if none are kept.
+
+    Raises:
+        WeightsError: If the file cannot be read.
+    """
+    if not (folder / BEST).exists():
+        return {}
+    with _opened(folder / BEST) as file:
+        found: dict[str, Any] = json.loads(file.metadata()["found"])
+        return found
+
+
+def _worth(found: Mapping[str, float]) -> tuple[float, ...]:
+    if "top1" in found:
+        return found["top1"], -found.get("loss", 0.0)
+    return (found["mask_iou"],) if "mask_iou" in found else ()
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path} is broken: {error}; delete it to keep the best from now on") from error
