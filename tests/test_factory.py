@@ -118,9 +118,8 @@ def test_none_stands_for_the_default() -> None:
     ("option", "meant"), [("num_class", "num_classes"), ("dept", "depth"), ("image_size", "img_size")]
 )
 def test_an_unknown_option_is_answered_with_its_neighbours(option: str, meant: str) -> None:
-    for value in (3, None):
-        with pytest.raises(UnknownNameError, match=rf"'{option}'; did you mean.*'{meant}'"):
-            create_model("crate_tiny", **{option: value})
+    with pytest.raises(UnknownNameError, match=rf"'{option}'; did you mean.*'{meant}'"):
+        create_model("crate_tiny", **{option: 3})
     with pytest.raises(UnknownNameError, match="'mlp_ratio'"):
         create_model("crate_tiny", mlp_ratio=4.0)  # ViT's, not CRATE's
 
@@ -490,3 +489,39 @@ def test_what_is_no_batch_of_images_is_refused(name: str, what: str) -> None:
             run(images)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         model(images_for(model).to(torch.bfloat16))
+
+
+# timm's call forms
+
+
+def test_options_of_timm_that_ask_for_nothing_are_none() -> None:
+    nothing = {"drop_block_rate": None, "init_values": 0.0, "reg_tokens": 0, "qk_norm": False, "scriptable": False}
+    model = create_model(NAME, checkpoint_path="", exportable=True, no_jit=True, **nothing, **small_options(NAME))
+    assert model.model_args.keys() == small_options(NAME).keys()
+    for option in ("drop_block_rate", "init_values", "reg_tokens", "qk_norm", "scriptable", "fc_norm"):
+        with pytest.raises(UnknownNameError, match=f"unknown option of {NAME} '{option}'; (known|did you mean)"):
+            create_model(NAME, **{option: 1}, **small_options(NAME))
+
+
+def test_a_name_is_given_once() -> None:
+    assert create_model(model_name=NAME, **small_options(NAME)).architecture == NAME
+    with pytest.raises(InputError, match="give one"):
+        create_model(NAME, model_name=NAME)
+    with pytest.raises(InputError, match="text, not None"):
+        create_model()
+
+
+def test_features_come_as_a_list_or_as_a_dict() -> None:
+    options = {"features_only": True, "out_indices": (2, 0), **small_options(NAME)}
+    images, maps = images_for(small_model(NAME)), {}
+    for kind in (None, "list", "getter", "dict"):
+        torch.manual_seed(0)
+        maps[kind] = create_model(NAME, feature_cls=kind, **options).eval()(images)
+    assert list(maps["dict"]) == ["0", "2"]
+    for kind in ("list", "getter", None):
+        assert isinstance(maps[kind], list)
+        assert all(torch.equal(a, b) for a, b in zip(maps[kind], maps["dict"].values(), strict=True))
+    with pytest.raises(UnknownNameError, match=r"'fx'.*'getter'"):
+        create_model(NAME, feature_cls="fx", **options)
+    with pytest.raises(InputError, match="features_only=True"):
+        create_model(NAME, feature_cls="dict")

@@ -428,7 +428,29 @@ class TestResolveDataConfig:
             "mean": (0.1, 0.2, 0.6),
             "std": (0.5, 0.3, 0.1),
             "crop_pct": 0.9,
+            "crop_mode": "center",
         }
+
+    def test_timms_call_forms(self) -> None:
+        model = create_model("crate_nano", pretrained_cfg=self.CFG, depth=1)
+        config = resolve_data_config(model)
+        assert resolve_data_config({}, model=model) == resolve_data_config(None, model=model) == config
+        assert resolve_data_config(model=model, pretrained_cfg=dict(self.CFG)) == config
+        assert resolve_data_config({}, pretrained_cfg=self.CFG) == resolve_data_config(self.CFG)
+        asked = {"img_size": 48, "mean": [0.5, 0.5, 0.5], "crop_pct": None, "batch_size": 8}
+        assert resolve_data_config(asked, model=model) == {**config, "input_size": (3, 48, 48), "mean": (0.5, 0.5, 0.5)}
+        grey = resolve_data_config({"in_chans": 1, "mean": (0.5,), "crop_pct": 1.0}, model=model)
+        assert (grey["input_size"], grey["mean"], grey["crop_pct"]) == ((1, 96, 96), (0.5,), 1.0)
+        assert resolve_data_config({"input_size": (3, 8, 16)}, model=model)["input_size"] == (3, 8, 16)
+        transform = create_transform(**config, is_training=False)
+        assert transform == create_transform(**resolve_data_config({}, model=model))
+        with pytest.raises(UnknownNameError, match=r"'squash'.*'center'"):
+            create_transform(**{**config, "crop_mode": "squash"})
+        with pytest.raises(InputError, match="for evaluation"):
+            create_transform(**config, is_training=True)
+        for nothing in ({}, None, 3):
+            with pytest.raises(InputError, match="expected a model"):
+                resolve_data_config(nothing)  # type: ignore[arg-type]
 
     def test_of_a_model_the_size_is_its_own(self) -> None:
         model = create_model("crate_nano", pretrained_cfg=self.CFG, depth=2)
@@ -459,7 +481,7 @@ class TestResolveDataConfig:
 
     def test_what_has_no_facts_is_refused(self) -> None:
         for source in (torch.nn.Linear(2, 2), {}, None):
-            with pytest.raises(InputError, match=f"got {type(source).__name__}"):
+            with pytest.raises(InputError, match=r"got (Linear|NoneType)"):
                 resolve_data_config(source)  # type: ignore[arg-type]
         with pytest.raises(InputError, match="no mean"):
             resolve_data_config(replace(self.CFG, mean=()))

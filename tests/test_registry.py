@@ -9,6 +9,7 @@ from whitebox_crate import (
     PretrainedCfg,
     create_model,
     get_pretrained_cfg,
+    get_pretrained_cfg_value,
     is_model,
     list_models,
     list_pretrained,
@@ -158,3 +159,43 @@ def test_a_registered_class_is_a_model_with_the_whole_contract() -> None:
     assert model.pretrained_cfg.input_size == (3, 224, 224)
     with pytest.raises(UnknownNameError, match="did you mean 'num_classes'"):
         create_model("my_crate", num_clases=3)
+
+
+def test_models_are_listed_by_module() -> None:
+    assert list_models(module="vit") == list_models("vit_*") == list_models("", "vit")
+    assert list_models("*_tiny_*", ["crate_mae", "crate_alpha"]) == list_models(
+        ["crate_mae_tiny*", "crate_alpha_tiny*"]
+    )
+    assert list_models(module="resnet") == []
+    assert list_models(name_matches_cfg=True) == list_models()
+    register_model(tiny)
+    assert list_models(module="test_registry") == ["tiny"]
+
+
+def test_weights_are_left_out_by_wildcards() -> None:
+    assert list_pretrained(exclude_filters=["vit_*", "crate_alpha*"]) == [
+        name for name in list_pretrained() if not name.startswith(("vit_", "crate_alpha"))
+    ]
+
+
+def test_a_fact_is_looked_up_by_name() -> None:
+    assert get_pretrained_cfg_value("crate_nano", "num_classes") == 258
+    assert get_pretrained_cfg_value("crate_nano_patch6_96.scene_composites", "num_classes") == 476
+    assert get_pretrained_cfg_value("vit_nano", "input_size") == (3, 96, 96)
+    assert get_pretrained_cfg_value("crate_base", "classifier") == "head"
+    assert get_pretrained_cfg_value("crate_base", "min_input_size") is None
+    with pytest.raises(UnknownNameError, match="'crate_bse'"):
+        get_pretrained_cfg_value("crate_bse", "input_size")
+
+
+def test_facts_are_a_mapping() -> None:
+    cfg = PretrainedCfg(mean=(0.5, 0.5, 0.5), num_classes=7)
+    assert (cfg["mean"], cfg.get("num_classes"), cfg.get("test_input_size", 3)) == ((0.5, 0.5, 0.5), 7, 3)
+    assert dict(cfg) == {key: cfg[key] for key in cfg} and len(dict(cfg)) == len(cfg) == len(list(cfg.items()))
+    assert {"classifier", "first_conv", "fixed_input_size", "crop_mode", "pool_size"} < set(cfg.keys())
+    assert "classifier" in cfg and "SAME_FOR_ALL" not in cfg and "get" not in cfg
+    assert cfg == PretrainedCfg(mean=(0.5, 0.5, 0.5), num_classes=7) != dict(cfg)
+    with pytest.raises(KeyError, match="min_input_size"):
+        cfg["min_input_size"]
+    with pytest.raises(TypeError, match="crop_mode"):
+        PretrainedCfg(crop_mode="squash")  # type: ignore[call-arg]

@@ -30,6 +30,7 @@ _NAMES = {
     "pretrained_cfg": ["PretrainedCfg"],
     "registry": [
         "get_pretrained_cfg",
+        "get_pretrained_cfg_value",
         "is_model",
         "is_model_pretrained",
         "list_models",
@@ -62,6 +63,7 @@ if TYPE_CHECKING:  # the same, for those who read and do not run; tests/test_arc
     from .pretrained_cfg import PretrainedCfg
     from .registry import (
         get_pretrained_cfg,
+        get_pretrained_cfg_value,
         is_model,
         is_model_pretrained,
         list_models,
@@ -94,6 +96,7 @@ __all__ = [
     "create_transform",
     "fold_for_inference",
     "get_pretrained_cfg",
+    "get_pretrained_cfg_value",
     "is_model",
     "is_model_pretrained",
     "list_models",

@@ -21,10 +21,10 @@ from .convert.files import read_checkpoint
 from .convert.rename import Converted, convert_checkpoint
 from .errors import InputError, UnknownNameError, WeightsError, WhiteboxCrateError
 from .fold import fold_for_inference
-from .layers.patch_embed import to_pair
 from .loading import load_state, meta_init
 from .models import FeatureExtractor, ImageTransformer
 from .models._base import GlobalPool, known_pool
+from .models._features import FeatureCls
 from .pretrained_cfg import PretrainedCfg
 from .registry import Entry, Entrypoint, find_entry, is_model
 
@@ -32,7 +32,7 @@ LOCAL, HUB = "local-dir:", "hf-hub:"
 
 
 def create_model(
-    name: str,
+    name: str | None = None,
     pretrained: bool = False,
     *,
     pretrained_cfg: str | Mapping[str, Any] | PretrainedCfg | None = None,
@@ -42,6 +42,8 @@ def create_model(
     token: str | bool | None = None,
     features_only: bool = False,
     out_indices: int | Sequence[int] | None = None,
+    feature_cls: FeatureCls | None = None,
+    model_name: str | None = None,
     **model_options: Any,
 ) -> Any:
     """Makes a model by name.
@@ -57,8 +59,10 @@ def create_model(
         token: Access token for the Hub, False for none; that of `hf auth login` or `HF_TOKEN` if None.
         features_only: Whether to return a `FeatureExtractor` (a list of feature maps) instead.
         out_indices: Its layers.
+        feature_cls: What comes out of it, as there.
+        model_name: `name`, as timm calls it.
         **model_options: Options of the model's class, for example `num_classes`, `img_size`, `depth`; None stands for
-            the default.
+            the default. Those that the class does not have, but timm's models may, are fine as None, False or 0.
 
     Returns:
         An `ImageTransformer` in training mode, as PyTorch makes modules, or in evaluation mode if it was saved folded
@@ -67,17 +71,23 @@ def create_model(
 
     Raises:
         UnknownNameError: If the model, tag or option does not exist; the message lists close matches.
-        InputError: If an option has a value that makes no model, or `out_indices` is given without `features_only`.
+        InputError: If an option has a value that makes no model, or `out_indices` or `feature_cls` is given without
+            `features_only`.
         WeightsError: If weights are asked for and absent, broken or of other shapes. With `pretrained`, a changed
             `num_classes` leaves the head fresh, and nothing but the head; `checkpoint_path` takes no other shapes.
     """
-    if out_indices is not None and not features_only:
-        raise InputError("out_indices chooses the maps of features_only=True; without it there are none")
+    if (out_indices is not None or feature_cls is not None) and not features_only:
+        raise InputError("out_indices and feature_cls are of the maps of features_only=True; without it there are none")
+    if model_name is not None:
+        if name is not None:
+            raise InputError(f"name and model_name are one, and {name!r} and {model_name!r} were given; give one")
+        name = model_name
     if not isinstance(name, str):
         raise InputError(f"a model's name is text, not {name!r}; write 'local-dir:PATH' for a folder")
     source = _source(name, pretrained, pretrained_cfg, cache_dir, token)
     if pretrained_cfg_overlay:
         source = replace(source, cfg=replace(source.cfg, **_known_fields(pretrained_cfg_overlay)))
+    checkpoint_path = checkpoint_path or None  # timm's default is ""
     own_weights = pretrained and checkpoint_path is None
     # Weights decide whether their last norm comes before or after pooling; another pooling is set afterwards.
     given = {key: value for key, value in model_options.items() if not (own_weights and key == "global_pool")}
@@ -106,7 +116,7 @@ def create_model(
         pool = model_options["global_pool"] if own_weights else None  # else the entrypoint has had it
     if pool is not None:
         model.global_pool = known_pool(pool)
-    return FeatureExtractor(model, out_indices) if features_only else model
+    return FeatureExtractor(model, out_indices, feature_cls or "list") if features_only else model
 
 
 def _with_what_a_file_shows(
@@ -201,26 +211,22 @@ def _facts(
     if isinstance(given, PretrainedCfg):
         return given
     if isinstance(given, Mapping):
-        return replace(_default_cfg(entry), **_known_fields(given))
+        return replace(entry.default_cfg, **_known_fields(given))
     chosen = given or tag
     if chosen:
         return entry.pretrained_cfg(chosen)
     if not pretrained:
-        return _default_cfg(entry)
+        return entry.default_cfg
     try:
         return entry.pretrained_cfg()
     except UnknownNameError as error:
         raise WeightsError(str(error)) from None
 
 
-def _default_cfg(entry: Entry) -> PretrainedCfg:
-    height, width = to_pair(entry.defaults.get("img_size", 224))
-    return PretrainedCfg(input_size=(3, height, width), num_classes=entry.defaults.get("num_classes", 1000))
-
-
 def _options(source: _Source, given: Mapping[str, Any], pretrained: bool) -> dict[str, Any]:
     """Options for the entrypoint: those given go before those of the weights; None stands for the default."""
     entry = source.entry
+    given = {key: value for key, value in given.items() if entry.takes(key) or not _asks_for_nothing(key, value)}
     merged = {**source.cfg.model_args, **source.options}
     merged.update({key: value for key, value in given.items() if value is not None or key not in merged})
     entry.check_options(merged)
@@ -233,6 +239,14 @@ def _options(source: _Source, given: Mapping[str, Any], pretrained: bool) -> dic
     if source.pool is not None and entry.names("global_pool"):  # timm saves it apart from the options
         options.setdefault("global_pool", source.pool)
     return options
+
+
+def _asks_for_nothing(option: str, value: Any) -> bool:
+    """Whether a model is what is asked for without having the option.
+
+    That is so of timm's options that are switched off, and of those that make a model fit for export: all are.
+    """
+    return value is None or (isinstance(value, Real) and not value) or option in ("exportable", "no_jit")
 
 
 def _plain_number(value: Any) -> Any:

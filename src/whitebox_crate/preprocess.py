@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, Union
@@ -28,39 +28,63 @@ INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 MOST_CROPPED = 100  # a resized image is at most so many squares over the crop's longer side, for memory is finite
 
 
-def resolve_data_config(model_or_cfg: ImageTransformer | FeatureExtractor | PretrainedCfg) -> dict[str, Any]:
+def resolve_data_config(
+    args: ImageTransformer | FeatureExtractor | Mapping[str, Any] | None = None,
+    pretrained_cfg: Mapping[str, Any] | None = None,
+    model: ImageTransformer | FeatureExtractor | None = None,
+) -> dict[str, Any]:
     """What images a model expects: the keyword arguments of `create_transform`, under timm's names.
+
+    `resolve_data_config(model)`, `resolve_data_config(cfg)`, or timm's form: `resolve_data_config({}, model=model)`.
 
     Of a model, the size is the one that it has now, which may differ from that of its weights. If it takes another
     number of channels than the weights have means for, one channel gets the average of the means and that of the
     standard deviations (the image becomes grey); any other number repeats them in turn.
 
     Args:
-        model_or_cfg: A model, compiled or not, or the facts about weights, as `get_pretrained_cfg` gives them.
+        args: A model, compiled or not; or the facts about weights, as `get_pretrained_cfg` gives them; or what goes
+            before these, as from timm's command lines: those of the keys below that are there and not None, `img_size`
+            and `in_chans` (or `chans`). Other keys are passed over.
+        pretrained_cfg: The facts, in place of the model's.
+        model: The model.
 
     Returns:
         input_size (channels, height, width); interpolation; mean and std, per channel, of images scaled to [0, 1];
-        crop_pct.
+        crop_pct; crop_mode.
 
     Raises:
-        InputError: If it is neither, or its facts have no mean or std.
+        InputError: If there is no model of this package and no facts, or the facts have no mean or std.
     """
-    source: Any = getattr(model_or_cfg, "_orig_mod", model_or_cfg)  # what torch.compile wraps
+    asked: dict[str, Any] = {}
+    if isinstance(args, PretrainedCfg):
+        pretrained_cfg = args
+    elif isinstance(args, Mapping):
+        asked = {key: value for key, value in args.items() if value is not None}
+    elif args is not None:
+        model = args
+    cfg, size = _facts_and_size(model, pretrained_cfg)
+    channels = asked.get("in_chans", asked.get("chans", size[0]))
+    size = (channels, *(to_pair(asked["img_size"]) if "img_size" in asked else size[1:]))
+    size = tuple(asked.get("input_size", size))
+    return {
+        "input_size": size,
+        "interpolation": asked.get("interpolation", cfg["interpolation"]),
+        "mean": _for_channels(asked.get("mean", cfg["mean"]), size[0]),
+        "std": _for_channels(asked.get("std", cfg["std"]), size[0]),
+        "crop_pct": asked.get("crop_pct", cfg["crop_pct"]),
+        "crop_mode": asked.get("crop_mode", cfg.get("crop_mode", "center")),
+    }
+
+
+def _facts_and_size(model: Any, given: Mapping[str, Any] | None) -> tuple[Mapping[str, Any], tuple[int, ...]]:
+    source = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     if isinstance(source, FeatureExtractor):
         source = source.model
     if isinstance(source, ImageTransformer):
-        cfg, input_size = source.pretrained_cfg, (source.in_chans, *source.img_size)
-    elif isinstance(source, PretrainedCfg):
-        cfg, input_size = source, source.input_size
-    else:
-        raise InputError(f"expected a model of this package or a PretrainedCfg, got {type(source).__name__}")
-    return {
-        "input_size": input_size,
-        "interpolation": cfg.interpolation,
-        "mean": _for_channels(cfg.mean, input_size[0]),
-        "std": _for_channels(cfg.std, input_size[0]),
-        "crop_pct": cfg.crop_pct,
-    }
+        return source.pretrained_cfg if given is None else given, (source.in_chans, *source.img_size)
+    if source is None and given is not None:
+        return given, tuple(given["input_size"])
+    raise InputError(f"expected a model of this package or a PretrainedCfg, got {type(source).__name__}")
 
 
 def create_transform(
@@ -69,6 +93,8 @@ def create_transform(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     crop_pct: float = 1.0,
+    crop_mode: str = "center",
+    is_training: bool = False,
 ) -> Transform:
     """The evaluation transform: `create_transform(**resolve_data_config(model))`.
 
@@ -78,14 +104,20 @@ def create_transform(
         mean: Per channel, of images scaled to [0, 1].
         std: Per channel, likewise.
         crop_pct: Side of the centre crop over the shorter side of the resized image, in (0, 1].
+        crop_mode: "center", the one of timm's modes that there is here.
+        is_training: False; training crops at random, which `whitebox_crate.training` does.
 
     Returns:
         A `Transform`, to be called with one image or with a batch.
 
     Raises:
-        UnknownNameError: If there is no such interpolation; the message lists close matches.
-        InputError: If a value is out of range, or there are neither 1 nor 3 channels.
+        UnknownNameError: If there is no such interpolation or crop mode; the message lists close matches.
+        InputError: If a value is out of range, there are neither 1 nor 3 channels, or it is for training.
     """
+    if crop_mode != PretrainedCfg.crop_mode:
+        raise UnknownNameError.of("crop_mode", crop_mode, (PretrainedCfg.crop_mode,))
+    if is_training:
+        raise InputError("this transform is for evaluation; whitebox_crate.training crops for training")
     size: Any
     shape: Any = input_size
     channels, size = (shape[0], shape[1:]) if isinstance(shape, tuple | list) and len(shape) == 3 else (3, shape)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from .errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# timm's fields that are constants of `PretrainedCfg`.
+SAME_FOR_ALL = ("classifier", "first_conv", "fixed_input_size", "crop_mode", "pool_size")
 
 
 @dataclass(frozen=True)
-class PretrainedCfg:
+class PretrainedCfg(Mapping[str, Any]):
     """Facts about one set of weights; fields that timm has mean what they mean there.
+
+    It is a mapping as well, as code that was written for timm reads it: `cfg["mean"]`, `cfg.get("min_input_size")`,
+    `dict(cfg)`. Besides the fields below it has those of timm that are the same for all weights here: `classifier`,
+    `first_conv`, `fixed_input_size` (models have an option `img_size`), `crop_mode` and `pool_size`.
 
     The weights lie in one of four places: on the Hub (`hf_hub_id` and `file`), in the package (`file` alone), on a page
     from which only a person can fetch them (`url` and `file`), or nowhere (none of these).
@@ -47,6 +53,12 @@ class PretrainedCfg:
     Raises:
         InputError: If a field has a value of another kind than its default.
     """
+
+    classifier: ClassVar[str] = "head"
+    first_conv: ClassVar[str] = "patch_embed.proj"
+    fixed_input_size: ClassVar[bool] = True
+    crop_mode: ClassVar[str] = "center"
+    pool_size: ClassVar[None] = None
 
     tag: str = ""
     hf_hub_id: str = ""
@@ -81,6 +93,18 @@ class PretrainedCfg:
                 f"'input_size' is (channels, height, width) and 'num_classes' at least 0, not {self.input_size!r} and "
                 f"{self.num_classes}"
             )
+
+    def __iter__(self) -> Iterator[str]:
+        yield from (fact.name for fact in fields(self))
+        yield from SAME_FOR_ALL
+
+    def __len__(self) -> int:
+        return len(fields(self)) + len(SAME_FOR_ALL)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in iter(self):
+            raise KeyError(name)
+        return getattr(self, name)
 
 
 def _is_of_kind(value: object, default: object) -> bool:

@@ -7,13 +7,14 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 from torch import nn
 
 from ._deprecated import ARCHITECTURES, current_architecture
 from .errors import InputError, UnknownNameError
+from .layers.patch_embed import to_pair
 from .pretrained import PRETRAINED
 from .pretrained_cfg import PretrainedCfg
 from .variants import ALIASES, VARIANTS
@@ -64,6 +65,18 @@ class Entry:
         for option in options:
             if not self.takes(option):
                 raise UnknownNameError.of(f"option of {self.name}", option, self._parameters)
+
+    @property
+    def default_cfg(self) -> PretrainedCfg:
+        """The facts about a model without weights: its own size and number of classes."""
+        height, width = to_pair(self.defaults.get("img_size", 224))
+        return PretrainedCfg(input_size=(3, height, width), num_classes=self.defaults.get("num_classes", 1000))
+
+    @property
+    def module(self) -> str:
+        """The last name of the Python module in which its class or function is, as "vit"."""
+        made_by = self.entrypoint.func if isinstance(self.entrypoint, partial) else self.entrypoint
+        return str(getattr(made_by, "__module__", "")).rpartition(".")[2]
 
     def pretrained_cfg(self, tag: str = "") -> PretrainedCfg:
         """The facts about the weights of a tag, or about the first of its weights if none is given.
@@ -188,24 +201,46 @@ def get_pretrained_cfg(name: str) -> PretrainedCfg:
     return entry.pretrained_cfg(tag)
 
 
+def get_pretrained_cfg_value(name: str, key: str) -> Any:
+    """One of the facts that `get_pretrained_cfg` gives, or that a model without weights has; None if there is no such.
+
+    Args:
+        name: "architecture", or "architecture.tag".
+        key: A field of `PretrainedCfg`, or of timm's.
+
+    Raises:
+        UnknownNameError: If the model or the tag does not exist.
+    """
+    entry, tag = find_entry(name)
+    return (entry.pretrained_cfg(tag) if tag or entry.pretrained else entry.default_cfg).get(key)
+
+
 def list_models(
     filter: str | Sequence[str] = "",
+    module: str | Sequence[str] = "",
     *,
     pretrained: bool = False,
     exclude_filters: str | Sequence[str] = "",
+    name_matches_cfg: bool = False,
     include_tags: bool | None = None,
 ) -> list[str]:
     """Names of the models, in natural order; an empty list if none fits.
 
     Args:
         filter: Wildcards of which a name must match one, for example "crate_*"; "" for all.
+        module: Modules of `whitebox_crate.models`, or of your own, of which one must have the model's class, as "vit";
+            "" for all.
         pretrained: Whether to list only models that have weights.
         exclude_filters: Wildcards of which a name must match none.
+        name_matches_cfg: timm's way to leave out aliases; none is ever listed here.
         include_tags: Whether to list "name.tag"; as `pretrained` if None.
     """
     with_tags = pretrained if include_tags is None else include_tags
+    modules = [module] if isinstance(module, str) else list(module)
     names: list[str] = []
     for name, entry in _models.items():
+        if any(modules) and entry.module not in modules:
+            continue
         if entry.pretrained and with_tags:
             names += [f"{name}.{tag}" for tag in entry.pretrained]
         elif not pretrained or entry.pretrained:
@@ -214,9 +249,9 @@ def list_models(
     return sorted((name for name in kept if not _matches(name, exclude_filters, default=False)), key=_natural)
 
 
-def list_pretrained(filter: str | Sequence[str] = "") -> list[str]:
-    """Names with tags of all weights, as `list_models(filter, pretrained=True)`."""
-    return list_models(filter, pretrained=True)
+def list_pretrained(filter: str | Sequence[str] = "", exclude_filters: str | Sequence[str] = "") -> list[str]:
+    """Names with tags of all weights, as `list_models` with `pretrained=True`."""
+    return list_models(filter, pretrained=True, exclude_filters=exclude_filters)
 
 
 def _matches(name: str, filters: str | Sequence[str], default: bool) -> bool:

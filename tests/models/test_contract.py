@@ -189,7 +189,7 @@ INDICES: list[tuple[Any, list[int]]] = [
     (None, [0, 1, 2]),
     (2, [1, 2]),
     ([0], [0]),
-    ([2, 0], [2, 0]),
+    ([2, 0, -1], [0, 2]),  # in the order of the layers, each once, as in timm and DINO
     ([-3, -2], [0, 1]),
 ]
 
@@ -298,6 +298,7 @@ def test_features_only(name: str, model: ImageTransformer, images: Tensor) -> No
     assert info.channels() == [DIM, DIM]
     assert info.reduction() == [patch_of(name)] * 2
     assert info.module_name() == ["blocks.0", "blocks.1"]
+    assert features.default_cfg is features.pretrained_cfg
     outputs = layer_outputs(model, images)
     same(features(images), [as_map(outputs[0][:, 1:]), as_map(outputs[1][:, 1:])], {})
     for module in info.module_name():
@@ -324,6 +325,7 @@ def test_pruned_layers_are_gone_and_the_others_as_they_were(model: ImageTransfor
     torch.testing.assert_close(model.forward_features(images), outputs[1])
     assert model.num_classes == 0
     assert {key.split(".")[0] for key in model.state_dict()} == {"cls_token", "pos_embed", "patch_embed", "blocks"}
+    torch.testing.assert_close(model(images), outputs[1])  # all tokens: pooling went with the head
     with pytest.raises(UnknownNameError, match="layer 2"):
         model.prune_intermediate_layers([2])
 

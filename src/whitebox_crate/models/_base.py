@@ -128,6 +128,12 @@ class ImageTransformer(nn.Module, HubVerbs):
         """timm's other name of `pretrained_cfg`."""
         return self.pretrained_cfg
 
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """What the output of each layer is, in timm's form: a dict with `num_chs`, `reduction` and `module`."""
+        facts = {"num_chs": self.embed_dim, "reduction": max(self.patch_embed.patch_size)}
+        return [{**facts, "module": f"blocks.{layer}", "index": layer} for layer in range(len(self.blocks))]
+
     def ignores_key(self, name: str) -> bool:
         """Whether weights of this name, which the model has no place for, may be left out when it is loaded."""
         return False
@@ -227,6 +233,8 @@ class ImageTransformer(nn.Module, HubVerbs):
     ) -> Any:
         """Outputs of chosen layers, with timm's arguments.
 
+        They come in the order of the layers, each once, however they were listed, as in timm and DINO.
+
         Args:
             images: (batch, in_chans, height, width).
             indices: Layers: None for all, an int n for the last n, or indices (negative from the end).
@@ -246,7 +254,7 @@ class ImageTransformer(nn.Module, HubVerbs):
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise UnknownNameError.of("output_fmt", output_fmt, ("NCHW", "NLC"))
-        take = resolve_layers(indices, len(self.blocks))
+        take = sorted(set(resolve_layers(indices, len(self.blocks))))
         rows, columns = self.grid_of(images)
         tokens, taken = self.embed(images), {}
         for index, block in enumerate(self.blocks[: max(take) + 1] if stop_early else self.blocks):
@@ -274,7 +282,7 @@ class ImageTransformer(nn.Module, HubVerbs):
         return_prefix_tokens: bool = False,
         norm: bool = False,
     ) -> tuple[Intermediate, ...]:
-        """DINO's name for `forward_intermediates`: the last `n` layers, or those listed, as a tuple.
+        """DINO's name for `forward_intermediates`: the last `n` layers, or those listed, as a tuple, in their order.
 
         Args:
             images: (batch, in_chans, height, width).
@@ -295,8 +303,8 @@ class ImageTransformer(nn.Module, HubVerbs):
 
         Args:
             indices: Layers, as in `forward_intermediates`.
-            prune_norm: Whether the last norm goes too.
-            prune_head: Whether the head goes too, and whatever else follows the layers.
+            prune_norm: Whether the last norm goes too, where it comes before pooling.
+            prune_head: Whether the head goes too, with pooling and the norm after it: all tokens come out.
 
         Returns:
             The asked layers, counted from 0.
@@ -307,9 +315,10 @@ class ImageTransformer(nn.Module, HubVerbs):
         take = resolve_layers(indices, len(self.blocks))
         self.blocks = self.blocks[: max(take) + 1]
         if prune_norm:
-            self.norm = self.fc_norm = nn.Identity()
+            self.norm = nn.Identity()
         if prune_head:
-            self.reset_classifier(0)
+            self.fc_norm = nn.Identity()
+            self.reset_classifier(0, "")
         return take
 
     def new_head(self, num_classes: int) -> nn.Module:

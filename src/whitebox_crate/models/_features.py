@@ -3,31 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias, get_args
 
 from torch import Tensor, nn
 
+from ..errors import UnknownNameError
 from ..load_report import LoadReport
+from ..pretrained_cfg import PretrainedCfg
 from ._base import ImageTransformer
+
+FeatureCls = Literal["getter", "list", "dict"]
+Layers: TypeAlias = int | Sequence[int] | None
 
 
 class FeatureInfo:
-    """What each feature map is: channels, reduction (pixels per cell) and layer."""
+    """What the output of each layer is, in timm's form: `info[i]` of layer i, `len(info)` layers.
 
-    def __init__(self, layers: Sequence[int], channels: int, reduction: int) -> None:
-        self.out_indices = tuple(layers)
-        self._channels, self._reduction = channels, reduction
+    The methods are about the feature maps that come out; with `idx`, about that layer, or a list of layers.
 
-    def channels(self) -> list[int]:
+    Args:
+        info: Of each layer `num_chs` (channels), `reduction` (pixels per cell) and `module` (its name in the model), as
+            `ImageTransformer.feature_info` gives them.
+        out_indices: The layers whose maps come out; an int n for the last n.
+    """
+
+    def __init__(self, info: Sequence[dict[str, Any]], out_indices: int | Sequence[int]) -> None:
+        self.info = list(info)
+        last = range(len(info) - out_indices, len(info)) if isinstance(out_indices, int) else out_indices
+        self.out_indices = tuple(last)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.info[index]
+
+    def __len__(self) -> int:
+        return len(self.info)
+
+    def get(self, key: str, idx: Layers = None) -> Any:
+        """One fact, `num_chs`, `reduction` or `module`: a list, or the fact itself for one layer."""
+        if isinstance(idx, int):
+            return self.info[idx][key]
+        return [self.info[layer][key] for layer in (self.out_indices if idx is None else idx)]
+
+    def get_dicts(self, keys: Sequence[str] | None = None, idx: Layers = None) -> Any:
+        """These facts, or all, as a list of dicts, or a dict for one layer."""
+        if isinstance(idx, int):
+            return {key: self.info[idx][key] for key in (self.info[idx] if keys is None else keys)}
+        return [self.get_dicts(keys, layer) for layer in (self.out_indices if idx is None else idx)]
+
+    def channels(self, idx: Layers = None) -> Any:
         """Channels of each map."""
-        return [self._channels] * len(self.out_indices)
+        return self.get("num_chs", idx)
 
-    def reduction(self) -> list[int]:
+    def reduction(self, idx: Layers = None) -> Any:
         """Pixels per cell of each map, along its longer patch side."""
-        return [self._reduction] * len(self.out_indices)
+        return self.get("reduction", idx)
 
-    def module_name(self) -> list[str]:
+    def module_name(self, idx: Layers = None) -> Any:
         """Where in the model each map comes from."""
-        return [f"blocks.{layer}" for layer in self.out_indices]
+        return self.get("module", idx)
 
 
 class FeatureExtractor(nn.Module):
@@ -36,29 +69,46 @@ class FeatureExtractor(nn.Module):
     Args:
         model: The model; it is taken over, not copied.
         out_indices: Layers, as in `ImageTransformer.forward_intermediates`; the last three if None.
+        feature_cls: timm's name of what comes out: "list" or "getter" for a list, "dict" for a dict whose keys are the
+            layers as text.
 
     Shape:
         - Input: (batch, in_chans, height, width).
-        - Output: a list of (batch, embed_dim, rows, columns).
+        - Output: a list, or a dict, of (batch, embed_dim, rows, columns), in the order of the layers.
 
     Raises:
-        UnknownNameError: If a layer does not exist.
+        UnknownNameError: If a layer does not exist, or `feature_cls` is none of the three.
     """
 
-    def __init__(self, model: ImageTransformer, out_indices: int | Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        model: ImageTransformer,
+        out_indices: int | Sequence[int] | None = None,
+        feature_cls: FeatureCls = "list",
+    ) -> None:
         super().__init__()
-        depth = len(model.blocks)
+        if feature_cls not in get_args(FeatureCls):
+            raise UnknownNameError.of("feature_cls", feature_cls, get_args(FeatureCls))
+        depth, info = len(model.blocks), model.feature_info
         asked = min(3, depth) if out_indices is None else out_indices
-        self.out_indices = model.prune_intermediate_layers(asked, prune_norm=True)
-        self.feature_info = FeatureInfo(self.out_indices, model.embed_dim, max(model.patch_embed.patch_size))
+        self.out_indices = sorted(set(model.prune_intermediate_layers(asked, prune_norm=True)))
+        self.feature_info = FeatureInfo(info, self.out_indices)
+        self.feature_cls = feature_cls
         self.pretrained_cfg = model.pretrained_cfg
         self.model = model
+
+    @property
+    def default_cfg(self) -> PretrainedCfg:
+        """timm's other name of `pretrained_cfg`."""
+        return self.pretrained_cfg
 
     @property
     def load_report(self) -> LoadReport | None:
         """What was loaded into the model, if anything."""
         return self.model.load_report
 
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor) -> list[Tensor] | dict[str, Tensor]:
         maps: list[Tensor] = self.model.forward_intermediates(images, self.out_indices, intermediates_only=True)
+        if self.feature_cls == "dict":
+            return {str(layer): of_layer for layer, of_layer in zip(self.out_indices, maps, strict=True)}
         return maps
