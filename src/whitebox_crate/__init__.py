@@ -38,6 +38,7 @@ _NAMES = {
         "model_entrypoint",
         "register_model",
     ],
+    "segmenting": ["Segmentation", "segment"],
 }
 
 if TYPE_CHECKING:  # the same, for those who read and do not run; tests/test_architecture.py compares them
@@ -71,6 +72,7 @@ if TYPE_CHECKING:  # the same, for those who read and do not run; tests/test_arc
         model_entrypoint,
         register_model,
     )
+    from .segmenting import Segmentation, segment
 else:  # PyTorch is imported with the first name that needs it
     __getattr__, __dir__ = attach(__name__, _NAMES)
 
@@ -85,6 +87,7 @@ __all__ = [
     "OutputError",
     "PretrainedCfg",
     "ProcessError",
+    "Segmentation",
     "Trace",
     "UnknownNameError",
     "WeightsError",
@@ -106,6 +109,7 @@ __all__ = [
     "resolve_data_config",
     "save_attention",
     "save_pretrained",
+    "segment",
 ]
 
 

@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from .errors import InputError, require
@@ -15,6 +16,29 @@ if TYPE_CHECKING:
 
 # What photographs are. Pillow knows more; of some of these it runs other programs (EPS), or they are no pictures.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO")
+
+
+# By their names, in lower case: which files of a folder are photographs.
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
+
+
+def image_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """The photographs of a folder and of those in it, by their suffixes, sorted; hidden ones are left out.
+
+    Raises:
+        InputError: If there are none.
+    """
+    found = sorted(
+        path
+        for path in Path(folder).rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    if not found:
+        raise InputError(
+            f"{os.fspath(folder)!r} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); give another folder"
+        )
+    return found
 
 
 def load_image(path: str | os.PathLike[str], *, upright: bool = True) -> Image:

@@ -339,7 +339,7 @@ def _normalised(
             )
     else:
         pillow: Any = require("PIL.Image", extra="images")
-        photo = _to_pillow(image)
+        photo = to_pillow(image)
         if len(mean) == 1:
             photo = photo.convert("L")
         height, width = resized(photo.height, photo.width)
@@ -351,8 +351,16 @@ def _normalised(
     return normalised.to(image.device) if isinstance(image, Tensor) else normalised
 
 
-def _to_pillow(image: Any) -> Image:
-    """Any 8-bit input as a Pillow image in mode RGB."""
+def to_pillow(image: Any) -> Image:
+    """Any 8-bit image as a Pillow image in mode RGB.
+
+    Args:
+        image: A Pillow image of any mode; uint8 (height, width, 3) in numpy; or uint8 (3, height, width) in torch.
+
+    Raises:
+        InputError: If it is none of these, or has no pixels.
+        MissingExtraError: If Pillow is not installed.
+    """
     pillow: Any = require("PIL.Image", extra="images")
     if isinstance(image, Tensor):
         image = image.detach().cpu().numpy()

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from .._files import write_whole
 from ..analysis.reports import report
 from ..errors import InputError, OutputError
-from ..evaluation.folders import IMAGE_SUFFIXES
-from ..images import load_image
+from ..images import IMAGE_SUFFIXES, load_image
 from ._common import make, out_folder, report_error, samples
 
 if TYPE_CHECKING:

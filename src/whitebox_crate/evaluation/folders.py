@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, UnknownNameError, require
-from ..images import load_image
+from ..images import IMAGE_SUFFIXES, load_image
 from .records import content_of
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ VOC_CLASSES = (
     "train",
     "tvmonitor",
 )
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from .cuts import (
     maskcut_of,
     maskcut_rounds,
 )
+from .edges import EDGES, Edges, choose_edges, patch_edges, smooth_edges
 from .methods import (
     METHODS,
     Method,
@@ -28,8 +29,10 @@ from .ncut import affinity, ncut_eigenvector
 from .states import all_cls_attention, cls_attention, default_layer, patch_features, resolve_layer
 
 __all__ = [
+    "EDGES",
     "METHODS",
     "CutRound",
+    "Edges",
     "FoundObjects",
     "MaskRule",
     "Method",
@@ -42,6 +45,7 @@ __all__ = [
     "by_attention",
     "by_features",
     "by_maskcut",
+    "choose_edges",
     "choose_method",
     "clearness",
     "cls_attention",
@@ -56,8 +60,10 @@ __all__ = [
     "maskcut_rounds",
     "mean_iou",
     "ncut_eigenvector",
+    "patch_edges",
     "patch_features",
     "resolve_layer",
     "settings_of",
+    "smooth_edges",
     "upsample",
 ]

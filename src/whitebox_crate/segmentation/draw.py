@@ -11,24 +11,28 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, require
-from .attention import upsample
+from .attention import UpsampleMode, upsample
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 GAP, CAPTION = 8, 26  # pixels between panels and above each
 PAPER, INK = (255, 255, 255), (30, 30, 30)
-MASK_TINT = np.array([255, 64, 32], dtype=np.float32)
+DAY, NIGHT = (250, 250, 250), (10, 10, 10)  # what lies around objects fades into one of them
+FADED, TINT = 0.75, 0.3  # how much so, and how much of its colour each of several objects takes
+# Of the edges of objects, the first one's first; told apart by the colour-blind (Okabe and Ito 2008).
+COLOURS = ((255, 64, 32), (86, 180, 233), (240, 228, 66), (0, 158, 115), (204, 121, 167), (0, 114, 178))
 # Black to white through purple and orange, so that more is always lighter, in print too.
 HEAT = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], dtype=np.float32)
 
 
-def draw_map(attention: Tensor, size: tuple[int, int]) -> Image:
+def draw_map(attention: Tensor, size: tuple[int, int], mode: UpsampleMode = "bilinear") -> Image:
     """A map in colours from black (its least value) to pale yellow (its largest).
 
     Args:
         attention: (grid_h, grid_w), float.
         size: (height, width) of the picture, pixels.
+        mode: "bilinear", or "nearest" for patches as they are.
 
     Returns:
         A Pillow image in mode RGB.
@@ -40,17 +44,36 @@ def draw_map(attention: Tensor, size: tuple[int, int]) -> Image:
         raise InputError(f"expected one map (grid_h, grid_w), got {tuple(attention.shape)}")
     values = attention.detach().float()
     values = (values - values.min()) / (values.max() - values.min()).clamp_min(1e-12)
-    fine = upsample(values, size, mode="bilinear").clamp(0, 1).cpu().numpy()
-    anchors = np.linspace(0, 1, len(HEAT))
-    return _image(np.stack([np.interp(fine, anchors, HEAT[:, c]) for c in range(3)], axis=-1))
+    return _heat(upsample(values, size, mode=mode).clamp(0, 1).cpu().numpy())
+
+
+def draw_scale(attention: Tensor, width: int) -> Image:
+    """What the colours of `draw_map` stand for: a bar between the map's least and largest value.
+
+    Args:
+        attention: (grid_h, grid_w), float.
+        width: Of the picture, pixels.
+
+    Returns:
+        A Pillow image in mode RGB, `CAPTION` pixels high.
+    """
+    strip, font = blank_panel(width, CAPTION), _font()
+    pen = require("PIL.ImageDraw", extra="images").Draw(strip)
+    least, largest = f"{float(attention.min()):.2g}", f"{float(attention.max()):.2g}"
+    left, right = (round(pen.textlength(text, font=font)) + GAP for text in (least, largest))
+    pen.text((0, CAPTION // 2), least, fill=INK, font=font, anchor="lm")
+    pen.text((width, CAPTION // 2), largest, fill=INK, font=font, anchor="rm")
+    shades = np.linspace(0, 1, max(1, width - left - right))
+    strip.paste(_heat(np.tile(shades, (CAPTION // 2, 1))), (left, CAPTION // 4))
+    return strip
 
 
 def draw_mask(photo: Image, mask: Tensor) -> Image:
-    """A photograph with everything outside the mask dimmed, and the mask's edge drawn.
+    """A photograph with everything outside the mask faded, and the mask's edge drawn; see `draw_objects`.
 
     Args:
         photo: A Pillow image in mode RGB.
-        mask: bool (grid_h, grid_w).
+        mask: bool (rows, columns), of the patch grid or as large as the photograph.
 
     Returns:
         A Pillow image in mode RGB, of the same size.
@@ -59,16 +82,44 @@ def draw_mask(photo: Image, mask: Tensor) -> Image:
         InputError: If the mask is not two-dimensional.
     """
     if mask.ndim != 2:
-        raise InputError(f"expected one mask (grid_h, grid_w), got {tuple(mask.shape)}")
-    inside = upsample(mask.cpu(), (photo.height, photo.width))
-    width = max(1, min(photo.size) // 150)
-    padded = torch.nn.functional.pad(inside[None, None].float(), [width] * 4, mode="replicate")
-    pooled = torch.nn.functional.max_pool2d(-padded, 2 * width + 1, stride=1)
-    edge = (inside & (pooled[0, 0] > -1)).numpy()[..., None]
-    pixels = np.asarray(photo, dtype=np.float32)
-    dimmed = pixels * 0.25 + 40
-    shown = np.where(inside.numpy()[..., None], pixels, dimmed)
-    return _image(np.where(edge, MASK_TINT, shown))
+        raise InputError(f"expected one mask (rows, columns), got {tuple(mask.shape)}")
+    return draw_objects(photo, mask[None])
+
+
+def draw_objects(photo: Image, masks: Tensor) -> Image:
+    """A photograph in which objects stand out: all else is grey and faded, and each object has an edge in its colour.
+
+    What is faded becomes nearly black where the objects are bright, and nearly white where they are dark. Several
+    objects are tinted too.
+
+    Args:
+        photo: A Pillow image in mode RGB.
+        masks: bool (n, rows, columns), of the patch grid or as large as the photograph.
+
+    Returns:
+        A Pillow image in mode RGB, of the same size.
+
+    Raises:
+        InputError: If the masks are not three-dimensional.
+    """
+    if masks.ndim != 3:
+        raise InputError(f"expected masks (n, rows, columns), got {tuple(masks.shape)}")
+    pillow: Any = require("PIL.Image", extra="images")
+    chops: Any = require("PIL.ImageChops", extra="images")
+    blur: Any = require("PIL.ImageFilter", extra="images").BoxBlur(max(1, min(photo.size) // 150))
+    grey, whole = photo.convert("L"), _stencil(masks.any(0), photo)
+    bright = require("PIL.ImageStat", extra="images").Stat(grey, whole).mean[0] > 127
+    paper = pillow.new("RGB", photo.size, NIGHT if bright else DAY)
+    shown = pillow.composite(photo, pillow.blend(grey.convert("RGB"), paper, FADED), whole)
+    for index, mask in enumerate(masks):
+        stencil, colour = _stencil(mask, photo), COLOURS[index % len(COLOURS)]
+        if len(masks) > 1:
+            tinted = pillow.blend(shown, pillow.new("RGB", photo.size, colour), TINT)
+            shown = pillow.composite(tinted, shown, stencil)
+        inner = stencil.filter(blur).point(lambda value: 255 * (value == 255))
+        shown.paste(colour, mask=chops.subtract(stencil, inner))
+    image: Image = shown
+    return image
 
 
 def draw_colours(rgb: Tensor, size: tuple[int, int], inside: Tensor | None = None) -> Image:
@@ -123,7 +174,7 @@ def draw_panels(panels: Sequence[Image], captions: Sequence[str], columns: int |
     if not panels or len(panels) != len(captions):
         raise InputError(f"expected one caption per panel, got {len(panels)} panels, {len(captions)} captions")
     draw: Any = require("PIL.ImageDraw", extra="images")
-    font: Any = require("PIL.ImageFont", extra="images").load_default(size=15)
+    font = _font()
     columns = columns or len(panels)
     rows = math.ceil(len(panels) / columns)
     width, height = panels[0].width + GAP, panels[0].height + CAPTION + GAP
@@ -136,6 +187,24 @@ def draw_panels(panels: Sequence[Image], captions: Sequence[str], columns: int |
             caption = caption[:-2] + "…"
         pen.text((left, top + CAPTION // 2), caption, fill=INK, font=font, anchor="lm")
     return sheet
+
+
+def _font() -> Any:
+    return require("PIL.ImageFont", extra="images").load_default(size=15)
+
+
+def _heat(values: np.ndarray[Any, Any]) -> Image:
+    """Numbers in [0, 1], (height, width), as colours."""
+    anchors = np.linspace(0, 1, len(HEAT))
+    return _image(np.stack([np.interp(values, anchors, HEAT[:, c]) for c in range(3)], axis=-1))
+
+
+def _stencil(mask: Tensor, photo: Image) -> Image:
+    """A mask as a Pillow image of mode L, 0 and 255, as large as the photograph."""
+    pillow: Any = require("PIL.Image", extra="images")
+    inside = upsample(mask.cpu(), (photo.height, photo.width))
+    stencil: Image = pillow.fromarray(inside.numpy().astype(np.uint8) * 255)
+    return stencil
 
 
 def _image(pixels: np.ndarray[Any, Any]) -> Image:

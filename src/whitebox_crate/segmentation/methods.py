@@ -220,7 +220,8 @@ def _levels(map_: Tensor, mask: Tensor) -> Tensor:
     if mask.all():
         return torch.ones_like(map_)
     values = map_ if map_[mask].mean() >= map_[~mask].mean() else -map_
-    values = values - (values[mask].amin() + values[~mask].amax()) / 2
-    scale = values.std(unbiased=False).clamp_min(torch.finfo(values.dtype).tiny)
-    values = values / scale
+    least = values[mask].amin()
+    below = values[~mask & (values < least)]  # other parts that MaskCut left out may be above
+    values = values - (least + (below.amax() if len(below) else least)) / 2
+    values = values / values.std(unbiased=False).clamp_min(torch.finfo(values.dtype).tiny)
     return torch.where(mask, values.clamp_min(EDGE), values.clamp_max(-EDGE))

@@ -1,0 +1,227 @@
+"""segment: from a photograph to the masks of its objects, in one call."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, Union, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._devices import resolve_device
+from .errors import InputError
+from .factory import create_model
+from .images import image_files, load_image
+from .models import ImageTransformer
+from .preprocess import AnyImage, fit_photo, to_pillow
+from .segmentation.cuts import mask_boxes
+from .segmentation.draw import CAPTION, blank_panel, draw_map, draw_objects, draw_panels, draw_scale
+from .segmentation.edges import Edges, choose_edges
+from .segmentation.methods import Masker, choose_method
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+AnyPath: TypeAlias = Union[str, "os.PathLike[str]"]
+
+SHORT_SIDE = 320  # of a picture in a panel, pixels
+LEAST = 2  # pixels on a side: fewer show nothing that could be told apart
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """What `segment` found in a photograph. Tensors are on the CPU.
+
+    Attributes:
+        photo: The photograph, Pillow, upright, mode RGB.
+        masks: bool (n, height, width): the objects, disjoint, each at the photograph's own size. n may be 0.
+        scores: float32 (n,), in [0, 1]: how clearly the map tells each object from what is around it
+            (`segmentation.clearness`). It is no probability.
+        map: float32 (rows, columns), on the patch grid: what the first mask was cut from.
+        maps: float32 (maps, rows, columns): all that was looked at, as the [CLS] maps of several heads.
+        source: The file, if it was one.
+    """
+
+    photo: Image
+    masks: Tensor
+    scores: Tensor
+    map: Tensor
+    maps: Tensor
+    source: Path | None = None
+
+    @property
+    def mask(self) -> Tensor:
+        """bool (height, width): what belongs to any object."""
+        return self.masks.any(dim=0)
+
+    @property
+    def boxes(self) -> Tensor:
+        """int64 (n, 4): x, y, width and height of each object, pixels."""
+        return mask_boxes(self.masks)
+
+    @property
+    def score(self) -> float:
+        """That of the first object; 0 if there is none."""
+        return float(self.scores[0]) if len(self.scores) else 0.0
+
+    def overlay(self) -> Image:
+        """The photograph, at its own size, with the objects standing out (`segmentation.draw.draw_objects`)."""
+        return draw_objects(self.photo, self.masks)
+
+    def panel(self) -> Image:
+        """A sheet for people: the photograph, the map on its patch grid with a scale, and the objects."""
+        scale = SHORT_SIDE / min(self.photo.size)
+        width, height = (max(1, round(min(side * scale, 4 * SHORT_SIDE))) for side in self.photo.size)
+        small = self.photo.resize((width, height))
+        rows, columns = self.map.shape
+        panels = [
+            _with_strip(small),
+            _with_strip(draw_map(self.map, (height, width), mode="nearest"), draw_scale(self.map, width)),
+            _with_strip(draw_objects(small, self.masks)),
+        ]
+        found = f"score {self.score:.2f}" if len(self.masks) == 1 else f"{len(self.masks)} objects"
+        share = float(self.mask.float().mean())
+        captions = [
+            f"{self.photo.width} x {self.photo.height} pixels",
+            f"map, {columns} x {rows} patches",
+            f"{found}, {share:.0%} of the picture",
+        ]
+        return draw_panels(panels, captions)
+
+    def _repr_html_(self) -> str:
+        """The panel, for notebooks."""
+        file = io.BytesIO()
+        self.panel().save(file, format="PNG")
+        alt = escape(f"{self.source.name if self.source else 'a photograph'}, its map and its objects", quote=True)
+        return f'<img alt="{alt}" src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode("ascii")}">'
+
+
+@overload
+def segment(
+    images: Image | np.ndarray[Any, Any] | Tensor,
+    model: str | ImageTransformer = ...,
+    method: str | Masker = ...,
+    *,
+    size: int | None = ...,
+    edges: str | Edges = ...,
+    device: str | torch.device | None = ...,
+    **settings: Any,
+) -> Segmentation: ...
+
+
+@overload
+def segment(
+    images: AnyPath,
+    model: str | ImageTransformer = ...,
+    method: str | Masker = ...,
+    *,
+    size: int | None = ...,
+    edges: str | Edges = ...,
+    device: str | torch.device | None = ...,
+    **settings: Any,
+) -> Any: ...
+
+
+@overload
+def segment(
+    images: Iterable[AnyPath | AnyImage],
+    model: str | ImageTransformer = ...,
+    method: str | Masker = ...,
+    *,
+    size: int | None = ...,
+    edges: str | Edges = ...,
+    device: str | torch.device | None = ...,
+    **settings: Any,
+) -> Iterator[Segmentation]: ...
+
+
+def segment(
+    images: Any,
+    model: str | ImageTransformer = "crate_nano",
+    method: str | Masker = "attention",
+    *,
+    size: int | None = None,
+    edges: str | Edges = "smooth",
+    device: str | torch.device | None = None,
+    **settings: Any,
+) -> Segmentation | Iterator[Segmentation]:
+    """Finds objects in photographs with a network that was only taught to name them (arXiv 2308.16271).
+
+    Args:
+        images: A photograph: a file; a Pillow image; uint8 (height, width, 3) in numpy or (3, height, width) in torch.
+            Or several: a list, a generator or a batch of these, or a folder, with all files in it that look like
+            photographs, sorted.
+        model: Name of a model with weights, as of `create_model`, or a model that takes images of any size.
+        method: A name in `segmentation.METHODS`, or a function from features (tokens, dim) and grid (rows, columns) to
+            masks, bool (n, rows, columns).
+        size: Shorter side of the photograph for the model, pixels; `best_short_side` of the model if None.
+        edges: How masks come from patches to pixels: a name in `segmentation.EDGES`, or a function like those.
+        device: Where the model runs, to which it is moved; if None, a model that is already made stays where it is,
+            and any other runs on the best device there is (CUDA, then MPS, then CPU).
+        **settings: Of the method: layer, head, rule and keep of "attention"; n, layer, state and tau of "maskcut";
+            layer and state of a function. `segmentation.settings_of` lists them.
+
+    Returns:
+        Of one photograph its `Segmentation`; of several an iterator, which looks at each one when it is asked for, so
+        that any number of them fit into memory.
+
+    Raises:
+        InputError: If a photograph cannot be read, or an argument is not as above; the message names the file.
+        UnknownNameError: If there is no such model, method, setting, layer, head or kind of edges.
+        WeightsError: If there are no weights, or they give numbers that are not finite.
+        MissingExtraError: If Pillow is not installed.
+    """
+    find, to_pixels, network = choose_method(method, **settings), choose_edges(edges), _network(model, device)
+
+    def one(image: AnyPath | AnyImage) -> Segmentation:
+        source = Path(image) if isinstance(image, str | os.PathLike) else None
+        photo = to_pillow(image) if source is None else load_image(source)
+        try:
+            if min(photo.size) < LEAST:
+                raise InputError(f"it has {photo.width} x {photo.height} pixels; give one of {LEAST} x {LEAST} or more")
+            pixels = fit_photo(network, photo, size).pixels.to(network.cls_token)
+            with torch.inference_mode():
+                found = find(network, pixels)
+        except InputError as error:
+            raise InputError(f"{source or 'the image'}: {error}") from error
+        levels, scores, map_, maps = (of.cpu() for of in found)
+        masks = to_pixels(levels, torch.from_numpy(np.array(photo)).permute(2, 0, 1))
+        return Segmentation(photo, masks, scores, map_, maps, source)
+
+    several = _several(images)
+    return one(images) if several is None else map(one, several)
+
+
+def _network(model: str | ImageTransformer, device: str | torch.device | None) -> ImageTransformer:
+    """The model, made if it is named, on its device."""
+    if isinstance(model, str):
+        made = create_model(model, pretrained=True, dynamic_img_size=True).eval()
+        if not isinstance(made, ImageTransformer):
+            raise InputError(f"{model} makes a {type(made).__name__}, whose layers are not known")
+        return made.to(resolve_device(device))
+    return model if device is None else model.to(resolve_device(device))
+
+
+def _several(images: Any) -> Iterable[AnyPath | AnyImage] | None:
+    """The photographs, if it is not a single one."""
+    if isinstance(images, str | os.PathLike):
+        return image_files(images) if os.path.isdir(images) else None
+    if isinstance(images, np.ndarray | Tensor):
+        return images if images.ndim == 4 else None
+    return images if isinstance(images, Iterable) else None
+
+
+def _with_strip(picture: Image, strip: Image | None = None) -> Image:
+    """A picture with a strip below it, empty if there is none, so that panels with and without are of one size."""
+    sheet = blank_panel(picture.width, picture.height + CAPTION)
+    sheet.paste(picture, (0, 0))
+    if strip is not None:
+        sheet.paste(strip, (0, picture.height))
+    return sheet

@@ -1,0 +1,177 @@
+"""segment: photographs of any kind in, masks of their own size out, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_models import FAMILIES, small_model
+from torch import Tensor
+
+from whitebox_crate import ImageTransformer, InputError, UnknownNameError, WeightsError, create_model, segment
+from whitebox_crate.segmentation import attention_masks, cls_attention, default_layer, upsample
+
+SAMPLES = Path(__file__).parents[1] / "src" / "whitebox_crate" / "samples"
+
+
+@pytest.fixture(scope="module")
+def model() -> ImageTransformer:
+    return small_model(FAMILIES["crate"], dynamic_img_size=True)
+
+
+def noise(width: int = 70, height: int = 50) -> Image.Image:
+    return Image.effect_noise((width, height), 60).convert("RGB")
+
+
+def test_one_call(tmp_path: Path) -> None:
+    found = segment(SAMPLES / "coffee.jpg")
+    height, width = 280, 420
+    assert found.photo.size == (width, height) and found.source == SAMPLES / "coffee.jpg"
+    assert found.mask.shape == (height, width) and found.mask.dtype == torch.bool
+    assert found.masks.shape == (1, height, width) and found.boxes.shape == (1, 4)
+    assert found.maps.shape == (1, *found.map.shape) and found.map.shape == (24, 36)
+    x, y, wide, high = found.boxes[0].tolist()
+    assert found.mask[y : y + high, x : x + wide].sum() == found.mask.sum() > 0
+    assert 0 < found.score == float(found.scores[0]) <= 1
+    assert found.overlay().size == found.photo.size
+    assert found._repr_html_().startswith("<img alt=")
+
+
+def test_whole_patches_are_those_of_attention_masks(model: ImageTransformer) -> None:
+    """What segment composes, written out: attention of the measured layer, its rule, patches painted whole."""
+    photo = noise(60, 48)
+    found = segment(photo, model, edges="patches", size=48, head=1)
+    pixels = torch.from_numpy(np.array(photo)).permute(2, 0, 1).float() / 255
+    mean, std = (torch.tensor(of)[:, None, None] for of in (model.pretrained_cfg.mean, model.pretrained_cfg.std))
+    maps = cls_attention(model, (pixels - mean)[None] / std, default_layer(model))
+    assert torch.equal(found.mask, upsample(attention_masks(maps, rule="mean"), (48, 60))[0, 1])
+
+
+@pytest.mark.parametrize("edges", ["patches", "smooth"])
+@pytest.mark.parametrize("method", ["attention", "maskcut"])
+def test_objects_are_disjoint_and_of_the_size_of_the_photograph(
+    model: ImageTransformer, method: str, edges: str
+) -> None:
+    found = segment(noise(), model, method, edges=edges)
+    assert found.masks.shape == (len(found.scores), 50, 70)
+    assert (found.masks.sum(0) <= 1).all() and found.masks.flatten(1).any(1).all()
+
+
+def kinds() -> Iterator[tuple[str, Any]]:
+    photo = noise()
+    array = np.array(photo)
+    yield "pillow", photo
+    yield "numpy", array
+    yield "torch", torch.from_numpy(array).permute(2, 0, 1)
+
+
+def test_a_photograph_of_any_kind_is_the_same_photograph(model: ImageTransformer, tmp_path: Path) -> None:
+    noise().save(tmp_path / "photo.png")
+    array = np.array(Image.open(tmp_path / "photo.png"))
+    as_tensor = torch.from_numpy(array).permute(2, 0, 1)
+    expected = segment(tmp_path / "photo.png", model)
+    for image in (str(tmp_path / "photo.png"), Image.open(tmp_path / "photo.png"), array, as_tensor):
+        found = segment(image, model)
+        assert torch.equal(found.mask, expected.mask) and torch.equal(found.map, expected.map)
+    for images in ([array, array], (array for _ in range(2)), np.stack([array] * 2), torch.stack([as_tensor] * 2)):
+        several = list(segment(images, model))
+        assert len(several) == 2 and all(torch.equal(found.mask, expected.mask) for found in several)
+
+
+def test_a_folder_is_looked_at_photograph_by_photograph(model: ImageTransformer, tmp_path: Path) -> None:
+    names = ["a.png", "b/c.PNG", "d.png"]
+    (tmp_path / "b").mkdir()
+    for name in names:
+        noise().save(tmp_path / name, format="PNG")
+    (tmp_path / "notes.txt").write_text("no photograph")
+    (tmp_path / ".hidden.png").write_bytes(b"no photograph")
+    found = segment(tmp_path, model)
+    assert next(found).source == tmp_path / "a.png"
+    (tmp_path / "b" / "c.PNG").unlink()  # would be noticed had it been read already
+    with pytest.raises(InputError, match=r"c\.PNG"):
+        next(found)
+
+
+def test_a_model_that_was_made_stays_where_it_is_and_as_it_is(model: ImageTransformer) -> None:
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = segment(noise(), model.double(), device="cpu")
+    assert found.map.dtype == torch.float32 and not found.map.requires_grad
+    assert model.cls_token.dtype == torch.float64
+    model.float()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_function_of_ones_own(model: ImageTransformer) -> None:
+    def top(features: Tensor, grid: tuple[int, int]) -> Tensor:
+        return (torch.arange(grid[0]) < grid[0] // 2)[:, None].expand(grid)
+
+    found = segment(noise(48, 48), model, top, edges="patches")
+    assert found.mask[:24].all() and not found.mask[24:].any()
+    nothing = segment(noise(), model, lambda features, grid: torch.zeros(grid, dtype=torch.bool))
+    assert nothing.masks.shape == (0, 50, 70) and not nothing.mask.any() and nothing.score == 0
+    assert nothing.boxes.shape == (0, 4)
+    assert nothing.panel().width > 0 and nothing.overlay().size == (70, 50)
+
+
+def text_file(folder: Path) -> Path:
+    path = folder / "text.jpg"
+    path.write_text("no photograph")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (text_file, "text.jpg"),
+        (lambda folder: folder, "holds no image"),
+        (lambda folder: folder / "missing.jpg", "missing.jpg"),
+        (lambda folder: noise(1, 1), "1 x 1"),
+        (lambda folder: noise(900, 1), "900 x 1"),
+        (lambda folder: np.zeros((5, 5)), "uint8"),
+        (lambda folder: 7, "int"),
+        (lambda folder: None, "NoneType"),
+    ],
+)
+def test_what_is_no_photograph(model: ImageTransformer, tmp_path: Path, image: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        segment(image(tmp_path), model)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"model": "crate_nan"}, UnknownNameError, "crate_nano"),
+        ({"model": "crate_base"}, WeightsError, "pretrained"),
+        ({"method": "atention"}, UnknownNameError, "attention"),
+        ({"method": "attention", "n": 2}, UnknownNameError, "'n'"),
+        ({"edges": "smoth"}, UnknownNameError, "smooth"),
+        ({"size": 0}, InputError, "at least 1 pixel"),
+        ({"layer": 6}, UnknownNameError, "layer 6"),
+        ({"head": 4}, UnknownNameError, "head 4"),
+        ({"device": "abacus"}, InputError, "abacus"),
+    ],
+)
+def test_arguments_are_checked(options: dict[str, Any], error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        segment(noise(), **options)
+
+
+def test_arguments_are_checked_before_the_first_of_several(tmp_path: Path) -> None:
+    for wrong in ({"method": "atention"}, {"edges": "smoth"}, {"model": "crate_nan"}):
+        with pytest.raises(UnknownNameError):
+            segment([noise()], **wrong)
+
+
+def test_a_large_photograph_has_a_large_mask(model: ImageTransformer) -> None:
+    found = segment(Image.new("RGB", (7000, 6000), "grey"), model, size=24)
+    assert found.mask.shape == (6000, 7000)
+
+
+def test_a_model_of_one_size_says_what_is_missing() -> None:
+    with pytest.raises(InputError, match="dynamic_img_size"):
+        segment(noise(), create_model("vit_tiny_patch16_224", depth=1))
