@@ -6,7 +6,9 @@ import contextlib
 import copy
 import importlib
 import io
+import itertools
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,12 @@ def document(*objects: tuple[int, tuple[int, int, int, int]], images: int = 2, c
             for x, y, w, h in [box]
         ],
     }
+
+
+def _as_lists(mask: torch.Tensor) -> dict[str, Any]:
+    """A mask as COCO has crowds: run lengths down the columns, the first of what is not the object."""
+    runs = [(value, len(list(group))) for value, group in itertools.groupby(mask.T.flatten().tolist())]
+    return {"size": list(mask.shape), "counts": [0] * bool(runs[0][0]) + [length for _, length in runs]}
 
 
 def found(*rectangles: tuple[int, tuple[int, int, int, int]]) -> list[dict[str, Any]]:
@@ -233,7 +241,7 @@ class TestBadInput:
                 {"segmentation": {"size": [WIDTH, HEIGHT], "counts": "0"}},
                 r"size \[30, 20\], but the image has \[20, 30\]",
             ),
-            ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": "o" * 20}}, "cannot read a segm"),
+            ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": "o" * 20}}, "result 0 of image 1 .* run lengths"),
             ({"score": float("nan")}, "score is a finite number"),
             ({"score": "high"}, "score is a finite number"),
             ({"image_id": "1"}, "image_id is a whole number"),
@@ -245,6 +253,63 @@ class TestBadInput:
         results = [{**found((1, (0, 0, 2, 2)))[0], **change}]
         with pytest.raises(InputError, match=said):
             average_precision(document((1, (0, 0, 2, 2))), results, "segm")
+
+    @pytest.mark.parametrize(
+        ("shape", "said"),
+        [
+            ([], "no polygon"),
+            ([[]], "a polygon of 0 numbers"),
+            ([[1, 1, 5, 5]], "a polygon of 4 numbers"),
+            ([[1, 1, 5, 1, 5, 5, 1]], "a polygon of 7 numbers"),
+            ([[0, 0, 4, 0, 4, 4], [1, 1, 5, 5]], "a polygon of 4 numbers"),
+            ([[0, 0, 4, 0, 4, float("nan")]], "nan"),
+            ([[0, 0, 4, 0, 4, "4"]], "'4'"),
+            ([0, 0, 4, 0, 4, 4], "polygon"),
+            ("", "''"),
+            ({"size": [HEIGHT, WIDTH]}, "run lengths"),
+            ({"size": [HEIGHT, WIDTH], "counts": [590]}, "cover 590 of its 600 pixels"),
+            ({"size": [HEIGHT, WIDTH], "counts": [610, -10]}, "-10"),
+            ({"size": [HEIGHT, WIDTH], "counts": [600.0]}, "600.0"),
+            ({"size": [HEIGHT, WIDTH], "counts": ""}, "cover 0 of its 600 pixels"),
+            ({"size": [HEIGHT, WIDTH], "counts": "o" * 20}, "run lengths"),
+            ({"size": [HEIGHT, WIDTH], "counts": "1" * 20}, "cover 101 of its 600 pixels"),
+            ({"size": [HEIGHT, WIDTH], "counts": "\x00\x7f"}, "run lengths"),
+            ({"size": [HEIGHT, WIDTH], "counts": "0O"}, "run lengths"),
+        ],
+    )
+    def test_masks_that_are_none(self, shape: Any, said: str, tmp_path: Path) -> None:
+        """The evaluator finds less in them, or never comes back."""
+        truth = document((1, (0, 0, 2, 2)), (2, (1, 1, 3, 3)))
+        truth["annotations"][1] |= {"segmentation": shape, "id": 77}
+        (tmp_path / "a.json").write_text(json.dumps(truth))
+        results = [*found((1, (0, 0, 2, 2))), {"image_id": 2, "score": 0.5, "segmentation": shape}]
+        for name, broken in (
+            ("annotation 77 of image 2", lambda: read_annotations(tmp_path / "a.json")),
+            ("annotation 77 of image 2", lambda: average_precision(truth, results[:1], "segm")),
+            ("result 1 of image 2", lambda: average_precision(document((1, (0, 0, 2, 2))), results, "segm")),
+        ):
+            with pytest.raises(InputError, match=f"{name}.*{re.escape(said)}"):
+                broken()
+
+    @pytest.mark.parametrize("box", [[1, 1, -2, 3], [1, 1, 2, -3], [1, 1, 2], [1, 1, 2, float("inf")], {}, None])
+    def test_boxes_that_are_none(self, box: Any, tmp_path: Path) -> None:
+        truth = document((1, (0, 0, 2, 2)))
+        truth["annotations"][0] |= {"bbox": box, "id": 77}
+        (tmp_path / "a.json").write_text(json.dumps(truth))
+        for broken in (lambda: read_annotations(tmp_path / "a.json"), lambda: average_precision(truth, [], "bbox")):
+            with pytest.raises(InputError, match=r"annotation 77 of image 1.*\[x, y, width, height\]"):
+                broken()
+        results = [{"image_id": 1, "score": 0.5, "bbox": box}]
+        with pytest.raises(InputError, match=r"result 0 of image 1.*\[x, y, width, height\]"):
+            average_precision(document((1, (0, 0, 2, 2))), results, "bbox")
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_masks_that_the_coder_wrote_are_none_of_these(self, seed: int) -> None:
+        masks = torch.rand(20, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(seed)) > seed / 3
+        truth, results = document((1, (0, 0, 2, 2))), to_results(1, masks)
+        assert len(results) == 20
+        truth["annotations"][0]["segmentation"] = _as_lists(masks[0])
+        assert average_precision(truth, results, "segm")["AP50"] > 0
 
     def test_results_that_lack_something(self) -> None:
         truth = document((1, (0, 0, 2, 2)))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import InputError, UnknownNameError, require
 from ..segmentation.cuts import mask_boxes
+from .coco_shapes import check_box, check_mask
 
 Kind: TypeAlias = Literal["bbox", "segm"]
 Document: TypeAlias = dict[str, Any]  # a parsed instances_*.json
@@ -35,7 +36,7 @@ def read_annotations(path: str | os.PathLike[str]) -> Document:
 
     Raises:
         InputError: If the file is unreadable, is no such JSON, lists no image or one twice, annotates one that it does
-            not list, or has no object but crowds.
+            not list, has a box or a mask that is none (`coco_shapes`), or no object but crowds.
     """
     document = _read_json(path)
     if not isinstance(document, dict) or not all(isinstance(document.get(k), list) for k in ("images", "annotations")):
@@ -49,7 +50,7 @@ def read_annotations(path: str | os.PathLike[str]) -> Document:
         sizes[image["id"]] = [image["height"], image["width"]]
     if not sizes:
         raise InputError(f"{path} lists no images")
-    for annotation in document["annotations"]:
+    for number, annotation in enumerate(document["annotations"]):
         if not isinstance(annotation, dict) or not _is_annotation(annotation):
             raise InputError(
                 f"{path}: an annotation has image_id (a whole number), bbox and segmentation, but one is "
@@ -62,7 +63,9 @@ def read_annotations(path: str | os.PathLike[str]) -> Document:
             )
         if annotation["image_id"] not in sizes:
             raise InputError(f"{path} annotates the image {annotation['image_id']}, which it does not list; repair it")
-        _check_size(annotation, sizes)
+        whose = f"{path}: {_name_of(annotation, number)}"
+        check_box(annotation["bbox"], whose)
+        check_mask(annotation["segmentation"], sizes[annotation["image_id"]], whose)
     _check_objects(document)
     return document
 
@@ -146,16 +149,17 @@ def average_precision(annotations: Document, results: Sequence[Mapping[str, Any]
 
     Raises:
         InputError: If a result is of an image that is not annotated, has another size than it or lacks something, or
-            there is no object to find.
+            there is no object to find, or a box or a mask is none (`coco_shapes`).
         UnknownNameError: If there is no such kind.
         MissingExtraError: If the evaluator is not installed.
     """
     if kind not in get_args(Kind):
         raise UnknownNameError.of("kind", kind, get_args(Kind))
     evaluator = require("faster_coco_eval", "eval")
-    objects = [_as_object(annotation, number) for number, annotation in enumerate(annotations["annotations"], start=1)]
+    sizes = {image["id"]: [image["height"], image["width"]] for image in annotations["images"]}
+    objects = [_as_object(each, number, sizes, kind) for number, each in enumerate(annotations["annotations"], start=1)]
     _check_objects(annotations)
-    found = _as_found(annotations, results, kind)
+    found = _as_found(sizes, results, kind)
     if not found:
         return {"AP50": 0.0, "AP75": 0.0, "AP": 0.0}
     truth = evaluator.COCO()
@@ -180,8 +184,14 @@ def average_precision(annotations: Document, results: Sequence[Mapping[str, Any]
     return {"AP50": at_50, "AP75": at_75, "AP": average}
 
 
-def _as_object(annotation: Mapping[str, Any], number: int) -> dict[str, Any]:
+def _as_object(
+    annotation: Mapping[str, Any], number: int, sizes: Mapping[int, list[int]], kind: Kind
+) -> dict[str, Any]:
     """An annotation as the evaluator takes it; numbered from 1, for it takes the number 0 as no object."""
+    whose = _name_of(annotation, number - 1)
+    check_box(annotation["bbox"], whose)
+    if kind == "segm":
+        check_mask(annotation["segmentation"], sizes[annotation["image_id"]], whose)
     x, y, width, height = annotation["bbox"]
     return {
         "id": number,
@@ -194,12 +204,11 @@ def _as_object(annotation: Mapping[str, Any], number: int) -> dict[str, Any]:
     }
 
 
-def _as_found(annotations: Document, results: Sequence[Mapping[str, Any]], kind: Kind) -> list[dict[str, Any]]:
+def _as_found(sizes: Mapping[int, list[int]], results: Sequence[Mapping[str, Any]], kind: Kind) -> list[dict[str, Any]]:
     """The results as the evaluator takes them, with that alone of which it shall judge."""
-    sizes = {image["id"]: [image["height"], image["width"]] for image in annotations["images"]}
     shape = "bbox" if kind == "bbox" else "segmentation"
     found = []
-    for result in results:
+    for number, result in enumerate(results):
         if not isinstance(result, Mapping) or not {"image_id", "score", shape} <= result.keys():
             raise InputError(f"a result has an image_id, a score and a {shape}, but one is {_brief(result)}")
         if not _is_whole(result["image_id"]):
@@ -209,12 +218,11 @@ def _as_found(annotations: Document, results: Sequence[Mapping[str, Any]], kind:
                 f"a result is of the image {result['image_id']}, which the annotations do not list: they are of "
                 "another split or data set"
             )
-        if kind == "segm":
-            _check_size(result, sizes)
-        if kind == "bbox" and not _is_box(result["bbox"]):
-            raise InputError(
-                f"a bbox is [x, y, width, height], four finite numbers, but one is {_brief(result['bbox'])}"
-            )
+        whose = f"result {number} of image {result['image_id']}"
+        if kind == "bbox":
+            check_box(result["bbox"], whose)
+        else:
+            check_mask(result["segmentation"], sizes[result["image_id"]], whose)
         if not isinstance(result["score"], int | float) or not math.isfinite(result["score"]):
             raise InputError(f"a score is a finite number, but one is {result['score']!r}")
         found.append({"image_id": result["image_id"], "category_id": OBJECT, "score": result["score"]})
@@ -227,14 +235,10 @@ def _check_objects(annotations: Document) -> None:
         raise InputError(f"the {len(annotations['images'])} annotated images have no object to find, crowds apart")
 
 
-def _check_size(of: Mapping[str, Any], sizes: Mapping[int, list[int]]) -> None:
-    """Refuses run lengths of another size than the image's, with which no IoU can be right."""
-    mask, size = of["segmentation"], sizes[of["image_id"]]
-    if isinstance(mask, Mapping) and mask.get("size") != size:
-        raise InputError(
-            f"a mask of the image {of['image_id']} has the size {mask.get('size')}, but the image has {size} (height, "
-            "width); it is of another image or of a resized one"
-        )
+def _name_of(annotation: Mapping[str, Any], number: int) -> str:
+    """What messages call an annotation: by its id, or by its place in the list if it has none."""
+    name = annotation.get("id", f"number {number}")
+    return f"annotation {name} of image {annotation['image_id']}"
 
 
 def _is_image(image: Mapping[str, Any]) -> bool:
@@ -243,15 +247,11 @@ def _is_image(image: Mapping[str, Any]) -> bool:
 
 
 def _is_annotation(annotation: Mapping[str, Any]) -> bool:
-    return _is_whole(annotation.get("image_id")) and "segmentation" in annotation and _is_box(annotation.get("bbox"))
+    return _is_whole(annotation.get("image_id")) and {"bbox", "segmentation"} <= annotation.keys()
 
 
 def _is_whole(value: object) -> bool:
     return type(value) is int  # in Python, true is an int too
-
-
-def _is_box(box: object) -> bool:
-    return isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) and math.isfinite(v) for v in box)
 
 
 def _read_json(path: str | os.PathLike[str]) -> Any:
