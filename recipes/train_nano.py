@@ -162,7 +162,7 @@ def main() -> None:
     model = make_model(options.model, options.warm_start, learnt.class_names, recipe)
     source = Scenes(learnt, behind, max(recipe.sizes), style)
     validation = Naming(Scenes(unseen, behind_unseen, 96, style), every=1000)
-    started = len(checkpoints_of(options.out))
+    started = int(bool(checkpoints_of(options.out)))
     clock = time.process_time()
     train(model, source, recipe, options.out, validation=validation, stop_at=options.stop_at, checkpoint_every=500)
     seconds = round(time.process_time() - clock)

@@ -98,11 +98,12 @@ def same(first: Any, second: Any) -> bool:
 
 
 def content(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    """What a user sees there: no hidden files."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def optimizer_state(folder: Path) -> Any:
-    return torch.load(next(folder.glob("checkpoint-*")) / "optimizer.bin", weights_only=True)
+    return torch.load(max(folder.glob("checkpoint-*")) / "optimizer.bin", weights_only=True)
 
 
 def records(folder: Path) -> list[dict[str, Any]]:

@@ -1,16 +1,23 @@
-"""Files whole or not there: folders made, files written under another name and renamed, JSON read."""
+"""Files whole or not there: folders made, files written under another name and renamed or locked, JSON read."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
 from .errors import OutputError, WeightsError
+
+if sys.platform != "win32":
+    import fcntl
 
 
 def make_folder(folder: Path, advice: str = "give another") -> None:
@@ -52,6 +59,64 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+_locked: set[Any] = set()  # the files that this process has to itself
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[Any]:
+    """A file to append bytes to and to read that this process has to itself for the length of a block; made if need be.
+
+    The lock goes when the process ends, however it does. File systems without locks, and Windows, let others in.
+
+    Args:
+        path: Of the file.
+
+    Raises:
+        OutputError: If another run has it, or it cannot be written.
+    """
+    try:
+        file: Any = open(path, "ab+", buffering=0)  # noqa: SIM115, closed below; its own errors are told from others
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error}; give another folder") from error
+    with file:
+        if sys.platform != "win32":
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise OutputError(f"another run is writing to {path}; wait for it, or give another folder") from error
+            except OSError:
+                pass  # a file system without locks: two runs at once are not noticed there
+        _locked.add(file)
+        try:
+            yield file
+        finally:
+            _locked.discard(file)
+
+
+def _close_in_child() -> None:
+    """A process that was forked, as a worker that reads images, would keep the lock of one that was killed."""
+    for file in _locked:
+        file.close()
+    _locked.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, which is read in pieces.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 _MAX_JSON = 16 << 20  # bytes; 22,000 class names take less than 1 MiB

@@ -114,7 +114,7 @@ CURVES = {"layers": draw_layers, "training": draw_training}
 
 def trained(run: Run, runs: Path) -> ImageTransformer:
     """The network of a run with its last weights."""
-    (folder,) = (runs / run.name).glob("checkpoint-[0-9]*")
+    folder = max((runs / run.name).glob("checkpoint-[0-9]*"))
     model = make_model(run)
     model.load_state_dict(read_checkpoint(folder / "model.safetensors"))
     return model.eval()

@@ -99,7 +99,7 @@ def test_the_log_and_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[st
     recipe = short(sizes=(12, 18), size_starts=(0.0, 0.5))
     out = tmp_path / "new" / "folder"
     train(make(), Colours(), recipe, out, checkpoint_every=4, log_every=2)
-    assert content(out) == ["checkpoint-0000009", "metrics.jsonl"]
+    assert content(out) == ["checkpoint-0000008", "checkpoint-0000009", "metrics.jsonl"]
     lines = records(out)
     assert [line["step"] for line in lines] == [2, 4, 6, 8, 9]  # the last is of one step alone
     for line in lines:

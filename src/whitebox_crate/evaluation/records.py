@@ -14,12 +14,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias, TypeVar
 
-from .._files import make_folder, write_whole
+from .._files import locked, make_folder, sha256_of, write_whole
 from ..errors import InputError, OutputError
 from .processes import rank_and_count, wait_for_all
-
-if sys.platform != "win32":
-    import fcntl
 
 JSON: TypeAlias = Any
 Item = TypeVar("Item")
@@ -255,32 +252,17 @@ def content_of(*paths: str | os.PathLike[str]) -> str:
     """
     whole = hashlib.sha256()
     for path in paths:
-        one = hashlib.sha256()
         try:
-            with open(path, "rb") as file:
-                while piece := file.read(1 << 20):
-                    one.update(piece)
+            whole.update(bytes.fromhex(sha256_of(Path(path))))
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error}; look at the path") from error
-        whole.update(one.digest())
     return whole.hexdigest()[:16]
 
 
 @contextmanager
 def _open_whole(path: Path) -> Iterator[BinaryIO]:
     """A file to append lines to, for this process alone, without the half line that a kill left at its end."""
-    try:
-        file: Any = open(path, "ab+", buffering=0)  # noqa: SIM115, closed below; its own errors are told from others
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error}; give another folder") from error
-    with file:
-        if sys.platform != "win32":
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed when the process ends, however it does
-            except BlockingIOError as error:
-                raise OutputError(f"another run is writing to {path}; wait for it, or give another folder") from error
-            except OSError:
-                pass  # a file system without locks: two runs at once are not noticed there
+    with locked(path) as file:
         end = whole = file.seek(0, os.SEEK_END)
         while whole:
             start = max(0, whole - (1 << 16))

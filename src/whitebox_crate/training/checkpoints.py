@@ -3,41 +3,54 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
+from .._files import locked, make_folder, read_json, sha256_of
 from ..errors import OutputError, WeightsError
 from ..models import ImageTransformer
 from .recipe import Objective, Recipe
+
+KEPT = 2  # checkpoints: the last, and the one before it for when that is damaged
+_NAME, _ABOUT = re.compile("checkpoint-[0-9]+"), "run.json"
 
 # What a run of an older version wrote for its objective.
 _OBJECTIVES: dict[str, Objective] = {"all": "supervised", "head": "linear_probe", "pixels": "mae"}
 
 
-def make_run_folder(folder: Path) -> Path:
-    """Makes the folder if need be, and finds out now whether it can be written.
+@contextmanager
+def run_folder(folder: Path, rank: int = 0) -> Iterator[Path]:
+    """Makes the folder of a run if need be, and keeps other runs out of it for the length of a block.
+
+    Args:
+        folder: Which.
+        rank: Of this process in its run.
 
     Raises:
-        OutputError: If it cannot.
+        OutputError: If it cannot be written, or another run is writing to it.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink(missing_ok=True)  # another process may have been faster
-    except OSError as error:
-        raise OutputError(f"cannot write to {folder}: {error}; give another folder") from error
-    return folder
+    make_folder(folder, "give another folder")
+    with locked(folder / f".lock-{rank}"):
+        yield folder
 
 
 def checkpoints_of(folder: Path) -> list[Path]:
-    """The checkpoints of a run, the oldest first."""
-    return sorted(folder.glob("checkpoint-[0-9]*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    """The checkpoints of a run, the oldest first; what else lies beside them is none."""
+    found = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=_step_of)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def describe_run(model: ImageTransformer, recipe: Recipe, processes: int) -> dict[str, Any]:
@@ -55,10 +68,10 @@ def describe_run(model: ImageTransformer, recipe: Recipe, processes: int) -> dic
 
 
 def save_checkpoint(accelerator: Any, folder: Path, step: int, run: dict[str, Any]) -> None:
-    """Writes the checkpoint whole under another name, renames it, and only then drops the older ones.
+    """Writes the checkpoint whole under another name, renames it, and only then drops all but the one before it.
 
     Raises:
-        OutputError: If there is no room; the checkpoint before it stays.
+        OutputError: If there is no room; the checkpoints before it stay.
     """
     try:
         _write(accelerator, folder, step, run)
@@ -67,51 +80,94 @@ def save_checkpoint(accelerator: Any, folder: Path, step: int, run: dict[str, An
 
 
 def _write(accelerator: Any, folder: Path, step: int, run: dict[str, Any]) -> None:
-    older, partial = checkpoints_of(folder), folder / "checkpoint.partial"
+    partial = folder / "checkpoint.partial"
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
     accelerator.wait_for_everyone()
     accelerator.save_state(str(partial), safe_serialization=True)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        (partial / "run.json").write_text(json.dumps({"step": step, "run": run}, indent=1))
+        about = {"step": step, "files": _hashes(partial), "run": run}
+        (partial / _ABOUT).write_text(json.dumps(about, indent=1))
         partial.rename(folder / f"checkpoint-{step:07d}")
-        for path in older:
+        for path in checkpoints_of(folder)[:-KEPT]:
             shutil.rmtree(path)
     accelerator.wait_for_everyone()  # or a process that ends would leave the others to an unfinished folder
 
 
 def resume(accelerator: Any, folder: Path, run: dict[str, Any]) -> int:
-    """Loads the last checkpoint, if there is one; returns the step it was made after.
+    """Loads the last checkpoint that is whole, if there is one; returns the step it was made after.
+
+    One that is damaged is set aside, under another name, if there is a whole one before it.
 
     Raises:
-        WeightsError: If it is of another recipe, model or data of other classes, or broken.
+        WeightsError: If it is of another recipe, model or data, or all that are there are damaged.
     """
-    found = checkpoints_of(folder)
-    if not found:
-        return 0
+    damaged: list[tuple[Path, WeightsError]] = []
+    for checkpoint in reversed(checkpoints_of(folder)):
+        try:
+            saved = _run_of(checkpoint, run)
+        except WeightsError as error:
+            damaged.append((checkpoint, error))
+            continue
+        _check_same(checkpoint, saved, run)
+        try:
+            accelerator.load_state(str(checkpoint))
+        except Exception as error:  # each file's library has errors of its own
+            raise _unusable(checkpoint, error) from error
+        accelerator.wait_for_everyone()  # all have looked at what is set aside now
+        if accelerator.is_main_process:
+            for path, why in damaged:
+                _set_aside(path, why)
+            print(f"going on from {checkpoint}", file=sys.stderr)
+        return _step_of(checkpoint)
+    if damaged:
+        raise damaged[0][1]
+    return 0
+
+
+def _run_of(checkpoint: Path, run: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of the run it belongs to.
+
+    Raises:
+        WeightsError: If the checkpoint is damaged.
+    """
     try:
-        written = json.loads((found[-1] / "run.json").read_text())
-        step: int = written["step"]
-        saved: dict[str, Any] = written["run"]
-        if "trains" in saved:
-            saved = _renewed(saved, run)
-    except (OSError, ValueError, LookupError) as error:
-        raise _unusable(found[-1], error) from error
-    if saved != run:
-        changed = [key for key in {**saved, **run} if saved.get(key) != run.get(key)]
+        about: dict[str, Any] = read_json(checkpoint / _ABOUT)
+        saved, files, step = about["run"], about.get("files", {}), about["step"]
+        if type(step) is not int or step != _step_of(checkpoint):
+            raise ValueError(f"{_ABOUT} says that it was made after step {step!r}")
+        found = _hashes(checkpoint) if files else {}  # older versions wrote none
+        if changed := [name for name, digest in files.items() if found.get(name) != digest]:
+            raise ValueError(f"changed or missing since they were written: {', '.join(changed)}")
+        return _renewed(saved, run) if "trains" in saved else {**saved}
+    except (OSError, ValueError, WeightsError) as error:
+        raise _unusable(checkpoint, error) from error
+    except (LookupError, TypeError, AttributeError) as error:
+        raise _unusable(checkpoint, ValueError(f"{_ABOUT} is not as training writes it")) from error
+
+
+def _hashes(checkpoint: Path) -> dict[str, str]:
+    """SHA-256 of all files of a checkpoint, but for the one that they are written to."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != _ABOUT)
+    return {path.relative_to(checkpoint).as_posix(): sha256_of(path) for path in files}
+
+
+def _set_aside(checkpoint: Path, why: WeightsError) -> None:
+    aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    checkpoint.rename(aside)
+    print(f"{why}. It is {aside.name} from now on; delete it", file=sys.stderr)
+
+
+def _check_same(checkpoint: Path, saved: dict[str, Any], run: dict[str, Any]) -> None:
+    changed = [key for key in {**saved, **run} if saved.get(key) != run.get(key)]
+    if changed:
         differs = ", ".join(f"{key} was {saved.get(key)!r} and is {run.get(key)!r}" for key in changed)
         raise WeightsError(
-            f"{found[-1]} belongs to another recipe, model or data ({textwrap.shorten(differs, 300)}); use the same "
+            f"{checkpoint} belongs to another recipe, model or data ({textwrap.shorten(differs, 300)}); use the same "
             "to go on, or another folder"
         )
-    try:
-        accelerator.load_state(str(found[-1]))
-    except Exception as error:  # each file's library has errors of its own
-        raise _unusable(found[-1], error) from error
-    if accelerator.is_main_process:
-        print(f"going on from {found[-1]}", file=sys.stderr)
-    return step
 
 
 def _renewed(saved: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +180,9 @@ def _renewed(saved: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _unusable(checkpoint: Path, error: Exception) -> WeightsError:
+    # torch's own words on pickles advise to load them in a way that runs what is in them.
+    why = "it holds objects that training does not write" if "weights_only" in str(error) else str(error)
     return WeightsError(
         f"{checkpoint} is broken or belongs to another model; make the model as it was, or use another folder "
-        f"({textwrap.shorten(str(error), 300)})"
+        f"({textwrap.shorten(why, 300)})"
     )

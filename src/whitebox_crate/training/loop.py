@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, get_args
@@ -17,7 +17,7 @@ from ..errors import InputError, MissingExtraError, UnknownNameError, require
 from ..models import CrateMae, ImageTransformer
 from .batches import Batch, Share, Source, Stream, batches_of, check_labels
 from .best import Best
-from .checkpoints import describe_run, make_run_folder, resume, save_checkpoint
+from .checkpoints import describe_run, resume, run_folder, save_checkpoint
 from .facts import class_names_of, count_of, settled
 from .metrics_log import Progress
 from .recipe import Recipe
@@ -50,6 +50,7 @@ def train(
     stop_at: int | None = None,
     trackers: Sequence[str] = (),
     keep: Keep = "last",
+    at_start: Callable[[Path], object] | None = None,
 ) -> ImageTransformer:
     """Trains a model, in place, and writes checkpoints; called again with the same `out`, it goes on where it was.
 
@@ -62,7 +63,8 @@ def train(
         source: Where batches come from.
         recipe: The numbers. Its epochs become steps if `source` knows how many images it has; crop and flip are those
             of `source`, if that has them.
-        out: Folder for `checkpoint-STEP/` (the last one is kept), `metrics.jsonl` and, if asked for, the best weights.
+        out: Folder for `checkpoint-STEP/` (the last two are kept), `metrics.jsonl` and, if asked for, the best weights; of
+            one run at a time.
         validation: What to measure on the way.
         workers: Processes that make batches ahead of time, for each process of the run.
         checkpoint_every: Steps between checkpoints.
@@ -71,14 +73,15 @@ def train(
         trackers: Names of trackers that accelerate knows, such as "tensorboard"; they write to `out` too.
         keep: Which weights the model has at the end: the "last", or the "best" of those that `validation` measured
             (`Best`), which `out` then has as `best.safetensors`.
+        at_start: Called with `out` in the first process, before the first step of a run that does not go on.
 
     Returns:
         The same model, on the device where it was trained.
 
     Raises:
         MissingExtraError: If accelerate, the optimiser or a tracker is not installed.
-        WeightsError: If `out` holds a checkpoint of another recipe or model, or a broken one.
-        OutputError: If `out` cannot be written; the last checkpoint stays.
+        WeightsError: If `out` holds a checkpoint of another recipe, model or data, or broken ones alone.
+        OutputError: If `out` cannot be written, or another run is writing to it; the last checkpoint stays.
         InputError: If the model is folded or does not take images of the recipe's sizes, has no head or no decoder to
             train, accelerate does not take the precision, a number of steps is not positive, a label is no class of the
             model, FSDP is not version 2, the best is to be kept of what nothing measures, or the loss or the gradient
@@ -104,49 +107,51 @@ def train(
     given = model
     if accelerator.is_fsdp2:  # which takes what it is given to pieces, for good
         model = copy.deepcopy(given)
-    with _prepared(model, recipe):
+    with ExitStack() as stack:
+        stack.enter_context(_prepared(model, recipe))
         made = make_optimizer(model, recipe)
-        folder = make_run_folder(Path(out))
+        folder = stack.enter_context(run_folder(Path(out), accelerator.process_index))
         if trackers:
             accelerator.init_trackers("whitebox-crate", config=_plain(recipe))
         wrapped, optimizer = accelerator.prepare(
             _Pixels(model) if isinstance(model, CrateMae) and recipe.objective == "mae" else model, made
         )
+        # Or the model would autocast for ever.
+        stack.callback(accelerator.unwrap_model, wrapped, keep_fp32_wrapper=False)
         training = _Training(accelerator, wrapped, model, optimizer, recipe)
         progress = Progress(accelerator, recipe, folder)
-        try:
-            run = describe_run(model, recipe, accelerator.num_processes)
-            if isinstance(source, Stream):
-                run["workers"] = workers  # which share it among them
-            step = logged = resume(accelerator, folder, run)
-            progress.cut(step)
-            best = Best(folder, accelerator.is_main_process, fresh=step == 0) if keep == "best" else None
-            last = recipe.steps if stop_at is None else min(recipe.steps, stop_at)
-            share = Share(step, last, accelerator.process_index, accelerator.num_processes)
-            batches = batches_of(source, recipe, share, workers)
-            wrapped.train()
-            with StopRequest(accelerator) as stop:
-                while step < last:
-                    training.step(step, batches, progress)
-                    step += 1
-                    if step % log_every == 0 or step == recipe.steps:
-                        progress.write(step, step - logged)
-                        logged = step
-                    if validation and (step % validation.every == 0 or step == recipe.steps):
-                        found = progress.validate(step, lambda: validation.measure(model))
-                        if best:
-                            best.offer(step, found, lambda: _whole_state(model))
-                    stopped = stop.noted()
-                    if step % checkpoint_every == 0 or step == last or stopped:
-                        if step > logged:
-                            progress.check(step)
-                        save_checkpoint(accelerator, folder, step, run)
-                    if stopped:
-                        stop.leave(stopped, folder, step)
-            for tracker in accelerator.trackers:  # not end_training, which takes the processes apart too
-                tracker.finish()
-        finally:
-            accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # or the model would autocast for ever
+        run = describe_run(model, recipe, accelerator.num_processes)
+        if isinstance(source, Stream):
+            run["workers"] = workers  # which share it among them
+        step = logged = resume(accelerator, folder, run)
+        progress.cut(step)
+        if at_start and not step and accelerator.is_main_process:
+            at_start(folder)
+        best = Best(folder, accelerator.is_main_process, fresh=step == 0) if keep == "best" else None
+        last = recipe.steps if stop_at is None else min(recipe.steps, stop_at)
+        share = Share(step, last, accelerator.process_index, accelerator.num_processes)
+        batches = batches_of(source, recipe, share, workers)
+        wrapped.train()
+        stop = stack.enter_context(StopRequest(accelerator))
+        while step < last:
+            training.step(step, batches, progress)
+            step += 1
+            if step % log_every == 0 or step == recipe.steps:
+                progress.write(step, step - logged)
+                logged = step
+            if validation and (step % validation.every == 0 or step == recipe.steps):
+                found = progress.validate(step, lambda: validation.measure(model))
+                if best:
+                    best.offer(step, found, lambda: _whole_state(model))
+            stopped = stop.noted()
+            if step % checkpoint_every == 0 or step == last or stopped:
+                if step > logged:
+                    progress.check(step)
+                save_checkpoint(accelerator, folder, step, run)
+            if stopped:
+                stop.leave(stopped, folder, step)
+        for tracker in accelerator.trackers:  # not end_training, which takes the processes apart too
+            tracker.finish()
     if model is not given:
         given.load_state_dict(_whole_state(model))
     if best and step == recipe.steps:

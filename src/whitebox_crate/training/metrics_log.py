@@ -20,6 +20,24 @@ from .recipe import Recipe
 METRICS = "metrics.jsonl"
 
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a run, each with its "step"; what a power cut or another program left between them is none.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    records = []
+    for line in path.read_bytes().splitlines():
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        numbers = isinstance(record, dict) and all(isinstance(value, int | float) for value in record.values())
+        if numbers and type(record.get("step")) is int:
+            records.append(record)
+    return records
+
+
 class Progress:
     """Means over the steps since the last record, and over processes.
 
@@ -40,9 +58,8 @@ class Progress:
     def cut(self, step: int) -> None:
         """Drops what a killed run wrote after its last checkpoint: those steps are done again."""
         if self.accelerator.is_main_process and self.path.exists():
-            lines = self.path.read_text().splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-            write_whole(self.path, lambda path: path.write_text("".join(f"{line}\n" for line in kept)))
+            kept = [record for record in read_metrics(self.path) if record["step"] <= step]
+            write_whole(self.path, lambda path: path.write_text("".join(f"{json.dumps(line)}\n" for line in kept)))
 
     def add(self, loss: Tensor, accuracy: Tensor, skipped: int) -> None:
         """One part of a step: two scalars on the device, and how many pictures could not be decoded."""

@@ -19,6 +19,7 @@ from ..models import ImageTransformer
 from .batches import Source, Stream
 from .facts import described, settled
 from .metrics_log import METRICS as RUN_METRICS
+from .metrics_log import read_metrics
 from .presets import PRESETS
 from .recipe import Recipe
 
@@ -118,13 +119,13 @@ def last_metrics(run: Path) -> dict[str, Any]:
     """
     last: dict[str, Any] = {}
     try:
-        for line in (run / RUN_METRICS).read_text().splitlines():
+        for written in read_metrics(run / RUN_METRICS):
             lost = last.get("skipped", 0)
-            record = {name.replace("left_out", "skipped"): value for name, value in json.loads(line).items()}  # once so
+            record = {name.replace("left_out", "skipped"): value for name, value in written.items()}  # once so
             last.update(record)
             if "skipped" in record:  # since the record before
                 last["skipped"] += lost
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise InputError(f"{run / RUN_METRICS} cannot be read: {error}; it is written by train") from error
     measured = {name.removeprefix(_BEFORE): value for name, value in last.items() if name.startswith(_BEFORE)}
     return {**measured, **{f"training_{name}": last[name] for name in ("loss", "accuracy", "skipped") if name in last}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from ..models import ImageTransformer
 from ..pretrained_cfg import PretrainedCfg
 from .batches import Source, Stream
 from .best import best_of
-from .checkpoints import checkpoints_of, make_run_folder
 from .facts import class_names_of, described, name_of, settled
 from .loop import Keep, Measures, train
 from .model_folder import finish, last_metrics, write_recipe
@@ -146,9 +146,7 @@ def train_and_save(
     """
     accelerate = require("accelerate", "train")
     recipe, words = settled(recipe, source), described(source)
-    out = make_run_folder(Path(out))
-    if not checkpoints_of(out):  # one that goes on has the same recipe, or is refused
-        write_recipe(out, recipe, data=words, preset=preset)
+    out = Path(out)
     train(
         model,
         source,
@@ -159,6 +157,7 @@ def train_and_save(
         checkpoint_every=checkpoint_every,
         trackers=trackers,
         keep=keep,
+        at_start=partial(write_recipe, recipe=recipe, data=words, preset=preset),
     )
     if not accelerate.PartialState().is_main_process:
         return None
