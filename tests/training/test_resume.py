@@ -272,15 +272,15 @@ def test_a_folder_is_of_one_run_at_a_time(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_worker_does_not_keep_the_folder_of_a_run_that_ended(tmp_path: Path) -> None:
-    reader, writer = os.pipe()
+    begun, end = os.pipe(), os.pipe()
     with run_folder(tmp_path):
         if not (child := os.fork()):
-            os.close(writer)
-            os.read(reader, 1)  # until the other process closes its end
+            os.write(begun[1], b".")
+            os.read(end[0], 1)
             os._exit(0)
+        os.read(begun[0], 1)
     with run_folder(tmp_path):
-        pass
-    os.close(writer)
+        os.write(end[1], b".")
     os.waitpid(child, 0)
 
 

@@ -63,8 +63,8 @@ def train(
         source: Where batches come from.
         recipe: The numbers. Its epochs become steps if `source` knows how many images it has; crop and flip are those
             of `source`, if that has them.
-        out: Folder for `checkpoint-STEP/` (the last two are kept), `metrics.jsonl` and, if asked for, the best weights; of
-            one run at a time.
+        out: Folder for `checkpoint-STEP/` (the last two are kept), `metrics.jsonl` and, if asked for, the best weights,
+            of one run at a time.
         validation: What to measure on the way.
         workers: Processes that make batches ahead of time, for each process of the run.
         checkpoint_every: Steps between checkpoints.
