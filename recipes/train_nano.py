@@ -144,6 +144,7 @@ def main() -> None:
     add("--sizes", type=int, nargs="+", default=[48, 72, 96])
     add("--size-starts", type=float, nargs="+", default=[0.0, 0.6, 0.85])
     add("--style", type=json.loads, default={}, help="what of the scenes' style shall differ, as JSON")
+    add("--precision", default="no", help="bf16 where the processor multiplies in it (avx512_bf16, amx_bf16)")
     add("--seed", type=int, default=0)
     add("--stop-at", type=int, help="step after which to stop, for trials")
     options = parser.parse_args()
@@ -157,6 +158,7 @@ def main() -> None:
         curriculum=options.curriculum,
         sizes=tuple(options.sizes),
         size_starts=tuple(options.size_starts),
+        precision=options.precision,
         seed=options.seed,
     )
     model = make_model(options.model, options.warm_start, learnt.class_names, recipe)

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from whitebox_crate.errors import UnknownNameError
 from whitebox_crate.layers import ISTA
@@ -79,6 +80,21 @@ def test_the_gradient_is_that_of_the_formula() -> None:
     theirs = torch.autograd.grad(literal(*inputs).square().sum(), inputs)
     for have, want in zip(ours, theirs, strict=True):
         torch.testing.assert_close(have, want)
+
+
+@pytest.mark.parametrize("threshold", ["relu", "soft"])
+def test_many_tokens_in_training_take_one_product_to_the_same_values_and_gradients(threshold: str) -> None:
+    layer, tokens = layer_and_tokens(8, [2, 20], 0.3, 0.2, 6, threshold)
+    tokens.requires_grad_()
+    flops, found = {}, {}
+    for training in (True, False):
+        with FlopCounterMode(display=False) as counter:
+            code = layer.train(training)(tokens)
+        flops[training] = counter.get_total_flops()
+        found[training] = (code, *torch.autograd.grad(code.square().sum(), (tokens, layer.dictionary)))
+    one_product = 2 * 40 * 8**2
+    assert flops == {True: one_product + 2 * 8**3, False: 2 * one_product}  # the other is D^T D
+    torch.testing.assert_close(found[True], found[False], rtol=0, atol=1e-10)
 
 
 def test_an_unknown_threshold_is_refused() -> None:

@@ -49,12 +49,20 @@ class ISTA(nn.Module):
         nn.init.kaiming_uniform_(self.dictionary)
 
     def forward(self, x: Tensor) -> Tensor:
-        residual = x - F.linear(x, self.dictionary)  # x - D x: tokens are rows
-        # D^T residual as `residual @ D`; D enters two products, not the three of D^T x - D^T D x. What follows is in
-        # place where nobody else holds the values.
-        code = x + (residual @ self.dictionary).mul_(self.step_size)
+        code = self._step(x)
         shrinkage = self.step_size * self.sparsity
+        # In place, for nobody else holds the code.
         return F.softshrink(code, shrinkage) if self.threshold == "soft" else code.sub_(shrinkage).relu_()
+
+    def _step(self, x: Tensor) -> Tensor:
+        """x + eta D^T (x - D x), the step before the threshold, as a new tensor."""
+        if self.training and x.numel() > self.dictionary.numel():
+            # There are more tokens than entries of one: forming eta (D^T - D^T D) pays, forward and backward. In
+            # evaluation the form is one for all batches, so that no output depends on what else is in a batch.
+            return x + F.linear(x, self.step_size * (self.dictionary.T - self.dictionary.T @ self.dictionary))
+        residual = x - F.linear(x, self.dictionary)  # x - D x: tokens are rows
+        # D^T residual as `residual @ D`; D enters two products, not the three of D^T x - D^T D x.
+        return x + (residual @ self.dictionary).mul_(self.step_size)
 
     @torch.no_grad()
     def affine(self) -> Tensor:
