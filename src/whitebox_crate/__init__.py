@@ -39,6 +39,7 @@ _NAMES = {
         "register_model",
     ],
     "segmenting": ["Segmentation", "segment"],
+    "viewing": ["view"],
 }
 
 if TYPE_CHECKING:  # the same, for those who read and do not run; tests/test_architecture.py compares them
@@ -73,6 +74,7 @@ if TYPE_CHECKING:  # the same, for those who read and do not run; tests/test_arc
         register_model,
     )
     from .segmenting import Segmentation, segment
+    from .viewing import view
 else:  # PyTorch is imported with the first name that needs it
     __getattr__, __dir__ = attach(__name__, _NAMES)
 
@@ -110,6 +112,7 @@ __all__ = [
     "save_attention",
     "save_pretrained",
     "segment",
+    "view",
 ]
 
 

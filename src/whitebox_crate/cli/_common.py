@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .._files import make_folder
-from ..errors import InputError
+from ..errors import InputError, OutputError
 from ..factory import create_model
 from ..models import ImageTransformer
 
@@ -54,6 +54,16 @@ def free_name(folder: Path, stem: str, taken: set[str]) -> Path:
 def out_folder(folder: Path) -> None:
     """Makes the folder that --out names."""
     make_folder(folder, "give another with --out")
+
+
+def refuse_folder(page: Path) -> None:
+    """Refuses a folder where --out names a page, before anything is measured.
+
+    Raises:
+        OutputError: If it is one.
+    """
+    if page.is_dir():
+        raise OutputError(f"{page} is a folder; give the name of a file, for example {page / 'page.html'}")
 
 
 def option(text: str) -> tuple[str, Any]:

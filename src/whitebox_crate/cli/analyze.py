@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from .._files import write_whole
 from ..analysis.reports import report
-from ..errors import InputError, OutputError
+from ..errors import InputError
 from ..images import IMAGE_SUFFIXES, load_image
-from ._common import make, out_folder, report_error, samples
+from ._common import make, out_folder, refuse_folder, report_error, samples
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 def write_page(options: argparse.Namespace) -> int:
     """Measures on every picture that can be read; those that cannot are reported."""
-    if options.out.is_dir():
-        raise OutputError(f"{options.out} is a folder; give the name of a file, for example {options.out}/report.html")
+    refuse_folder(options.out)
     model = make(options)
     failed: list[Path] = []
 

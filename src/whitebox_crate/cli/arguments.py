@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_heads,
         _add_noise,
         _add_analyze,
+        _add_view,
         _add_convert,
         _add_evaluate,
         _add_curves,
@@ -153,6 +154,17 @@ def _add_analyze(commands: Any) -> None:
         "--size", type=positive, help="shorter side for the model, pixels (default: the weights' best)"
     )
     analyze.add_argument("--out", type=Path, default=Path("report.html"), help="the page (%(default)s)")
+
+
+def _add_view(commands: Any) -> None:
+    view = command(
+        commands, "view", "view.write_page", "a page to play with: attention patch by patch, masks, colours of tokens"
+    )
+    view.add_argument("images", nargs="*", type=Path, help="photographs (default: those of the package)")
+    view.add_argument("--model", action="append", help="name, name.tag or local-dir:PATH; again for another beside it")
+    view.add_argument("--size", type=positive, help="shorter side for each model, pixels (default: the weights' best)")
+    view.add_argument("--megabytes", type=float, default=5, help="of the page, for each photograph (%(default)s)")
+    view.add_argument("--out", type=Path, default=Path("page.html"), help="the page (%(default)s)")
 
 
 def _add_evaluate(commands: Any) -> None:

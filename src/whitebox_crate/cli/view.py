@@ -1,0 +1,33 @@
+"""view: photographs and what models see in them, as one page to play with in a browser."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ..errors import InputError
+from ..images import load_image
+from ..viewing import view_photographs
+from ._common import load, out_folder, refuse_folder, report_error, samples
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def write_page(options: argparse.Namespace) -> int:
+    """Shows every picture that can be read; those that cannot are reported."""
+    refuse_folder(options.out)
+    names = options.model or ["crate_nano"]
+    models = [(name, load(argparse.Namespace(model=name, checkpoint=None))) for name in names]
+    photos: list[tuple[str, Image]] = []
+    paths = options.images or samples()
+    for path in paths:
+        try:
+            photos.append((path.name, load_image(path)))
+        except InputError as error:
+            report_error(error)
+    page = view_photographs(photos, models, options.size, options.megabytes)
+    out_folder(options.out.parent)
+    page.save(options.out)
+    print(f"{options.out}  ({', '.join(names)}, {len(page.html) / 1e6:.1f} MB)")
+    return 1 if len(photos) < len(paths) else 0

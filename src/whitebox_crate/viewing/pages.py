@@ -1,0 +1,66 @@
+"""A page of HTML that holds all it shows: its data, its script and its style are in the file itself."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from .._files import write_whole
+
+SCRIPTS = ("attention.js", "pictures.js", "panels.js", "page.js")  # in the order in which they build on each other
+FRAME_HEIGHT = 900  # of a page in a notebook, pixels
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page that shows itself in a notebook, and can be saved.
+
+    Attributes:
+        html: All of it.
+    """
+
+    html: str
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the page, whole or not at all.
+
+        Raises:
+            OutputError: If that cannot be done.
+        """
+        target = Path(path)
+        write_whole(target, lambda file: file.write_text(self.html, encoding="utf-8"))
+        return target
+
+    def _repr_html_(self) -> str:
+        return (
+            f'<iframe srcdoc="{escape(self.html)}" sandbox="allow-scripts allow-downloads" '
+            f'style="width: 100%; height: {FRAME_HEIGHT}px; border: 0" title="What models see"></iframe>'
+        )
+
+
+def assemble(data: Mapping[str, Any]) -> Page:
+    """The page of this data, which `page.js` reads."""
+    script = "\n".join(map(_part, SCRIPTS))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    parts = {
+        # Said of the page, and kept by the browser: nothing is fetched, and no other script runs.
+        "policy": f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+        "style": _part("page.css"),
+        "script": script,
+        # No text of a file's name ends the element that holds it.
+        "data": json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
+    }
+    return Page(re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _part("page.html")))
+
+
+def _part(name: str) -> str:
+    return (resources.files(__package__) / name).read_text(encoding="utf-8")

@@ -1,0 +1,106 @@
+"""What a model does with one photograph: attention of every layer and head, colours of tokens, rates, names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..analysis import LayerwiseReport, layerwise_analysis
+from ..analysis.layerwise import Quantity
+from ..capturing import capture
+from ..models import ImageTransformer
+from ..preprocess import fit_photo
+from ..segmentation import default_layer
+from ..segmentation.pca import pca_maps, unit_range
+from ..segmentation.states import Grid
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+QUANTITIES: tuple[Quantity, ...] = ("subspace_coding_rate", "coding_rate", "l0")
+NAMED = 3  # the likeliest classes
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a model does with one photograph.
+
+    Attributes:
+        model: What it is called.
+        grid: (rows, columns) of patches.
+        start: The layer and the head that show objects best; None for the mean of the heads.
+        cls_maps: [CLS] attention to patches, float32 (layers, heads, rows, columns).
+        queries: float32 (layers, heads, tokens, head_dim), [CLS] first.
+        keys: As `queries`; the same tensor where one projection is both, as in MSSA.
+        colours: The first three principal components of the tokens after each layer, each 0 to 1; float32 (layers, 3,
+            rows, columns).
+        measures: Coding rates and sparsity of each layer.
+        names: The likeliest classes with their probabilities; empty without a head.
+    """
+
+    model: str
+    grid: Grid
+    start: tuple[int, int | None]
+    cls_maps: Tensor
+    queries: Tensor
+    keys: Tensor
+    colours: Tensor
+    measures: LayerwiseReport
+    names: Mapping[str, float]
+
+
+@torch.inference_mode()
+def read(model: ImageTransformer, name: str, photo: Image, short_side: int | None = None) -> Reading:
+    """Runs a model on a photograph.
+
+    Args:
+        model: A model of this package, not folded, that takes the size of the photograph (`dynamic_img_size`).
+        name: What to call it.
+        photo: A Pillow image.
+        short_side: Of what the model sees, pixels; `best_short_side` if None.
+
+    Raises:
+        InputError: If the model is folded, takes no photographs or no such size, or a state is not finite.
+    """
+    images = fit_photo(model, photo, short_side).pixels[None].to(model.cls_token)
+    measures = layerwise_analysis(model, [images], quantities=QUANTITIES, report=lambda _: None)
+    grid, prefix = model.grid_of(images), model.num_prefix_tokens
+    with capture(model, "tokens", "attention", "output") as trace:
+        logits = model(images)
+    rows = torch.stack([trace["attention", layer][0, :, 0, prefix:].float() for layer in trace.layers])
+    projected = [_queries_and_keys(block, trace["tokens", layer]) for layer, block in enumerate(model.blocks)]
+    queries = torch.stack([q for q, _ in projected])
+    shared = all(q is k for q, k in projected)
+    outputs = [trace["output", layer][0, prefix:] for layer in trace.layers]
+    return Reading(
+        model=name,
+        grid=grid,
+        start=(default_layer(model), model.pretrained_cfg.attention_head),
+        cls_maps=rows.unflatten(-1, grid).cpu(),
+        queries=queries,
+        keys=queries if shared else torch.stack([k for _, k in projected]),
+        colours=torch.stack([unit_range(pca_maps(z[None], grid, 3))[0] for z in outputs]).cpu(),
+        measures=measures,
+        names=_names(model, logits),
+    )
+
+
+def _queries_and_keys(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 (heads, tokens, head_dim) each on the CPU; one tensor twice if the layer makes no difference."""
+    q, k, _ = block.attention.split_heads(block.attention.qkv(block.norm1(tokens)))
+    queries = q[0].float().cpu()
+    return queries, queries if k is q else k[0].float().cpu()
+
+
+def _names(model: ImageTransformer, logits: Tensor) -> dict[str, float]:
+    if not model.num_classes or not model.global_pool:
+        return {}
+    top = logits[0].float().softmax(-1).topk(min(NAMED, model.num_classes))
+    known = model.pretrained_cfg.label_names
+    named = len(known) == model.num_classes
+    labels = [known[index] if named else f"class {index}" for index in top.indices.tolist()]
+    return dict(zip(labels, top.values.tolist(), strict=True))

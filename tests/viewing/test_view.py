@@ -1,0 +1,193 @@
+"""view: what is on the page is what the library computes, in few bytes; the page needs nothing but itself."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import whitebox_crate.cli as cli
+from whitebox_crate import capture, create_model, fold_for_inference, view
+from whitebox_crate.analysis import layerwise_analysis
+from whitebox_crate.errors import InputError, OutputError, UnknownNameError
+from whitebox_crate.models import ImageTransformer
+from whitebox_crate.preprocess import fit_photo
+from whitebox_crate.segmentation import all_cls_attention
+from whitebox_crate.viewing import Page
+
+SAMPLES = Path(cli.__file__).parents[1] / "samples"
+SIDE = 48
+
+
+def photo(size: tuple[int, int] = (72, 48)) -> Image.Image:
+    noise = torch.randint(0, 256, (size[1], size[0], 3), dtype=torch.uint8)
+    return Image.fromarray(noise.numpy())
+
+
+def small(name: str, **options: Any) -> ImageTransformer:
+    return create_model(name, dynamic_img_size=True, **options).eval()
+
+
+def data(page: Page) -> dict[str, Any]:
+    """What the page's script reads."""
+    (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page.html, re.DOTALL)
+    return json.loads(found)
+
+
+def reading(page: Page, which: int = 0) -> dict[str, Any]:
+    return data(page)["photographs"][0]["readings"][which]
+
+
+def unpacked(text: str, kind: str) -> Tensor:
+    return torch.from_numpy(np.frombuffer(base64.b64decode(text), kind).astype(np.float64))
+
+
+def tokens(packed: dict[str, str], heads: int) -> Tensor:
+    """(heads, tokens, width)"""
+    scales = unpacked(packed["scales"], "<f4").view(heads, -1, 1)
+    return unpacked(packed["steps"], "i1").view(heads, scales.shape[1], -1) * scales
+
+
+@pytest.mark.parametrize("name", ["crate_nano", "vit_nano", "crate_mhsa"])
+def test_the_page_holds_what_the_library_computes(name: str) -> None:
+    model, picture = small(name, depth=3), photo()
+    found = reading(view(picture, model, short_side=SIDE))
+    images = fit_photo(model, picture, SIDE).pixels[None]
+    maps = all_cls_attention(model, images)[0].detach()
+    peaks = unpacked(found["cls"]["peaks"], "<f4")
+    shown = unpacked(found["cls"]["steps"], "<u2").view(maps.shape) / 65535 * peaks.view(3, -1, 1, 1)
+    assert (shown - maps).abs().amax() <= peaks.max() / 65535
+
+    with capture(model, "attention", queries="all") as trace, torch.no_grad():
+        model(images)
+    for layer, rows in enumerate(found["rows"]):
+        queries = tokens(rows["queries"], found["heads"])
+        keys = tokens(rows["keys"], found["heads"]) if "keys" in rows else queries
+        attention = (queries @ keys.mT / found["width"] ** 0.5).softmax(-1)
+        truth = trace["attention", layer][0]
+        assert (attention - truth).abs().amax() < 0.02 * truth.max()
+
+    report = layerwise_analysis(model, [images], report=lambda _: None)
+    for quantity, states in found["measures"].items():
+        for state, values in states.items():
+            assert values == pytest.approx(list(report[quantity, state].mean))  # type: ignore[index]
+
+
+def test_one_projection_is_there_once() -> None:
+    crate, vit = (reading(view(photo(), small(name, depth=1))) for name in ("crate_nano", "vit_nano"))
+    assert "keys" not in crate["rows"][0] and "keys" in vit["rows"][0]
+
+
+def test_colours_of_different_patches_differ() -> None:
+    found = reading(view(SAMPLES / "coffee.jpg", short_side=SIDE))
+    colours = unpacked(found["colours"], "u1").view(found["layers"], -1, 3)
+    assert colours.amin() == 0 and colours.amax() == 255
+    assert all(len(layer.unique(dim=0)) > 30 for layer in colours)
+
+
+def test_a_photograph_with_two_small_models_is_under_5_megabytes() -> None:
+    page = view(SAMPLES / "coffee.jpg", ["crate_nano", small("vit_nano")], short_side=144)
+    assert len(page.html.encode()) < 5e6
+    assert all(None not in reading(page, which)["rows"] for which in (0, 1))
+
+
+def test_what_does_not_fit_is_left_out_from_the_outer_layers_inward() -> None:
+    model, picture = small("vit_nano"), photo()
+    whole, page = (view(picture, model, short_side=144, megabytes=size) for size in (5, 1))
+    assert None not in reading(whole)["rows"]
+    assert len(page.html.encode()) <= 1e6
+    there = [rows is not None for rows in reading(page)["rows"]]
+    assert there == sorted(there) and there[-1] and not there[0]  # a ViT starts with its last layer
+    assert reading(page)["cls"] == reading(whole)["cls"]
+
+
+def test_where_a_model_starts() -> None:
+    nano = view(SAMPLES / "cat.jpg", "crate_nano", short_side=SIDE)
+    assert reading(nano)["start"] == {"layer": 4, "head": 1}
+    assert reading(view(photo(), small("vit_nano")))["start"] == {"layer": 5, "head": 4}  # the mean, after the heads
+
+
+def test_the_page_fetches_nothing_and_runs_its_own_script_alone() -> None:
+    html = view(photo(), small("crate_nano", depth=1)).html
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)[1]
+    script = re.search(r"<script>(.*)</script>", html, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy.startswith("default-src 'none'") and f"script-src 'sha256-{digest}'" in policy
+    assert "unsafe" not in policy.replace("style-src 'unsafe-inline'", "")
+    addresses = set(re.findall(r"https?://[^\"'\s]*", html))
+    assert addresses == {"http://www.w3.org/2000/svg"}  # a name, not fetched
+    assert not re.search(r"<link|<script[^>]* src|@import|url\(", html)
+
+
+def test_a_name_is_text(tmp_path: Path) -> None:
+    name = "<!--<script>{{style}}&'.png"
+    photo().save(tmp_path / name)
+    page = view(tmp_path / name, small("crate_nano", depth=1))
+    assert data(page)["photographs"][0]["name"] == name
+    assert page.html.count("<!--") == 0 and page.html.count("<script>") == 1
+
+
+def test_a_notebook_shows_the_page_in_a_frame_of_its_own() -> None:
+    page = Page('<p class="a">1 & 2</p>')
+    shown = page._repr_html_()
+    assert 'srcdoc="&lt;p class=&quot;a&quot;&gt;1 &amp; 2&lt;/p&gt;"' in shown
+    assert 'sandbox="allow-scripts allow-downloads"' in shown
+
+
+@pytest.mark.parametrize(
+    ("photos", "models", "options", "error", "words"),
+    [
+        ([], "crate_nano", {}, InputError, "at least one photograph"),
+        ("absent.jpg", "crate_nano", {}, InputError, "absent.jpg"),
+        (photo(), [], {}, InputError, "one model"),
+        (photo(), "crate_nona", {}, UnknownNameError, "crate_nano"),
+        (photo(), 3, {}, InputError, "not a int"),
+        (photo(), "crate_nano", {"megabytes": 0}, InputError, "more than 0"),
+        (photo(), "crate_nano", {"short_side": 0}, InputError, "at least 1"),
+    ],
+    ids=["no photograph", "no file", "no model", "unknown", "number", "megabytes", "side"],
+)
+def test_what_is_wrong_is_said(photos: Any, models: Any, options: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        view(photos, models, **options)
+
+
+def test_a_folded_model_is_refused() -> None:
+    with pytest.raises(InputError, match="fold"):
+        view(photo(), fold_for_inference(small("crate_nano", depth=1)))
+
+
+class TestCommand:
+    def test_photographs_and_models(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        out = tmp_path / "new" / "page.html"
+        words = ["--model", "crate_nano", "--model", "crate_pico", "--size", "24", "--out", str(out)]
+        assert cli.main(["view", str(SAMPLES / "cat.jpg"), *words]) == 0
+        (shown,) = data(Page(out.read_text(encoding="utf-8")))["photographs"]
+        assert shown["name"] == "cat.jpg"
+        assert [one["model"] for one in shown["readings"]] == ["crate_nano", "crate_pico"]
+        assert capsys.readouterr().out.startswith(f"{out}  (crate_nano, crate_pico, ")
+
+    def test_what_cannot_be_read_is_left_out(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "notes.txt").write_text("no picture")
+        out = tmp_path / "page.html"
+        assert cli.main(["view", str(tmp_path / "notes.txt"), "--out", str(out)]) == 1
+        assert not out.exists()
+        words = [str(tmp_path / "notes.txt"), str(SAMPLES / "cat.jpg"), "--size", "24", "--out", str(out)]
+        assert cli.main(["view", *words]) == 1
+        assert "notes.txt" in capsys.readouterr().err
+        assert len(data(Page(out.read_text(encoding="utf-8")))["photographs"]) == 1
+
+    def test_a_folder_is_no_page(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["view", "--out", str(tmp_path)]) == 1
+        assert "is a folder" in capsys.readouterr().err
+        with pytest.raises(OutputError):
+            Page("").save(tmp_path)
