@@ -60,7 +60,7 @@ def tokens(packed: dict[str, str], heads: int) -> Tensor:
 @pytest.mark.parametrize("name", ["crate_nano", "vit_nano", "crate_mhsa"])
 def test_the_page_holds_what_the_library_computes(name: str) -> None:
     model, picture = small(name, depth=3), photo()
-    found = reading(view(picture, model, short_side=SIDE))
+    found = reading(view(picture, model, size=SIDE))
     images = fit_photo(model, picture, SIDE).pixels[None]
     maps = all_cls_attention(model, images)[0].detach()
     peaks = unpacked(found["cls"]["peaks"], "<f4")
@@ -88,21 +88,21 @@ def test_one_projection_is_there_once() -> None:
 
 
 def test_colours_of_different_patches_differ() -> None:
-    found = reading(view(SAMPLES / "coffee.jpg", short_side=SIDE))
+    found = reading(view(SAMPLES / "coffee.jpg", size=SIDE))
     colours = unpacked(found["colours"], "u1").view(found["layers"], -1, 3)
     assert colours.amin() == 0 and colours.amax() == 255
     assert all(len(layer.unique(dim=0)) > 30 for layer in colours)
 
 
 def test_a_photograph_with_two_small_models_is_under_5_megabytes() -> None:
-    page = view(SAMPLES / "coffee.jpg", ["crate_nano", small("vit_nano")], short_side=144)
+    page = view(SAMPLES / "coffee.jpg", ["crate_nano", small("vit_nano")], size=144)
     assert len(page.html.encode()) < 5e6
     assert all(None not in reading(page, which)["rows"] for which in (0, 1))
 
 
 def test_what_does_not_fit_is_left_out_from_the_outer_layers_inward() -> None:
     model, picture = small("vit_nano"), photo()
-    whole, page = (view(picture, model, short_side=144, megabytes=size) for size in (5, 1))
+    whole, page = (view(picture, model, size=144, megabytes=most) for most in (5, 1))
     assert None not in reading(whole)["rows"]
     assert len(page.html.encode()) <= 1e6
     there = [rows is not None for rows in reading(page)["rows"]]
@@ -111,7 +111,7 @@ def test_what_does_not_fit_is_left_out_from_the_outer_layers_inward() -> None:
 
 
 def test_where_a_model_starts() -> None:
-    nano = view(SAMPLES / "cat.jpg", "crate_nano", short_side=SIDE)
+    nano = view(SAMPLES / "cat.jpg", "crate_nano", size=SIDE)
     assert reading(nano)["start"] == {"layer": 4, "head": 1}
     assert reading(view(photo(), small("vit_nano")))["start"] == {"layer": 5, "head": 4}  # the mean, after the heads
 
@@ -144,21 +144,29 @@ def test_a_notebook_shows_the_page_in_a_frame_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("photos", "models", "options", "error", "words"),
+    ("images", "models", "options", "error", "words"),
     [
         ([], "crate_nano", {}, InputError, "at least one photograph"),
         ("absent.jpg", "crate_nano", {}, InputError, "absent.jpg"),
         (photo(), [], {}, InputError, "one model"),
         (photo(), "crate_nona", {}, UnknownNameError, "crate_nano"),
-        (photo(), 3, {}, InputError, "not a int"),
+        (photo(), 3, {}, InputError, "not 3"),
         (photo(), "crate_nano", {"megabytes": 0}, InputError, "more than 0"),
-        (photo(), "crate_nano", {"short_side": 0}, InputError, "at least 1"),
+        (photo(), "crate_nano", {"size": 0}, InputError, "at least 1"),
     ],
     ids=["no photograph", "no file", "no model", "unknown", "number", "megabytes", "side"],
 )
-def test_what_is_wrong_is_said(photos: Any, models: Any, options: Any, error: type[Exception], words: str) -> None:
+def test_what_is_wrong_is_said(images: Any, models: Any, options: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
-        view(photos, models, **options)
+        view(images, models, **options)
+
+
+def test_a_folder_and_arrays() -> None:
+    model = small("crate_pico", depth=1)
+    names = [one["name"] for one in data(view(SAMPLES, model, size=24))["photographs"]]
+    assert names == ["cat.jpg", "coffee.jpg", "rocket.jpg"]
+    page = view([np.zeros((30, 20, 3), np.uint8) + photo((20, 30))], model, device="cpu")
+    assert data(page)["photographs"][0]["name"] == "photograph 1"
 
 
 def test_a_folded_model_is_refused() -> None:

@@ -54,19 +54,19 @@ class Reading:
 
 
 @torch.inference_mode()
-def read(model: ImageTransformer, name: str, photo: Image, short_side: int | None = None) -> Reading:
+def read(model: ImageTransformer, name: str, photo: Image, size: int | None = None) -> Reading:
     """Runs a model on a photograph.
 
     Args:
         model: A model of this package, not folded, that takes the size of the photograph (`dynamic_img_size`).
         name: What to call it.
         photo: A Pillow image.
-        short_side: Of what the model sees, pixels; `best_short_side` if None.
+        size: Shorter side of what the model sees, pixels; `best_short_side` if None.
 
     Raises:
         InputError: If the model is folded, takes no photographs or no such size, or a state is not finite.
     """
-    images = fit_photo(model, photo, short_side).pixels[None].to(model.cls_token)
+    images = fit_photo(model, photo, size).pixels[None].to(model.cls_token)
     measures = layerwise_analysis(model, [images], quantities=QUANTITIES, report=lambda _: None)
     grid, prefix = model.grid_of(images), model.num_prefix_tokens
     with capture(model, "tokens", "attention", "output") as trace:

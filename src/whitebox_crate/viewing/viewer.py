@@ -6,12 +6,16 @@ import base64
 import io
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, Union
+from typing import TYPE_CHECKING, Any
 
+import torch
+
+from .._devices import resolve_device
 from ..errors import InputError
 from ..factory import create_model
-from ..images import load_image, to_rgb
+from ..images import image_files, load_image
 from ..models import ImageTransformer
+from ..preprocess import AnyImage, to_pillow
 from .packing import pack_readings
 from .pages import Page, assemble
 from .readings import read
@@ -19,18 +23,17 @@ from .readings import read
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Photo: TypeAlias = Union[str, "os.PathLike[str]", "Image"]
-
 LONG_SIDE = 960  # of a photograph on the page, pixels
 MEGABYTES = 5.0
 
 
 def view(
-    photos: Photo | Sequence[Photo],
+    images: str | os.PathLike[str] | AnyImage | Sequence[str | os.PathLike[str] | AnyImage],
     models: str | ImageTransformer | Sequence[str | ImageTransformer] = "crate_nano",
     *,
-    short_side: int | None = None,
+    size: int | None = None,
     megabytes: float = MEGABYTES,
+    device: str | torch.device | None = None,
 ) -> Page:
     """A page to play with: what models attend to in photographs, patch by patch, in one file that needs no network.
 
@@ -39,12 +42,15 @@ def view(
     beside.
 
     Args:
-        photos: A path or a Pillow image, or several.
+        images: A photograph: a file; a Pillow image; uint8 (height, width, 3) in numpy or (3, height, width) in torch.
+            Or a list of these, or a folder, with all files in it that look like photographs.
         models: A name that `create_model` loads with weights, or a model of this package that takes images of any
             size (`dynamic_img_size=True`), or several: they are shown side by side.
-        short_side: Of what each model sees, pixels; if None, `best_short_side` of the model.
+        size: Shorter side of the photograph for each model, pixels; `best_short_side` of the model if None.
         megabytes: Of the page, for each photograph. What patches attend to in layers that do not fit is left out, and
             the page says so.
+        device: Where models run, to which they are moved; if None, a model that is already made stays where it is, and
+            any other runs on the best device there is (CUDA, then MPS, then CPU).
 
     Returns:
         The page, which a notebook shows, and which `save` writes.
@@ -54,15 +60,16 @@ def view(
             `megabytes` is not positive.
         UnknownNameError: If there is no such model.
         WeightsError: If it has no weights.
+        MissingExtraError: If Pillow is not installed.
     """
-    named = [_named(photo, index) for index, photo in enumerate(_several(photos))]
-    return view_photographs(named, [_model(one) for one in _several(models)], short_side, megabytes)
+    photos = [_photo(image, index) for index, image in enumerate(_several(images))]
+    return view_photographs(photos, [_model(model, device) for model in _several(models)], size, megabytes)
 
 
 def view_photographs(
     photos: Sequence[tuple[str, Image]],
     models: Sequence[tuple[str, ImageTransformer]],
-    short_side: int | None = None,
+    size: int | None = None,
     megabytes: float = MEGABYTES,
 ) -> Page:
     """`view` of photographs and models that are there and have names."""
@@ -74,31 +81,33 @@ def view_photographs(
     shown = []
     for name, photo in photos:
         picture = _picture(photo)
-        readings = [read(model, called, photo, short_side) for called, model in models]
+        readings = [read(model, called, photo, size) for called, model in models]
         packed = pack_readings(readings, room - len(picture["data"]))
         shown.append({"name": name, "picture": picture, "readings": packed})
     return assemble({"photographs": shown})
 
 
 def _several(value: Any) -> list[Any]:
+    if isinstance(value, str | os.PathLike) and os.path.isdir(value):
+        return list(image_files(value))
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _named(photo: Photo, index: int) -> tuple[str, Image]:
-    if isinstance(photo, str | os.PathLike):
-        return os.path.basename(photo), load_image(photo)
-    return f"photograph {index + 1}", to_rgb(photo)
+def _photo(image: str | os.PathLike[str] | AnyImage, index: int) -> tuple[str, Image]:
+    if isinstance(image, str | os.PathLike):
+        return os.path.basename(image), load_image(image)
+    return f"photograph {index + 1}", to_pillow(image)
 
 
-def _model(model: str | ImageTransformer) -> tuple[str, ImageTransformer]:
+def _model(model: str | ImageTransformer, device: str | torch.device | None) -> tuple[str, ImageTransformer]:
     if isinstance(model, str):
-        made = create_model(model, pretrained=True, dynamic_img_size=True)
+        made = create_model(model, pretrained=True, dynamic_img_size=True).eval()
         if not isinstance(made, ImageTransformer):
             raise InputError(f"{model} makes a {type(made).__name__}, whose layers are not known")
-        return model, made.eval()
+        return model, made.to(resolve_device(device))
     if not isinstance(model, ImageTransformer):
-        raise InputError(f"a model is a name or a model of this package, not a {type(model).__name__}")
-    return model.architecture or type(model).__name__, model
+        raise InputError(f"a model is a name or a model of this package, not {model!r}")
+    return model.architecture or type(model).__name__, model if device is None else model.to(resolve_device(device))
 
 
 def _picture(photo: Image) -> dict[str, Any]:
