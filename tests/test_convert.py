@@ -219,7 +219,10 @@ def test_weights_in_a_wrapper_are_found(wrapper: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["crate_square", "crate_mae_basic", "crate_alpha_square", "timm_vit"])
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "backbone.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize(
+    "prefix",
+    ["module.", "_orig_mod.", "backbone.", "module._orig_mod.", "_orig_mod.module.", "model._orig_mod.", "net."],
+)
 def test_prefixes_that_all_names_have_are_dropped(name: str, prefix: str) -> None:
     state = state_of(name)
     assert convert_state_dict({prefix + key: value for key, value in state.items()}) == convert_state_dict(state)

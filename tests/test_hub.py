@@ -178,8 +178,8 @@ def test_a_missing_folder_or_file(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(WeightsError, match=r"config\.json"):
         load(tmp_path / "empty")
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(WeightsError, match=r"no file .*model\.safetensors"):
+    (folder / "model.safetensors").rename(folder / "weights.bin")
+    with pytest.raises(WeightsError, match=r"no weights in .*model\.safetensors.*checkpoint_path"):
         load(folder)
     create_model(f"local-dir:{folder}")  # without weights, the config is enough
 

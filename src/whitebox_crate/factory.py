@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from numbers import Real
@@ -21,12 +20,12 @@ from .convert.files import read_checkpoint
 from .convert.rename import Converted, convert_checkpoint
 from .errors import InputError, UnknownNameError, WeightsError, WhiteboxCrateError
 from .fold import fold_for_inference
-from .loading import load_state, meta_init
+from .loading import load_state, made_empty
 from .models import FeatureExtractor, ImageTransformer
 from .models._base import GlobalPool, known_pool
 from .models._features import FeatureCls
 from .pretrained_cfg import PretrainedCfg
-from .registry import Entry, Entrypoint, find_entry, is_model
+from .registry import Entry, find_entry, is_model
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
 
@@ -86,7 +85,7 @@ def create_model(
         raise InputError(f"a model's name is text, not {name!r}; write 'local-dir:PATH' for a folder")
     source = _source(name, pretrained, pretrained_cfg, cache_dir, token)
     if pretrained_cfg_overlay:
-        source = replace(source, cfg=replace(source.cfg, **_known_fields(pretrained_cfg_overlay)))
+        source = replace(source, cfg=_overlaid(source.cfg, _known_fields(pretrained_cfg_overlay)))
     checkpoint_path = checkpoint_path or None  # timm's default is ""
     own_weights = pretrained and checkpoint_path is None
     # Weights decide whether their last norm comes before or after pooling; another pooling is set afterwards.
@@ -264,30 +263,14 @@ def _is_finite(value: object) -> bool:
 def _make(entry: Entry, options: Mapping[str, Any], empty: bool) -> nn.Module:
     """Runs the entrypoint, inside `meta_init` if weights follow and the model needs no values while it is made."""
     try:
-        if empty:
-            with suppress(_NeedsValues), meta_init():
-                return _without_hidden_buffers(entry.entrypoint, options)
-        return entry.entrypoint(**options)
+        model = made_empty(lambda: entry.entrypoint(**options)) if empty else None
+        if model is not None and {name for name, _ in model.named_buffers()} <= model.state_dict().keys():
+            return model
+        return entry.entrypoint(**options)  # what no file holds, as hidden buffers, gets its values here
     except WhiteboxCrateError:
         raise
     except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
         raise InputError(f"{entry.name} cannot be made with the options {options}: {error}") from error
-
-
-class _NeedsValues(Exception):
-    """A model that cannot be made without values."""
-
-
-def _without_hidden_buffers(entrypoint: Entrypoint, options: Mapping[str, Any]) -> nn.Module:
-    try:
-        model = entrypoint(**options)
-    except (RuntimeError, NotImplementedError) as error:
-        if "meta" in str(error):  # it computes with what it makes, a schedule for example
-            raise _NeedsValues from error
-        raise
-    if {name for name, _ in model.named_buffers()} - model.state_dict().keys():  # which no file holds
-        raise _NeedsValues
-    return model
 
 
 def _weights_file(name: str, source: _Source, cache_dir: str | Path | None, token: str | bool | None) -> Path:
@@ -298,7 +281,7 @@ def _weights_file(name: str, source: _Source, cache_dir: str | Path | None, toke
     """
     cfg = source.cfg
     if source.folder is not None:
-        return source.folder / hub.WEIGHTS
+        return hub.weights_in(source.folder)
     if cfg.hf_hub_id:
         return hub.fetch(
             cfg.hf_hub_id,
@@ -321,6 +304,16 @@ def _weights_file(name: str, source: _Source, cache_dir: str | Path | None, toke
         hub.verify(path, cfg.sha256, f"{cfg.file} of the package")
         return path
     raise WeightsError(f"no weights come with {name!r}; give checkpoint_path=...")
+
+
+def _overlaid(cfg: PretrainedCfg, overlay: Mapping[str, Any]) -> PretrainedCfg:
+    """The facts with some changed: the hash of a file is not that of another, nor is the revision of a repository."""
+    elsewhere = any(overlay.get(key, getattr(cfg, key)) != getattr(cfg, key) for key in ("file", "hf_hub_id", "url"))
+    if elsewhere or overlay.get("revision", cfg.revision) != cfg.revision:
+        cfg = replace(cfg, sha256="", checked="")
+    if overlay.get("hf_hub_id", cfg.hf_hub_id) != cfg.hf_hub_id:
+        cfg = replace(cfg, revision="")
+    return replace(cfg, **overlay)
 
 
 def _known_fields(overlay: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ._files import make_folder, read_json, write_whole
 from .errors import InputError, WeightsError
 from .fold import fold_for_inference
-from .loading import meta_init
+from .loading import made_empty, plain_state
 from .models import ImageTransformer
 from .models._base import GlobalPool
 from .pretrained import PRETRAINED
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import huggingface_hub.errors  # imported by what raises them
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+# Where other libraries put weights in a folder: in several files that an index names, or as torch.save writes them.
+_OTHER_WEIGHTS = (f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 # Facts of where weights lie and what was seen of them, which are not true of a copy that may have changed.
 _NOT_OF_A_COPY: dict[str, Any] = {
     **dict.fromkeys(("hf_hub_id", "file", "revision", "sha256", "url", "checked", "notes"), ""),
@@ -155,6 +157,21 @@ def verify(path: Path, sha256: str, what: str, *, discard: bool = False) -> None
         )
 
 
+def weights_in(folder: Path) -> Path:
+    """The file of a folder that holds its weights, or names those that do.
+
+    Raises:
+        WeightsError: If there is none.
+    """
+    for name in (WEIGHTS, *_OTHER_WEIGHTS):
+        if (folder / name).is_file():
+            return folder / name
+    raise WeightsError(
+        f"there are no weights in {folder}: none of {[WEIGHTS, *_OTHER_WEIGHTS]}. If they have another name, give the "
+        "file as checkpoint_path=..."
+    )
+
+
 def save_pretrained(model: ImageTransformer, folder: str | Path, *, repo_id: str = "") -> Path:
     """Writes a model that `create_model` made to a folder that `create_model("local-dir:...")` loads.
 
@@ -170,7 +187,8 @@ def save_pretrained(model: ImageTransformer, folder: str | Path, *, repo_id: str
 
     Raises:
         InputError: If `create_model` did not make the model, so that its options are not known, or JSON does not
-            know their types, or parts of it were taken out or exchanged since.
+            know their types, or parts of it were taken out or exchanged since, or it is quantised, or spread over
+            processes (FSDP).
         OutputError: If the folder cannot be written; a file that was there stays whole.
     """
     if not isinstance(model, ImageTransformer):
@@ -180,6 +198,7 @@ def save_pretrained(model: ImageTransformer, folder: str | Path, *, repo_id: str
             f"this {type(model).__name__} was not made by create_model, so that its name is not known: register_model "
             "makes a class known, and create_model makes one that can be saved"
         )
+    state = plain_state(model, "save a model in floating point, with all of its weights in this process")
     options = _options_of(model)
     _check_description(model, options)
     folder = Path(folder)
@@ -201,7 +220,7 @@ def save_pretrained(model: ImageTransformer, folder: str | Path, *, repo_id: str
         text = json.dumps(config, indent=1) + "\n"
     except TypeError as error:
         raise InputError(f"the options {model.model_args} cannot be written as JSON ({error})") from error
-    state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
+    state = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
     make_folder(folder)
     write_whole(folder / WEIGHTS, lambda path: _save_tensors(state, path))
     write_whole(folder / CONFIG, lambda path: path.write_text(text))
@@ -230,10 +249,13 @@ def _options_of(model: ImageTransformer) -> dict[str, Any]:
 
 def _check_description(model: ImageTransformer, options: dict[str, Any]) -> None:
     """Whether these options make a model of the same names and shapes, so that what is saved can be loaded."""
-    with meta_init():
-        again: Any = find_entry(model.architecture)[0].entrypoint(**options)
-        if model.folded:
-            again = fold_for_inference(again.eval(), inplace=True)
+    entrypoint = find_entry(model.architecture)[0].entrypoint
+
+    def make() -> Any:
+        made: Any = entrypoint(**options)
+        return fold_for_inference(made.eval(), inplace=True) if model.folded else made
+
+    again = made_empty(make) or make()
     have, made = ({k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (model, again))
     differ = sorted(name for name in have.keys() | made.keys() if have.get(name) != made.get(name))
     if differ:

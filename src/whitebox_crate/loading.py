@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ._deprecated import moved_names
-from .errors import WeightsError
+from .errors import InputError, WeightsError
 from .layers import NormedPatchEmbed, PatchEmbed
 from .load_report import LoadReport
 from .models import ImageTransformer
+
+M = TypeVar("M")
 
 # What weights are: complex numbers and integers are none, and 8 bits are not without a scale beside them.
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -36,9 +38,10 @@ def load_state(
 ) -> LoadReport:
     """Puts weights into a model, or changes nothing and raises.
 
-    A position embedding of another grid is resampled, and a patch embedding fitted to another number of channels
-    (`fit_positions`, `fit_channels`). Everything else must fit, but for the head where `new_head` allows it. A model
-    that was made inside `meta_init` takes the tensors as they are, without a copy where the dtype is its own.
+    A position embedding of another grid is resampled, and a patch embedding, with what predicts pixels, fitted to
+    another number of channels (`fit_positions`, `fit_channels`). Everything else must fit, but for the head where
+    `new_head` allows it. A model that was made inside `meta_init` takes the tensors as they are, without a copy where
+    the dtype is its own.
 
     Args:
         model: The model; its `load_report` is set.
@@ -53,11 +56,20 @@ def load_state(
         The report.
 
     Raises:
-        WeightsError: If a tensor is missing, unknown, of another shape or not floating point of 16 bits or more, or the
-            model so much larger that these cannot be its weights.
+        WeightsError: If a tensor is missing, unknown, of another shape or not floating point of 16 bits or more (a
+            counter of the model is of its own dtype), the model is quantised or spread over processes, or so much
+            larger that these cannot be its weights.
     """
     target = model.state_dict()
-    problems = [f"{name} is {t.dtype}, not floating point" for name, t in state.items() if t.dtype not in _FLOATS]
+    odd = [f"{name} of the model is {what}, no plain tensor" for name, v in target.items() if (what := not_plain(v))]
+    if odd:
+        raise _misfit(source, odd, ", before it is quantised or spread over processes")
+    counters = {name for name, value in target.items() if value.dtype not in _FLOATS}  # as BatchNorm has
+    problems = [
+        f"{name} is {value.dtype}, not {target[name].dtype if name in counters else 'floating point'}"
+        for name, value in state.items()
+        if (value.dtype != target[name].dtype if name in counters else value.dtype not in _FLOATS)
+    ]
     given, wanted = (sum(value.numel() for value in of.values()) for of in (state, target))
     if wanted > max(MAX_GROWTH * given, SMALL):  # looked at before anything of that size is made
         problems.append(f"they are {given} numbers, and the model has {wanted}")
@@ -65,7 +77,8 @@ def load_state(
         raise _misfit(source, problems)
     fitting, positions = fit_positions(state, model, img_size)
     fitting, channels = fit_channels(fitting, model.patch_embed)
-    adapted = {**positions, **channels}
+    fitting, predicted = _fit_predictions(fitting, model)
+    adapted = {**positions, **channels, **predicted}
     head: dict[str, Tensor] = {}
     needless = [name for name in fitting if name not in target and model.ignores_key(name)]
     fitting = {name: value for name, value in fitting.items() if name not in needless}
@@ -136,6 +149,46 @@ def _differ(state: Mapping[str, Tensor], target: Mapping[str, Tensor], prefix: s
         return {name: tuple(value.shape) for name, value in of.items() if name.startswith(prefix)}
 
     return shapes(state) != shapes(target)
+
+
+def made_empty(make: Callable[[], M]) -> M | None:
+    """What `make` makes inside `meta_init`, or None if it needs values: it computes with them, as `linspace().item()`.
+
+    Raises:
+        Exception: Whatever else goes wrong in it.
+    """
+    try:
+        with meta_init():
+            return make()
+    except (RuntimeError, NotImplementedError, InputError) as error:
+        if "meta" in str(error):
+            return None
+        raise
+
+
+def plain_state(model: nn.Module, advice: str) -> dict[str, Tensor]:
+    """The `state_dict` of a model, if it is plain tensors that are here.
+
+    Args:
+        model: Any module.
+        advice: What to do if not, for the message.
+
+    Raises:
+        InputError: If something is quantised, spread over processes, sparse, without values, or no tensor.
+    """
+    state: dict[str, Any] = model.state_dict()
+    for name, value in state.items():
+        what = not_plain(value) or ("on the meta device, without values" if value.is_meta else "")
+        if what:
+            raise InputError(f"{name} of this {type(model).__name__} is {what}, no plain tensor; {advice}")
+    return state
+
+
+def not_plain(value: Any) -> str:
+    """What a value in a `state_dict` is if no plain dense tensor: quantised, spread over processes; else ""."""
+    if type(value) is not Tensor:
+        return type(value).__name__
+    return "quantised" if value.is_quantized else "" if value.layout == torch.strided else str(value.layout)
 
 
 @contextmanager
@@ -251,6 +304,27 @@ def _channels(state: Mapping[str, Tensor], names: list[str], embed: PatchEmbed) 
     area = embed.patch_size[0] * embed.patch_size[1]
     fits = weight.ndim == 2 and bias.shape == weight.shape[:1] and all(n.shape == weight.shape[1:] for n in norm)
     return weight.shape[1] // area if fits and weight.shape[1] % area == 0 else 0
+
+
+def _fit_predictions(state: Mapping[str, Tensor], model: ImageTransformer) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Fits what predicts the pixels of patches, as CRATE-MAE's decoder does, to another number of channels.
+
+    For one channel the predictions are averaged; for more they are repeated in turn.
+    """
+    chans, area = model.in_chans, math.prod(model.patch_embed.patch_size)
+    named = {name: state[name] for name in ("decoder_pred.weight", "decoder_pred.bias") if name in state}
+    rows = {len(value) if value.ndim else 0 for value in named.values()}
+    if len(named) != 2 or len(rows) != 1 or (have := rows.pop()) % area or have in (0, area * chans):
+        return dict(state), {}
+    fitted = {}
+    for name, value in named.items():
+        by_channel = value.unflatten(0, (area, have // area))
+        if chans == 1:
+            by_channel = by_channel.mean(dim=1, keepdim=True)
+        else:
+            by_channel = by_channel[:, [channel % (have // area) for channel in range(chans)]]
+        fitted[name] = by_channel.flatten(0, 1)
+    return {**state, **fitted}, dict.fromkeys(fitted, f"from {have // area} to {chans} channels")
 
 
 def _spread(weight: Tensor, channels: int) -> Tensor:

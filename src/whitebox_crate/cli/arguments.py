@@ -56,10 +56,13 @@ def _add_convert(commands: Any) -> None:
     converting = command(
         commands, "convert", "weights.convert", "other people's checkpoint to a folder that create_model loads"
     )
-    converting.add_argument("file", type=Path, help="safetensors, PyTorch or JAX (npz) file, of a format we know")
+    converting.add_argument("file", type=Path, help="safetensors (or .index.json), PyTorch or JAX (npz) file")
     converting.add_argument("out", type=Path, help="folder")
     converting.add_argument(
         "--model", default="", help="architecture, perhaps with a tag (default: what the file shows)"
+    )
+    converting.add_argument(
+        "--weights", default="", metavar="NAME", help="which of several in the file, for example state_dict_ema"
     )
     converting.add_argument(
         "--set",

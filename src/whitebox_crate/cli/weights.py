@@ -27,7 +27,8 @@ def show_names(options: argparse.Namespace) -> int:
 
 def convert(options: argparse.Namespace) -> int:
     given = dict(option(text) for text in options.set)
-    converted = convert_checkpoint(read_checkpoint(options.file), global_pool=given.get("global_pool") or "token")
+    pool = given.get("global_pool") or "token"
+    converted = convert_checkpoint(read_checkpoint(options.file), global_pool=pool, weights=options.weights)
     name, model_options = infer_model(converted, model=options.model, options=given)
     find_entry(name)[0].check_options(given)
     with meta_init():

@@ -21,6 +21,7 @@ from numpy.lib import format as npy
 from safetensors import safe_open
 from torch import Tensor
 
+from .._files import read_json
 from ..errors import WeightsError
 
 # Parts of a JAX training state that are no weights; they are twice as large as the weights and are not read.
@@ -36,6 +37,7 @@ _MISTAKEN = {
     b"\x1f\x8b": "compressed with gzip; unpack it with gunzip first",
 }
 _AGAIN = "fetch or write it again"
+INDEX = ".index.json"
 
 # What a pickle of weights may call. torch.load would also take makers of memory without end from a few bytes.
 _CALLS = re.compile(
@@ -54,7 +56,7 @@ _HEADERS: dict[tuple[int, int], Callable[[BinaryIO], Any]] = {
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """What a safetensors, `torch.save` or `numpy.savez` file holds.
+    """What a safetensors, `torch.save` or `numpy.savez` file holds, or those that an index (.index.json) names.
 
     The kind is told by the content, whatever the file is called. Nothing in the file is run: a pickle is read by
     `torch.load(weights_only=True)` and by nothing else. What is no tensor (counters, text, settings) is left out,
@@ -93,6 +95,8 @@ def _decoder(path: Path) -> Callable[[Path], Any]:
         return _read_zip
     if start[8:9] == b"{":
         return _read_safetensors
+    if start[:1] == b"{" and path.name.endswith(INDEX):
+        return _read_parts
     if start[:1] == b"\x80":
         return _read_pickle
     for beginning, what in _MISTAKEN.items():
@@ -100,6 +104,22 @@ def _decoder(path: Path) -> Callable[[Path], Any]:
             raise WeightsError(f"is {what}")
     what = "empty" if not start else "damaged, or neither safetensors nor a file of torch.save or numpy.savez"
     raise WeightsError(f"is {what}; {_AGAIN}")
+
+
+def _read_parts(index: Path) -> dict[str, Any]:
+    """The tensors of all files that an index names, as transformers writes weights that are large."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(part, str) for part in weight_map.values()):
+        raise WeightsError(f"has no 'weight_map' from names to files; {_AGAIN}")
+    tensors = dict[str, Any]()
+    for part in sorted(set(weight_map.values())):
+        if Path(part).name != part or part.endswith(INDEX):
+            raise WeightsError(f"names {part!r}, which is no file beside it; do not trust it")
+        tensors |= read_checkpoint(index.parent / part)
+    lacking = sorted(weight_map.keys() - tensors.keys())
+    if lacking:
+        raise WeightsError(f"names tensors that its files do not hold, as {lacking[0]!r}; {_AGAIN}")
+    return tensors
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

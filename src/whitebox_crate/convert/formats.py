@@ -6,10 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-# Under which names training scripts keep weights. Of DINO's two networks the teacher is the one to use.
-WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "teacher", "params", "state_dict_ema", "model_ema", "ema")
-# What wrappers of modules (DataParallel, torch.compile, DINO's heads) and JAX put before every name.
-PREFIXES = ("module.", "_orig_mod.", "backbone.", "params/")
+# Under which names training scripts keep weights, as a dict or before each name with a dot: Lightning's "model." and
+# "net.", DeepSpeed's and AveragedModel's "module". Of DINO's two networks the teacher is the one to use.
+WRAPPERS = (
+    *("state_dict", "model", "model_state_dict", "net", "module", "teacher", "params"),
+    *("state_dict_ema", "model_ema", "ema", "ema_model"),
+)
+# What DINO's heads and JAX put before every name.
+PREFIXES = ("backbone.", "params/")
+# What torch.compile, FSDP and activation checkpointing put before the names of a module that they wrap, anywhere.
+WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 @dataclass(frozen=True)

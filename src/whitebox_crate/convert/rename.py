@@ -13,7 +13,7 @@ from einops import EinopsError, rearrange
 from torch import Tensor
 
 from ..errors import WeightsError
-from .formats import CRATE, FORMATS, JAX_PROJ, PREFIXES, TWO_PART, WRAPPERS, Format
+from .formats import CRATE, FORMATS, JAX_PROJ, PREFIXES, TWO_PART, WRAPPED, WRAPPERS, Format
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Converted:
     Attributes:
         format: What it was.
         state: Our name -> tensor; the tensor of the file itself where no change was needed.
-        unused: Names in the file that have no counterpart here.
+        unused: Names in the file that have no counterpart here, or stand beside the weights, as those of a loss.
         options: What the file tells of the model and `state` does not: heads and eps of a JAX file.
     """
 
@@ -33,24 +33,28 @@ class Converted:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def convert_checkpoint(checkpoint: Mapping[str, Any], *, global_pool: str = "token") -> Converted:
+def convert_checkpoint(checkpoint: Mapping[str, Any], *, global_pool: str = "token", weights: str = "") -> Converted:
     """A checkpoint of any known format in the names of this package.
 
     Known are official CRATE (with the demo's two-part head, which becomes one), CRATE-MAE, CRATE-alpha of PyTorch and
-    JAX, DINO, timm's ViT, and our own. The weights may be in one of `WRAPPERS`, and all names have `PREFIXES`.
+    JAX, DINO, timm's ViT, and our own. The weights may be in one of `WRAPPERS`, as a dict or as names that begin so,
+    with `PREFIXES` before all names and `WRAPPED` in any.
 
     Args:
         checkpoint: What `read_checkpoint` gives: name -> tensor, perhaps nested.
         global_pool: Of the model that it is for: with "avg" and "mean" the last norm is `fc_norm`. Not asked where the
             names are ours already.
+        weights: Which weights to take of several, by their name in the file: "state_dict_ema", "student".
 
     Returns:
         Format, weights, and the names of what has no counterpart.
 
     Raises:
-        WeightsError: If the format is not known, names are left over, or there are several sets of weights.
+        WeightsError: If the format is not known, names are left over, there are several sets of weights, or none is
+            called `weights`.
     """
-    theirs = _stripped(_unwrapped(checkpoint))
+    theirs, beside = _unwrapped(checkpoint, weights)
+    theirs = _stripped(theirs)
     form = _format_of(theirs)
     if form is None:
         known = "; ".join(form.name for form in FORMATS)
@@ -59,8 +63,8 @@ def convert_checkpoint(checkpoint: Mapping[str, Any], *, global_pool: str = "tok
             "those of model.state_dict()"
         )
     if form.names is None:
-        return Converted(form.name, theirs)
-    state, unused, unknown = dict[str, Tensor](), list[str](), list[str]()
+        return Converted(form.name, theirs, tuple(beside))
+    state, unused, unknown = dict[str, Tensor](), beside, list[str]()
     last_norm = "fc_norm" if global_pool in ("avg", "mean") else "norm"
     for name, value in theirs.items():
         ours = _renamed(name, form)
@@ -86,13 +90,15 @@ def convert_checkpoint(checkpoint: Mapping[str, Any], *, global_pool: str = "tok
     return Converted(TWO_PART if folded else form.name, state, tuple(unused), options)
 
 
-def convert_state_dict(checkpoint: Mapping[str, Any], *, global_pool: str = "token") -> dict[str, Tensor]:
+def convert_state_dict(
+    checkpoint: Mapping[str, Any], *, global_pool: str = "token", weights: str = ""
+) -> dict[str, Tensor]:
     """The weights of `convert_checkpoint`, which says what the arguments are and what is raised.
 
     Returns:
         Our name -> tensor.
     """
-    return convert_checkpoint(checkpoint, global_pool=global_pool).state
+    return convert_checkpoint(checkpoint, global_pool=global_pool, weights=weights).state
 
 
 def listed(names: Iterable[str], most: int = 8) -> str:
@@ -138,31 +144,68 @@ def _format_of(names: Iterable[str]) -> Format | None:
     return next(marked, None)
 
 
-def _unwrapped(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The one set of weights in a checkpoint."""
+def _unwrapped(checkpoint: Mapping[str, Any], weights: str) -> tuple[dict[str, Tensor], list[str]]:
+    """The one set of weights in a checkpoint, and the names of tensors beside it."""
+    beside = list[str]()
     for _ in WRAPPERS:  # a dict may hold itself, so that there must be an end
-        tensors = {name: value for name, value in checkpoint.items() if isinstance(value, Tensor)}
-        dicts = {name: value for name, value in checkpoint.items() if isinstance(value, Mapping)}
+        tensors, dicts = _grouped(_unmarked(checkpoint), {*WRAPPERS, weights} - {""})
         found = [name for name in WRAPPERS if name in dicts]
-        if not found and (tensors or not dicts):
-            return tensors
-        if _format_of(_stripped(tensors)):
+        if weights and weights in dicts:
+            found, weights = [weights], ""
+        elif weights and len(found) != 1:
+            raise WeightsError(f"there are no weights called {weights!r} among {listed([*dicts, *tensors])}")
+        elif not found and (tensors or not dicts):
+            return tensors, beside
+        elif _format_of(_stripped(tensors)):
             found.append("the top level")
         if len(found) != 1:
             what = f"{listed(found)} all hold weights" if found else f"none of {listed(dicts)} is known to hold them"
-            raise WeightsError(f"{what}; save the weights that you mean in a file of their own")
+            raise WeightsError(
+                f"{what}; say which you mean, for example whitebox-crate convert --weights {(found or [*dicts])[0]}, "
+                "or convert_checkpoint(..., weights=...)"
+            )
+        beside += tensors
         checkpoint = dicts[found[0]]
     raise WeightsError(f"the weights are deeper than {len(WRAPPERS)} dicts; save them in a file of their own")
+
+
+def _grouped(
+    content: Mapping[str, Any], wrappers: Iterable[str]
+) -> tuple[dict[str, Tensor], dict[str, Mapping[str, Any]]]:
+    """The tensors and the dicts of a checkpoint; tensors whose names begin with a wrapper's are a dict of its name.
+
+    That is if one of them is known without all wrappers before it: "ema.decay" at the top of a file is none.
+    """
+    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    dicts = {name: value for name, value in content.items() if isinstance(value, Mapping)}
+    for wrapper in wrappers:
+        group = {name: value for name, value in tensors.items() if name.startswith(f"{wrapper}.")}
+        if wrapper not in dicts and _format_of(_LEADING.sub("", name.removeprefix(f"{wrapper}.")) for name in group):
+            dicts[wrapper] = {name.removeprefix(f"{wrapper}."): value for name, value in group.items()}
+            tensors = {name: value for name, value in tensors.items() if name not in group}
+    return tensors, dicts
+
+
+_LEADING = re.compile(rf"^(?:(?:{'|'.join(WRAPPERS)})\.|{'|'.join(map(re.escape, PREFIXES))})+")
+_WRAPPED = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join(WRAPPED)})\.")
+
+
+def _unmarked(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content without what wrappers of modules put into names."""
+    unmarked = {_WRAPPED.sub("", name): value for name, value in content.items()}
+    if len(unmarked) != len(content):
+        double = [name for name in content if _WRAPPED.sub("", name) != name]
+        raise WeightsError(f"{listed(double)} are there without the wrapper's mark too; remove one of each")
+    return unmarked
 
 
 def _stripped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The names without the prefixes that all of them have."""
     state = dict(state)
-    while state:
-        common = [prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in state)]
-        if not common:
-            break
-        state = {name.removeprefix(common[0]): value for name, value in state.items()}
+    for _ in PREFIXES:
+        for prefix in PREFIXES:
+            if state and all(name.startswith(prefix) for name in state):
+                state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
 
 

@@ -13,7 +13,7 @@ import torch
 from .._version import __version__
 from ..errors import InputError, UnknownNameError, require
 from ..factory import create_model
-from ..loading import meta_init
+from ..loading import made_empty
 from ..models import ImageTransformer
 from ..pretrained_cfg import PretrainedCfg
 from .batches import Source, Stream
@@ -50,8 +50,8 @@ def recipe_of(preset: str, model: str, *, model_options: dict[str, Any] | None =
         raise InputError(
             f"steps {changes['steps']} and epochs {changes['epochs']:g} say the same, how long: give one of them"
         )
-    with meta_init():
-        size = min(_made(model, **(model_options or {})).img_size)
+    make = partial(_made, model, **(model_options or {}))
+    size = min((made_empty(make) or make()).img_size)
     if "sizes" not in changes and len(recipe.sizes) == 1:
         changes["sizes"] = (size,)
     if len(changes.get("sizes", ())) == 1:
