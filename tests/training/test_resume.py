@@ -217,7 +217,7 @@ def test_what_lies_beside_checkpoints_is_left_alone(tmp_path: Path) -> None:
     train(make(), Colours(), short(), tmp_path, checkpoint_every=2, log_every=1, stop_at=4)
     junk = ["checkpoint-0000056.bak", "checkpoint-0000056 (copy)", "checkpoint-6-old", "checkpoint-", "checkpoint-٩"]
     for name in junk:
-        shutil.copytree(tmp_path / "checkpoint-0000002", tmp_path / name)
+        shutil.copytree(tmp_path / "checkpoint-0000004", tmp_path / name)
     (tmp_path / "checkpoint-0000099").write_text("a file")
     source = Colours()
     train(make(), source, short(), tmp_path, checkpoint_every=2, log_every=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from whitebox_crate import create_model
-from whitebox_crate.errors import InputError, UnknownNameError
+from whitebox_crate.errors import InputError, UnknownNameError, WeightsError
 from whitebox_crate.training import (
     PRESETS,
     Batch,
@@ -141,3 +142,47 @@ def test_a_run_that_an_older_version_began_is_gone_on_with(colours: Path, tmp_pa
     for name, value in whole.state_dict().items():
         assert torch.equal(again.state_dict()[name], value)
     assert last_metrics(tmp_path / "old")["training_skipped"] == 2
+
+
+def changed(root: Path, how: str) -> None:
+    """Other data of the same classes, in the folder that a run was begun with."""
+    if how == "two class folders exchanged":
+        (root / "red").rename(root / "now blue")
+        (root / "blue").rename(root / "red")
+        (root / "now blue").rename(root / "blue")
+    elif how == "a picture more":
+        shutil.copy(root / "red" / "0.png", root / "red" / "6.png")
+    elif how == "a picture of another size":
+        Image.new("RGB", (40, 40)).save(root / "red" / "0.png")
+    elif how == "a picture of another class":
+        (root / "red" / "0.png").rename(root / "blue" / "6.png")
+    elif how == "a picture of another name":
+        (root / "red" / "0.png").rename(root / "red" / "00.png")
+
+
+CHANGES = {
+    "two class folders exchanged": "sizes",  # names and labels are the same
+    "a picture more": r"images \(18, now 19\), other labels, other names, other sizes",
+    "a picture of another size": "sizes",
+    "a picture of another class": "labels, other names, other sizes",
+    "a picture of another name": "names",
+}
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["by number", "streamed"])
+def test_a_run_does_not_go_on_with_data_that_changed(colours: Path, tmp_path: Path, streaming: bool) -> None:
+    def begin(root: Path, stop_at: int | None = None) -> None:
+        images = open_images(root, streaming=streaming)
+        model = make_model("crate_nano", images, recipe, depth=1)
+        train(model, images, recipe, tmp_path / "run", stop_at=stop_at)
+
+    recipe = Recipe(steps=2, **SMALL)
+    shutil.copytree(colours, tmp_path / "data")
+    begin(tmp_path / "data", stop_at=1)
+    for how, what in CHANGES.items():
+        shutil.copytree(colours, tmp_path / how)
+        changed(tmp_path / how, how)
+        what = what.replace("images", "files").replace("labels, other ", "") if streaming else what
+        with pytest.raises(WeightsError, match=f"the data have other {what}.*; use the same to go on"):
+            begin(tmp_path / how)
+    begin((tmp_path / "data").rename(tmp_path / "elsewhere"))

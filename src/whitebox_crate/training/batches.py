@@ -35,7 +35,8 @@ class Source(Protocol):
     """Batches by number: a pure function of its arguments, so that a resumed run sees the same images.
 
     A source or a stream may say of itself what recipe, config and card of a run then record: `name`, `class_names`,
-    `images` or a length, `crop` and `flip`, and all of it in words as `description`.
+    `images` or a length, `crop` and `flip`, and all of it in words as `description`. By `fingerprint`, a dict of what
+    JSON holds, a run that goes on tells whether the data are still the same.
     """
 
     def draw(self, batch_size: int, *, seed: int, step: int, difficulty: float = 1.0, size: int | None = None) -> Batch:

@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -53,7 +53,9 @@ def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def describe_run(model: ImageTransformer, recipe: Recipe, processes: int) -> dict[str, Any]:
+def describe_run(
+    model: ImageTransformer, recipe: Recipe, processes: int, data: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """All that a run must share with the one it goes on from, as JSON gives it back."""
     facts = {
         **asdict(recipe),
@@ -62,6 +64,7 @@ def describe_run(model: ImageTransformer, recipe: Recipe, processes: int) -> dic
         "num_classes": model.num_classes,
         "label_names": model.pretrained_cfg.label_names,
         "processes": processes,
+        "data": data or {},
     }
     described: dict[str, Any] = json.loads(json.dumps(facts, default=str))
     return described
@@ -140,7 +143,8 @@ def _run_of(checkpoint: Path, run: dict[str, Any]) -> dict[str, Any]:
         found = _hashes(checkpoint) if files else {}  # older versions wrote none
         if changed := [name for name, digest in files.items() if found.get(name) != digest]:
             raise ValueError(f"changed or missing since they were written: {', '.join(changed)}")
-        return _renewed(saved, run) if "trains" in saved else {**saved}
+        saved = {**saved, "data": {**saved.get("data", {})}}  # older versions knew nothing of the data
+        return _renewed(saved, run) if "trains" in saved else saved
     except (OSError, ValueError, WeightsError) as error:
         raise _unusable(checkpoint, error) from error
     except (LookupError, TypeError, AttributeError) as error:
@@ -161,12 +165,16 @@ def _set_aside(checkpoint: Path, why: WeightsError) -> None:
 
 
 def _check_same(checkpoint: Path, saved: dict[str, Any], run: dict[str, Any]) -> None:
-    changed = [key for key in {**saved, **run} if saved.get(key) != run.get(key)]
-    if changed:
-        differs = ", ".join(f"{key} was {saved.get(key)!r} and is {run.get(key)!r}" for key in changed)
+    changed = [key for key in {**saved, **run} if key != "data" and saved.get(key) != run.get(key)]
+    differs = [f"{key} was {saved.get(key)!r} and is {run.get(key)!r}" for key in changed]
+    was, now = saved["data"], run["data"]
+    if others := [key for key in was if key in now and was[key] != now[key]]:
+        known = [f"{key} ({was[key]}, now {now[key]})" if type(was[key]) is int else key for key in others]
+        differs.append(f"the data have other {', other '.join(known)}")
+    if differs:
+        shown = textwrap.shorten("; ".join(differs), 300)
         raise WeightsError(
-            f"{checkpoint} belongs to another recipe, model or data ({textwrap.shorten(differs, 300)}); use the same "
-            "to go on, or another folder"
+            f"{checkpoint} belongs to another recipe, model or data ({shown}); use the same to go on, or another folder"
         )
 
 

@@ -17,6 +17,7 @@ from .._random import numpy_generator
 from ..errors import InputError, require
 from .batches import Batch, check_positive
 from .decoding import Decoder, Example
+from .fingerprint import fingerprint_of_files, fingerprint_of_pictures
 from .recipe import Crop, Recipe
 from .schema import Columns, image_column_of, label_column_of, labels_of, undecoded
 from .sources import find
@@ -52,6 +53,11 @@ class ImageDataset:
         self.name, self.class_names = name, class_names
         self.crop, self.flip = decoder.crop, decoder.flip
         self._pictures, self._labels, self._decoder, self._size = pictures, labels, decoder, size
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells these images from others: `fingerprint_of_pictures`."""
+        return fingerprint_of_pictures(self._pictures, self._labels)
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -120,6 +126,7 @@ class StreamedImageDataset:
         images: How many there are, if that is known.
         buffer: How many undecoded pictures are mixed at a time.
         name: What they are called in recipe and card of a run.
+        files: What is read, if that is known.
 
     Attributes:
         name: What they are called.
@@ -138,11 +145,17 @@ class StreamedImageDataset:
         images: int | None,
         buffer: int,
         name: str = "",
+        files: Sequence[str] = (),
     ) -> None:
         self.name, self.class_names, self.images = name, columns.class_names, images
         self.crop, self.flip = decoder.crop, decoder.flip
         self._dataset, self._columns = dataset, columns
-        self._decoder, self._size, self._buffer = decoder, size, buffer
+        self._decoder, self._size, self._buffer, self._files = decoder, size, buffer, files
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells the files from others, if it is known which they are: `fingerprint_of_files`."""
+        return fingerprint_of_files(self._files) if self._files else {}
 
     def stream(self, recipe: Recipe, *, start: int, rank: int, world: int) -> Iterator[Batch]:
         """The parts that a process takes of all steps from `start` on, endlessly; see `Stream`.
@@ -287,7 +300,7 @@ def open_images(
     check_positive("buffer", buffer)
     if images is not None:
         check_positive("images", images)
-    dataset, known = find(where, split, streaming, labelled, subset, revision)
+    dataset, known, files = find(where, split, streaming, labelled, subset, revision)
     features = dict(dataset.features or {})
     image = image_column_of(features, image_column)
     label = label_column_of(features, label_column) if labelled else ""
@@ -302,7 +315,7 @@ def open_images(
             )
         columns = Columns(image, label, class_names, stored_names)
         count = known if images is None else images
-        return StreamedImageDataset(dataset, columns, decoder, size, count, buffer, called)
+        return StreamedImageDataset(dataset, columns, decoder, size, count, buffer, called, files)
     if not len(dataset):
         raise InputError(f"{os.fspath(where)!r} has no image in its split {split!r}")
     if label:

@@ -19,6 +19,11 @@ def count_of(source: Any) -> int | None:
     return len(source) if hasattr(source, "__len__") else getattr(source, "images", None)
 
 
+def fingerprint_of(source: Any) -> dict[str, Any]:
+    """What tells a source's data from others, if it says so."""
+    return dict(getattr(source, "fingerprint", {}))
+
+
 def name_of(source: Any) -> str:
     """What a source is called, by its class if by nothing else."""
     return getattr(source, "name", "") or type(source).__name__

@@ -18,7 +18,7 @@ from ..models import CrateMae, ImageTransformer
 from .batches import Batch, Share, Source, Stream, batches_of, check_labels
 from .best import Best
 from .checkpoints import describe_run, resume, run_folder, save_checkpoint
-from .facts import class_names_of, count_of, settled
+from .facts import class_names_of, count_of, fingerprint_of, settled
 from .metrics_log import Progress
 from .recipe import Recipe
 from .stopping import StopRequest
@@ -120,7 +120,7 @@ def train(
         stack.callback(accelerator.unwrap_model, wrapped, keep_fp32_wrapper=False)
         training = _Training(accelerator, wrapped, model, optimizer, recipe)
         progress = Progress(accelerator, recipe, folder)
-        run = describe_run(model, recipe, accelerator.num_processes)
+        run = describe_run(model, recipe, accelerator.num_processes, fingerprint_of(source))
         if isinstance(source, Stream):
             run["workers"] = workers  # which share it among them
         step = logged = resume(accelerator, folder, run)

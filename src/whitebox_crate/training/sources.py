@@ -20,11 +20,12 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 def find(
     where: str | os.PathLike[str], split: str, streaming: bool, labelled: bool, subset: str | None, revision: str | None
-) -> tuple[Any, int | None]:
+) -> tuple[Any, int | None, list[str]]:
     """Opens what is there; the arguments are those of `open_images`.
 
     Returns:
-        A `datasets.Dataset` or, if streamed, `IterableDataset`; and the number of images, if it is known.
+        A `datasets.Dataset` or, if streamed, `IterableDataset`; the number of images, if it is known; the files that
+        are read, those of the Hub aside.
 
     Raises:
         MissingExtraError: If `datasets` is not installed.
@@ -35,21 +36,23 @@ def find(
     name, path = os.fspath(where), Path(where)
     kind = _kind_of(path, split) if path.is_dir() else KINDS.get(path.suffix)
     if kind is None and not path.exists() and isinstance(where, str) and HUB_NAME.fullmatch(name):
-        return _load(name, split, streaming, name, name=subset, revision=revision), None
+        return _load(name, split, streaming, name, name=subset, revision=revision), None, []
     if subset or revision:
         raise InputError(f"{name!r} is no name on the Hub, and has no subset {subset!r} or revision {revision!r}")
     if kind == "folder":
         return _folder(path, split, streaming, labelled)
     if kind == "imagefolder":
-        return _load(name, split, streaming, kind, data_dir=str(path.absolute())), None
+        files = list(map(str, _files(path)))
+        return _load(name, split, streaming, kind, data_dir=str(path.absolute())), None, files
     if kind is None:
         raise InputError(
             f"{name!r} is no folder, no .parquet or .tar file and no name on the Hub ('owner/name'); look at the path"
         )
     files = _shards(path, split, kind) if path.is_dir() else [name if "://" in name else os.path.abspath(name)]
-    if not path.is_dir() and "://" not in name and not glob.glob(name, recursive=True):
+    found = files if path.is_dir() or "://" in name else sorted(glob.glob(name, recursive=True))
+    if not found:
         raise InputError(f"{name!r} matches no file; look at the path")
-    return _load(name, split, streaming, kind, data_files={split: files}), None
+    return _load(name, split, streaming, kind, data_files={split: files}), None, found
 
 
 def _kind_of(root: Path, split: str) -> str:
@@ -91,7 +94,7 @@ def _shards(root: Path, split: str, kind: str) -> list[str]:
     return chosen
 
 
-def _folder(root: Path, split: str, streaming: bool, labelled: bool) -> tuple[Any, int]:
+def _folder(root: Path, split: str, streaming: bool, labelled: bool) -> tuple[Any, int, list[str]]:
     """A class per sub-folder, whatever lies between it and its pictures; their paths alone are kept.
 
     `datasets` has a reader of folders too. It takes a class that is called "train" or "test" for a split, and is silent
@@ -117,7 +120,7 @@ def _folder(root: Path, split: str, streaming: bool, labelled: bool) -> tuple[An
     label_type = datasets.ClassLabel(names=[folder.name for folder in classes]) if labelled else datasets.Value("int64")
     features = datasets.Features({"image": datasets.Value("string"), "label": label_type})
     dataset = datasets.Dataset.from_dict({"image": list(paths), "label": list(labels)}, features=features)
-    return (dataset.to_iterable_dataset() if streaming else dataset), len(found)
+    return (dataset.to_iterable_dataset() if streaming else dataset), len(found), list(paths)
 
 
 def _home(root: Path, split: str, labelled: bool) -> Path:
