@@ -64,6 +64,31 @@ def test_the_facts_are_those_of_the_model_that_was_saved(tmp_path: Path) -> None
     assert config["label_names"] == []
 
 
+# Of timm 0.9.16, which takes no others.
+FIELDS_OF_TIMM = """url file state_dict hf_hub_id hf_hub_filename source architecture tag custom_load input_size
+test_input_size min_input_size fixed_input_size interpolation crop_pct test_crop_pct crop_mode mean std num_classes
+label_offset label_names label_descriptions pool_size test_pool_size first_conv classifier license description origin_url
+paper_name paper_ids notes""".split()
+
+
+def test_what_timm_does_not_know_is_kept_apart_and_comes_back(tmp_path: Path) -> None:
+    """tests/test_timm_folders.py lets timm load it, where timm is installed."""
+    model = small_model(NAME)
+    model.pretrained_cfg = cfg = PretrainedCfg(
+        num_classes=CLASSES, input_size=(3, 32, 48), attention_layer=1, attention_size=96, origin="here", paper="arXiv"
+    )
+    config = json.loads((save_pretrained(model, tmp_path) / "config.json").read_text())
+    assert set(config["pretrained_cfg"]) <= set(FIELDS_OF_TIMM)
+    assert config["whitebox_crate"]["attention_size"] == 96
+    assert read_config(tmp_path).cfg == cfg
+    config["pretrained_cfg"].update(config.pop("whitebox_crate"))  # as folders were before
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert read_config(tmp_path).cfg == cfg
+    (tmp_path / "config.json").write_text(json.dumps({**config, "whitebox_crate": [1]}))
+    with pytest.raises(WeightsError, match="'whitebox_crate'"):
+        read_config(tmp_path)
+
+
 def test_a_folder_is_written_over(tmp_path: Path) -> None:
     save_pretrained(small_model(NAME), tmp_path)
     model = small_model(NAME, num_classes=8)
@@ -288,7 +313,8 @@ def test_a_model_that_was_never_given_weights_does_not_claim_their_origin(tmp_pa
     name = "crate_alpha_base_patch16_224.in21k_ft_in1k"
     model = create_model(name, depth=1, embed_dim=16, num_heads=2, img_size=32)
     save_pretrained(model, tmp_path)
-    facts = json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"]
-    assert (facts["tag"], facts["license"], facts["origin"]) == ("", "", "")
+    config = json.loads((tmp_path / "config.json").read_text())
+    facts = config["pretrained_cfg"]
+    assert (facts["tag"], facts["license"], config["whitebox_crate"]["origin"]) == ("", "", "")
     assert facts["interpolation"] == "bilinear"
     assert "authors" not in (tmp_path / "README.md").read_text()

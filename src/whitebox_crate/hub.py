@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,6 +34,9 @@ _NOT_OF_A_COPY: dict[str, Any] = {
     **dict.fromkeys(("hf_hub_id", "file", "revision", "sha256", "url", "checked", "notes"), ""),
     "model_args": {},
 }
+# What timm does not know is kept apart under this name, for it takes no other fields in "pretrained_cfg" than its own.
+_OURS = "whitebox_crate"
+_ONLY_OURS = ("attention_layer", "attention_head", "attention_size", "origin", "paper")
 _MAX_DEPTH = 1000  # a config that asks for more is not one: blocks are made one by one, and it would never end
 
 
@@ -205,7 +208,8 @@ def save_pretrained(model: ImageTransformer, folder: str | Path, *, repo_id: str
     cfg = _facts_of(model)
     labels = cfg.label_names if len(cfg.label_names) == model.num_classes else ()
     size = (model.in_chans, *model.img_size)
-    facts = replace(cfg, num_classes=model.num_classes, input_size=size, label_names=(), **_NOT_OF_A_COPY)
+    facts = replace(cfg, num_classes=model.num_classes, input_size=size)
+    elsewhere = ("label_names", *_NOT_OF_A_COPY, *_ONLY_OURS)
     config = {
         "architecture": model.architecture,
         "num_classes": model.num_classes,
@@ -214,7 +218,8 @@ def save_pretrained(model: ImageTransformer, folder: str | Path, *, repo_id: str
         "label_names": labels,
         "folded": model.folded,
         "model_args": options,
-        "pretrained_cfg": {k: v for k, v in asdict(facts).items() if k != "label_names" and k not in _NOT_OF_A_COPY},
+        "pretrained_cfg": {key: value for key, value in facts.items() if key not in elsewhere},
+        _OURS: {key: facts[key] for key in _ONLY_OURS},
     }
     try:
         text = json.dumps(config, indent=1) + "\n"
@@ -308,10 +313,13 @@ def read_config(folder: str | Path) -> Config:
     config = read_json(path)
     architecture, options = config.get("architecture"), config.get("model_args", {})
     facts, labels = config.get("pretrained_cfg", {}), config.get("label_names", [])
-    if not (isinstance(architecture, str) and isinstance(options, dict) and isinstance(facts, dict)):
-        raise WeightsError(f"{path} needs 'architecture' (text), 'model_args' and 'pretrained_cfg' (objects)")
+    ours = config.get(_OURS, {})  # folders of before it have all in "pretrained_cfg"
+    if not isinstance(architecture, str) or not all(isinstance(part, dict) for part in (options, facts, ours)):
+        raise WeightsError(
+            f"{path} needs 'architecture' (text), 'model_args', 'pretrained_cfg' and '{_OURS}' (objects)"
+        )
     known = {field.name: field for field in fields(PretrainedCfg) if field.name not in _NOT_OF_A_COPY}
-    values: dict[str, Any] = {k: _tupled(v) for k, v in facts.items() if k in known and v is not None}
+    values: dict[str, Any] = {k: _tupled(v) for k, v in {**facts, **ours}.items() if k in known and v is not None}
     values["label_names"] = tuple(str(label) for label in labels) if isinstance(labels, list) else ()
     if "num_classes" in config:  # timm's own place for it
         values["num_classes"] = config["num_classes"]
