@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -108,6 +109,19 @@ def test_every_command_has_its_function(parser: argparse.ArgumentParser) -> None
     assert callable(getattr(importlib.import_module(f"whitebox_crate.cli.{module}"), name))
 
 
+@pytest.mark.parametrize("parser", LEAVES, ids=lambda parser: parser.prog)
+def test_every_command_that_runs_a_model_takes_a_device(parser: argparse.ArgumentParser) -> None:
+    flags = parser._option_string_actions
+    assert ("--device" in flags) == ("--checkpoint" in flags)
+
+
+def test_the_device_is_chosen_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["classify", "--device", "cpu"]) == 0
+    assert re.fullmatch(r"crate_nano runs on cpu \(\d+ threads?\)\n", capsys.readouterr().err)
+    assert cli.main(["classify", "--device", "abacus"]) == 1
+    assert "no device 'abacus'" in capsys.readouterr().err
+
+
 def test_rules_are_those_of_the_library() -> None:
     assert get_args(MaskRule) == attention.RULES == RULES
 
@@ -119,4 +133,5 @@ def test_a_pipe_that_nobody_reads_is_left_without_a_word(words: str) -> None:
     command = [sys.executable, "-m", "whitebox_crate", *words.split()]
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=300)
     os.close(writer)
-    assert (done.returncode, done.stderr) == (1, "")
+    said = [line for line in done.stderr.splitlines() if " runs on " not in line]
+    assert (done.returncode, said) == (1, [])

@@ -10,8 +10,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from .._devices import describe_device
 from .._files import make_folder
 from ..errors import InputError, OutputError
+from ..evaluation.processes import device_of
 from ..factory import create_model
 from ..models import ImageTransformer
 
@@ -29,7 +33,15 @@ def make(options: argparse.Namespace, any_size: bool = True) -> ImageTransformer
     )
     if not isinstance(model, ImageTransformer):
         raise InputError(f"{options.model} makes a {type(model).__name__}, whose layers are not known")
-    return model.eval()
+    return model.eval().to(device_for(options))
+
+
+def device_for(options: argparse.Namespace) -> torch.device:
+    """The device that --device names, or the best there is; which one that is, is said."""
+    device = device_of(options.device)
+    if not getattr(options, "quiet", False):
+        print(f"{options.model} runs on {describe_device(device)}", file=sys.stderr)
+    return device
 
 
 def report_error(error: Exception) -> None:

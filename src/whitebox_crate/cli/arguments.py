@@ -312,7 +312,6 @@ def _add_run(parser: Parser, root: str) -> None:
     _add_model(parser)
     parser.add_argument("--root", type=Path, required=True, help=root)
     parser.add_argument("--size", type=positive, help="shorter side for the model, pixels (default: the weights' best)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda (each process its own) or cuda:N (%(default)s)")
     parser.add_argument("--skip-broken", action="store_true", help="report and leave out what cannot be read")
     parser.add_argument("--out", type=Path, required=True, help="folder of results; one that was begun is gone on with")
 
@@ -321,6 +320,9 @@ def _add_model(parser: Parser) -> None:
     parser.add_argument("--model", default="crate_nano", help="name, name.tag or local-dir:PATH (%(default)s)")
     parser.add_argument(
         "--checkpoint", type=Path, help="file of weights of any known format, in place of the model's own"
+    )
+    parser.add_argument(
+        "--device", help="cuda (each process its own), cuda:N, mps or cpu (default: the first there is)"
     )
 
 

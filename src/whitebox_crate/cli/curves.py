@@ -9,9 +9,8 @@ from pathlib import Path
 from ..errors import require
 from ..evaluation import Curves, find_checkpoints, load_checkpoint, read_folder, read_voc
 from ..evaluation.curves import Curve
-from ..evaluation.processes import device_of
 from ..models import ImageTransformer
-from ._common import load
+from ._common import device_for, load
 from .evaluate import check_keep, run_of
 
 
@@ -58,10 +57,10 @@ def _models(options: argparse.Namespace) -> Iterator[tuple[str, ImageTransformer
     """--model and those --against it, each with its name; --checkpoint is for the first."""
     for number, name in enumerate((options.model, *options.against)):
         checkpoint = options.checkpoint if number == 0 else None
-        model = load(argparse.Namespace(model=name, checkpoint=checkpoint))
-        yield name, model.to(device_of(options.device))
+        yield name, load(argparse.Namespace(model=name, checkpoint=checkpoint, device=options.device))
 
 
 def _checkpoints(options: argparse.Namespace) -> Iterator[tuple[int, Path, ImageTransformer]]:
+    device = device_for(options)
     for number, path in find_checkpoints(options.checkpoints):
-        yield number, path, load_checkpoint(path, options.model).to(device_of(options.device))
+        yield number, path, load_checkpoint(path, options.model).to(device)

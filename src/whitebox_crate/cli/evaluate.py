@@ -9,7 +9,6 @@ from ..errors import InputError, require
 from ..evaluation import LabelledImages, Outcome, Run, evaluate_attention, evaluate_maskcut, read_folder, read_voc
 from ..evaluation.attention import RULES
 from ..evaluation.coco import check_images, read_annotations
-from ..evaluation.processes import device_of
 from ._common import load
 
 
@@ -36,7 +35,7 @@ def coco(options: argparse.Namespace) -> int:
     return _show(
         evaluate_maskcut(
             run,
-            load(options).to(device_of(options.device)),
+            load(options),
             annotations,
             images,
             name=options.model,
@@ -66,7 +65,7 @@ def _attention(options: argparse.Namespace, run: Run, data: LabelledImages, by_c
     return _show(
         evaluate_attention(
             run,
-            load(options).to(device_of(options.device)),
+            load(options),
             data,
             name=options.model,
             size=options.size,

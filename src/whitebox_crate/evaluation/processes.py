@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from .._devices import resolve_device
 from ..errors import InputError, ProcessError
 
 START = timedelta(minutes=5)  # how much later than the first process the last one may start
@@ -33,22 +34,15 @@ def rank_and_count() -> tuple[int, int]:
     return rank, count
 
 
-def device_of(name: str) -> torch.device:
-    """A device that works; "cuda" is another one for each process of a machine.
-
-    Args:
-        name: As of `torch.device`.
+def device_of(name: str | None) -> torch.device:
+    """`resolve_device`, where "cuda" is another device for each process of a machine.
 
     Raises:
         InputError: If there is no such device.
     """
-    try:
-        device = torch.device(name)
-        if device.type == "cuda" and device.index is None and torch.cuda.is_available():
-            device = torch.device("cuda", _whole_number("LOCAL_RANK", 0) % torch.cuda.device_count())
-        torch.zeros(1, device=device).cpu()  # there and back: the device "meta" makes tensors that hold nothing
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"there is no device {name!r} here: {error}".splitlines()[0]) from error
+    device = resolve_device(name)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", _whole_number("LOCAL_RANK", 0) % torch.cuda.device_count())
     return device
 
 
