@@ -165,6 +165,7 @@ def _add_view(commands: Any) -> None:
     )
     view.add_argument("images", nargs="*", type=Path, help="photographs (default: those of the package)")
     view.add_argument("--model", action="append", help="name, name.tag or local-dir:PATH; again for another beside it")
+    _add_device(view)
     view.add_argument("--size", type=positive, help="shorter side for each model, pixels (default: the weights' best)")
     view.add_argument("--megabytes", type=float, default=5, help="of the page, for each photograph (%(default)s)")
     view.add_argument("--out", type=Path, default=Path("page.html"), help="the page (%(default)s)")
@@ -321,6 +322,10 @@ def _add_model(parser: Parser) -> None:
     parser.add_argument(
         "--checkpoint", type=Path, help="file of weights of any known format, in place of the model's own"
     )
+    _add_device(parser)
+
+
+def _add_device(parser: Parser) -> None:
     parser.add_argument(
         "--device", help="cuda (each process its own), cuda:N, mps or cpu (default: the first there is)"
     )

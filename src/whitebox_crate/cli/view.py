@@ -18,7 +18,7 @@ def write_page(options: argparse.Namespace) -> int:
     """Shows every picture that can be read; those that cannot are reported."""
     refuse_folder(options.out)
     names = options.model or ["crate_nano"]
-    models = [(name, load(argparse.Namespace(model=name, checkpoint=None))) for name in names]
+    models = [(name, load(argparse.Namespace(model=name, checkpoint=None, device=options.device))) for name in names]
     photos: list[tuple[str, Image]] = []
     paths = options.images or samples()
     for path in paths:
