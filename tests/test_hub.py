@@ -65,10 +65,12 @@ def test_the_facts_are_those_of_the_model_that_was_saved(tmp_path: Path) -> None
 
 
 # Of timm 0.9.16, which takes no others.
-FIELDS_OF_TIMM = """url file state_dict hf_hub_id hf_hub_filename source architecture tag custom_load input_size
+FIELDS_OF_TIMM = """
+url file state_dict hf_hub_id hf_hub_filename source architecture tag custom_load input_size
 test_input_size min_input_size fixed_input_size interpolation crop_pct test_crop_pct crop_mode mean std num_classes
-label_offset label_names label_descriptions pool_size test_pool_size first_conv classifier license description origin_url
-paper_name paper_ids notes""".split()
+label_offset label_names label_descriptions pool_size test_pool_size first_conv classifier license description
+origin_url paper_name paper_ids notes
+"""
 
 
 def test_what_timm_does_not_know_is_kept_apart_and_comes_back(tmp_path: Path) -> None:
@@ -78,7 +80,7 @@ def test_what_timm_does_not_know_is_kept_apart_and_comes_back(tmp_path: Path) ->
         num_classes=CLASSES, input_size=(3, 32, 48), attention_layer=1, attention_size=96, origin="here", paper="arXiv"
     )
     config = json.loads((save_pretrained(model, tmp_path) / "config.json").read_text())
-    assert set(config["pretrained_cfg"]) <= set(FIELDS_OF_TIMM)
+    assert set(config["pretrained_cfg"]) <= set(FIELDS_OF_TIMM.split())
     assert config["whitebox_crate"]["attention_size"] == 96
     assert read_config(tmp_path).cfg == cfg
     config["pretrained_cfg"].update(config.pop("whitebox_crate"))  # as folders were before

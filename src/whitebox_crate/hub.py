@@ -311,13 +311,14 @@ def read_config(folder: str | Path) -> Config:
     """
     path = Path(folder) / CONFIG
     config = read_json(path)
-    architecture, options = config.get("architecture"), config.get("model_args", {})
-    facts, labels = config.get("pretrained_cfg", {}), config.get("label_names", [])
-    ours = config.get(_OURS, {})  # folders of before it have all in "pretrained_cfg"
-    if not isinstance(architecture, str) or not all(isinstance(part, dict) for part in (options, facts, ours)):
+    architecture, labels = config.get("architecture"), config.get("label_names", [])
+    # Older folders of ours have everything in "pretrained_cfg".
+    objects: tuple[Any, ...] = tuple(config.get(name, {}) for name in ("model_args", "pretrained_cfg", _OURS))
+    if not isinstance(architecture, str) or not all(isinstance(part, dict) for part in objects):
         raise WeightsError(
             f"{path} needs 'architecture' (text), 'model_args', 'pretrained_cfg' and '{_OURS}' (objects)"
         )
+    options, facts, ours = objects
     known = {field.name: field for field in fields(PretrainedCfg) if field.name not in _NOT_OF_A_COPY}
     values: dict[str, Any] = {k: _tupled(v) for k, v in {**facts, **ours}.items() if k in known and v is not None}
     values["label_names"] = tuple(str(label) for label in labels) if isinstance(labels, list) else ()
