@@ -77,7 +77,8 @@ function savePicture() {
   const style = getComputedStyle(document.body);
   const parts = panels.map((panel) => ({
     title: panel.reading.model,
-    caption: panel.caption.textContent,
+    caption: panel.caption.textContent.split(/(?<=\.) (?=The mask)/),
+    labels: columnNames(panel.reading),
     large: panel.large,
     small: panel.cells.map((row) => row.map((button) => button.firstChild)),
   }));

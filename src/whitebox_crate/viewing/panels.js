@@ -25,7 +25,8 @@ function makePanel(reading, picture, choose) {
   const panel = { reading, layer: reading.start.layer, head: reading.start.head, picture };
   panel.large = largeCanvas(panel, choose);
   panel.caption = element("p", { className: "caption", "aria-live": "polite" });
-  panel.under = element("p", { className: "under", "aria-hidden": "true" }, "\u00a0");
+  panel.scale = element("span", { className: "scale" });
+  panel.under = element("span", {});
   panel.cells = smallCells(panel, choose);
   panel.numbers = element("div", { className: "numbers" });
   const [rows, columns] = reading.grid;
@@ -34,10 +35,15 @@ function makePanel(reading, picture, choose) {
     { className: "panel", "aria-label": reading.model },
     element("h2", {}, reading.model),
     element("p", { className: "facts" }, `${reading.layers} layers of ${reading.heads} heads, ${rows} × ${columns} patches`),
-    element("div", { className: "seen" }, panel.large, panel.caption, panel.under),
+    element("div", { className: "seen" }, panel.large, panel.caption, underneath(panel)),
     element("div", { className: "inside" }, smallTable(panel), ...leftOut(reading), panel.numbers),
   );
   return panel;
+}
+
+/** A line that only eyes need: the scale of the map, and the value under the pointer. */
+function underneath(panel) {
+  return element("p", { className: "under", "aria-hidden": "true" }, panel.scale, panel.under);
 }
 
 function leftOut(reading) {
@@ -64,8 +70,11 @@ function largeCanvas(panel, choose) {
   canvas.style.maxWidth = `calc(75vh * ${width / height})`; // all of it fits the window
   canvas.addEventListener("click", (event) => choose({ at: placeOf(event, canvas) }));
   canvas.addEventListener("keydown", (event) => moveByKey(event, panel, choose));
-  canvas.addEventListener("pointermove", (event) => tellUnder(event, panel));
-  canvas.addEventListener("pointerleave", () => (panel.under.textContent = "\u00a0"));
+  canvas.addEventListener("pointermove", (event) => {
+    if (event.buttons === 1 && event.pointerType === "mouse") choose({ at: placeOf(event, canvas) }); // dragging
+    tellUnder(event, panel);
+  });
+  canvas.addEventListener("pointerleave", () => (panel.under.textContent = ""));
   return canvas;
 }
 
@@ -102,7 +111,7 @@ function moveByKey(event, panel, choose) {
 function tellUnder(event, panel) {
   const map = shownMap(panel);
   const patch = patchAt(placeOf(event, panel.large), panel.reading.grid);
-  panel.under.textContent = map ? `under the pointer: ${placeText(patch, panel.reading.grid)}, ${percent(map[patch])}` : "";
+  panel.under.textContent = map ? `${placeText(patch, panel.reading.grid)}: ${percent(map[patch])}` : "";
 }
 
 function placeText(patch, [, columns]) {
@@ -150,9 +159,7 @@ function walkCells(event, panel, layer, column) {
 }
 
 function smallTable(panel) {
-  const { heads } = panel.reading;
-  const names = [...Array(heads).keys()].map((head) => `head ${head}`);
-  const header = ["layer", ...names, "mean", "colours"].map((name) => element("th", { scope: "col" }, name));
+  const header = ["layer", ...columnNames(panel.reading)].map((name) => element("th", { scope: "col" }, name));
   const rows = panel.cells.map((row, layer) =>
     element("tr", {}, element("th", { scope: "row" }, String(layer)), ...row.map((button) => element("td", {}, button))),
   );
@@ -163,6 +170,10 @@ function smallTable(panel) {
     element("tbody", {}, ...rows),
   );
   return element("div", { className: "scroll" }, table);
+}
+
+function columnNames({ heads }) {
+  return [...[...Array(heads).keys()].map((head) => `head ${head}`), "mean", "colours"];
 }
 
 function shownMap(panel) {
@@ -215,6 +226,12 @@ function drawLarge(panel, image, { view, rule, amount }) {
   if (map) paintEdge(context, kept, reading.grid);
   if (patch !== null) paintMark(context, patch, reading.grid);
   panel.caption.textContent = captionOf(panel, map, kept);
+  writeScale(panel, view === "map" ? map : null);
+}
+
+function writeScale(panel, map) {
+  const ends = map && [Math.min, Math.max].map((choice) => percent(map.reduce((a, b) => choice(a, b))));
+  panel.scale.replaceChildren(...(ends ? [ends[0], element("i", {}), ends[1]] : []));
 }
 
 function captionOf(panel, map, kept) {

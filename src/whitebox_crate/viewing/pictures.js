@@ -127,44 +127,57 @@ function paintMark(context, patch, grid) {
   strokeTwice(context, box, MARK, 3);
 }
 
+const SHEET = { gap: 24, width: 960, title: 44, caption: 74, label: 26 }; // pixels of the picture that is saved
+
 /** Panels side by side as one picture: title, large picture, caption, and the small maps of all layers and heads. */
 function sheetOf(panels, paper, ink) {
-  const gap = 24;
-  const width = 960;
-  const heights = panels.map((panel) => 2 * gap + 90 + heightAt(panel.large, width) + smallHeight(panel, width));
+  const { gap, width } = SHEET;
   const sheet = document.createElement("canvas");
   sheet.width = gap + panels.length * (width + gap);
-  sheet.height = Math.max(...heights);
+  sheet.height = Math.max(...panels.map((panel) => smallTop(panel) + panel.small.length * smallHeight(panel) + gap));
   const context = sheet.getContext("2d");
   context.fillStyle = paper;
   context.fillRect(0, 0, sheet.width, sheet.height);
   context.fillStyle = ink;
-  panels.forEach((panel, index) => paintColumn(context, panel, gap + index * (width + gap), gap, width));
+  panels.forEach((panel, index) => paintColumn(context, panel, gap + index * (width + gap)));
   return sheet;
 }
 
-function paintColumn(context, panel, left, top, width) {
+function paintColumn(context, panel, left) {
+  const { gap, width, title } = SHEET;
+  const largeTop = gap + title;
+  const below = largeTop + heightAt(panel.large, width);
+  context.imageSmoothingEnabled = true;
   context.font = "600 28px system-ui, sans-serif";
-  context.fillText(panel.title, left, top + 26, width);
-  context.drawImage(panel.large, left, top + 40, width, heightAt(panel.large, width));
-  const below = top + 40 + heightAt(panel.large, width);
+  context.fillText(panel.title, left, gap + 26, width);
+  context.drawImage(panel.large, left, largeTop, width, heightAt(panel.large, width));
   context.font = "20px system-ui, sans-serif";
-  context.fillText(panel.caption, left, below + 28, width);
+  panel.caption.forEach((line, index) => context.fillText(line, left, below + 30 + 28 * index, width));
+  paintSmall(context, panel, left);
+}
+
+function paintSmall(context, panel, left) {
+  const step = SHEET.width / panel.labels.length;
+  const height = smallHeight(panel);
+  const top = smallTop(panel);
   context.imageSmoothingEnabled = false;
-  const columns = panel.small[0].length;
-  const step = width / columns;
+  context.font = "16px system-ui, sans-serif";
+  panel.labels.forEach((label, column) => context.fillText(label, left + column * step + 2, top - 8, step - 4));
   panel.small.forEach((row, layer) =>
-    row.forEach((canvas, column) => {
-      const y = below + 50 + layer * heightAt(row[0], step);
-      context.drawImage(canvas, left + column * step + 2, y + 2, step - 4, heightAt(row[0], step) - 4);
-    }),
+    row.forEach((canvas, column) =>
+      context.drawImage(canvas, left + column * step + 2, top + layer * height + 2, step - 4, height - 4),
+    ),
   );
+}
+
+function smallTop(panel) {
+  return SHEET.gap + SHEET.title + heightAt(panel.large, SHEET.width) + SHEET.caption + SHEET.label;
+}
+
+function smallHeight(panel) {
+  return heightAt(panel.small[0][0], SHEET.width / panel.labels.length);
 }
 
 function heightAt(canvas, width) {
   return Math.round((canvas.height / canvas.width) * width);
-}
-
-function smallHeight(panel, width) {
-  return panel.small.length * heightAt(panel.small[0][0], width / panel.small[0].length);
 }
