@@ -48,8 +48,8 @@ def test_a_folder_of_one_split_is_read_apart(tmp_path: Path) -> None:
     make_folder(tmp_path / "val", count=6)
     assert len(open_images(tmp_path)) == 12
     assert len(open_images(str(tmp_path), split="val")) == 6
-    with pytest.raises(UnknownNameError, match="unknown split 'valid'; did you mean 'val'"):
-        open_images(tmp_path, split="valid")
+    with pytest.raises(UnknownNameError, match="unknown split 'vla'; did you mean 'val'"):
+        open_images(tmp_path, split="vla")
 
 
 def test_a_class_may_have_the_name_of_a_split(tmp_path: Path) -> None:
@@ -71,8 +71,8 @@ def test_shards_are_of_the_split_that_their_paths_name(tmp_path: Path, layout: s
     (tmp_path / "data" / "README.md").write_text("about training")
     assert len(open_images(tmp_path / "data")) == 9
     assert len(open_images(tmp_path / "data", split="validation")) == 3
-    with pytest.raises(UnknownNameError, match="unknown split 'val'; known: 'train', 'validation'"):
-        open_images(tmp_path / "data", split="val")
+    with pytest.raises(UnknownNameError, match="unknown split 'test'; known: 'train', 'validation'"):
+        open_images(tmp_path / "data", split="test")
 
 
 def test_labels_of_a_folder_may_be_in_a_table(tmp_path: Path) -> None:

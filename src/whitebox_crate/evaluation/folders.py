@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._folders import files_below
 from ..errors import InputError, UnknownNameError, require
 from ..images import IMAGE_SUFFIXES, load_image
 from .records import content_of
@@ -227,10 +228,10 @@ def read_labels(path: str | os.PathLike[str]) -> Tensor:
 
 
 def _by_name(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
-    """The files of a folder and those within with these suffixes, in any case, by name without suffix."""
+    """The files of a folder and those below with these suffixes, in any case, by name without suffix."""
     found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in suffixes and not path.name.startswith("."):
+    for path in sorted(files_below(folder)):
+        if path.suffix.lower() in suffixes:
             name = path.relative_to(folder).with_suffix("").as_posix()
             if name in found:
                 raise InputError(f"{found[name]} and {path} differ by their suffix alone; rename one")

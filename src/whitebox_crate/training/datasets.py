@@ -205,7 +205,7 @@ class StreamedImageDataset:
     def in_order(self, batch_size: int, size: int | None = None, *, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """All images once, as `ImageDataset.in_order`; each process reads all of them and decodes its own."""
         size = _checked(batch_size, self._size if size is None else size)
-        batches = itertools.islice(enumerate(self._dataset.iter(batch_size)), rank, None, world)
+        batches = itertools.islice(enumerate(_readable(self._dataset.iter(batch_size), self.name)), rank, None, world)
         groups = (self._columns.examples(rows, itertools.count(index * batch_size)) for index, rows in batches)
         return self._decoder.in_order(groups, size, may_be_empty=world > 1)
 
@@ -222,13 +222,21 @@ class StreamedImageDataset:
         while not read or most:
             before = read
             # Not iter(own): that would divide the share once more, among the workers.
-            for rows in own.iter(size, drop_last_batch=True):
+            for rows in _readable(own.iter(size, drop_last_batch=True), self.name):
                 yield rows
                 read += 1
                 if read == most:
                     return
             if read == before:
                 raise _too_few(size, shares)
+
+
+def _readable(rows: Iterator[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
+    """What is read; whatever goes wrong in that, in a library for files of some kind, becomes an InputError."""
+    try:
+        yield from rows
+    except Exception as error:
+        raise InputError(f"{name} cannot be read to its end: {type(error).__name__}: {error}; get it again") from error
 
 
 def _checked(batch_size: int, size: int) -> int:
@@ -271,7 +279,8 @@ def open_images(
     Args:
         where: A folder with a sub-folder of pictures per class, under a folder of the split's name or not; a folder or
             pattern of parquet files or of WebDataset shards (.tar); or the name of a data set on the Hub.
-        split: Which part. Files given by a pattern are the part that is asked for.
+        split: Which part, by its usual names (val, Validation, seg_test), or some of it ("train[:80%]"; of a folder, so
+            much of each class). Files given by a pattern are the part that is asked for.
         streaming: Whether to read pictures one after the other instead of by number, and to copy nothing to the cache.
         labelled: False takes pictures alone, wherever they lie in a folder; all get the label 0.
         crop: For training: "centre" (the largest square in the middle) or "random" in place, area and aspect.

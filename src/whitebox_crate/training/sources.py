@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .._folders import files_below, folders_in
 from .._random import numpy_generator
 from ..errors import InputError, UnknownNameError, require
+from . import splits
+from .shards import check_shards
 
 KINDS = {".parquet": "parquet", ".tar": "webdataset"}
 METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
-USUAL_SPLITS = {"train", "val", "valid", "validation", "test"}
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
@@ -33,39 +34,52 @@ def find(
         InputError: If there is nothing that can be read.
     """
     require("datasets", "train")
-    name, path = os.fspath(where), Path(where)
-    kind = _kind_of(path, split) if path.is_dir() else KINDS.get(path.suffix)
+    name, path, (base, part) = os.fspath(where), Path(where), splits.parse(split)
+    if part and streaming:
+        raise InputError(f"{split!r} is a part of a split, which streamed data do not have: give the whole one")
+    kind = _kind_of(path, base) if path.is_dir() else KINDS.get(path.suffix)
     if kind is None and not path.exists() and isinstance(where, str) and HUB_NAME.fullmatch(name):
         return _load(name, split, streaming, name, name=subset, revision=revision), None, []
     if subset or revision:
         raise InputError(f"{name!r} is no name on the Hub, and has no subset {subset!r} or revision {revision!r}")
     if kind == "folder":
-        return _folder(path, split, streaming, labelled)
+        return _folder(splits.folder_of(path, base, labelled), part, streaming, labelled)
     if kind == "imagefolder":
-        files = list(map(str, _files(path)))
-        return _load(name, split, streaming, kind, data_dir=str(path.absolute())), None, files
+        usual = split.replace(base, splits.meaning(base), 1)
+        files = list(map(str, files_below(path)))
+        return _load(name, usual, streaming, kind, data_dir=str(path.absolute())), None, files
     if kind is None:
         raise InputError(
             f"{name!r} is no folder, no .parquet or .tar file and no name on the Hub ('owner/name'); look at the path"
         )
-    files = _shards(path, split, kind) if path.is_dir() else [name if "://" in name else os.path.abspath(name)]
-    found = files if path.is_dir() or "://" in name else sorted(glob.glob(name, recursive=True))
-    if not found:
-        raise InputError(f"{name!r} matches no file; look at the path")
-    return _load(name, split, streaming, kind, data_files={split: files}), None, found
+    files = _shards(path, base, kind) if path.is_dir() else _matching(name)
+    if kind == "webdataset":
+        check_shards([file for file in files if "://" not in file], to_the_end=not streaming)
+    return _load(name, split, streaming, kind, data_files={base: files}), None, files
 
 
 def _kind_of(root: Path, split: str) -> str:
     """The kind of the first file by which the kind can be told."""
-    if any((folder / name).is_file() for folder in (root, root / split) for name in METADATA):
+    homes = [root, *(folder for folder in folders_in(root) if splits.meaning(folder.name) == splits.meaning(split))]
+    if any((home / name).is_file() for home in homes for name in METADATA):
         return "imagefolder"
     suffixes = _picture_suffixes()
-    for file in _files(root):
+    for file in files_below(root):
         if (suffix := file.suffix.lower()) in KINDS:
             return KINDS[suffix]
         if suffix in suffixes:
             return "folder"
     raise InputError(f"{str(root)!r} has no picture and no .parquet or .tar file in it; look at the path")
+
+
+def _matching(name: str) -> list[str]:
+    """The files that a pattern means; an address as it is."""
+    if "://" in name:
+        return [name]
+    files = require("fsspec", "train").filesystem("file").glob(os.path.abspath(name))  # follows no links in circles
+    if not files:
+        raise InputError(f"{name!r} matches no file; look at the path")
+    return sorted(files)
 
 
 def _load(where: str, split: str, streaming: bool, path: str, **source: Any) -> Any:
@@ -83,33 +97,31 @@ def _load(where: str, split: str, streaming: bool, path: str, **source: Any) -> 
 
 def _shards(root: Path, split: str, kind: str) -> list[str]:
     """The files whose path has the split's name as a word; all files if none has the name of any split."""
-    files = [file for file in _files(root.absolute()) if KINDS.get(file.suffix.lower()) == kind]
-    words = {file: set(re.split("[^a-z]+", str(file.relative_to(root.absolute())).lower())) for file in files}
-    named = USUAL_SPLITS.intersection(set().union(*words.values()))
+    root = root.absolute()
+    files = [file for file in files_below(root) if KINDS.get(file.suffix.lower()) == kind]
+    words = {file: set(re.split("[^a-z]+", str(file.relative_to(root)).lower())) for file in files}
+    named = splits.USUAL.keys() & set().union(*words.values())
     if split == "train" and not named:
         return [str(file) for file in files]
-    chosen = [str(file) for file in files if split.lower() in words[file]]
+    wanted = splits.meaning(split)
+    chosen = [str(file) for file in files if wanted in map(splits.meaning, words[file])]
     if not chosen:
         raise UnknownNameError.of("split", split, named or {"train"}, f"They are those of {str(root)!r}.")
     return chosen
 
 
-def _folder(root: Path, split: str, streaming: bool, labelled: bool) -> tuple[Any, int, list[str]]:
+def _folder(home: Path, part: splits.Part | None, streaming: bool, labelled: bool) -> tuple[Any, int, list[str]]:
     """A class per sub-folder, whatever lies between it and its pictures; their paths alone are kept.
 
-    `datasets` has a reader of folders too. It takes a class that is called "train" or "test" for a split, and is silent
-    about empty classes and folders that are not equally deep.
+    A part is one of each class, for a folder has one class after the other. `datasets` has a reader of folders too. It
+    takes a class that is called "train" or "test" for a split, and is silent about empty classes and folders that are
+    not equally deep.
     """
     datasets = require("datasets", "train")
-    home = _home(root, split, labelled)
-    classes = [folder for folder in _folders(home) if labelled]
-    suffixes = _picture_suffixes()
-    found = [
-        (str(file), label)
-        for label, folder in enumerate(classes or [home])
-        for file in _files(folder)
-        if file.suffix.lower() in suffixes
-    ]
+    classes = folders_in(home) if labelled else []
+    splits.check_classes(classes)
+    pictures = _pictures_in(classes or [home])
+    found = [(str(file), label) for label, files in enumerate(pictures) for file in (part.of(files) if part else files)]
     if not found or (labelled and not classes):
         raise InputError(
             f"{str(home)!r} has no pictures in sub-folders; put those of each class into a folder that has its name"
@@ -123,26 +135,23 @@ def _folder(root: Path, split: str, streaming: bool, labelled: bool) -> tuple[An
     return (dataset.to_iterable_dataset() if streaming else dataset), len(found), list(paths)
 
 
-def _home(root: Path, split: str, labelled: bool) -> Path:
-    """The folder of a split, which is the root itself if that has no folders for splits."""
-    splits = [folder.name for folder in _folders(root) if not labelled or any(_folders(folder))]
-    if split in splits:
-        return root / split
-    if split == "train" and not USUAL_SPLITS.intersection(splits):
-        return root
-    known = splits if USUAL_SPLITS.intersection(splits) else ["train"]
-    raise UnknownNameError.of("split", split, known, f"{str(root / split)!r} would have to hold a folder per class.")
+def _pictures_in(folders: Sequence[Path]) -> list[list[Path]]:
+    """The pictures in each folder and below.
 
-
-def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _files(root: Path) -> Iterator[Path]:
-    """All files below, but for hidden ones, in the order of their names."""
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+    Raises:
+        InputError: If links lead two of them to the same folder, so that its pictures would be of both.
+    """
+    suffixes = _picture_suffixes()
+    pictures = [[file for file in files_below(folder) if file.suffix.lower() in suffixes] for folder in folders]
+    owners: dict[str, Path] = {}
+    for folder, files in zip(folders, pictures, strict=True):
+        for parent in {file.parent for file in files}:
+            owner = owners.setdefault(os.path.realpath(parent), folder)
+            if owner != folder:
+                raise InputError(
+                    f"a link makes {str(parent)!r} a folder of {owner.name!r} too: remove it, or leave one class out"
+                )
+    return pictures
 
 
 def _picture_suffixes() -> set[str]:
