@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +18,14 @@ from .errors import OutputError, WeightsError
 
 if sys.platform != "win32":
     import fcntl
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether a folder is there; False too for what is too long for a path, or may not be looked at."""
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def make_folder(folder: Path, advice: str = "give another") -> None:
@@ -32,7 +40,7 @@ def make_folder(folder: Path, advice: str = "give another") -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a path with a zero in it is none
         raise OutputError(f"cannot make the folder {folder}: {error}; {advice}") from error
 
 
@@ -48,13 +56,13 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """
     temporary = None
     try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-        os.close(descriptor)
-        temporary = Path(name)
+        new = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(8)}{path.suffix[:20]}")
+        os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # less what the umask takes away
+        temporary, mode = new, new.stat().st_mode
         write(temporary)
-        temporary.chmod(0o644)
+        temporary.chmod(mode)  # safetensors writes a file of its own in its place
         temporary.replace(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise OutputError(f"cannot write {path}: {error}; choose another place") from error
     finally:
         if temporary is not None:

@@ -243,7 +243,10 @@ class _Recorder:
                 q, k, _v = attention.split_heads(projected)
                 if chosen is not None:
                     q, k = q[:, chosen], k[:, chosen]
-                return k if state == "projections" else self.rows.of(q, k)
+                if state != "projections":
+                    return self.rows.of(q, k)
+                # Keys alone: what is kept shall not hold queries and values too.
+                return k.clone() if k.untyped_storage().nbytes() > k.nbytes else k
 
         def read_through(_: Any, projected: Tensor) -> Tensor | None:
             """Hands the layer the very heads that are kept, so that gradients of the logits reach them."""

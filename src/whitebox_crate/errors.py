@@ -7,9 +7,27 @@ import importlib
 from collections.abc import Iterable
 from typing import Any
 
+LONGEST = 4000  # characters of a message: what was given may be a file
+
+
+def printable(text: str) -> str:
+    """Text as a terminal may show it: what would move the cursor, or cannot be encoded, as an escape of Python."""
+    shown = (c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(shown)
+
 
 class WhiteboxCrateError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error this package raises on purpose.
+
+    Messages show what was given, and so what strangers wrote into files or a server answered: they are shortened in
+    the middle, and hold no control characters.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if len(text) > LONGEST:
+            text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+        return printable(text)
 
 
 class InputError(WhiteboxCrateError, ValueError):
@@ -67,11 +85,31 @@ def require(module: str, extra: str) -> Any:
         extra: The extra of this package that installs it, for example "images".
 
     Raises:
-        MissingExtraError: If it is not installed; the message holds the pip command.
+        MissingExtraError: If it is not installed, or is and cannot be imported; the message holds the pip command.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            what, upgrade = "not installed", ""
+        else:  # something that it needs is missing or too old
+            what, upgrade = f"installed, but cannot be imported ({error})", "--upgrade "
         raise MissingExtraError(
-            f"{module} is needed here and is not installed: pip install 'whitebox-crate[{extra}]'"
+            f"{module} is needed here and is {what}: pip install {upgrade}'whitebox-crate[{extra}]'"
         ) from error
+
+
+def check_kind(what: str, value: object, kind: Any, advice: str) -> None:
+    """Refuses an argument of another type.
+
+    Args:
+        what: Which argument, for the message: "maps".
+        value: What was given.
+        kind: The type, or a tuple or union of types.
+        advice: What to do, for the message.
+
+    Raises:
+        InputError: If it is of another type.
+    """
+    if not isinstance(value, kind):
+        raise InputError(f"{what} cannot be a {type(value).__name__}; {advice}")

@@ -15,10 +15,11 @@ import numpy as np
 from torch import nn
 
 from . import hub
+from ._files import is_folder
 from ._storage import Storage
 from .convert.files import read_checkpoint
 from .convert.rename import Converted, convert_checkpoint
-from .errors import InputError, UnknownNameError, WeightsError, WhiteboxCrateError
+from .errors import InputError, UnknownNameError, WeightsError, WhiteboxCrateError, check_kind
 from .fold import fold_for_inference
 from .loading import load_state, made_empty
 from .models import FeatureExtractor, ImageTransformer
@@ -94,6 +95,7 @@ def create_model(
     path = _weights_file(name, source, cache_dir, token) if own_weights else checkpoint_path
     converted = None
     if path is not None:
+        check_kind("checkpoint_path", path, str | Path, "give the path of a file")
         path = Path(path)
         converted = convert_checkpoint(read_checkpoint(path), global_pool=options.get("global_pool") or "token")
         options = _with_what_a_file_shows(source.entry, options, converted, path)
@@ -162,8 +164,8 @@ def _source(
 ) -> _Source:
     """Looks a name up in the registry, in a folder or on the Hub: the one place that does."""
     if not name.startswith((LOCAL, HUB)):
-        if "/" in name or (Path(name).is_dir() and not is_model(name)):
-            of_the_hub = "" if Path(name).is_dir() or name[0] in "./" else f", '{HUB}{name}' of the Hub"
+        if "/" in name or (is_folder(name) and not is_model(name)):
+            of_the_hub = "" if is_folder(name) or name[0] in "./" else f", '{HUB}{name}' of the Hub"
             raise UnknownNameError(f"unknown model {name!r}; say '{LOCAL}{name}' of a folder{of_the_hub}")
         entry, tag = find_entry(name)
         cfg = _facts(entry, tag, pretrained, given)
@@ -172,8 +174,8 @@ def _source(
         raise InputError(f"{name} has facts of its own; change single ones with pretrained_cfg_overlay")
     if name.startswith(LOCAL):
         folder = Path(name.removeprefix(LOCAL))
-        if not folder.is_dir():
-            raise WeightsError(f"there is no folder {folder}; look at the path after '{LOCAL}'")
+        if not is_folder(folder):
+            raise WeightsError(f"there is no folder {folder}; look at the path after '{LOCAL}', and its permissions")
         if not (folder / hub.CONFIG).exists():
             raise WeightsError(
                 f"there is no {hub.CONFIG} in {folder}: that is no folder of a model; give one that save_pretrained or "
@@ -342,7 +344,7 @@ class _Folders:
         if not_of_models:
             raise InputError(f"{not_of_models} are no options of a model; call create_model for them")
         name = f"{LOCAL}{source}"
-        if not Path(source).is_dir():
+        if not is_folder(source):
             for file in (hub.CONFIG, hub.WEIGHTS):  # into the cache, where create_model finds them
                 place = hub.fetch(
                     source,

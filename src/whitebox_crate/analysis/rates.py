@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from ..errors import InputError, UnknownNameError
+from ..errors import InputError, UnknownNameError, check_kind
 
 Convention: TypeAlias = Literal["paper", "released"]
 SparsityNorm: TypeAlias = Literal["l0", "l1"]
@@ -252,6 +252,7 @@ def _checked(tokens: Tensor) -> Tensor:
 
 
 def _check_shape(tokens: Tensor) -> None:
+    check_kind("tokens", tokens, Tensor, "torch.as_tensor makes a tensor of an array")
     if tokens.ndim < 2 or not tokens.is_floating_point() or 0 in tokens.shape[-2:]:
         raise InputError(
             f"expected float (..., tokens, dim), at least one token of one entry, not {tokens.dtype} "

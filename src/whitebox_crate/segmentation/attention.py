@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InputError, UnknownNameError
+from ..errors import InputError, UnknownNameError, check_kind
 
 MaskRule: TypeAlias = Literal["mass", "entries", "mean"]
 UpsampleMode: TypeAlias = Literal["nearest", "bilinear"]
@@ -40,6 +41,7 @@ def attention_masks(maps: Tensor, keep: float = 0.6, rule: MaskRule = "mass") ->
     """
     if rule not in get_args(MaskRule):
         raise UnknownNameError.of("rule", rule, get_args(MaskRule))
+    check_kind("keep", keep, (int, float), "it is a share in (0, 1]")
     if not 0 < keep <= 1:
         raise InputError(f"keep is a share in (0, 1], not {keep!r}")
     _check_maps(maps)
@@ -77,9 +79,11 @@ def upsample(maps: Tensor, size: tuple[int, int], mode: UpsampleMode = "nearest"
     """
     if mode not in get_args(UpsampleMode):
         raise UnknownNameError.of("mode", mode, get_args(UpsampleMode))
+    check_kind("maps", maps, Tensor, "torch.as_tensor makes a tensor of an array")
+    check_kind("size", size, Sequence, "it is (height, width) in pixels")
     if maps.ndim < 2 or maps.numel() == 0:
         raise InputError(f"expected maps of shape (..., grid_h, grid_w), got {tuple(maps.shape)}")
-    if len(size) != 2 or min(size) < 1:
+    if len(size) != 2 or any(not isinstance(side, int) or side < 1 for side in size):
         raise InputError(f"size is (height, width) in pixels, both at least 1, not {size!r}")
     if mode == "nearest":
         rows, columns = (
@@ -96,6 +100,7 @@ def upsample(maps: Tensor, size: tuple[int, int], mode: UpsampleMode = "nearest"
 
 
 def _check_maps(maps: Tensor) -> None:
+    check_kind("maps", maps, Tensor, "torch.as_tensor makes a tensor of an array")
     if maps.ndim < 2 or maps.numel() == 0 or not maps.is_floating_point():
         raise InputError(f"expected float maps of shape (..., grid_h, grid_w), got {maps.dtype} of {tuple(maps.shape)}")
     if not maps.isfinite().all():

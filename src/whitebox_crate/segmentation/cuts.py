@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._tables import html_table
 from ..capturing import State
-from ..errors import InputError
+from ..errors import InputError, check_kind
 from ..models import ImageTransformer
 from .attention import upsample
 from .ncut import TIE, Solver, affinity, first_peak, ncut_eigenvector
@@ -304,6 +304,7 @@ def _check_count(n: int) -> None:
 
 
 def _check_grid(grid: tuple[int, int], tokens: int) -> None:
+    check_kind("grid", grid, Sequence, "it is (rows, columns)")
     if len(grid) != 2 or min(grid) < 1 or math.prod(grid) != tokens:
         raise InputError(
             f"grid is (rows, columns) with as many patches as there are tokens, but {tuple(grid)} does not make "

@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from ..errors import InputError, UnknownNameError
+from ..errors import InputError, UnknownNameError, check_kind
 
 Solver: TypeAlias = Literal["lanczos", "dense"]
 
@@ -43,6 +43,7 @@ def affinity(features: Tensor, tau: float = 0.15) -> Tensor:
     Raises:
         InputError: If the features or tau are not as above.
     """
+    check_kind("features", features, Tensor, "torch.as_tensor makes a tensor of an array")
     if features.ndim != 2 or features.numel() == 0 or not features.is_floating_point():
         raise InputError(
             f"expected float features of shape (tokens, dim), one image at a time, got {features.dtype} of shape "

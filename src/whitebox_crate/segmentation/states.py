@@ -93,12 +93,12 @@ def default_layer(model: ImageTransformer) -> int:
     """The layer whose [CLS] attention shows objects, from 0: the measured one of the weights, else the paper's.
 
     The paper looks at the last layer of ViT and at the last but one of CRATE (arXiv 2308.16271, appendix B.3). Of a
-    network of one layer, it is that one.
+    network of one layer, it is that one. Of a model that was cut so that the measured layer is gone, the paper's.
     """
     measured = model.pretrained_cfg.attention_layer
     depth = len(model.blocks)
-    if measured is not None:
-        return resolve_index("layer", measured, depth)
+    if measured is not None and -depth <= measured < depth:  # a model that was cut since may not have it
+        return measured % depth
     return max(0, depth - (1 if isinstance(model, ViT) else 2))
 
 

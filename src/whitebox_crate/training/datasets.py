@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from .._random import numpy_generator
-from ..errors import InputError, require
+from ..errors import InputError, check_kind, require
 from .batches import Batch, check_positive
 from .decoding import Decoder, Example
 from .fingerprint import fingerprint_of_files, fingerprint_of_pictures
@@ -304,6 +304,7 @@ def open_images(
         InputError: If there is nothing to be read, no image, one class, a class without images that `label_names` does
             not ask for, or a label that is no class.
     """
+    check_kind("a data set", where, str | os.PathLike, "give a folder, files, or a name on the Hub, as text or a Path")
     decoder, called = Decoder(crop, flip), f"{os.fspath(where)} ({split})"
     check_positive("size", size)
     check_positive("buffer", buffer)
