@@ -111,7 +111,8 @@ def embedding(core: ImageTransformer) -> Part:
 def positions(core: ImageTransformer) -> Part:
     """T to the Z of the first layer."""
     symbols = math_symbols(cls_token="c", pos_embed=r"\Pi")
-    return Part("[CLS] and positions", (Line(r"Z = [c, \; T] + \Pi"),), (), named(core, "", symbols, only=symbols))
+    notes = tuple(_drops((core.patch_drop.rate, "of the columns of patches")))
+    return Part("[CLS] and positions", (Line(r"Z = [c, \; T] + \Pi"),), notes, named(core, "", symbols, only=symbols))
 
 
 def layer(wrapped: nn.Module) -> Part:
@@ -124,6 +125,7 @@ def layer(wrapped: nn.Module) -> Part:
         return Part(type(block).__name__, (), (note,), named(block, prefix, {}))
     modules = list(_LAYERS[type(block)].items())
     decodes = type(block) is CrateMaeDecoderBlock
+    left_out = 0.0 if decodes else getattr(block.drop_path, "rate", 0.0)
     first: Callable[[Any, Any], Step] = _expansion if decodes else _compression
     second: Callable[[Any, Any], Step] = _removal if decodes else _coding
     equations: list[Line] = []
@@ -148,9 +150,15 @@ def layer(wrapped: nn.Module) -> Part:
     return Part(
         "MSSA taken away" if decodes else title,
         tuple(equations),
-        (*notes, *([_eps(**norms)] if norms else [])),
+        (*notes, *([_eps(**norms)] if norms else []), *_drops((left_out, "of the samples in each residual branch"))),
         named(block, prefix, symbols),
     )
+
+
+def _drops(*rates: tuple[float, str]) -> list[Line]:
+    """A note on what training leaves out, if anything."""
+    shares = ", ".join(f"{number(rate)} {what}" for rate, what in rates if rate)
+    return [Line(f"left out at random, in training alone: {shares}")] if shares else []
 
 
 def _compression(block: Any, attention: MSSA | MHSA) -> Step:
@@ -174,7 +182,9 @@ def _removal(_: Any, mssa: MSSA) -> Step:
 def _attention(attention: MSSA | MHSA, normed: str) -> tuple[list[Line], str, list[Line], Symbols]:
     """Equations before the sum over heads, the sum, notes, and symbols."""
     count, p = attention.num_heads, attention.head_dim
-    note = Line(rf"$k = {_each('', count)}$: heads of $p = {p}$ dimensions")
+    notes = [Line(rf"$k = {_each('', count)}$: heads of $p = {p}$ dimensions")]
+    proj_drop: Any = attention.proj_drop
+    notes += _drops((attention.attn_drop, "of the entries of attention"), (proj_drop.p, "of what attention adds"))
     symbols = math_symbols(proj__weight=f"[{_each('P_', count)}]", proj__bias="b")
     if isinstance(attention, MSSA):
         heads = [Line(rf"W_k = U_k^\top {normed}")]
@@ -190,9 +200,9 @@ def _attention(attention: MSSA | MHSA, normed: str) -> tuple[list[Line], str, li
         stacked = {letter: ", ".join(f"{letter}^{kind}_k" for kind in "QKV") for letter in "Ba"}
         symbols |= math_symbols(qkv__weight=stacked["B"], qkv__bias=stacked["a"])
     if not isinstance(attention.proj, nn.Linear):  # one head as wide as a token
-        return heads, mixed, [note], symbols
+        return heads, mixed, notes, symbols
     bias = attention.proj.bias is not None
-    return heads, rf"\sum_k P_k {mixed}" + (r" + b \mathbf 1^\top" if bias else ""), [note], symbols
+    return heads, rf"\sum_k P_k {mixed}" + (r" + b \mathbf 1^\top" if bias else ""), notes, symbols
 
 
 def _coding(_: Any, coder: ISTA | ODL | MLP) -> Step:
@@ -203,7 +213,12 @@ def _coding(_: Any, coder: ISTA | ODL | MLP) -> Step:
             r"Z' = H + F_2 \operatorname{GELU}(F_1 Y + f_1 \mathbf 1^\top) + f_2 \mathbf 1^\top, \quad "
             r"\operatorname{GELU}(x) = x \, \Phi(x)"
         )
-        return [normed, mlp], [], math_symbols(fc1__weight="F_1", fc1__bias="f_1", fc2__weight="F_2", fc2__bias="f_2")
+        drops = _drops((coder.drop.p, "of the hidden entries, and of what the MLP adds"))
+        return (
+            [normed, mlp],
+            drops,
+            math_symbols(fc1__weight="F_1", fc1__bias="f_1", fc2__weight="F_2", fc2__bias="f_2"),
+        )
     eta, sparsity, threshold = map(number, (coder.step_size, coder.sparsity, coder.step_size * coder.sparsity))
     constants = Line(rf"$\eta = {eta}$, $\lambda = {sparsity}$, so $\eta \lambda = {threshold}$")
     if isinstance(coder, ODL):
@@ -252,6 +267,7 @@ def output(core: ImageTransformer) -> Part:
         notes.append(Line(f"{core.num_classes} classes"))
     elif after:
         equations.append(Line(rf"\text{{features}} = {pooled}"))
+    notes += _drops((core.head_drop.p, "of what the head reads"))
     return Part("Output", tuple(equations), tuple(notes), own)
 
 

@@ -1,5 +1,6 @@
 """The operators that the models are made of, each usable alone."""
 
+from .drop import NO_DROP, DropPath, DropRates, PatchDropout, layer_drop_rates
 from .ista import ISTA, FoldedISTA
 from .mhsa import MHSA
 from .mlp import MLP
@@ -14,12 +15,17 @@ __all__ = [
     "MHSA",
     "MLP",
     "MSSA",
+    "NO_DROP",
     "ODL",
     "ConvPatchEmbed",
+    "DropPath",
+    "DropRates",
     "FoldedISTA",
     "NormedPatchEmbed",
     "NormedProduct",
+    "PatchDropout",
     "PatchEmbed",
+    "layer_drop_rates",
     "patchify",
     "resample_pos_embed",
     "sincos_pos_embed",

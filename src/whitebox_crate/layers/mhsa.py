@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ._heads import head_width
+from .drop import NO_DROP, DropRates
 
 
 class MHSA(nn.Module):
@@ -18,6 +19,7 @@ class MHSA(nn.Module):
         num_heads: Number of heads.
         head_dim: Width of a head; `dim // num_heads` if None.
         qkv_bias: Whether the joint projection has a bias.
+        drop: What training leaves out.
 
     Shape:
         - Input: (batch, tokens, dim), any float dtype.
@@ -27,13 +29,22 @@ class MHSA(nn.Module):
         InputError: If the heads cannot share the width equally.
     """
 
-    def __init__(self, dim: int, num_heads: int, head_dim: int | None = None, qkv_bias: bool = True) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        head_dim: int | None = None,
+        qkv_bias: bool = True,
+        drop: DropRates = NO_DROP,
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = head_width(dim, num_heads, head_dim)
         inner_dim = num_heads * self.head_dim
         self.qkv = nn.Linear(dim, 3 * inner_dim, bias=qkv_bias)
         self.proj = nn.Linear(inner_dim, dim)
+        self.attn_drop = drop.attn
+        self.proj_drop = nn.Dropout(drop.proj)
 
     def split_heads(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value of each head.
@@ -53,6 +64,6 @@ class MHSA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.split_heads(self.qkv(x))
-        attended = F.scaled_dot_product_attention(q, k, v)
-        out: Tensor = self.proj(rearrange(attended, "b h n p -> b n (h p)"))
+        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.0)
+        out: Tensor = self.proj_drop(self.proj(rearrange(attended, "b h n p -> b n (h p)")))
         return out

@@ -12,17 +12,19 @@ class MLP(nn.Module):
     Args:
         dim: Width of a token.
         hidden_dim: Width of the hidden layer.
+        drop: Share of the hidden and of the output's entries that training leaves out.
 
     Shape:
         - Input: (..., dim), any float dtype.
         - Output: as the input.
     """
 
-    def __init__(self, dim: int, hidden_dim: int) -> None:
+    def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
+        self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        out: Tensor = self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
         return out

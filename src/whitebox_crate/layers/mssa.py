@@ -7,6 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ._heads import head_width
+from .drop import NO_DROP, DropRates
 
 
 class MSSA(nn.Module):
@@ -21,6 +22,7 @@ class MSSA(nn.Module):
         num_heads: Number of subspaces.
         head_dim: Dimension of each subspace; `dim // num_heads` if None.
         proj_bias: Whether the output projection has a bias.
+        drop: What training leaves out.
 
     Shape:
         - Input: (batch, tokens, dim), any float dtype.
@@ -30,7 +32,14 @@ class MSSA(nn.Module):
         InputError: If the heads cannot share the width equally.
     """
 
-    def __init__(self, dim: int, num_heads: int, head_dim: int | None = None, proj_bias: bool = True) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        head_dim: int | None = None,
+        proj_bias: bool = True,
+        drop: DropRates = NO_DROP,
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = head_width(dim, num_heads, head_dim)
@@ -38,6 +47,8 @@ class MSSA(nn.Module):
         self.qkv = nn.Linear(dim, inner_dim, bias=False)  # the rows are U_1^T, ..., U_K^T
         needless = num_heads == 1 and inner_dim == dim
         self.proj = nn.Identity() if needless else nn.Linear(inner_dim, dim, bias=proj_bias)
+        self.attn_drop = drop.attn
+        self.proj_drop = nn.Dropout(drop.proj)
 
     def split_heads(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value of each head, which here are one tensor.
@@ -57,6 +68,6 @@ class MSSA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         w, _, _ = self.split_heads(self.qkv(x))
-        compressed = F.scaled_dot_product_attention(w, w, w)
-        out: Tensor = self.proj(self.join_heads(compressed))
+        compressed = F.scaled_dot_product_attention(w, w, w, dropout_p=self.attn_drop if self.training else 0.0)
+        out: Tensor = self.proj_drop(self.proj(self.join_heads(compressed)))
         return out

@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from .._hooks import hooks_again
 from .._indices import resolve_layers
 from ..errors import InputError, UnknownNameError
-from ..layers import MHSA, MSSA, PatchEmbed, resample_pos_embed
+from ..layers import MHSA, MSSA, PatchDropout, PatchEmbed, resample_pos_embed
+from ..layers.drop import check_rate
 from ..layers.patch_embed import Size
 from ..load_report import LoadReport
 from ..pretrained_cfg import PretrainedCfg
@@ -61,6 +62,8 @@ class ImageTransformer(nn.Module, HubVerbs):
         num_classes: Number of classes; 0 for no head.
         global_pool: "token", "avg", "mean" or "".
         norm_eps: eps of the last LayerNorm.
+        drop_rate: Share of the head's input that training leaves out.
+        patch_drop_rate: Share of the patches that training leaves out, in `forward` and `forward_features`.
 
     Shape:
         - Input: (batch, in_chans, height, width), float.
@@ -68,7 +71,7 @@ class ImageTransformer(nn.Module, HubVerbs):
 
     Raises:
         UnknownNameError: If `global_pool` is none of the four.
-        InputError: If there is no layer, or `num_classes` is negative.
+        InputError: If there is no layer, `num_classes` is negative, or a rate is no share below 1.
     """
 
     def __init__(
@@ -80,6 +83,8 @@ class ImageTransformer(nn.Module, HubVerbs):
         num_classes: int,
         global_pool: GlobalPool,
         norm_eps: float,
+        drop_rate: float = 0.0,
+        patch_drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
         if not blocks or num_classes < 0:
@@ -102,10 +107,12 @@ class ImageTransformer(nn.Module, HubVerbs):
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + patch_embed.num_patches, embed_dim))
         nn.init.normal_(self.cls_token)
         nn.init.normal_(self.pos_embed)
+        self.patch_drop = PatchDropout(patch_drop_rate)
         self.blocks = nn.ModuleList(blocks)
         pool_first = global_pool in ("avg", "mean")
         self.norm = nn.Identity() if pool_first else nn.LayerNorm(embed_dim, eps=norm_eps)
         self.fc_norm = nn.LayerNorm(embed_dim, eps=norm_eps) if pool_first else nn.Identity()
+        self.head_drop = nn.Dropout(check_rate("drop_rate", drop_rate))
         self.head = self.new_head(num_classes)
 
     @property
@@ -195,7 +202,7 @@ class ImageTransformer(nn.Module, HubVerbs):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Normed tokens after the last block, (batch, 1 + rows * columns, embed_dim), [CLS] first."""
-        normed: Tensor = self.norm(self._run_blocks(self.embed(images)))
+        normed: Tensor = self.norm(self._run_blocks(self.patch_drop(self.embed(images))))
         return normed
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -214,7 +221,7 @@ class ImageTransformer(nn.Module, HubVerbs):
             x = x[:, self.num_prefix_tokens :].mean(dim=1)
         elif self.global_pool == "mean":
             x = x.mean(dim=1)
-        pooled: Tensor = self.fc_norm(x)
+        pooled: Tensor = self.head_drop(self.fc_norm(x))
         return pooled if pre_logits else self.head(pooled)
 
     def forward(self, images: Tensor) -> Tensor:

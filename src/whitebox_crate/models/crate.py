@@ -7,7 +7,17 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from ..errors import UnknownNameError
-from ..layers import ISTA, MSSA, FoldedISTA, NormedPatchEmbed, NormedProduct
+from ..layers import (
+    ISTA,
+    MSSA,
+    NO_DROP,
+    DropPath,
+    DropRates,
+    FoldedISTA,
+    NormedPatchEmbed,
+    NormedProduct,
+    layer_drop_rates,
+)
 from ..layers.ista import Threshold
 from ..layers.patch_embed import Size
 from ._base import Block, GlobalPool, ImageTransformer
@@ -29,6 +39,7 @@ class CrateBlock(Block):
         sparsity: lambda of ISTA.
         threshold: ISTA's threshold, "relu" or "soft".
         skip: What MSSA is added to, "input" or "normalized".
+        drop: What training leaves out.
 
     Shape:
         - Input: (batch, tokens, dim), any float dtype.
@@ -47,15 +58,17 @@ class CrateBlock(Block):
         sparsity: float = 0.1,
         threshold: Threshold = "relu",
         skip: Skip = "input",
+        drop: DropRates = NO_DROP,
     ) -> None:
         super().__init__()
         if skip not in get_args(Skip):
             raise UnknownNameError.of("skip", skip, get_args(Skip))
         self.skip = skip
         self.norm1 = nn.LayerNorm(dim)
-        self.mssa = MSSA(dim, num_heads, head_dim)
+        self.mssa = MSSA(dim, num_heads, head_dim, drop=drop)
         self.norm2 = nn.LayerNorm(dim)
         self.ista: ISTA | FoldedISTA = ISTA(dim, step_size, sparsity, threshold)
+        self.drop_path = DropPath(drop.path)
 
     @property
     def attention(self) -> MSSA:
@@ -70,7 +83,7 @@ class CrateBlock(Block):
     def forward(self, tokens: Tensor) -> Tensor:
         normed = self.norm1(tokens)
         skipped = normed if self.skip == "normalized" else tokens
-        compressed = skipped + self.mssa(normed)
+        compressed = skipped + self.drop_path(self.mssa(normed))
         out: Tensor = self.ista(self.norm2(compressed))
         return out
 
@@ -93,6 +106,11 @@ class Crate(ImageTransformer):
         threshold: ISTA's threshold; "soft" makes CRATE-sth of arXiv 2308.16271, Table 2.
         skip: What MSSA is added to: its "input" as released, or "normalized" as in Algorithm 1.
         dynamic_img_size: Whether images of any size divisible by the patch are taken.
+        drop_rate: Share of the head's input that training leaves out; evaluation leaves out nothing, here and below.
+        patch_drop_rate: Share of the patches, in `forward` and `forward_features`.
+        proj_drop_rate: Share of the entries that MSSA's output projection gives; ISTA has none.
+        attn_drop_rate: Share of the entries of attention.
+        drop_path_rate: Share of the samples that MSSA is left out of, in the last layer; it grows from 0 in the first.
 
     Shape:
         - Input: (batch, in_chans, height, width), float.
@@ -115,12 +133,22 @@ class Crate(ImageTransformer):
         threshold: Threshold = "relu",
         skip: Skip = "input",
         dynamic_img_size: bool = False,
+        drop_rate: float = 0.0,
+        patch_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__(
             NormedPatchEmbed(embed_dim, img_size, patch_size, in_chans, dynamic_img_size),
-            [CrateBlock(embed_dim, num_heads, head_dim, step_size, sparsity, threshold, skip) for _ in range(depth)],
+            [
+                CrateBlock(embed_dim, num_heads, head_dim, step_size, sparsity, threshold, skip, drop=drop)
+                for drop in layer_drop_rates(depth, attn_drop_rate, proj_drop_rate, drop_path_rate)
+            ],
             embed_dim=embed_dim,
             num_classes=num_classes,
             global_pool=global_pool,
             norm_eps=1e-5,
+            drop_rate=drop_rate,
+            patch_drop_rate=patch_drop_rate,
         )

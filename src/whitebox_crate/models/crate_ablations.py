@@ -7,7 +7,19 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..layers import ISTA, MHSA, MLP, MSSA, FoldedISTA, NormedPatchEmbed, NormedProduct
+from ..layers import (
+    ISTA,
+    MHSA,
+    MLP,
+    MSSA,
+    NO_DROP,
+    DropPath,
+    DropRates,
+    FoldedISTA,
+    NormedPatchEmbed,
+    NormedProduct,
+    layer_drop_rates,
+)
 from ..layers.patch_embed import Size
 from ._base import Block, GlobalPool, ImageTransformer
 
@@ -15,12 +27,20 @@ from ._base import Block, GlobalPool, ImageTransformer
 class CrateMlpBlock(Block):
     """MSSA, then ViT's MLP with its residual."""
 
-    def __init__(self, dim: int, num_heads: int, head_dim: int | None = None, mlp_ratio: float = 4.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        head_dim: int | None = None,
+        mlp_ratio: float = 4.0,
+        drop: DropRates = NO_DROP,
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        self.mssa = MSSA(dim, num_heads, head_dim)
+        self.mssa = MSSA(dim, num_heads, head_dim, drop=drop)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = MLP(dim, int(dim * mlp_ratio))
+        self.mlp = MLP(dim, int(dim * mlp_ratio), drop.proj)
+        self.drop_path = DropPath(drop.path)
 
     @property
     def attention(self) -> MSSA:
@@ -32,8 +52,8 @@ class CrateMlpBlock(Block):
         return [NormedProduct(self, "norm1", self.mssa, "qkv"), NormedProduct(self, "norm2", self.mlp, "fc1")]
 
     def forward(self, tokens: Tensor) -> Tensor:
-        compressed = tokens + self.mssa(self.norm1(tokens))
-        out: Tensor = compressed + self.mlp(self.norm2(compressed))
+        compressed = tokens + self.drop_path(self.mssa(self.norm1(tokens)))
+        out: Tensor = compressed + self.drop_path(self.mlp(self.norm2(compressed)))
         return out
 
 
@@ -48,12 +68,14 @@ class CrateMhsaBlock(Block):
         step_size: float = 0.1,
         sparsity: float = 0.1,
         qkv_bias: bool = True,
+        drop: DropRates = NO_DROP,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = MHSA(dim, num_heads, head_dim, qkv_bias)
+        self.attn = MHSA(dim, num_heads, head_dim, qkv_bias, drop)
         self.norm2 = nn.LayerNorm(dim)
         self.ista: ISTA | FoldedISTA = ISTA(dim, step_size, sparsity)
+        self.drop_path = DropPath(drop.path)
 
     @property
     def attention(self) -> MHSA:
@@ -65,7 +87,7 @@ class CrateMhsaBlock(Block):
         return [NormedProduct(self, "norm1", self.attn, "qkv"), NormedProduct(self, "norm2", self, "ista")]
 
     def forward(self, tokens: Tensor) -> Tensor:
-        attended = tokens + self.attn(self.norm1(tokens))
+        attended = tokens + self.drop_path(self.attn(self.norm1(tokens)))
         out: Tensor = self.ista(self.norm2(attended))
         return out
 
@@ -86,14 +108,24 @@ class CrateMlp(ImageTransformer):
         head_dim: int | None = None,
         mlp_ratio: float = 4.0,
         dynamic_img_size: bool = False,
+        drop_rate: float = 0.0,
+        patch_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__(
             NormedPatchEmbed(embed_dim, img_size, patch_size, in_chans, dynamic_img_size),
-            [CrateMlpBlock(embed_dim, num_heads, head_dim, mlp_ratio) for _ in range(depth)],
+            [
+                CrateMlpBlock(embed_dim, num_heads, head_dim, mlp_ratio, drop=drop)
+                for drop in layer_drop_rates(depth, attn_drop_rate, proj_drop_rate, drop_path_rate)
+            ],
             embed_dim=embed_dim,
             num_classes=num_classes,
             global_pool=global_pool,
             norm_eps=1e-5,
+            drop_rate=drop_rate,
+            patch_drop_rate=patch_drop_rate,
         )
 
 
@@ -115,12 +147,22 @@ class CrateMhsa(ImageTransformer):
         sparsity: float = 0.1,
         qkv_bias: bool = True,
         dynamic_img_size: bool = False,
+        drop_rate: float = 0.0,
+        patch_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__(
             NormedPatchEmbed(embed_dim, img_size, patch_size, in_chans, dynamic_img_size),
-            [CrateMhsaBlock(embed_dim, num_heads, head_dim, step_size, sparsity, qkv_bias) for _ in range(depth)],
+            [
+                CrateMhsaBlock(embed_dim, num_heads, head_dim, step_size, sparsity, qkv_bias, drop=drop)
+                for drop in layer_drop_rates(depth, attn_drop_rate, proj_drop_rate, drop_path_rate)
+            ],
             embed_dim=embed_dim,
             num_classes=num_classes,
             global_pool=global_pool,
             norm_eps=1e-5,
+            drop_rate=drop_rate,
+            patch_drop_rate=patch_drop_rate,
         )

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..layers import MSSA, ODL, ConvPatchEmbed, NormedProduct
+from ..layers import (
+    MSSA,
+    NO_DROP,
+    ODL,
+    ConvPatchEmbed,
+    DropPath,
+    DropRates,
+    NormedProduct,
+    layer_drop_rates,
+)
 from ..layers.patch_embed import Size
 from ._base import Block, GlobalPool, ImageTransformer
 
@@ -24,6 +33,7 @@ class CrateAlphaBlock(Block):
         step_size: eta of ODL.
         sparsity: lambda of ODL.
         expansion: Atoms of ODL's dictionaries per entry of a token.
+        drop: What training leaves out.
 
     Shape:
         - Input: (batch, tokens, dim), any float dtype.
@@ -38,12 +48,14 @@ class CrateAlphaBlock(Block):
         step_size: float = 0.1,
         sparsity: float = 0.1,
         expansion: int = 4,
+        drop: DropRates = NO_DROP,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=BLOCK_NORM_EPS)
-        self.mssa = MSSA(dim, num_heads, head_dim, proj_bias=False)
+        self.mssa = MSSA(dim, num_heads, head_dim, proj_bias=False, drop=drop)
         self.norm2 = nn.LayerNorm(dim, eps=BLOCK_NORM_EPS)
         self.odl = ODL(dim, expansion, step_size, sparsity)
+        self.drop_path = DropPath(drop.path)
 
     @property
     def attention(self) -> MSSA:
@@ -55,8 +67,8 @@ class CrateAlphaBlock(Block):
         return [NormedProduct(self, "norm1", self.mssa, "qkv")]
 
     def forward(self, tokens: Tensor) -> Tensor:
-        compressed = tokens + self.mssa(self.norm1(tokens))
-        out: Tensor = compressed + self.odl(self.norm2(compressed))
+        compressed = tokens + self.drop_path(self.mssa(self.norm1(tokens)))
+        out: Tensor = compressed + self.drop_path(self.odl(self.norm2(compressed)))
         return out
 
 
@@ -78,6 +90,8 @@ class CrateAlpha(ImageTransformer):
         expansion: Atoms of ODL's dictionaries per entry of a token.
         norm_eps: eps of the last LayerNorm: 1e-5 in the released PyTorch code, 1e-6 in the JAX original.
         dynamic_img_size: Whether images of any size divisible by the patch are taken.
+        drop_rate, patch_drop_rate, proj_drop_rate, attn_drop_rate, drop_path_rate: As of `Crate`; ODL is a path
+            too.
 
     Shape:
         - Input: (batch, in_chans, height, width), float.
@@ -100,14 +114,24 @@ class CrateAlpha(ImageTransformer):
         expansion: int = 4,
         norm_eps: float = 1e-5,
         dynamic_img_size: bool = False,
+        drop_rate: float = 0.0,
+        patch_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__(
             ConvPatchEmbed(embed_dim, img_size, patch_size, in_chans, dynamic_img_size),
-            [CrateAlphaBlock(embed_dim, num_heads, head_dim, step_size, sparsity, expansion) for _ in range(depth)],
+            [
+                CrateAlphaBlock(embed_dim, num_heads, head_dim, step_size, sparsity, expansion, drop=drop)
+                for drop in layer_drop_rates(depth, attn_drop_rate, proj_drop_rate, drop_path_rate)
+            ],
             embed_dim=embed_dim,
             num_classes=num_classes,
             global_pool=global_pool,
             norm_eps=norm_eps,
+            drop_rate=drop_rate,
+            patch_drop_rate=patch_drop_rate,
         )
         self._init_weights()
 

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..layers import MSSA, ConvPatchEmbed, NormedProduct, patchify, resample_pos_embed, sincos_pos_embed
+from ..layers import (
+    MSSA,
+    ConvPatchEmbed,
+    NormedProduct,
+    layer_drop_rates,
+    patchify,
+    resample_pos_embed,
+    sincos_pos_embed,
+)
 from ..layers.patch_embed import Size
 from ._base import GlobalPool, ImageTransformer
 from .crate import CrateBlock
@@ -88,6 +96,8 @@ class CrateMae(ImageTransformer):
         decoder_num_heads: Number of subspaces of the decoder; `num_heads` if None.
         norm_pix_loss: Whether each patch of the target is standardised by its own mean and variance.
         dynamic_img_size: Whether images of any size divisible by the patch are taken.
+        drop_rate, patch_drop_rate, proj_drop_rate, attn_drop_rate, drop_path_rate: As of `Crate`; the decoder
+            leaves out nothing.
 
     Shape:
         - Input: (batch, in_chans, height, width), float.
@@ -114,14 +124,24 @@ class CrateMae(ImageTransformer):
         decoder_num_heads: int | None = None,
         norm_pix_loss: bool = False,
         dynamic_img_size: bool = False,
+        drop_rate: float = 0.0,
+        patch_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__(
             ConvPatchEmbed(embed_dim, img_size, patch_size, in_chans, dynamic_img_size),
-            [CrateBlock(embed_dim, num_heads, head_dim, step_size, sparsity) for _ in range(depth)],
+            [
+                CrateBlock(embed_dim, num_heads, head_dim, step_size, sparsity, drop=drop)
+                for drop in layer_drop_rates(depth, attn_drop_rate, proj_drop_rate, drop_path_rate)
+            ],
             embed_dim=embed_dim,
             num_classes=num_classes,
             global_pool=global_pool,
             norm_eps=NORM_EPS,
+            drop_rate=drop_rate,
+            patch_drop_rate=patch_drop_rate,
         )
         self.norm_pix_loss = norm_pix_loss
         self.pos_embed.requires_grad_(False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..layers import MHSA, MLP, ConvPatchEmbed, NormedProduct
+from ..layers import MHSA, MLP, NO_DROP, ConvPatchEmbed, DropPath, DropRates, NormedProduct, layer_drop_rates
 from ..layers.patch_embed import Size
 from ._base import Block, GlobalPool, ImageTransformer
 
@@ -20,6 +20,7 @@ class ViTBlock(Block):
         head_dim: Width of a head; `dim // num_heads` if None.
         mlp_ratio: Hidden width of the MLP over `dim`.
         qkv_bias: Whether the joint projection has a bias.
+        drop: What training leaves out.
 
     Shape:
         - Input: (batch, tokens, dim), any float dtype.
@@ -33,12 +34,14 @@ class ViTBlock(Block):
         head_dim: int | None = None,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
+        drop: DropRates = NO_DROP,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attn = MHSA(dim, num_heads, head_dim, qkv_bias)
+        self.attn = MHSA(dim, num_heads, head_dim, qkv_bias, drop)
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.mlp = MLP(dim, int(dim * mlp_ratio))
+        self.mlp = MLP(dim, int(dim * mlp_ratio), drop.proj)
+        self.drop_path = DropPath(drop.path)
 
     @property
     def attention(self) -> MHSA:
@@ -50,8 +53,8 @@ class ViTBlock(Block):
         return [NormedProduct(self, "norm1", self.attn, "qkv"), NormedProduct(self, "norm2", self.mlp, "fc1")]
 
     def forward(self, tokens: Tensor) -> Tensor:
-        attended = tokens + self.attn(self.norm1(tokens))
-        out: Tensor = attended + self.mlp(self.norm2(attended))
+        attended = tokens + self.drop_path(self.attn(self.norm1(tokens)))
+        out: Tensor = attended + self.drop_path(self.mlp(self.norm2(attended)))
         return out
 
 
@@ -77,14 +80,24 @@ class ViT(ImageTransformer):
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         dynamic_img_size: bool = False,
+        drop_rate: float = 0.0,
+        patch_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__(
             ConvPatchEmbed(embed_dim, img_size, patch_size, in_chans, dynamic_img_size),
-            [ViTBlock(embed_dim, num_heads, head_dim, mlp_ratio, qkv_bias) for _ in range(depth)],
+            [
+                ViTBlock(embed_dim, num_heads, head_dim, mlp_ratio, qkv_bias, drop=drop)
+                for drop in layer_drop_rates(depth, attn_drop_rate, proj_drop_rate, drop_path_rate)
+            ],
             embed_dim=embed_dim,
             num_classes=num_classes,
             global_pool=global_pool,
             norm_eps=NORM_EPS,
+            drop_rate=drop_rate,
+            patch_drop_rate=patch_drop_rate,
         )
         self._init_weights()
 
