@@ -187,7 +187,7 @@ def test_other_models_have_a_page_as_well(name: str) -> None:
     _, page = page_of(model, photos((40, 40), (50, 40)))
     assert ("key projections stand in" in page.text) == (name in {"vit_tiny_patch16_224", "crate_mhsa"})
     if name in {"vit_tiny_patch16_224", "crate_mlp"}:
-        assert "not asked, for no layer has ISTA" in page.text
+        assert "not asked, for no layer codes by ISTA" in page.text
 
 
 def test_half_precision_is_measured(crate: ImageTransformer) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..layers import ISTA, ODL
 from ..models import Block
 from ._report import Report
@@ -101,7 +102,8 @@ def verify_descent(
     - `coding`, where the layer codes sparsely: `|x - D u|^2 / 2 + lambda |u|_1`, with x = LN2(h), is lower at u = z'
       than at u = ReLU(x), the codes that are nearest to where the step begins and not negative (with a soft threshold,
       codes may be negative, and u = x); in CRATE-alpha, at its codes than at u = 0, where its steps begin. This is what
-      ISTA is derived to do, and a dictionary can fail it.
+      ISTA is derived to do, and a dictionary can fail it. A layer whose coding is another module (a subclass, one with
+      hooks) has no verdict on it: nothing says which objective it was derived from.
 
     Each image is its own control: the interval is that of the mean of its differences.
 
@@ -117,8 +119,7 @@ def verify_descent(
         report: Takes lines on progress; to stderr if None.
 
     Raises:
-        InputError: As of `layerwise_analysis`; or if what codes sparsely is not ISTA or ODL as it is (a subclass, one
-            with hooks).
+        InputError: As of `layerwise_analysis`.
         UnknownNameError: If a layer or convention does not exist.
         ProcessError: With `gather`, if another process failed.
     """
@@ -146,7 +147,7 @@ class LayerClaims:
     def of(self, block: Block, states: Mapping[str, Tensor]) -> Tensor:
         """(batch, columns), float64 on the CPU."""
         z, h, out = states["tokens"], states["compressed"], states["output"]
-        coder, x = plain_coder(block), block.norm2(h)
+        coder, x = _known_coder(block), block.norm2(h)
         codes = coder.encode(x) if isinstance(coder, ODL) else out
         pairs = [(self.settings.subspace_rate(block, z), self.settings.subspace_rate(block, h)), (l0(h), l0(codes))]
         if coder is None:
@@ -162,12 +163,20 @@ class LayerClaims:
         verdicts = []
         for number, claim in enumerate(CLAIMS):
             for row, layer in enumerate(found.layers):
-                if claim == "coding" and plain_coder(found.blocks[row]) is None:
+                if claim == "coding" and _known_coder(found.blocks[row]) is None:
                     continue
                 before, after, change, share = moments.mean[row, 4 * number : 4 * number + 4].tolist()
                 half = None if half_width is None else half_width[row, 4 * number + 2].item()
                 verdicts.append(Verdict(layer, claim, before, after, change, half, share, _outcome(change, half)))
         return DescentReport(found.model, moments.count, self.settings, confidence, tuple(verdicts))
+
+
+def _known_coder(block: Block) -> ISTA | ODL | None:
+    """The coding of a layer, if it is one whose objective is known."""
+    try:
+        return plain_coder(block)
+    except InputError:
+        return None
 
 
 def _outcome(change: float, half_width: float | None) -> Outcome:

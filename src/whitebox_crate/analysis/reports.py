@@ -195,7 +195,7 @@ def _summary(found: DescentReport) -> Iterator[str]:
     for claim, (name, _) in _CLAIMS.items():
         outcomes = {v.layer: v.outcome for v in found.verdicts if v.claim == claim}
         if not outcomes:
-            yield f"<li>{name}: not asked, for no layer has ISTA.</li>"
+            yield f"<li>{name}: not asked, for no layer codes by ISTA as it is known.</li>"
             continue
         held = [layer for layer, outcome in outcomes.items() if outcome == "holds"]
         line = f"{name}: holds in {len(held)} of {_count(len(outcomes), 'layer')}"
