@@ -25,6 +25,7 @@ import safetensors.torch
 import torch
 from einops import rearrange
 from small_models import shake
+from stored_bytes import torch_read
 from torch import Tensor
 
 from whitebox_crate import ImageTransformer, create_model
@@ -106,7 +107,7 @@ class Base:
         if self.write is npz_bytes:
             with np.load(io.BytesIO(content)) as arrays:
                 return {name: torch.from_numpy(arrays[name]) for name in arrays if not name.startswith("opt/")}
-        held = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        held = torch_read(content)
         held = next((held[name] for name in ("state_dict", "model") if name in held), held)
         return {name.removeprefix("module."): value for name, value in held.items() if isinstance(name, str)}
 

@@ -5,13 +5,13 @@ import io
 import json
 import os
 import pickle
+import shutil
 import struct
 import time
 import warnings
 import zipfile
 from argparse import Namespace
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from whitebox_crate.convert import files as checkpoints
+from whitebox_crate.convert import archives, files, torch_files
 from whitebox_crate.convert.files import read_checkpoint
 from whitebox_crate.errors import WeightsError, WhiteboxCrateError
 
@@ -59,9 +59,9 @@ def tensors() -> dict[str, Tensor]:
     }
 
 
-def refused(path: Path, said: str) -> str:
+def refused(path: Path, said: str, **how: Any) -> str:
     with pytest.raises(WeightsError, match=said) as raised:
-        read_checkpoint(path)
+        read_checkpoint(path, **how)
     assert str(path) in str(raised.value)
     return str(raised.value)
 
@@ -76,11 +76,70 @@ def equal(have: dict[str, Any], want: dict[str, Tensor]) -> bool:
 
 
 @each_kind
-@pytest.mark.parametrize("name", ["model", "model.safetensors", "model.pth", "model.npz"])
+@pytest.mark.parametrize("name", ["model", "model.pth", "model.npz"])
 def test_the_kind_is_told_by_the_content_whatever_the_name(kind: str, name: str, tmp_path: Path) -> None:
     WRITERS[kind](tensors(), tmp_path / name)
     assert equal(read_checkpoint(tmp_path / name), tensors())
     assert equal(read_checkpoint(str(tmp_path / name)), tensors())
+
+
+@each_kind
+@pytest.mark.parametrize("name", ["model.safetensors", "model.SafeTensors"])
+def test_what_is_called_safetensors_is_that_or_refused(kind: str, name: str, tmp_path: Path) -> None:
+    WRITERS[kind](tensors(), tmp_path / name)
+    if kind == "safetensors":
+        assert equal(read_checkpoint(tmp_path / name), tensors())
+    else:
+        refused(tmp_path / name, "called .safetensors and is none")
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_a_file_that_is_written_over_changes_what_is_mapped_alone(mmap: bool, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    save_file({"weight": torch.zeros(10_000)}, path)
+    weight = read_checkpoint(path, mmap=mmap)["weight"]
+    save_file({"weight": torch.ones(10_000)}, tmp_path / "new")
+    shutil.copyfile(tmp_path / "new", path)  # into the same file, as cp does
+    assert (weight == float(mmap)).all()
+
+
+@each_kind
+def test_a_file_that_is_written_to_while_it_is_read_is_refused(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    WRITERS[kind](tensors(), tmp_path / "file")
+    read = files._read
+
+    def slowly(*how: Any) -> Any:
+        with (tmp_path / "file").open("r+b") as file:
+            os.utime(file.fileno(), ns=(0, 0))
+        return read(*how)
+
+    monkeypatch.setattr(files, "_read", slowly)
+    refused(tmp_path / "file", "written to while it was read")
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_a_file_in_whose_place_another_comes_is_read_whole_or_refused(
+    mmap: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes, as `save_pretrained` writes it, where safetensors has read the header and maps the file."""
+    one, other, path = {"weight": torch.ones(1000)}, {"weight": torch.full((2000,), 2.0).bfloat16()}, tmp_path / "file"
+    save_file(one, path)
+    map_file = torch.UntypedStorage.from_file
+
+    def slowly(*args: Any, **how: Any) -> Any:
+        save_file(other, tmp_path / "new")
+        (tmp_path / "new").replace(path)
+        return map_file(*args, **how)
+
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", slowly)
+    if mmap:
+        refused(path, "written to while it was read", mmap=True)
+        monkeypatch.undo()
+        assert equal(read_checkpoint(path, mmap=True), other)
+    else:
+        assert equal(read_checkpoint(path), one)
 
 
 @pytest.mark.parametrize("kind", ["torch", "legacy torch"])
@@ -186,7 +245,7 @@ class Bomb:
 def test_a_plain_pickle_never_runs(protocol: int, name: str, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     (tmp_path / name).write_bytes(pickle.dumps({"state_dict": Bomb(canary)}, protocol=protocol))
-    refused(tmp_path / name, "refused" if protocol >= 2 else "neither")
+    refused(tmp_path / name, "neither" if protocol < 2 else "called" if name.endswith("safetensors") else "refused")
     assert not canary.exists()
 
 
@@ -260,7 +319,7 @@ def test_whatever_a_decoder_raises_is_a_typed_error(
         raise error
 
     torch.save(tensors(), tmp_path / "file")
-    monkeypatch.setattr(torch, "load", fail)
+    monkeypatch.setattr(torch_files, "follow", fail)
     refused(tmp_path / "file", "damaged")
 
 
@@ -302,7 +361,7 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     path = tmp_path / "a.npz"
     np.savez_compressed(path, weight=np.zeros(100_000))
     assert read_checkpoint(path)["weight"].shape == (100_000,)  # a small one harms nobody
-    monkeypatch.setattr(checkpoints, "SMALL", 1000)
+    monkeypatch.setattr(archives, "SMALL", 1000)
     refused(path, "expand")
     np.savez_compressed(path, weight=np.random.default_rng(0).normal(size=1000))
     assert read_checkpoint(path)["weight"].shape == (1000,)
@@ -428,14 +487,3 @@ def test_the_settings_of_a_training_script_are_left_out(tmp_path: Path) -> None:
         )
         [(name, state)] = read_checkpoint(tmp_path / "c.pth").items()
         assert name == "model" and torch.equal(state["w"], torch.ones(2))
-    assert Namespace not in torch.serialization.get_safe_globals()
-
-
-def test_threads_may_read_at_once_and_the_users_own_list_stays(tmp_path: Path) -> None:
-    torch.save({"model": {"w": torch.ones(2)}, "args": Namespace(a=1)}, tmp_path / "c.pth")
-    with ThreadPoolExecutor(8) as pool:
-        for state in pool.map(read_checkpoint, [tmp_path / "c.pth"] * 64):
-            assert torch.equal(state["model"]["w"], torch.ones(2))
-    with torch.serialization.safe_globals([Namespace]):
-        read_checkpoint(tmp_path / "c.pth")
-        assert Namespace in torch.serialization.get_safe_globals()

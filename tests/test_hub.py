@@ -1,6 +1,7 @@
 """A model's folder: timm's fields, whole files or none, and typed errors for folders that are not one."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError, safe_open
-from small_models import CLASSES, DIM, images_for, small_model
+from small_models import CLASSES, DIM, images_for, small_model, small_options
 
 from whitebox_crate import PretrainedCfg, create_model, hub, register_model, save_pretrained
 from whitebox_crate._files import write_whole
@@ -17,6 +18,14 @@ from whitebox_crate.hub import read_config
 from whitebox_crate.models import Crate
 
 NAME = "crate_tiny_patch16_224"
+
+
+def another_model() -> Crate:
+    """`small_model` with other weights."""
+    model: Crate = small_model(NAME)
+    for parameter in model.parameters():
+        parameter.data.mul_(1.5)
+    return model
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -179,6 +188,29 @@ def test_whatever_is_raised_while_writing_no_temporary_file_stays(tmp_path: Path
     write_whole(tmp_path / "file.txt", lambda path: path.write_text("new"))
     # Renamed, not written into: whoever has the old file open still has the whole old file.
     assert contents(tmp_path) == {"file.txt": b"new", "same.txt": b"old"}
+
+
+# A folder that changes
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+@pytest.mark.parametrize("how", ["local-dir", "checkpoint_path", "file"])
+def test_a_file_that_is_written_over_leaves_a_model_as_it_is(how: str, mmap: bool, tmp_path: Path) -> None:
+    model, other = small_model(NAME), another_model()
+    folder, others = save_pretrained(model, tmp_path / "model"), save_pretrained(other, tmp_path / "other")
+    path = folder / hub.WEIGHTS
+    if how == "local-dir":
+        live = create_model(f"local-dir:{folder}", pretrained=True, mmap=mmap)
+    elif how == "file":
+        cfg = PretrainedCfg(file=str(path), num_classes=CLASSES)
+        live = create_model(NAME, pretrained=True, pretrained_cfg=cfg, mmap=mmap, **small_options(NAME))
+    else:
+        live = create_model(NAME, checkpoint_path=path, mmap=mmap, **small_options(NAME))
+    images = images_for(live)
+    before, after = (of.eval()(images) for of in (model, other))
+    assert torch.equal(live.eval()(images), before)
+    shutil.copyfile(others / hub.WEIGHTS, path)  # into the same file, as cp does
+    assert torch.equal(live(images), after if mmap else before)
 
 
 # What is no model's folder

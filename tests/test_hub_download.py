@@ -117,6 +117,16 @@ def test_a_model_is_fetched_once(pushed: Hub, model: ImageTransformer) -> None:
     assert not pushed.seen("GET")
 
 
+def test_weights_in_the_cache_are_mapped(pushed: Hub, model: ImageTransformer, cache: Path) -> None:
+    """They lie there under the hash of their content, so that nobody writes over them; here, somebody does."""
+    loaded = load()
+    [blob] = [path for path in blobs(cache) if path.read_bytes()[8:9] == b"{" and path.stat().st_size > 10_000]
+    with blob.open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"\0\0\x80\x3f")
+    assert same(loaded, load()) and not same(loaded, model)
+
+
 def test_the_cache_serves_while_the_hub_is_down(pushed: Hub, model: ImageTransformer) -> None:
     load()
     pushed.stop()

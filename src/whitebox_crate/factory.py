@@ -40,6 +40,7 @@ def create_model(
     checkpoint_path: str | Path | None = None,
     cache_dir: str | Path | None = None,
     token: str | bool | None = None,
+    mmap: bool = False,
     features_only: bool = False,
     out_indices: int | Sequence[int] | None = None,
     feature_cls: FeatureCls | None = None,
@@ -57,6 +58,8 @@ def create_model(
         checkpoint_path: A file of weights, in any format that `whitebox_crate.convert` knows, loaded strictly.
         cache_dir: Folder for downloads; that of huggingface_hub if None.
         token: Access token for the Hub, False for none; that of `hf auth login` or `HF_TOKEN` if None.
+        mmap: Whether weights in a safetensors file of yours, too, are the file itself, as those of the package and the
+            Hub's cache are: loaded in no time and shared by processes, but nobody may write to the file meanwhile.
         features_only: Whether to return a `FeatureExtractor` (a list of feature maps) instead.
         out_indices: Its layers.
         feature_cls: What comes out of it, as there.
@@ -97,7 +100,8 @@ def create_model(
     if path is not None:
         check_kind("checkpoint_path", path, str | Path, "give the path of a file")
         path = Path(path)
-        converted = convert_checkpoint(read_checkpoint(path), global_pool=options.get("global_pool") or "token")
+        content = read_checkpoint(path, mmap=mmap or (own_weights and source.is_never_written))
+        converted = convert_checkpoint(content, global_pool=options.get("global_pool") or "token")
         options = _with_what_a_file_shows(source.entry, options, converted, path)
     model = _make(source.entry, options, empty=converted is not None)
     if not isinstance(model, ImageTransformer):
@@ -153,6 +157,11 @@ class _Source:
     pool: GlobalPool | None = None
     folded: bool = False
     folder: Path | None = None
+
+    @property
+    def is_never_written(self) -> bool:
+        """Whether the weights come with the package or lie in the Hub's cache, under the hash of their content."""
+        return self.folder is None and (bool(self.cfg.hf_hub_id) or not Path(self.cfg.file).is_absolute())
 
 
 def _source(
