@@ -23,21 +23,18 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".
 
 
 def image_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """The photographs of a folder and of those in it, by their suffixes, sorted; hidden ones are left out.
+    """The photographs that lie in a folder, by their suffixes, sorted; hidden ones are left out.
 
     Raises:
-        InputError: If there are none.
+        InputError: If there are none, or the folder cannot be read.
     """
-    found = sorted(
-        path
-        for path in Path(folder).rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    try:
+        found = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    except OSError as error:
+        raise InputError(f"the folder {os.fspath(folder)!r} cannot be read: {error}; look at the path") from error
+    found = [path for path in found if not path.name.startswith(".")]
     if not found:
-        raise InputError(
-            f"{os.fspath(folder)!r} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); give another folder"
-        )
+        raise InputError(f"{os.fspath(folder)!r} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return found
 
 

@@ -229,14 +229,19 @@ def resize_to_grid(image: Image, patch_size: Size, short_side: int, long_side: i
     """
     pillow: Any = require("PIL.Image", extra="images")
     patch_height, patch_width = to_pair(patch_size)
+    rows, columns = grid_for(image, patch_size, short_side, long_side)
+    return to_rgb(image).resize((columns * patch_width, rows * patch_height), pillow.Resampling.BICUBIC)
+
+
+def grid_for(image: Image, patch_size: Size, short_side: int, long_side: int | None = None) -> tuple[int, int]:
+    """The (rows, columns) of patches that `resize_to_grid` makes of an image; arguments and errors are the same."""
+    patch_height, patch_width = to_pair(patch_size)
     longest = 4 * short_side if long_side is None else long_side
     if short_side < 1 or longest < 1:
         raise InputError(f"sides are at least 1 pixel, not {short_side} and {longest}")
     width, height = image.size
     scale = min(short_side / min(width, height), longest / max(width, height))
-    rows = max(1, round(height * scale / patch_height))
-    columns = max(1, round(width * scale / patch_width))
-    return to_rgb(image).resize((columns * patch_width, rows * patch_height), pillow.Resampling.BICUBIC)
+    return max(1, round(height * scale / patch_height)), max(1, round(width * scale / patch_width))
 
 
 def best_short_side(model: ImageTransformer) -> int:

@@ -6,6 +6,7 @@ import base64
 import io
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -77,23 +78,23 @@ class Segmentation:
 
     def panel(self) -> Image:
         """A sheet for people: the photograph, the map on its patch grid with a scale, and the objects."""
+        pictures, captions = zip(*self.pictures(), strict=True)
+        return draw_panels(pictures, captions)
+
+    def pictures(self) -> list[tuple[Image, str]]:
+        """What `panel` lays side by side: pictures of one size, each with a caption."""
         scale = SHORT_SIDE / min(self.photo.size)
         width, height = (max(1, round(min(side * scale, 4 * SHORT_SIDE))) for side in self.photo.size)
         small = self.photo.resize((width, height))
         rows, columns = self.map.shape
-        panels = [
-            _with_strip(small),
-            _with_strip(draw_map(self.map, (height, width), mode="nearest"), draw_scale(self.map, width)),
-            _with_strip(draw_objects(small, self.masks)),
-        ]
+        map_ = draw_map(self.map, (height, width), mode="nearest")
         found = f"score {self.score:.2f}" if len(self.masks) == 1 else f"{len(self.masks)} objects"
         share = float(self.mask.float().mean())
-        captions = [
-            f"{self.photo.width} x {self.photo.height} pixels",
-            f"map, {columns} x {rows} patches",
-            f"{found}, {share:.0%} of the picture",
+        return [
+            (_with_strip(small), f"{self.photo.width} x {self.photo.height} pixels"),
+            (_with_strip(map_, draw_scale(self.map, width)), f"map, {columns} x {rows} patches"),
+            (_with_strip(draw_objects(small, self.masks)), f"{found}, {share:.0%} of the picture"),
         ]
-        return draw_panels(panels, captions)
 
     def _repr_html_(self) -> str:
         """The panel, for notebooks."""
@@ -187,7 +188,7 @@ def segment(
             if min(photo.size) < LEAST:
                 raise InputError(f"it has {photo.width} x {photo.height} pixels; give one of {LEAST} x {LEAST} or more")
             pixels = fit_photo(network, photo, size).pixels.to(network.cls_token)
-            with torch.inference_mode():
+            with torch.inference_mode(), _memory(pixels):
                 found = find(network, pixels)
         except InputError as error:
             raise InputError(f"{source or 'the image'}: {error}") from error
@@ -207,6 +208,18 @@ def _network(model: str | ImageTransformer, device: str | torch.device | None) -
             raise InputError(f"{model} makes a {type(made).__name__}, whose layers are not known")
         return made.to(resolve_device(device))
     return model if device is None else model.to(resolve_device(device))
+
+
+@contextmanager
+def _memory(pixels: Tensor) -> Iterator[None]:
+    """Says what to do where memory does not suffice."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        height, width = pixels.shape[-2:]
+        raise InputError(f"{height} x {width} pixels take more memory than there is; give a smaller size") from error
 
 
 def _several(images: Any) -> Iterable[AnyPath | AnyImage] | None:

@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from .._files import make_folder
 from ..errors import InputError, OutputError
 from ..evaluation.processes import device_of
 from ..factory import create_model
+from ..images import image_files
 from ..models import ImageTransformer
 
 
@@ -52,6 +54,15 @@ def report_error(error: Exception) -> None:
 def samples() -> list[Path]:
     folder = resources.files("whitebox_crate") / "samples"
     return sorted(Path(str(file)) for file in folder.iterdir() if file.name.endswith(".jpg"))
+
+
+def photographs(named: Sequence[Path]) -> list[Path]:
+    """Each file that is named, and the photographs of each folder, sorted; those of the package if none is named.
+
+    Raises:
+        InputError: If a folder has none.
+    """
+    return [file for path in named for file in (image_files(path) if path.is_dir() else [path])] or samples()
 
 
 def free_name(folder: Path, stem: str, taken: set[str]) -> Path:

@@ -14,6 +14,10 @@ from ..training.recipe import Recipe
 from .parser import Parser, command, group, positive
 
 RULES = ("mass", "entries", "mean")  # those of `segmentation.attention_masks`
+METHODS = ("attention", "maskcut")  # those of `segmentation.METHODS`
+EDGES = ("smooth", "patches")  # those of `segmentation.EDGES`
+SAVED = ("mask", "panel", "overlay", "map", "boxes", "coco")
+IMAGES = "photographs, or folders of them (default: those of the package)"
 # What --layer is if it is not given; see `segmentation.resolve_layer`.
 LAYER = "the weights' best, else -2 of CRATE, -1 of ViT"
 
@@ -31,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_list,
         _add_classify,
         _add_segment,
+        _add_compare,
         _add_attention,
         _add_pca,
         _add_heads,
@@ -84,11 +89,37 @@ def _add_classify(commands: Any) -> None:
 
 
 def _add_segment(commands: Any) -> None:
-    segment = command(commands, "segment", "pictures.segment", "the picture, a head's [CLS] map and its mask, as a PNG")
+    segment = command(commands, "segment", "segmenting.segment", "masks of the objects in photographs, and pictures")
     _add_picture(segment, "segmented")
-    segment.add_argument("--head", type=int, help="which head (default: the weights' best, else their mean)")
-    segment.add_argument("--rule", choices=RULES, help="what a mask keeps (default: mean)")
-    segment.add_argument("--keep", type=float, help="share kept (0.6) by mass, the rule if this is given, or entries")
+    _add_method(segment)
+    segment.add_argument(
+        "--save", type=_kinds, default=("mask", "panel"), metavar="KIND,...", help=f"of {', '.join(SAVED)} (mask,panel)"
+    )
+    segment.add_argument("--json", action="store_true", help="a line of JSON for each photograph")
+    segment.add_argument("-q", "--quiet", action="store_true", help="nothing but errors, and --json")
+
+
+def _add_compare(commands: Any) -> None:
+    compare = command(commands, "compare", "segmenting.compare", "what two models find in photographs, side by side")
+    compare.add_argument("images", nargs="*", type=Path, help=IMAGES)
+    compare.add_argument("--model", action="append", help="one of the two, given twice (crate_nano and vit_nano)")
+    _add_device(compare)
+    _add_layer(compare)
+    compare.add_argument("--size", type=int, help="shorter side for the models, pixels (default: the weights' best)")
+    compare.add_argument("--out", type=Path, default=Path("compared"), help="folder for the PNGs (%(default)s)")
+    _add_method(compare)
+
+
+def _add_method(parser: Parser) -> None:
+    """How objects are found; a method takes the settings that it has."""
+    add = parser.add_argument_group("method").add_argument
+    add("--method", choices=METHODS, default="attention", help="how objects are found (%(default)s)")
+    add("--n", type=positive, help="most objects, of maskcut (3)")
+    add("--head", type=_heads, help="which head, several as 0,2, or all (default: the weights' best, else all)")
+    add("--rule", choices=RULES, help="what attention keeps (default: mean)")
+    add("--keep", type=float, help="share kept (0.6) by mass, the rule if this is given, or entries")
+    add("--tau", type=float, help="patches of a larger cosine are linked, of maskcut (0.15)")
+    add("--edges", choices=EDGES, default="smooth", help="from patches to pixels (%(default)s)")
 
 
 def _add_attention(commands: Any) -> None:
@@ -163,7 +194,7 @@ def _add_view(commands: Any) -> None:
     view = command(
         commands, "view", "view.write_page", "a page to play with: attention patch by patch, masks, colours of tokens"
     )
-    view.add_argument("images", nargs="*", type=Path, help="photographs (default: those of the package)")
+    view.add_argument("images", nargs="*", type=Path, help=IMAGES)
     view.add_argument("--model", action="append", help="name, name.tag or local-dir:PATH; again for another beside it")
     _add_device(view)
     view.add_argument("--size", type=positive, help="shorter side for each model, pixels (default: the weights' best)")
@@ -304,7 +335,7 @@ def _add_recipe_field(parser: Any, field: dataclasses.Field[Any]) -> None:
 
 def _add_images(parser: Parser) -> None:
     """Photographs, and the model that looks at them."""
-    parser.add_argument("images", nargs="*", type=Path, help="photographs (default: those of the package)")
+    parser.add_argument("images", nargs="*", type=Path, help=IMAGES)
     _add_model(parser)
 
 
@@ -342,6 +373,21 @@ def _add_disturbance(parser: Parser, strengths: list[float]) -> None:
     )
     parser.add_argument("--shares", nargs="+", type=float, default=[0.5], help="of the pixels (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    kinds = tuple(text.split(","))
+    for kind in kinds:
+        if kind not in SAVED:
+            raise argparse.ArgumentTypeError(f"{', '.join(SAVED)}, separated by commas, not {kind!r}")
+    return kinds
+
+
+def _heads(text: str) -> str | list[int]:
+    try:
+        return text if text == "all" else [int(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a number, several as 0,2, or all, not {text!r}") from None
 
 
 def _layer(text: str) -> int | str:

@@ -17,7 +17,7 @@ from ..evaluation.noise import check_noise
 from ..models import ImageTransformer
 from ..preprocess import check_takes_photos
 from ..segmentation import resolve_layer
-from ._common import free_name, load, out_folder, report_error, samples
+from ._common import free_name, load, out_folder, photographs, report_error
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -75,7 +75,7 @@ def _read(options: argparse.Namespace, model: ImageTransformer) -> tuple[list[Ph
     """The images, and how many could not be read; each of these is reported."""
     check_takes_photos(model, options.model)
     photos, failed = [], 0
-    for path in options.images or samples():
+    for path in photographs(options.images):
         try:
             photos.append(read_photograph(path, model, options.size))
         except InputError as error:

@@ -1,35 +1,28 @@
-"""classify, segment and attention: what a model sees in photographs."""
+"""classify and attention: what a model sees in photographs."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .._files import write_whole
-from .._indices import resolve_index
 from ..errors import InputError, WeightsError
-from ..evaluation.figures import Photograph, maps_sheet, mask_sheet, read_photograph
+from ..evaluation.figures import maps_sheet, read_photograph
 from ..images import load_image
-from ..models import ImageTransformer
 from ..preprocess import Transform, check_takes_photos, create_transform, resolve_data_config
-from ..segmentation import MaskRule, cls_attention, resolve_layer
-from ._common import free_name, load, out_folder, report_error, samples
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from ..segmentation import cls_attention, resolve_layer
+from ._common import free_name, load, out_folder, photographs, report_error
 
 
 @torch.inference_mode()
 def classify(options: argparse.Namespace) -> int:
     """Names each image as the weights were evaluated: at the model's own size, cropped and normalised as they say."""
-    model = load(options, any_size=False)
+    paths, model = photographs(options.images), load(options, any_size=False)
     if not model.num_classes or not model.global_pool:
         raise InputError(
             f"{options.model} has no head that classifies (num_classes {model.num_classes}, global_pool "
@@ -38,7 +31,7 @@ def classify(options: argparse.Namespace) -> int:
     transform = create_transform(**resolve_data_config(model))
     names = model.pretrained_cfg.label_names
     failed = 0
-    for path in options.images or samples():
+    for path in paths:
         try:
             pixels = _transformed(path, transform)
         except InputError as error:
@@ -70,44 +63,16 @@ def _transformed(path: Path, transform: Transform) -> Tensor:
         raise InputError(f"{path}: {error}") from error
 
 
-def segment(options: argparse.Namespace) -> int:
-    """Draws each image, the map of a head, and its mask."""
-    model = load(options)
-    rule: MaskRule = options.rule or ("mean" if options.keep is None else "mass")
-    if rule == "mean" and options.keep is not None:
-        raise InputError("the rule 'mean' has no share to keep: leave --keep out, or choose --rule mass or entries")
-    keep = 0.6 if options.keep is None else options.keep
-    head = model.pretrained_cfg.attention_head if options.head is None else options.head
-    if head is not None:
-        head = resolve_index("head", head, model.num_heads)
-    what = "mean of the heads" if head is None else f"head {head}"
-
-    def draw(photo: Photograph, maps: Tensor, layer: int) -> Image:
-        return mask_sheet(photo, maps, layer, head, rule, keep)
-
-    return _draw_all(options, model, what, draw)
-
-
 def attention(options: argparse.Namespace) -> int:
-    """Draws each image and the maps of all heads."""
-    model = load(options)
-    return _draw_all(options, model, f"{model.num_heads} heads", maps_sheet)
-
-
-def _draw_all(
-    options: argparse.Namespace,
-    model: ImageTransformer,
-    what: str,
-    draw: Callable[[Photograph, Tensor, int], Image],
-) -> int:
-    """Draws each image into a PNG of its own; one that fails is reported, and the others are drawn all the same."""
+    """Draws each image and the maps of all heads; one that fails is reported, and the others are drawn all the same."""
+    paths, model = photographs(options.images), load(options)
     check_takes_photos(model, options.model)
     layer, failed, taken = resolve_layer(model, options.layer), 0, set[str]()
-    for path in options.images or samples():
+    for path in paths:
         try:
             photo = read_photograph(path, model, options.size, alone=True)
             maps = cls_attention(model, photo.batch, layer)[0]
-            sheet = draw(photo, maps, layer)
+            sheet = maps_sheet(photo, maps, layer)
             target = free_name(options.out, path.stem, taken)
             out_folder(options.out)
             write_whole(target, partial(sheet.save, format="PNG"))
@@ -116,5 +81,5 @@ def _draw_all(
             failed += 1
         else:
             grid = f"{maps.shape[-2]} x {maps.shape[-1]} patches"
-            print(f"{target}  ({options.model}, layer {layer}, {what}, {grid})")
+            print(f"{target}  ({options.model}, layer {layer}, {model.num_heads} heads, {grid})")
     return 1 if failed else 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..errors import InputError
 from ..images import load_image
 from ..viewing import view_photographs
-from ._common import load, out_folder, refuse_folder, report_error, samples
+from ._common import load, out_folder, photographs, refuse_folder, report_error
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -20,7 +20,7 @@ def write_page(options: argparse.Namespace) -> int:
     names = options.model or ["crate_nano"]
     models = [(name, load(argparse.Namespace(model=name, checkpoint=None, device=options.device))) for name in names]
     photos: list[tuple[str, Image]] = []
-    paths = options.images or samples()
+    paths = photographs(options.images)
     for path in paths:
         try:
             photos.append((path.name, load_image(path)))

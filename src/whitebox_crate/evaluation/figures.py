@@ -88,32 +88,14 @@ def read_photograph(
     return Photograph(Path(path), picture, pixels.to(model.cls_token), short_side)
 
 
-def mask_sheet(
-    photo: Photograph, maps: Tensor, layer: int, head: int | None, rule: MaskRule = "mean", keep: float = 0.6
-) -> Image:
-    """A photograph, the map of a head, and the mask that it makes.
+def maps_sheet(photo: Photograph, maps: Tensor, layer: int) -> Image:
+    """A photograph and the maps of all heads.
 
     Args:
         photo: The photograph.
         maps: (heads, grid_h, grid_w): its [CLS] attention, as `cls_attention` gives it.
         layer: Which layer's, for the caption.
-        head: Which head; the mean of all if None.
-        rule: As of `attention_masks`.
-        keep: As of `attention_masks`.
     """
-    shown = maps.mean(0) if head is None else maps[head]
-    which = "mean of the heads" if head is None else f"head {head}"
-    panels = [photo.picture, draw_map(shown, photo.size), draw_mask(photo.picture, attention_masks(shown, keep, rule))]
-    captions = [
-        "image",
-        f"[CLS] attention, layer {layer}, {which}",
-        "mask: above the mean" if rule == "mean" else f"mask: {keep:.0%} of the {rule}",
-    ]
-    return draw_panels(panels, captions)
-
-
-def maps_sheet(photo: Photograph, maps: Tensor, layer: int) -> Image:
-    """A photograph and the maps of all heads; arguments as of `mask_sheet`."""
     panels, captions = _with_maps(photo, maps, f"image (layer {layer})")
     return draw_panels(panels, captions, min(len(panels), 5))
 

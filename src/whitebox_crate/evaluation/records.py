@@ -115,14 +115,14 @@ class Records:
         self._order = tuple(names)
         rank, count = rank_and_count()
         say = report or to_stderr
-        with _open_whole(self.folder / f"records-{rank}.jsonl") as file:
+        with open_lines(self.folder / f"records-{rank}.jsonl") as file:
             index = _Index.of(self.folder)
             wait_for_all()  # nobody writes before all have seen what there is, so that the shares below are disjoint
             if content is not None:
                 self._check_content([item for item in items if item[0] in index.records][rank::count], index, content)
             waiting = [item for item in items if item[0] not in index.records]
             share = waiting[rank::count]
-            progress = _Progress(len(items) - len(waiting), len(share), count, say if rank == 0 else _nowhere)
+            progress = Progress(len(items) - len(waiting), len(share), count, say if rank == 0 else _nowhere)
             for name, item in share:
                 try:
                     line = {"item": name, "record": score(item)}
@@ -135,7 +135,7 @@ class Records:
                         ) from error
                     line = {"item": name, "broken": str(error)}
                     say(f"skipped, broken: {name}: {error}")
-                _append(file, line)
+                append_line(file, line)
                 progress.advance()
             progress.finish()
         wait_for_all()  # after the files are closed, which is when a network file system shows them to others
@@ -214,7 +214,7 @@ class _Index:
             return  # a power cut can leave anything: the item is measured again
 
 
-class _Progress:
+class Progress:
     """Says how far a share is, how fast it goes and how long it will take."""
 
     def __init__(self, before: int, share: int, processes: int, report: Callable[[str], object]) -> None:
@@ -260,8 +260,12 @@ def content_of(*paths: str | os.PathLike[str]) -> str:
 
 
 @contextmanager
-def _open_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to append lines to, for this process alone, without the half line that a kill left at its end."""
+def open_lines(path: Path) -> Iterator[BinaryIO]:
+    """A file to append lines to, for this process alone, without the half line that a kill left at its end.
+
+    Raises:
+        OutputError: If it cannot be written, or another process has it open.
+    """
     with locked(path) as file:
         end = whole = file.seek(0, os.SEEK_END)
         while whole:
@@ -277,7 +281,13 @@ def _open_whole(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def _append(file: BinaryIO, entry: Mapping[str, JSON]) -> None:
+def append_line(file: BinaryIO, entry: Mapping[str, JSON]) -> None:
+    """Writes an entry, with the `item` it is of, as a line of JSON.
+
+    Raises:
+        InputError: If it is not finite or no JSON.
+        OutputError: If it cannot be written.
+    """
     try:
         line = memoryview(json.dumps(entry, allow_nan=False).encode() + b"\n")
     except (TypeError, ValueError) as error:

@@ -1,0 +1,182 @@
+"""segment and compare: the objects in photographs as masks and pictures, as one model finds them, or as two do."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .._files import write_whole
+from .._indices import resolve_indices
+from ..errors import InputError
+from ..evaluation.records import Progress, content_of, to_stderr
+from ..evaluation.runs import model_settings
+from ..images import load_image
+from ..models import ImageTransformer
+from ..preprocess import best_short_side, check_takes_photos
+from ..segmentation import choose_method, resolve_layer, settings_of
+from ..segmentation.draw import blank_panel, draw_panels
+from ..segmenting import Segmentation
+from ..segmenting import segment as segment_photo
+from ._common import free_name, load, out_folder, photographs, report_error
+from ._forecast import Forecast
+from ._journal import Entry, Journal
+from ._saving import entry_of, files_of, save, save_coco
+from .evaluate import check_keep
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SETTINGS = ("n", "layer", "head", "rule", "keep", "tau")  # of methods, that are options
+MOST = 255  # objects that an 8-bit mask can number
+COMPARED = ("crate_nano", "vit_nano")
+
+
+def segment(options: argparse.Namespace) -> int:
+    """Segments each photograph that is not done yet; one that fails is reported, and the others go on."""
+    paths, model = photographs(options.images), load(options)
+    check_takes_photos(model, options.model)
+    settings, size = _settings(options, model), options.size or best_short_side(model)
+    what, basis = _what(options, model, settings), _digest(options, model, settings, size)
+
+    def find(photo: Image, side: int) -> Segmentation:
+        return segment_photo(photo, model, options.method, size=side, edges=options.edges, **settings)
+
+    numbered = {**settings_of(options.method), **settings}.get("n", 1) > 1
+    forecast, journal = Forecast(model, find), Journal(options.out / "segmented.jsonl")
+    items, done = _named(paths), list[str]()
+    progress = Progress(0, len(items), 1, _say_nothing if options.quiet else to_stderr)
+    for item, path in items.items():
+        files = files_of(options.out, item, options.save)
+        try:
+            depends = f"{basis} {content_of(path)}"
+            if not journal.holds(item, depends) or not all(file.is_file() for file in files.values()):
+                photo = load_image(path)
+                with nullcontext() if options.quiet else forecast.of(photo, path.name, size):
+                    found = find(photo, size)
+                save(found, files, numbered)
+                about = {"image": str(path), "model": options.model, "method": options.method}
+                journal.add(item, depends, entry_of(found, **about))
+        except InputError as error:
+            report_error(_naming(path, error))
+        else:
+            done.append(item)
+            _tell(options, journal.read(item), files, what)
+        progress.advance()
+    if "coco" in options.save and done:
+        target = options.out / "coco.json"
+        save_coco(target, journal.entries(done), paths, what)
+        if not options.quiet and not options.json:
+            print(f"{target}  ({what}, {len(done)} photograph{'s' if len(done) > 1 else ''})")
+    return 0 if len(done) == len(items) else 1
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Draws each photograph with what two models find in it, side by side."""
+    names = options.model or COMPARED
+    if len(names) != 2:
+        raise InputError(f"two models are compared, not {len(names)}: give --model A --model B")
+    paths = photographs(options.images)
+    models = [load(argparse.Namespace(model=name, checkpoint=None, device=options.device)) for name in names]
+    for name, model in zip(names, models, strict=True):
+        check_takes_photos(model, name)
+    settings = [_settings(options, model) for model in models]
+    failed, taken = 0, set[str]()
+    for path in paths:
+        try:
+            photo = load_image(path)
+            found = [
+                segment_photo(photo, model, options.method, size=options.size, edges=options.edges, **own)
+                for model, own in zip(models, settings, strict=True)
+            ]
+        except InputError as error:
+            report_error(_naming(path, error))
+            failed += 1
+            continue
+        target = free_name(options.out, path.stem, taken)
+        out_folder(options.out)
+        write_whole(target, partial(_side_by_side(found, names).save, format="PNG"))
+        print(f"{target}  ({' and '.join(names)})")
+    return 1 if failed else 0
+
+
+def _settings(options: argparse.Namespace, model: ImageTransformer) -> dict[str, Any]:
+    """The settings of the method that were given; what they name is looked up in the model, before any photograph."""
+    given = {name: value for name in SETTINGS if (value := getattr(options, name)) is not None}
+    if options.keep is not None:
+        check_keep(options.keep)
+        if given.setdefault("rule", "mass") == "mean":
+            raise InputError("the rule 'mean' has no share to keep: leave --keep out, or choose --rule mass or entries")
+    choose_method(options.method, **given)
+    if given.get("head", "all") != "all":
+        given["head"] = resolve_indices("head", given["head"], model.num_heads)
+    if given.get("n", 1) > MOST:
+        raise InputError(f"--n is at most {MOST}, for more do not fit into a mask of 8 bits, not {given['n']}")
+    if options.size is not None and options.size < 1:
+        raise InputError(f"--size is at least 1 pixel, not {options.size}")
+    if "layer" in settings_of(options.method):
+        given["layer"] = resolve_layer(model, options.layer)
+    return given
+
+
+def _what(options: argparse.Namespace, model: ImageTransformer, settings: dict[str, Any]) -> str:
+    """The model, the method and what of the model it looks at, for people."""
+    parts = [options.model, options.method]
+    if "layer" in settings:
+        parts.append(f"layer {settings['layer']}")
+    if "head" in settings_of(options.method):
+        head = settings.get("head", model.pretrained_cfg.attention_head)
+        heads = head if isinstance(head, list) else [head]
+        parts.append("mean of the heads" if head in (None, "all") else f"head {' and '.join(map(str, heads))}")
+    return ", ".join(parts)
+
+
+def _digest(options: argparse.Namespace, model: ImageTransformer, settings: dict[str, Any], size: int) -> str:
+    """What tells a run from any other whose files would differ."""
+    method = {"method": options.method, "edges": options.edges, **settings_of(options.method), **settings}
+    whole = json.dumps({**model_settings(model, options.model, size), **method}, sort_keys=True, default=repr)
+    return hashlib.sha256(whole.encode()).hexdigest()[:16]
+
+
+def _named(paths: Sequence[Path]) -> dict[str, Path]:
+    """Each file by the name that its results get: its own, unless another has it."""
+    taken: set[str] = set()
+    return {free_name(Path(), path.stem, taken).stem: path for path in paths}
+
+
+def _tell(options: argparse.Namespace, entry: Entry, files: dict[str, Path], what: str) -> None:
+    """Prints what was found in a photograph: a line for people, or one of JSON without the masks."""
+    if options.json:
+        objects = [{key: of[key] for key in ("box", "score", "area")} for of in entry["objects"]]
+        shown = {key: entry[key] for key in ("image", "model", "method", "width", "height", "grid")}
+        print(json.dumps({**shown, "objects": objects, "files": {kind: str(file) for kind, file in files.items()}}))
+    elif not options.quiet:
+        target = files.get("panel") or next(iter(files.values()), Path(entry["image"]))
+        count = len(entry["objects"])
+        print(
+            f"{target}  ({what}, {entry['grid'][0]} x {entry['grid'][1]} patches, {count} object"
+            f"{'' if count == 1 else 's'})"
+        )
+
+
+def _side_by_side(found: Sequence[Segmentation], names: Sequence[str]) -> Image:
+    """The photograph, and beside it a column for each model: its map above, its objects below."""
+    pictures = [one.pictures() for one in found]
+    photo, caption = pictures[0][0]
+    panels = [photo, *(of[1][0] for of in pictures), blank_panel(*photo.size), *(of[2][0] for of in pictures)]
+    above = [f"{name}: {of[1][1]}" for name, of in zip(names, pictures, strict=True)]
+    return draw_panels(panels, [caption, *above, "", *(of[2][1] for of in pictures)], 1 + len(found))
+
+
+def _naming(path: Path, error: InputError) -> InputError:
+    """The error with the name of the file, if it does not say it."""
+    return error if str(path) in str(error) else InputError(f"{path}: {error}")
+
+
+def _say_nothing(text: str) -> None:
+    pass
