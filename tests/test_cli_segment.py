@@ -16,7 +16,7 @@ import whitebox_crate.cli as cli
 import whitebox_crate.cli.segmenting as commands
 from whitebox_crate import create_model, save_pretrained, segment
 from whitebox_crate.segmentation import EDGES, METHODS
-from whitebox_crate.segmentation.run_lengths import run_lengths
+from whitebox_crate.segmentation.encoding import run_lengths
 from whitebox_crate.segmenting import SHORT_SIDE
 
 JOURNAL = "segmented.jsonl"

@@ -14,7 +14,7 @@ import torch
 from .._files import write_whole
 from .._version import __version__
 from ..errors import require
-from ..segmentation.run_lengths import run_lengths
+from ..segmentation.encoding import run_lengths
 from ..segmenting import Segmentation
 from ._common import out_folder
 from ._journal import Entry

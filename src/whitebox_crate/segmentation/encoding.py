@@ -1,4 +1,4 @@
-"""Run lengths: a mask as COCO's JSON holds it, without COCO's library."""
+"""Encoding: a mask as run lengths, which COCO's JSON holds, without COCO's library."""
 
 from __future__ import annotations
 
