@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import random
@@ -21,14 +22,17 @@ import datasets
 import lion_pytorch  # noqa: F401 (as torch._dynamo: here once, or in each process)
 import torch
 import torch._dynamo
-from accelerate.state import PartialState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
+from labelled_images import make_folder
 from PIL import Image
+from small_models import FAMILIES, patch_of, small_model
 
 from whitebox_crate._random import torch_generator
 from whitebox_crate.errors import WhiteboxCrateError
+from whitebox_crate.evaluation import read_folder
 from whitebox_crate.models import Crate
-from whitebox_crate.training import Batch, Recipe, train
+from whitebox_crate.training import Batch, Recipe, Validation, train
 from whitebox_crate.training.datasets import open_images
 
 CLASSES, SIDE = ("blue", "green", "red"), 12
@@ -268,6 +272,30 @@ def shard(folder: Path) -> None:
     complete(2, partial(sharded, run, folder / "in turns", source, recipe))
 
 
+def train_every_family(out: Path, pictures: Path, go: Callable[..., None]) -> None:
+    """A short run of each family by its objectives, all in one process of a run; what looks is shared out too."""
+    validation = Validation(None, every=2, masks=read_folder(pictures))
+    for family, name in FAMILIES.items():
+        side = 2 * patch_of(name)
+        model = small_model(name, depth=2, img_size=side, num_classes=len(CLASSES), dynamic_img_size=True)
+        recipe = replace(RECIPE, steps=2, optimizer="adamw", learning_rate=1e-3, sizes=(side,))
+        os.environ["FSDP_TRANSFORMER_CLS_TO_WRAP"] = type(model.blocks[0]).__name__
+        for objective in ("supervised", "mae") if family == "mae" else ("supervised",):
+            folder = out / f"{family} {objective}"
+            options: dict[str, Any] = {"checkpoint_every": 9, "validation": validation}
+            AcceleratorState._reset_state(reset_partial_state=True)
+            go(folder, Squares(), replace(recipe, objective=objective), copy.deepcopy(model), **options)
+
+
+def families(folder: Path) -> None:
+    """Every family in one process, in two by copies, and in two by shards; three images with masks go over two."""
+    make_folder(folder / "data", count=3)
+    os.environ |= {"FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+    for name, processes in {"alone": 1, "copies": 2}.items():
+        complete(processes, partial(train_every_family, folder / name, folder / "data", run))
+    complete(2, partial(train_every_family, folder / "shards", folder / "data", partial(sharded, run)))
+
+
 def sharded(task: Callable[..., None], *args: Any, **options: Any) -> None:
     """A task by FSDP on the CPU, for which accelerate takes DDP."""
     os.environ["ACCELERATE_USE_FSDP"] = "true"
@@ -276,7 +304,7 @@ def sharded(task: Callable[..., None], *args: Any, **options: Any) -> None:
     task(*args, **options)
 
 
-TASKS = {task.__name__: task for task in (share_a_batch, kill, fail, shard)}
+TASKS = {task.__name__: task for task in (share_a_batch, kill, fail, shard, families)}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

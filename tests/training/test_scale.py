@@ -14,11 +14,12 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from small_models import FAMILIES
 from torch import Tensor
 from training_in_parts import RECIPE, Squares, make
 
 from whitebox_crate.errors import InputError
-from whitebox_crate.training import train
+from whitebox_crate.training import last_metrics, train
 
 HELPER = Path(__file__).parents[1] / "training_in_parts.py"
 
@@ -113,6 +114,25 @@ def test_sharded_weights_are_those_of_copies(run: Callable[[str], None], tmp_pat
     assert differ(whole, sharded) < 1e-5
     assert differ(sharded, weights(tmp_path / "sharded", 1)) == 0  # each process has all of them in the end
     assert differ(sharded, weights(tmp_path / "in turns")) == 0
+
+
+@pytest.mark.slow
+def test_every_family_is_trained_by_copies_and_by_shards(run: Callable[[str], None], tmp_path: Path) -> None:
+    run("families")
+    runs = [*(f"{family} supervised" for family in FAMILIES), "mae mae"]
+    assert sorted(path.name for path in (tmp_path / "alone").iterdir()) == sorted(runs)
+    for name in runs:
+        alone, looked = weights(tmp_path / "alone" / name), metrics(tmp_path / "alone" / name)
+        for kind in ("copies", "shards"):
+            assert differ(alone, weights(tmp_path / kind / name)) < 1e-5, (kind, name)
+            assert differ(alone, weights(tmp_path / kind / name, 1)) < 1e-5, (kind, name)
+            assert metrics(tmp_path / kind / name) == pytest.approx(looked, abs=1e-4), (kind, name)
+
+
+def metrics(folder: Path) -> dict[str, float]:
+    """What validation found of the images with masks."""
+    found = last_metrics(folder)
+    return {"mask_iou": found["mask_iou"]}
 
 
 def trained(folder: Path, **options: str | bool) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,7 @@ from .crate import CrateBlock
 
 NORM_EPS = 1e-6
 PIXEL_EPS = 1e-6  # added to the variance of a patch
+_DECODER = ("mask_token", "decoder_")  # how names of its parameters begin
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,11 @@ class CrateMae(ImageTransformer):
 
     def ignores_key(self, name: str) -> bool:
         """True of the decoder's weights where the model has no decoder."""
-        return not self.decoder_blocks and name.startswith(("mask_token", "decoder_"))
+        return not self.decoder_blocks and name.startswith(_DECODER)
+
+    def decoder_parameters(self) -> Iterator[nn.Parameter]:
+        """What `reconstruct` alone uses: the mask token and the decoder."""
+        return (parameter for name, parameter in self.named_parameters() if name.startswith(_DECODER))
 
     def new_head(self, num_classes: int) -> nn.Module:
         """As `ImageTransformer.new_head`."""

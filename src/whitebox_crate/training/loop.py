@@ -113,12 +113,10 @@ def train(
         folder = stack.enter_context(run_folder(Path(out), accelerator.process_index))
         if trackers:
             accelerator.init_trackers("whitebox-crate", config=_plain(recipe))
-        wrapped, optimizer = accelerator.prepare(
-            _Pixels(model) if isinstance(model, CrateMae) and recipe.objective == "mae" else model, made
-        )
+        wrapped, runs, optimizer = _shared_out(accelerator, model, made, recipe)
         # Or the model would autocast for ever.
         stack.callback(accelerator.unwrap_model, wrapped, keep_fp32_wrapper=False)
-        training = _Training(accelerator, wrapped, model, optimizer, recipe)
+        training = _Training(accelerator, wrapped, runs, model, optimizer, recipe)
         progress = Progress(accelerator, recipe, folder)
         run = describe_run(model, recipe, accelerator.num_processes, fingerprint_of(source))
         if isinstance(source, Stream):
@@ -165,7 +163,8 @@ class _Training:
     """What a step needs, in one process of a run."""
 
     accelerator: Any
-    wrapped: nn.Module  # what runs: the model, or it in the wrapper of several processes
+    wrapped: nn.Module  # the model, or it in the wrapper of several processes
+    runs: nn.Module  # what gives logits, or the loss of pixels
     model: ImageTransformer
     optimizer: Any
     recipe: Recipe
@@ -197,10 +196,10 @@ class _Training:
         if recipe.objective == "mae":
             rows, columns = model.grid_of(images)
             noise = torch.rand(len(images), rows * columns, generator=torch_generator(recipe.seed, number)).to(device)
-            loss = self.wrapped(images, recipe.mask_ratio, noise)
+            loss = self.runs(images, recipe.mask_ratio, noise)
             return loss, torch.zeros_like(loss)
         check_labels(batch.labels, model.num_classes, "labels", "make it with num_classes, or look at the labels")
-        labels, logits = batch.labels.to(device), self.wrapped(images)
+        labels, logits = batch.labels.to(device), self.runs(images)
         loss = nn.functional.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
         return loss, (logits.detach().argmax(-1) == labels).float().mean()
 
@@ -213,6 +212,20 @@ def _whole(tensor: Any) -> Tensor:
     """A tensor of which each process may have a part."""
     whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return whole
+
+
+def _shared_out(
+    accelerator: Any, model: ImageTransformer, optimizer: torch.optim.Optimizer, recipe: Recipe
+) -> tuple[Any, nn.Module, Any]:
+    """The model in the wrapper of several processes, what runs in a step, and the optimiser of both."""
+    pixels = _Pixels(model) if isinstance(model, CrateMae) and recipe.objective == "mae" else None
+    if not accelerator.is_fsdp2:
+        wrapped, optimizer = accelerator.prepare(pixels or model, optimizer)
+        return wrapped, wrapped, optimizer
+    wrapped, optimizer = accelerator.prepare(model, optimizer)  # itself, which validation runs too
+    if pixels:
+        require("torch.distributed.fsdp", "train").register_fsdp_forward_method(model, "reconstruct")
+    return wrapped, pixels or wrapped, optimizer
 
 
 class _Pixels(nn.Module):
@@ -282,12 +295,22 @@ def _prepared(model: ImageTransformer, recipe: Recipe) -> Iterator[None]:
         if recipe.objective == "linear_probe":
             model.requires_grad_(False)
             model.get_classifier().requires_grad_(True)
+        for parameter in _unused(model, recipe):
+            parameter.requires_grad_(False)
         model.set_grad_checkpointing(recipe.checkpointing)
         yield
     finally:
         model.set_grad_checkpointing(checkpointing)
         for parameter, required in before.items():
             parameter.requires_grad_(required)
+
+
+def _unused(model: ImageTransformer, recipe: Recipe) -> Iterator[nn.Parameter]:
+    """What the loss does not depend on; several processes would wait for its gradients."""
+    if recipe.objective == "mae":
+        yield from model.get_classifier().parameters()
+    elif isinstance(model, CrateMae):
+        yield from model.decoder_parameters()
 
 
 def _make_accelerator(recipe: Recipe, trackers: Sequence[str], out: Path) -> Any:

@@ -80,11 +80,10 @@ class Validation:
     @torch.inference_mode()
     def _classify(self, model: ImageTransformer, images: Ordered) -> dict[str, float]:
         device, size = model.cls_token.device, self.size or min(model.img_size)
-        idle = torch.zeros(1, model.in_chans, size, size, device=device)
         sums = torch.zeros(5, dtype=torch.float64)
         for batch in _rounds(images.in_order(self.batch_size, size, rank=_rank(), world=_world()), device):
             if batch is None:
-                model(idle)
+                _run_idly(model)
                 continue
             remedy = "give the validation data the class names of the training data"
             check_labels(batch.labels, model.num_classes, "validation labels", remedy)
@@ -105,8 +104,12 @@ class Validation:
 
     def _segment(self, model: ImageTransformer, masks: LabelledImages) -> float:
         records: list[tuple[str, Record]] = []
-        for name, pair in masks.items[_rank() :: _world()]:
-            size, names = self.size or min(model.img_size), masks.class_names
+        size, names = self.size or min(model.img_size), masks.class_names
+        for first in range(0, len(masks.items), _world()):
+            if first + _rank() >= len(masks.items):
+                _run_idly(model)
+                continue
+            name, pair = masks.items[first + _rank()]
             scored = score_image(model, pair, size=size, rules=[self.rule], void=masks.void, class_names=names)
             records.append((name, scored))
         shares = [records] * _world()
@@ -114,6 +117,12 @@ class Validation:
             dist.all_gather_object(shares, records)
         means = layer_means(record for share in shares for record in share)
         return means.best_head[self.rule][default_layer(model)]
+
+
+@torch.inference_mode()
+def _run_idly(model: ImageTransformer) -> None:
+    """Runs the model for the others, who have an image more: where weights are sharded, all have to take part."""
+    model(torch.zeros(1, model.in_chans, *model.img_size, device=model.cls_token.device))
 
 
 def _rounds(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch | None]:
