@@ -272,13 +272,13 @@ def shard(folder: Path) -> None:
     complete(2, partial(sharded, run, folder / "in turns", source, recipe))
 
 
-def train_every_family(out: Path, pictures: Path, go: Callable[..., None]) -> None:
+def train_every_family(out: Path, pictures: Path, parts: int, go: Callable[..., None]) -> None:
     """A short run of each family by its objectives, all in one process of a run; what looks is shared out too."""
     validation = Validation(None, every=2, masks=read_folder(pictures))
     for family, name in FAMILIES.items():
         side = 2 * patch_of(name)
         model = small_model(name, depth=2, img_size=side, num_classes=len(CLASSES), dynamic_img_size=True)
-        recipe = replace(RECIPE, steps=2, optimizer="adamw", learning_rate=1e-3, sizes=(side,))
+        recipe = replace(RECIPE, steps=2, accumulation=parts, optimizer="adamw", clip_norm=1e3, sizes=(side,))
         os.environ["FSDP_TRANSFORMER_CLS_TO_WRAP"] = type(model.blocks[0]).__name__
         for objective in ("supervised", "mae") if family == "mae" else ("supervised",):
             folder = out / f"{family} {objective}"
@@ -292,8 +292,8 @@ def families(folder: Path) -> None:
     make_folder(folder / "data", count=3)
     os.environ |= {"FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
     for name, processes in {"alone": 1, "copies": 2}.items():
-        complete(processes, partial(train_every_family, folder / name, folder / "data", run))
-    complete(2, partial(train_every_family, folder / "shards", folder / "data", partial(sharded, run)))
+        complete(processes, partial(train_every_family, folder / name, folder / "data", 2 // processes, run))
+    complete(2, partial(train_every_family, folder / "shards", folder / "data", 1, partial(sharded, run)))
 
 
 def sharded(task: Callable[..., None], *args: Any, **options: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +20,7 @@ from .fold import fold_for_inference
 from .loading import made_empty, plain_state
 from .models import ImageTransformer
 from .models._base import GlobalPool
+from .models._wrappers import unwrap
 from .pretrained import PRETRAINED
 from .pretrained_cfg import PretrainedCfg
 from .registry import find_entry
@@ -181,7 +183,8 @@ def save_pretrained(model: ImageTransformer, folder: str | Path, *, repo_id: str
     The folder gets config.json, model.safetensors, and README.md if it has none yet.
 
     Args:
-        model: The model.
+        model: The model; of one that torch.compile or distributed training wraps, and of layers that are compiled one
+            by one, what is inside.
         folder: Made if it does not exist.
         repo_id: "org/name" of the Hub repository that README.md shall say to load from, if there is one.
 
@@ -194,8 +197,10 @@ def save_pretrained(model: ImageTransformer, folder: str | Path, *, repo_id: str
             processes (FSDP).
         OutputError: If the folder cannot be written; a file that was there stays whole.
     """
-    if not isinstance(model, ImageTransformer):
-        raise InputError(f"a {type(model).__name__} is not saved; save the whole model before its features are taken")
+    whole = unwrap(model)
+    if not isinstance(whole, ImageTransformer):
+        raise InputError(f"a {type(whole).__name__} is not saved; save the whole model before its features are taken")
+    model = whole
     if not model.architecture:
         raise InputError(
             f"this {type(model).__name__} was not made by create_model, so that its name is not known: register_model "
@@ -203,7 +208,7 @@ def save_pretrained(model: ImageTransformer, folder: str | Path, *, repo_id: str
         )
     state = plain_state(model, "save a model in floating point, with all of its weights in this process")
     options = _options_of(model)
-    _check_description(model, options)
+    _check_description(model, state, options)
     folder = Path(folder)
     cfg = _facts_of(model)
     labels = cfg.label_names if len(cfg.label_names) == model.num_classes else ()
@@ -252,7 +257,7 @@ def _options_of(model: ImageTransformer) -> dict[str, Any]:
     return options
 
 
-def _check_description(model: ImageTransformer, options: dict[str, Any]) -> None:
+def _check_description(model: ImageTransformer, state: Mapping[str, Tensor], options: dict[str, Any]) -> None:
     """Whether these options make a model of the same names and shapes, so that what is saved can be loaded."""
     entrypoint = find_entry(model.architecture)[0].entrypoint
 
@@ -261,7 +266,7 @@ def _check_description(model: ImageTransformer, options: dict[str, Any]) -> None
         return fold_for_inference(made.eval(), inplace=True) if model.folded else made
 
     again = made_empty(make) or make()
-    have, made = ({k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (model, again))
+    have, made = ({k: tuple(v.shape) for k, v in s.items()} for s in (state, again.state_dict()))
     differ = sorted(name for name in have.keys() | made.keys() if have.get(name) != made.get(name))
     if differ:
         raise InputError(

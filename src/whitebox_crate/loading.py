@@ -167,7 +167,7 @@ def made_empty(make: Callable[[], M]) -> M | None:
 
 
 def plain_state(model: nn.Module, advice: str) -> dict[str, Tensor]:
-    """The `state_dict` of a model, if it is plain tensors that are here.
+    """The `state_dict` of a model, if it is plain tensors that are here; compiled layers have their own names.
 
     Args:
         model: Any module.
@@ -176,7 +176,7 @@ def plain_state(model: nn.Module, advice: str) -> dict[str, Tensor]:
     Raises:
         InputError: If something is quantised, spread over processes, sparse, without values, or no tensor.
     """
-    state: dict[str, Any] = model.state_dict()
+    state: dict[str, Any] = {name.replace("_orig_mod.", ""): value for name, value in model.state_dict().items()}
     for name, value in state.items():
         what = not_plain(value) or ("on the meta device, without values" if value.is_meta else "")
         if what:

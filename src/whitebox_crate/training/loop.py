@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from .._random import torch_generator
 from ..errors import InputError, MissingExtraError, UnknownNameError, require
+from ..loading import plain_state
 from ..models import CrateMae, ImageTransformer
+from ..models._wrappers import unwrap
 from .batches import Batch, Share, Source, Stream, batches_of, check_labels
 from .best import Best
 from .checkpoints import describe_run, resume, run_folder, save_checkpoint
@@ -58,8 +60,9 @@ def train(
     SIGTERM the step is ended and a checkpoint written, before the call ends by KeyboardInterrupt or SystemExit.
 
     Args:
-        model: The model. Its weights are replaced if `out` holds a checkpoint. Its config gets the class names of
-            `source`.
+        model: The model, in float32. Its weights are replaced if `out` holds a checkpoint. Its config gets the class
+            names of `source`. Of one that torch.compile or distributed training wraps, what is inside is trained, and
+            runs as it was written; layers that are compiled one by one run compiled.
         source: Where batches come from.
         recipe: The numbers. Its epochs become steps if `source` knows how many images it has; crop and flip are those
             of `source`, if that has them.
@@ -76,16 +79,16 @@ def train(
         at_start: Called with `out` in the first process, before the first step of a run that does not go on.
 
     Returns:
-        The same model, on the device where it was trained.
+        The same model, on the device where it was trained, without what wrapped it.
 
     Raises:
         MissingExtraError: If accelerate, the optimiser or a tracker is not installed.
         WeightsError: If `out` holds a checkpoint of another recipe, model or data, or broken ones alone.
         OutputError: If `out` cannot be written, or another run is writing to it; the last checkpoint stays.
-        InputError: If the model is folded or does not take images of the recipe's sizes, has no head or no decoder to
-            train, accelerate does not take the precision, a number of steps is not positive, a label is no class of the
-            model, FSDP is not version 2, the best is to be kept of what nothing measures, or the loss or the gradient
-            stops being a number; the last checkpoint stays.
+        InputError: If the model is folded, frozen, not in float32 or spread over processes, or does not take images of
+            the recipe's sizes, has no head or no decoder to train, accelerate does not take the precision, a number of
+            steps is not positive, a label is no class of the model, FSDP is not version 2, the best is to be kept of
+            what nothing measures, or the loss or the gradient stops being a number; the last checkpoint stays.
         UnknownNameError: If `keep` is neither of the two.
     """
     if keep not in get_args(Keep):
@@ -100,6 +103,7 @@ def train(
     if workers < 0:
         raise InputError(f"workers is at least 0, not {workers}")
     recipe = settled(recipe, source)
+    model = _trainable(model)
     _check(model, recipe, count_of(source))
     _name_classes(model, class_names_of(source), recipe)
     accelerator = _make_accelerator(recipe, trackers, Path(out))
@@ -251,9 +255,12 @@ def make_optimizer(model: ImageTransformer, recipe: Recipe) -> torch.optim.Optim
 
     Raises:
         MissingExtraError: If Lion is asked for and lion-pytorch is not installed.
+        InputError: If nothing requires a gradient.
     """
     exempt = model.no_weight_decay()
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not trained:
+        raise InputError("all that the objective trains is frozen: call requires_grad_(True) on what shall learn")
     groups = [
         {"params": [p for n, p in trained if p.ndim > 1 and n not in exempt], "weight_decay": recipe.weight_decay},
         {"params": [p for n, p in trained if p.ndim <= 1 or n in exempt], "weight_decay": 0.0},
@@ -269,6 +276,23 @@ def _name_classes(model: ImageTransformer, names: tuple[str, ...], recipe: Recip
     names = names or model.pretrained_cfg.label_names
     kept = names if recipe.objective != "mae" and len(names) <= model.num_classes else ()
     model.pretrained_cfg = replace(model.pretrained_cfg, num_classes=model.num_classes, label_names=kept)
+
+
+def _trainable(model: nn.Module) -> ImageTransformer:
+    """The model inside what wraps it, if its weights can be trained."""
+    inner = unwrap(model)
+    if not isinstance(inner, ImageTransformer):
+        raise InputError(f"a {type(inner).__name__} is not trained here: give a whole model, as create_model makes it")
+    plain_state(inner, "train a model whose weights are floats, all of them in this process")
+    for name, parameter in inner.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise InputError(
+                f"{name} is {parameter.dtype}, and weights are trained in float32: call model.float(); the recipe's "
+                "precision says what products are computed in"
+            )
+        if parameter.is_inference():
+            raise InputError(f"{name} was made in torch.inference_mode and has no gradients: make the model outside")
+    return inner
 
 
 def _check(model: ImageTransformer, recipe: Recipe, images: int | None) -> None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import HfApi
@@ -16,6 +16,7 @@ from .._version import __version__
 from ..errors import InputError, OutputError
 from ..hub import CARD, model_card, save_pretrained
 from ..models import ImageTransformer
+from ..models._wrappers import unwrap
 from .batches import Source, Stream
 from .facts import described, settled
 from .metrics_log import METRICS as RUN_METRICS
@@ -55,7 +56,8 @@ def finish(
     recipe.json (`write_recipe`), metrics.json, and README.md, a model card of all that, if there is none yet.
 
     Args:
-        model: The model, whole and on any device.
+        model: The model, whole and on any device; of one that torch.compile or distributed training wraps, what is
+            inside.
         folder: Made if it does not exist.
         recipe: What it was trained by.
         data: What it was trained on, or that in words; of words, crop, flip and steps are not taken into the recipe.
@@ -73,6 +75,7 @@ def finish(
         recipe, data = settled(recipe, data), described(data)
     edited = (Path(folder) / CARD).exists()  # perhaps by hand
     folder = save_pretrained(model, folder)
+    model = cast(ImageTransformer, unwrap(model))
     write_recipe(folder, recipe, data=data, preset=preset)
     _write_json(folder / METRICS, metrics)
     if not edited:

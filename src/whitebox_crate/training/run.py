@@ -147,7 +147,7 @@ def train_and_save(
     accelerate = require("accelerate", "train")
     recipe, words = settled(recipe, source), described(source)
     out = Path(out)
-    train(
+    model = train(
         model,
         source,
         recipe,
