@@ -62,9 +62,19 @@ def test_without_a_picture_nothing_is_written(folder: Path, tmp_path: Path, caps
     assert {path.name for path in tmp_path.iterdir()} == {"pictures"}
 
 
-def test_a_folder_is_no_page(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(folder, "--out", folder) == 1
-    assert "is a folder" in capsys.readouterr().err
+def test_a_page_goes_into_a_folder_and_over_another_page_alone(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = folder / "0.png"
+    for out in (f"{tmp_path}/new/", tmp_path / "new"):
+        capsys.readouterr()
+        assert run(photo, "--out", out) == 0
+        assert (tmp_path / "new" / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert "report.html was there and will be replaced" in capsys.readouterr().err
+    before = photo.read_bytes()
+    assert run(photo, "--out", photo) == 1
+    assert "is no page of HTML" in capsys.readouterr().err
+    assert photo.read_bytes() == before
 
 
 def test_weights_of_ones_own(folder: Path, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ def resolve_device(name: str | torch.device | None = None) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()  # there and back: the device "meta" makes tensors that hold nothing
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"there is no device {str(name)!r} here: {error}".splitlines()[0]) from error
+        why = "" if "device type" in str(error) else f" ({str(error).splitlines()[0]})"  # else torch lists all it knows
+        raise InputError(f"there is no device {str(name)!r} here{why}; say cpu, cuda, cuda:N or mps") from error
     return device
 
 

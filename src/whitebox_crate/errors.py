@@ -12,8 +12,14 @@ LONGEST = 4000  # characters of a message: what was given may be a file
 
 def printable(text: str) -> str:
     """Text as a terminal may show it: what would move the cursor, or cannot be encoded, as an escape of Python."""
-    shown = (c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
-    return "".join(shown)
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown(text: str) -> str:
+    """`printable`, and no longer than a message should be: shortened in the middle."""
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+    return printable(text)
 
 
 class WhiteboxCrateError(Exception):
@@ -24,10 +30,7 @@ class WhiteboxCrateError(Exception):
     """
 
     def __str__(self) -> str:
-        text = super().__str__()
-        if len(text) > LONGEST:
-            text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
-        return printable(text)
+        return shown(super().__str__())
 
 
 class InputError(WhiteboxCrateError, ValueError):

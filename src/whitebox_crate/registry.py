@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import inspect
 import re
@@ -89,9 +90,11 @@ class Entry:
         if not tag and self.pretrained:
             return next(iter(self.pretrained.values()))
         if not self.pretrained:
+            close = difflib.get_close_matches(self.name, list_pretrained(), n=3, cutoff=0.5)
             raise UnknownNameError(
-                f"no pretrained weights are known for {self.name!r}; give checkpoint_path=..., or choose among "
-                f"{', '.join(list_pretrained())}"
+                f"no pretrained weights are known for {self.name!r}; give a file of them (checkpoint_path, or "
+                f"--checkpoint), or take others{', as ' if close else ''}{', '.join(close)}: list_pretrained(), or "
+                "whitebox-crate list --pretrained, shows all"
             )
         raise UnknownNameError.of(f"tag of {self.name}", tag, self.pretrained)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import io
+import logging
 import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
-from ..errors import WhiteboxCrateError
+from ..errors import WhiteboxCrateError, shown
 from .arguments import build_parser
 
 __all__ = ["answer", "build_parser", "main"]
@@ -23,6 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0; 1 after an error, whose message is on stderr.
     """
+    for stream in (sys.stdout, sys.stderr):  # a label that a terminal cannot show must not lose the other pictures
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    # That no connection comes about is said once, by an error, and not at each try before.
+    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
     options = build_parser().parse_args(arguments)
 
     def run(options: Namespace) -> int:
@@ -45,8 +53,19 @@ def answer(run: Callable[[Namespace], int], options: Namespace) -> int:
         print(f"whitebox-crate: error: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # whoever reads has enough, as `head` has: nothing is left to say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_stdout()
+        return 1
+    except OSError as error:  # of the output, as a full disk, or of a path that nothing above has met
+        _close_stdout()
+        with suppress(OSError):
+            print(f"whitebox-crate: error: {shown(str(error))}; look at paths and free space", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("whitebox-crate: interrupted", file=sys.stderr)
         return 130
+
+
+def _close_stdout() -> None:
+    """Leads what is still to be written nowhere: Python would complain of it at its end."""
+    with suppress(OSError, ValueError):  # where tests put something else in its place
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,14 @@ from typing import Any
 import torch
 
 from .._devices import describe_device
-from .._files import make_folder
-from ..errors import InputError, OutputError
+from .._files import is_folder, make_folder
+from ..errors import InputError, OutputError, shown
 from ..evaluation.processes import device_of
 from ..factory import create_model
 from ..images import image_files
 from ..models import ImageTransformer
+
+MANY_TOKENS = 10_000
 
 
 def load(options: argparse.Namespace, any_size: bool = True) -> ImageTransformer:
@@ -35,7 +40,20 @@ def make(options: argparse.Namespace, any_size: bool = True) -> ImageTransformer
     )
     if not isinstance(model, ImageTransformer):
         raise InputError(f"{options.model} makes a {type(model).__name__}, whose layers are not known")
+    if getattr(options, "run", "") != "segmenting.segment":  # which tells of each photograph
+        _tell_of_tokens(model, getattr(options, "size", None))
     return model.eval().to(device_for(options))
+
+
+def _tell_of_tokens(model: ImageTransformer, size: int | None) -> None:
+    """Says beforehand what a large --size comes to: work grows with the square of the tokens."""
+    tokens = math.prod(-(-(size or 0) // patch) for patch in model.patch_embed.patch_size)
+    if tokens > MANY_TOKENS:
+        print(
+            f"--size {size} makes {tokens:,} patches or more of each photograph, and each attends to all: this takes "
+            "time and memory",
+            file=sys.stderr,
+        )
 
 
 def device_for(options: argparse.Namespace) -> torch.device:
@@ -48,7 +66,7 @@ def device_for(options: argparse.Namespace) -> torch.device:
 
 def report_error(error: Exception) -> None:
     """Says what is wrong with one of several images; the others go on."""
-    print(f"whitebox-crate: error: {error}", file=sys.stderr)
+    print(f"whitebox-crate: error: {shown(str(error))}", file=sys.stderr)
 
 
 def samples() -> list[Path]:
@@ -79,14 +97,21 @@ def out_folder(folder: Path) -> None:
     make_folder(folder, "give another with --out")
 
 
-def refuse_folder(page: Path) -> None:
-    """Refuses a folder where --out names a page, before anything is measured.
+def place_of_page(out: str, name: str) -> Path:
+    """Where a page goes, before anything is measured: --out, or a file in it if that is a folder or ends like one.
 
     Raises:
-        OutputError: If it is one.
+        OutputError: If something is there that is no page.
     """
-    if page.is_dir():
-        raise OutputError(f"{page} is a folder; give the name of a file, for example {page / 'page.html'}")
+    page = Path(out, name) if out.endswith(("/", os.sep)) or is_folder(out) else Path(out)
+    start = b""
+    with suppress(OSError, ValueError), page.open("rb") as file:  # what cannot be read is for writing to say
+        start = file.read(100).lstrip().lower()
+    if start and not start.startswith((b"<!doctype html", b"<html")):
+        raise OutputError(f"{page} is there and is no page of HTML; give another with --out")
+    if start:
+        print(f"{page} was there and will be replaced", file=sys.stderr)
+    return page
 
 
 def option(text: str) -> tuple[str, Any]:

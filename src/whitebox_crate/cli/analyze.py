@@ -11,7 +11,7 @@ from .._files import write_whole
 from ..analysis.reports import report
 from ..errors import InputError
 from ..images import load_image
-from ._common import make, out_folder, photographs, refuse_folder, report_error
+from ._common import make, out_folder, photographs, place_of_page, report_error
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def write_page(options: argparse.Namespace) -> int:
     """Measures on every picture that can be read; those that cannot are reported."""
-    refuse_folder(options.out)
+    target = place_of_page(options.out, "report.html")
     paths, failed = photographs(options.images), list[Path]()
     model = make(options)
 
@@ -35,7 +35,7 @@ def write_page(options: argparse.Namespace) -> int:
 
     weights = "" if options.checkpoint is None else f" with {options.checkpoint.name}"
     page = report(model, photos(), title=f"{options.model}{weights}", short_side=options.size)
-    out_folder(options.out.parent)
-    write_whole(options.out, lambda path: path.write_text(page, encoding="utf-8"))
-    print(f"{options.out}  ({options.model}, {len(page) / 2**20:.1f} MB)")
+    out_folder(target.parent)
+    write_whole(target, lambda path: path.write_text(page, encoding="utf-8", errors="backslashreplace"))
+    print(f"{target}  ({options.model}, {len(page) / 2**20:.1f} MB)")
     return 1 if failed else 0

@@ -105,7 +105,9 @@ def _add_compare(commands: Any) -> None:
     compare.add_argument("--model", action="append", help="one of the two, given twice (crate_nano and vit_nano)")
     _add_device(compare)
     _add_layer(compare)
-    compare.add_argument("--size", type=int, help="shorter side for the models, pixels (default: the weights' best)")
+    compare.add_argument(
+        "--size", type=positive, help="shorter side for the models, pixels (default: the weights' best)"
+    )
     compare.add_argument("--out", type=Path, default=Path("compared"), help="folder for the PNGs (%(default)s)")
     _add_method(compare)
 
@@ -130,7 +132,7 @@ def _add_attention(commands: Any) -> None:
 def _add_picture(parser: Parser, out: str) -> None:
     _add_images(parser)
     _add_layer(parser)
-    parser.add_argument("--size", type=int, help="shorter side for the model, pixels (default: the weights' best)")
+    parser.add_argument("--size", type=positive, help="shorter side for the model, pixels (default: the weights' best)")
     parser.add_argument("--out", type=Path, default=Path(out), help="folder for the PNGs (%(default)s)")
 
 
@@ -172,7 +174,7 @@ def _add_noise(commands: Any) -> None:
 
 
 def _add_sheet(parser: Parser, out: str) -> None:
-    parser.add_argument("--size", type=int, help="shorter side for the model, pixels (default: the weights' best)")
+    parser.add_argument("--size", type=positive, help="shorter side for the model, pixels (default: the weights' best)")
     parser.add_argument("--out", type=Path, default=Path(out), help="folder for what is made (%(default)s)")
 
 
@@ -187,7 +189,7 @@ def _add_analyze(commands: Any) -> None:
     analyze.add_argument(
         "--size", type=positive, help="shorter side for the model, pixels (default: the weights' best)"
     )
-    analyze.add_argument("--out", type=Path, default=Path("report.html"), help="the page (%(default)s)")
+    analyze.add_argument("--out", default="report.html", help="the page, or a folder for it (%(default)s)")
 
 
 def _add_view(commands: Any) -> None:
@@ -199,7 +201,7 @@ def _add_view(commands: Any) -> None:
     _add_device(view)
     view.add_argument("--size", type=positive, help="shorter side for each model, pixels (default: the weights' best)")
     view.add_argument("--megabytes", type=float, default=5, help="of the page, for each photograph (%(default)s)")
-    view.add_argument("--out", type=Path, default=Path("page.html"), help="the page (%(default)s)")
+    view.add_argument("--out", default="page.html", help="the page, or a folder for it (%(default)s)")
 
 
 def _add_evaluate(commands: Any) -> None:

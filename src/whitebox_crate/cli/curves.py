@@ -10,6 +10,7 @@ from ..errors import require
 from ..evaluation import Curves, find_checkpoints, load_checkpoint, read_folder, read_voc
 from ..evaluation.curves import Curve
 from ..models import ImageTransformer
+from ..segmentation import resolve_layer
 from ._common import device_for, load
 from .evaluate import check_keep, run_of
 
@@ -41,6 +42,8 @@ def _of(options: argparse.Namespace) -> Curves:
     data = read_voc(options.root, options.split) if voc else read_folder(options.root, options.void)
     run = run_of(options, data=options.data)
     run.check_files(data.check_files)
+    for name in getattr(options, "against", ()):  # one that is not there is better known before hours of work
+        resolve_layer(_model(options, name, quiet=True), getattr(options, "layer", None))
     return Curves(run, data, options.size, options.keep)
 
 
@@ -56,8 +59,14 @@ def _write(options: argparse.Namespace, curves: Curves, found: list[Curve], x_la
 def _models(options: argparse.Namespace) -> Iterator[tuple[str, ImageTransformer]]:
     """--model and those --against it, each with its name; --checkpoint is for the first."""
     for number, name in enumerate((options.model, *options.against)):
-        checkpoint = options.checkpoint if number == 0 else None
-        yield name, load(argparse.Namespace(model=name, checkpoint=checkpoint, device=options.device))
+        yield name, _model(options, name, options.checkpoint if number == 0 else None)
+
+
+def _model(
+    options: argparse.Namespace, name: str, checkpoint: Path | None = None, quiet: bool = False
+) -> ImageTransformer:
+    about = {"device": options.device, "size": None if quiet else options.size, "quiet": quiet}
+    return load(argparse.Namespace(model=name, checkpoint=checkpoint, **about))
 
 
 def _checkpoints(options: argparse.Namespace) -> Iterator[tuple[int, Path, ImageTransformer]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
-from ..errors import InputError, require
+from ..errors import InputError, printable, require
 from ..evaluation import LabelledImages, Outcome, Run, evaluate_attention, evaluate_maskcut, read_folder, read_voc
 from ..evaluation.attention import RULES
 from ..evaluation.coco import check_images, read_annotations
@@ -79,6 +79,6 @@ def _attention(options: argparse.Namespace, run: Run, data: LabelledImages, by_c
 
 def _show(outcome: Outcome | None) -> int:
     if outcome is not None:
-        print(outcome.table)
+        print(printable(outcome.table))  # with names of classes from the data
         print(outcome.path)
     return 0

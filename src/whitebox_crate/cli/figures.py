@@ -43,6 +43,8 @@ def heads(options: argparse.Namespace) -> int:
     """Draws the same heads across images, and writes how they rank."""
     model = load(options)
     photos, failed = _read(options, model)
+    if len(photos) < 2:
+        raise InputError("heads are compared across photographs, and there is one: give two or more")
     layer = resolve_layer(model, options.layer)
     sheet, found = heads_sheet(
         model, photos, layer, masks=options.masks, void=options.void, rule=options.rule, keep=options.keep

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from typing import Any, NoReturn
+
+from ..errors import shown
+
+MOST_THREADS = 1024  # more are refused by the system, in its own words
 
 
 class Parser(argparse.ArgumentParser):
     """The parser of a command, which may have commands of its own."""
 
     commands: Any = None  # what `add_subparsers` gave
+
+    def __init__(self, prog: str | None = None, **options: Any) -> None:
+        options["allow_abbrev"] = False  # or a new option would change what --ou means
+        super().__init__(prog, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Ends with what is wrong, which holds what was typed."""
+        super().error(shown(message))
 
     def add_commands(self, metavar: str) -> Any:
         """Makes it a parser of commands, which `add_parser` of the result adds."""
@@ -38,7 +51,7 @@ class Parser(argparse.ArgumentParser):
             if command and command[0] not in {*self.commands.choices, "--"}:
                 self._unknown("command", command[0], self.commands.choices)
         for flag in (word.partition("=")[0] for word in own if word.startswith("--") and " " not in word):
-            if not any(name.startswith(flag) for name in self._option_string_actions):  # may be shortened
+            if flag not in self._option_string_actions:
                 self._unknown("option", flag, self._option_string_actions)
 
     def _unknown(self, kind: str, word: str, known: Iterable[str]) -> NoReturn:
@@ -50,7 +63,7 @@ class Parser(argparse.ArgumentParser):
 def command(commands: Any, name: str, run: str, summary: str) -> Parser:
     """Adds a command that runs: `run` is the module beside this one and its function, as "pictures.classify"."""
     parser: Parser = commands.add_parser(name, help=summary, description=summary)
-    parser.add_argument("--threads", type=positive, help="processor threads (default: PyTorch's choice)")
+    parser.add_argument("--threads", type=_threads, help="processor threads (default: PyTorch's choice)")
     parser.set_defaults(run=run)
     return parser
 
@@ -63,6 +76,12 @@ def group(commands: Any, name: str, metavar: str, summary: str) -> Any:
 
 def positive(text: str) -> int:
     """A whole number, at least 1."""
-    if not text.isdigit() or int(text) < 1:
+    if not re.fullmatch(r"0*[1-9][0-9]{0,17}", text):
         raise argparse.ArgumentTypeError(f"a positive number, not {text!r}")
+    return int(text)
+
+
+def _threads(text: str) -> int:
+    if positive(text) > MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"at most {MOST_THREADS}, not {text}")
     return int(text)

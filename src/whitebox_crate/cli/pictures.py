@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .._files import write_whole
-from ..errors import InputError, WeightsError
+from ..errors import InputError, WeightsError, printable
 from ..evaluation.figures import maps_sheet, read_photograph
 from ..images import load_image
 from ..preprocess import Transform, check_takes_photos, create_transform, resolve_data_config
@@ -51,7 +51,7 @@ def classify(options: argparse.Namespace) -> int:
         else:
             print(f"{path}  ({options.model})")
             for found in classes:
-                print(f"  {found['probability']:6.1%}  {found['label'] or 'class ' + str(found['index'])}")
+                print(f"  {found['probability']:6.1%}  {printable(found['label'] or 'class ' + str(found['index']))}")
     return 1 if failed else 0
 
 

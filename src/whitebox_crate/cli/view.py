@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..errors import InputError
 from ..images import load_image
 from ..viewing import view_photographs
-from ._common import load, out_folder, photographs, refuse_folder, report_error
+from ._common import load, out_folder, photographs, place_of_page, report_error
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 def write_page(options: argparse.Namespace) -> int:
     """Shows every picture that can be read; those that cannot are reported."""
-    refuse_folder(options.out)
+    target = place_of_page(options.out, "page.html")
     names = options.model or ["crate_nano"]
-    models = [(name, load(argparse.Namespace(model=name, checkpoint=None, device=options.device))) for name in names]
+    common = {"checkpoint": None, "device": options.device, "size": options.size}
+    models = [(name, load(argparse.Namespace(model=name, **common))) for name in names]
     photos: list[tuple[str, Image]] = []
     paths = photographs(options.images)
     for path in paths:
@@ -27,7 +28,7 @@ def write_page(options: argparse.Namespace) -> int:
         except InputError as error:
             report_error(error)
     page = view_photographs(photos, models, options.size, options.megabytes)
-    out_folder(options.out.parent)
-    page.save(options.out)
-    print(f"{options.out}  ({', '.join(names)}, {len(page.html) / 1e6:.1f} MB)")
+    out_folder(target.parent)
+    page.save(target)
+    print(f"{target}  ({', '.join(names)}, {len(page.html) / 1e6:.1f} MB)")
     return 1 if len(photos) < len(paths) else 0

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from ..convert.files import read_checkpoint
 from ..convert.infer import infer_model
 from ..convert.rename import convert_checkpoint
+from ..errors import UnknownNameError, printable
 from ..factory import create_model
 from ..hub import save_pretrained
 from ..loading import load_state, meta_init
 from ..pretrained_cfg import PretrainedCfg
-from ..registry import find_entry, list_models, list_pretrained
+from ..registry import find_entry, get_pretrained_cfg, is_model, list_models, list_pretrained, split_name
 from ._common import option
 
 
 def show_names(options: argparse.Namespace) -> int:
-    names = list_pretrained(options.filter) if options.pretrained else list_models(options.filter)
-    print(
-        "\n".join(names) if names else "no name fits; 'whitebox-crate list' shows all",
-        file=sys.stdout if names else sys.stderr,
-    )
-    return 0 if names else 1
+    filters = [_full_name(text) for text in options.filter]
+    tagged = options.pretrained or any("." in text for text in filters)
+    names = list_models(filters, pretrained=options.pretrained, include_tags=tagged)
+    if not names:
+        for text in options.filter:
+            get_pretrained_cfg(text)  # says what is close, or what there is
+        raise UnknownNameError(f"no name fits {' '.join(options.filter)}; whitebox-crate list shows all")
+    print("\n".join(names))
+    return 0
+
+
+def _full_name(text: str) -> str:
+    """A short name in full; wildcards as they are."""
+    return ".".join(filter(None, split_name(text))) if is_model(text) else text
 
 
 def convert(options: argparse.Namespace) -> int:
@@ -39,7 +47,7 @@ def convert(options: argparse.Namespace) -> int:
     print(f"model: {name}")
     print("options: " + (", ".join(f"{key}={value}" for key, value in model_options.items()) or "the model's own"))
     print(f"images: {_images(model.pretrained_cfg)}{_tags(name)}")
-    print(f"loaded: {report}")
+    print(f"loaded: {printable(str(report))}")
     print(f"{folder}  (create_model('local-dir:{folder}', pretrained=True) loads it)")
     return 0
 

@@ -153,10 +153,10 @@ def _plot(curves: Sequence[Curve], x_label: str, rule: str) -> Any:
     for number, curve in enumerate(curves):
         xs = [point["x"] for point in curve["points"]]
         for (kind, what), line in zip(KINDS.items(), ("-o", "--"), strict=True):
-            ys = [point[kind][rule] for point in curve["points"]]
+            ys = [100 * point[kind][rule] for point in curve["points"]]
             axes.plot(xs, ys, line, color=f"C{number}", markersize=4, label=f"{curve['label']}, {what}")
     axes.set_xlabel(x_label)
-    axes.set_ylabel(f"mIoU ({rule})")
+    axes.set_ylabel(f"mIoU in % ({rule})")
     axes.set_ylim(bottom=0)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)

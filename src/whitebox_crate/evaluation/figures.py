@@ -29,7 +29,7 @@ from .noise import add_noise
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SHORT_SIDE = 320  # of a picture that stands alone, pixels
+SHORT_SIDE, LONGEST = 320, 1280  # of a picture that stands alone, pixels; of a panorama the longer side counts
 LONG_SIDE = 120  # of a picture among many, pixels
 WIDEST = 8  # pictures next to each other
 
@@ -83,8 +83,8 @@ def read_photograph(
     """
     photo = load_image(path) if image is None else image
     seen, pixels = fit_photo(model, photo, short_side)
-    scale = SHORT_SIDE / min(seen.size) if alone else LONG_SIDE / max(seen.size)
-    picture = photo.resize((round(seen.width * scale), round(seen.height * scale)))
+    scale = min(SHORT_SIDE / min(seen.size), LONGEST / max(seen.size)) if alone else LONG_SIDE / max(seen.size)
+    picture = photo.resize((max(1, round(seen.width * scale)), max(1, round(seen.height * scale))))
     return Photograph(Path(path), picture, pixels.to(model.cls_token), short_side)
 
 

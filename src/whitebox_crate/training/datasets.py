@@ -82,7 +82,9 @@ class ImageDataset:
         """
         size = _checked(batch_size, self._size if size is None else size)
         if batch_size > len(self):
-            raise InputError(f"a batch of {batch_size} images needs as many; there are {len(self)}: lower batch_size")
+            raise InputError(
+                f"a batch of {batch_size} images needs as many; there are {len(self)}: lower batch_size (--batch-size)"
+            )
         first = step * batch_size
         places = [divmod(position, len(self)) for position in range(first, first + batch_size)]
         keys = [(seed, epoch, int(_order(len(self), seed, epoch)[place])) for epoch, place in places]

@@ -298,7 +298,9 @@ def _trainable(model: nn.Module) -> ImageTransformer:
 def _check(model: ImageTransformer, recipe: Recipe, images: int | None) -> None:
     """Refuses at once what would fail later."""
     if images is not None and images < recipe.batch_size:
-        raise InputError(f"a batch of {recipe.batch_size} images needs as many; there are {images}: lower batch_size")
+        raise InputError(
+            f"a batch of {recipe.batch_size} images needs as many; there are {images}: lower batch_size (--batch-size)"
+        )
     if model.folded:
         raise InputError("a folded model is not trained: train the model that it was folded from")
     for size in recipe.sizes:  # now, not when their turn comes

@@ -191,13 +191,19 @@ def _about(model: ImageTransformer, recipe: Recipe, data: str, metrics: Mapping[
     if preset:
         changed = ", ".join(f"{name} {value}" for name, value in _changed(recipe, preset).items())
         lines += [f"Preset `{preset}`: {PRESETS[preset].source}." + (f" Changed: {changed}." if changed else ""), ""]
-    lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in asdict(recipe).items())]
+    lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in _counted(recipe).items())]
     names = len(model.pretrained_cfg.label_names)
     lines += ["", "## Limits", ""]
     known = names and names <= model.num_classes
     lines += [f"It names the {names} classes that it was trained on and nothing else. " if known else ""]
     lines[-1] += "The numbers above hold for data like those that they were measured on."
     return [*lines, ""]
+
+
+def _counted(recipe: Recipe) -> dict[str, Any]:
+    """The recipe without what plays no part: epochs where steps count, and numbers of other objectives."""
+    idle = {"label_smoothing"} if recipe.objective == "mae" else {"mask_ratio"}
+    return {name: value for name, value in asdict(recipe).items() if name not in idle and (name != "epochs" or value)}
 
 
 def _number(name: str, value: float) -> str:
