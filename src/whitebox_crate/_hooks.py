@@ -1,19 +1,30 @@
-"""Hooks that belong to whoever put them on: other threads and tasks, and copies of the model, do not run them."""
+"""Hooks and constants of whoever put them on: other threads and tasks, and copies of the model, do not have them."""
 
 from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
 
-# The hooks whose blocks the present thread or task is in; each block is one object.
-_open: ContextVar[frozenset[object]] = ContextVar("open blocks", default=frozenset())
+Constants: TypeAlias = Mapping[tuple[nn.Module, str], float]  # by module and name
+
+
+class _Block:
+    """What one block of code puts on modules."""
+
+    def __init__(self, constants: Constants) -> None:
+        self.constants = constants
+
+
+# The blocks that the present thread or task is in, the innermost last.
+_open: ContextVar[tuple[_Block, ...]] = ContextVar("open blocks", default=())
+_changing = 0  # how many blocks of the process have constants; compiled code, which runs in none, looks at this alone
 _registering = threading.Lock()  # torch counts hooks without one, and two of one number are one
 
 
@@ -34,14 +45,20 @@ class Hook(NamedTuple):
 
 
 @contextmanager
-def hooks_here(hooks: list[Hook]) -> Iterator[None]:
-    """Puts hooks on modules for the length of a block, and takes them off whatever happens inside.
+def hooks_here(hooks: list[Hook], constants: Constants | None = None) -> Iterator[None]:
+    """Puts hooks and constants on modules for the length of a block, and takes them off whatever happens inside.
 
-    They run in the context of the block alone (`contextvars`): in its thread, or in tasks that it starts. Copies that
+    They hold in the context of the block alone (`contextvars`): in its thread, or in tasks that it starts. Copies that
     are made of a module inside the block, and pickles, carry none of them.
+
+    Args:
+        hooks: What to run.
+        constants: What modules find in place of their own numbers, where they ask `constant_of`.
     """
-    block = object()
+    block = _Block(constants or {})
     with ExitStack() as stack:
+        stack.callback(_count, -bool(constants))
+        _count(bool(constants))
         for hook in hooks:
             register = (
                 hook.module.register_forward_pre_hook if hook.when == "before" else hook.module.register_forward_hook
@@ -49,7 +66,7 @@ def hooks_here(hooks: list[Hook]) -> Iterator[None]:
             with _registering:
                 handle = register(_OwnHook(block, hook))
             stack.callback(_remove, handle)
-        _open.set(_open.get() | {block})
+        _open.set((*_open.get(), block))
         stack.callback(_leave, block)
         yield
 
@@ -59,12 +76,27 @@ def _remove(handle: Any) -> None:
         handle.remove()
 
 
-def _leave(block: object) -> None:
-    _open.set(_open.get() - {block})
+def _leave(block: _Block) -> None:
+    _open.set(tuple(other for other in _open.get() if other is not block))
+    block.constants = {}  # tasks that outlive the block are still in it
+
+
+def _count(number: int) -> None:
+    global _changing
+    with _registering:
+        _changing += number
+
+
+def constant_of(module: nn.Module, name: str) -> float:
+    """A number that a module computes with: its own, or what the innermost block that changes it makes of it."""
+    own: float = getattr(module, name)
+    if not _changing:
+        return own
+    return next((b.constants[module, name] for b in reversed(_open.get()) if (module, name) in b.constants), own)
 
 
 class _OwnHook:
-    def __init__(self, block: object, hook: Hook) -> None:
+    def __init__(self, block: _Block, hook: Hook) -> None:
         self.block, self.hook = block, hook
 
     def __call__(self, module: nn.Module, *seen: Any) -> Any:
@@ -92,7 +124,7 @@ def hooks_again() -> tuple[AbstractContextManager[None], AbstractContextManager[
 class _Again:
     """The blocks that were open once; may be entered several times, for as many backward passes."""
 
-    def __init__(self, blocks: frozenset[object]) -> None:
+    def __init__(self, blocks: tuple[_Block, ...]) -> None:
         self.blocks = blocks
         self.own = threading.local()  # threads of autograd may be in it at once
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ._hooks import constant_of
 from .errors import InputError
 from .layers import ISTA, MHSA, MLP, MSSA, FoldedISTA, NormedProduct
 from .layers.plain import oddity
@@ -148,7 +149,8 @@ def _fold_linear(norm: nn.LayerNorm, linear: nn.Linear) -> nn.Linear:
 def _fold_ista(norm: nn.LayerNorm, ista: ISTA) -> FoldedISTA:
     """shrink(A (g * x + b)) = shrink((A diag(g)) x + A b); ReLU takes eta lambda off beforehand."""
     scale, shift, matrix = _exact(norm.weight), _exact(norm.bias), ista.affine()
-    folded = FoldedISTA(len(matrix), ista.step_size * ista.sparsity, ista.threshold, device="meta")
+    shrinkage = constant_of(ista, "step_size") * constant_of(ista, "sparsity")
+    folded = FoldedISTA(len(matrix), shrinkage, ista.threshold, device="meta")
     bias = matrix @ shift - (folded.shrinkage if ista.threshold == "relu" else 0)
     folded.weight, folded.bias = _parameter(matrix * scale, ista.dictionary), _parameter(bias, ista.dictionary)
     return folded

@@ -1,5 +1,9 @@
+import asyncio
+import copy
+import pickle
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -10,6 +14,7 @@ from small_models import images_for, small_model
 from torch import Tensor, nn
 
 from whitebox_crate import ImageTransformer, InputError, UnknownNameError, capture
+from whitebox_crate._hooks import constant_of
 from whitebox_crate.analysis import attention_rollout, cls_rollout, head_contributions, head_outputs, intervene
 
 MODELS = [
@@ -239,10 +244,10 @@ def test_interventions_nest() -> None:
     with intervene(model, mask_heads={1: [0]}, step_size=0.2, layers=[1]):
         outer = model(images)
         with intervene(model, mask_heads={1: [1]}), intervene(model, step_size=0.3, layers=2):
-            assert [block.ista.step_size for block in model.blocks] == [0.1, 0.3, 0.3]
+            assert [constant_of(block.ista, "step_size") for block in model.blocks] == [0.1, 0.3, 0.3]
             assert torch.equal(model(images), expected)
         assert torch.equal(model(images), outer)
-    assert [block.ista.step_size for block in model.blocks] == [0.1, 0.1, 0.1]
+    assert [constant_of(block.ista, "step_size") for block in model.blocks] == [0.1, 0.1, 0.1]
 
 
 def test_a_compiled_model_is_changed_too() -> None:
@@ -402,3 +407,74 @@ def test_a_model_that_runs_its_layers_again_compiles() -> None:
         runs(images_for(model)).sum().backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
     assert gradients[0] and all(map(torch.allclose, *gradients))
+
+
+def test_constants_are_changed_for_the_thread_of_the_block_alone() -> None:
+    model = model_of("crate_tiny_patch16_224")
+    images = images_for(model)
+    own, found = model(images), {}
+    with intervene(model, step_size=0.7):
+        expected = model(images)
+    together = threading.Barrier(3, timeout=60)
+
+    def run(name: str, block: AbstractContextManager[None]) -> None:
+        together.wait()
+        with block:
+            together.wait()
+            found[name] = (model(images), constant_of(model.blocks[0].ista, "step_size"))
+            together.wait()  # all have run within each other's blocks
+
+    blocks = {"changed": intervene(model, step_size=0.7), "own": nullcontext(), "too": intervene(model, step_size=0.2)}
+    threads = [threading.Thread(target=run, args=item) for item in blocks.items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.equal(found["own"][0], own) and torch.equal(found["changed"][0], expected)
+    assert [found[name][1] for name in blocks] == [0.7, 0.1, 0.2]
+    assert not torch.equal(found["too"][0], own) and torch.equal(model(images), own)
+
+
+def test_a_task_that_outlives_the_block_finds_the_models_own_constants() -> None:
+    model = model_of("crate_tiny_patch16_224")
+
+    async def begin() -> list[float]:
+        async def read() -> list[float]:
+            inside = constant_of(model.blocks[0].ista, "step_size")
+            await left.wait()
+            return [inside, constant_of(model.blocks[0].ista, "step_size")]
+
+        left = asyncio.Event()
+        with intervene(model, step_size=0.7):
+            task = asyncio.create_task(read())
+            await asyncio.sleep(0)
+        left.set()
+        return await task
+
+    assert asyncio.run(begin()) == [0.7, 0.1]
+
+
+def test_copies_and_pickles_made_inside_have_the_models_own_constants() -> None:
+    model = model_of("crate_alpha_tiny_patch16_224")
+    images = images_for(model)
+    expected = model(images)
+    with intervene(model, step_size=0.7, sparsity=0.0):
+        copied, pickled = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+        assert torch.equal(copied(images), expected)
+    assert torch.equal(pickled(images), expected)
+
+
+def test_layers_that_checkpointing_runs_again_have_the_constants_of_the_block() -> None:
+    model = model_of("crate_tiny_patch16_224")
+    images, found = images_for(model), []
+    for checkpointing in (False, True):
+        model.set_grad_checkpointing(checkpointing)
+        model.zero_grad()
+        with intervene(model, step_size=0.7):
+            loss = model(images).sum()
+            # As a device does, whose backward pass runs in a thread of its own.
+            thread = threading.Thread(target=loss.backward)
+            thread.start()
+            thread.join()
+        found.append(model.blocks[0].ista.dictionary.grad.clone())
+    assert torch.equal(*found)

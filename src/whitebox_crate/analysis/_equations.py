@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from .._hooks import constant_of
 from ..layers import ISTA, MHSA, MLP, MSSA, ODL, ConvPatchEmbed, NormedPatchEmbed
 from ..layers.plain import oddity
 from ..models import (
@@ -219,8 +220,10 @@ def _coding(_: Any, coder: ISTA | ODL | MLP) -> Step:
             drops,
             math_symbols(fc1__weight="F_1", fc1__bias="f_1", fc2__weight="F_2", fc2__bias="f_2"),
         )
-    eta, sparsity, threshold = map(number, (coder.step_size, coder.sparsity, coder.step_size * coder.sparsity))
-    constants = Line(rf"$\eta = {eta}$, $\lambda = {sparsity}$, so $\eta \lambda = {threshold}$")
+    eta, weight = constant_of(coder, "step_size"), constant_of(coder, "sparsity")
+    constants = Line(
+        rf"$\eta = {number(eta)}$, $\lambda = {number(weight)}$, so $\eta \lambda = {number(eta * weight)}$"
+    )
     if isinstance(coder, ODL):
         codes = (
             r"A_1 = \operatorname{ReLU}(\eta D^\top Y - \eta \lambda)",

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
+from .._hooks import constant_of
 from ..errors import InputError
 from ..layers import ISTA, ODL
 from ..models import Block
@@ -198,4 +199,4 @@ def _lasso(coder: ISTA | ODL, x: Tensor, code: Tensor) -> Tensor:
     """|x - D u|^2 / 2 + lambda |u|_1 for each image, mean over tokens, (batch,)."""
     x, code, dictionary = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (x, code, coder.dictionary))
     misfit = (x - code @ dictionary.mT).square().sum(dim=-1) / 2
-    return (misfit + coder.sparsity * code.abs().sum(dim=-1)).mean(dim=-1)
+    return (misfit + constant_of(coder, "sparsity") * code.abs().sum(dim=-1)).mean(dim=-1)

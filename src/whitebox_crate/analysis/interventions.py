@@ -35,8 +35,8 @@ def intervene(
     changed; an inner constant goes before an outer one, and heads switched off add up. A compiled model runs uncompiled
     inside.
 
-    With gradient checkpointing, call `backward` inside the block: layers run again there. Heads are switched off for
-    the thread or task of the block alone; constants change in the model itself, so that other threads see them too.
+    All this holds for the thread or the task of the block alone (`contextvars`): others run the model as it is, and
+    read its own constants. With gradient checkpointing, call `backward` inside the block: layers run again there.
 
     Args:
         model: A model of this package, compiled, distributed or features-only as well.
@@ -67,12 +67,11 @@ def intervene(
         masked.append((attention, resolve_indices("head", heads, attention.num_heads)))
 
     with ExitStack() as stack:
-        for coder in coders:
-            for name, value in given.items():
-                stack.callback(setattr, coder, name, getattr(coder, name))  # first, so that nothing comes between
-                setattr(coder, name, value)
         off = [Hook(a.proj, "before", _without(heads, a.num_heads), changes=True) for a, heads in masked]
-        stack.enter_context(hooks_here(off))
+        changed: dict[tuple[nn.Module, str], float] = {
+            (coder, name): value for coder in coders for name, value in given.items()
+        }
+        stack.enter_context(hooks_here(off, changed))
         stack.enter_context(uncompiled)
         yield
 

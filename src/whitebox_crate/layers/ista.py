@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._hooks import constant_of
 from ..errors import UnknownNameError
 
 Threshold = Literal["relu", "soft"]
@@ -50,19 +51,20 @@ class ISTA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         code = self._step(x)
-        shrinkage = self.step_size * self.sparsity
+        shrinkage = constant_of(self, "step_size") * constant_of(self, "sparsity")
         # In place, for nobody else holds the code.
         return F.softshrink(code, shrinkage) if self.threshold == "soft" else code.sub_(shrinkage).relu_()
 
     def _step(self, x: Tensor) -> Tensor:
         """x + eta D^T (x - D x), the step before the threshold, as a new tensor."""
+        step_size = constant_of(self, "step_size")
         if self.training and x.numel() > self.dictionary.numel():
             # There are more tokens than entries of one: forming eta (D^T - D^T D) pays, forward and backward. In
             # evaluation the form is one for all batches, so that no output depends on what else is in a batch.
-            return x + F.linear(x, self.step_size * (self.dictionary.T - self.dictionary.T @ self.dictionary))
+            return x + F.linear(x, step_size * (self.dictionary.T - self.dictionary.T @ self.dictionary))
         residual = x - F.linear(x, self.dictionary)  # x - D x: tokens are rows
         # D^T residual as `residual @ D`; D enters two products, not the three of D^T x - D^T D x.
-        return x + (residual @ self.dictionary).mul_(self.step_size)
+        return x + (residual @ self.dictionary).mul_(step_size)
 
     @torch.no_grad()
     def affine(self) -> Tensor:
@@ -74,7 +76,7 @@ class ISTA(nn.Module):
         exact = self.dictionary if self.dictionary.is_meta else self.dictionary.cpu()  # some devices have no doubles
         exact = exact.double()
         identity = torch.eye(len(exact), dtype=exact.dtype, device=exact.device)
-        return identity + self.step_size * (exact.T - exact.T @ exact)
+        return identity + constant_of(self, "step_size") * (exact.T - exact.T @ exact)
 
     def extra_repr(self) -> str:
         """The constants, as they stand in the equation."""

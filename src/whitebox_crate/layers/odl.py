@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._hooks import constant_of
 from ..errors import InputError
 
 
@@ -51,10 +52,11 @@ class ODL(nn.Module):
         Returns:
             (..., expansion * dim), same dtype, not negative.
         """
-        shrink = self.step_size * self.sparsity
-        code = F.relu(self.step_size * (x @ self.dictionary) - shrink)  # D^T x as `x @ D`: tokens are rows
+        step_size = constant_of(self, "step_size")
+        shrink = step_size * constant_of(self, "sparsity")
+        code = F.relu(step_size * (x @ self.dictionary) - shrink)  # D^T x as `x @ D`: tokens are rows
         residual = x - F.linear(code, self.dictionary)
-        return F.relu(code + self.step_size * (residual @ self.dictionary) - shrink)
+        return F.relu(code + step_size * (residual @ self.dictionary) - shrink)
 
     def decode(self, code: Tensor) -> Tensor:
         """The tokens that codes stand for.
