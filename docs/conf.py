@@ -8,7 +8,7 @@ copyright = author
 version = release = installed_version("whitebox-crate")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "demo"]
 html_theme = "furo"
 html_title = project
 

@@ -49,17 +49,37 @@ class Page:
 
 def assemble(data: Mapping[str, Any]) -> Page:
     """The page of this data, which `page.js` reads."""
-    script = "\n".join(map(_part, SCRIPTS))
+    # No text of a file's name ends the element that holds it.
+    text = json.dumps(data, allow_nan=False).replace("<", "\\u003c")
+    return Page(document(page_script(), before=f'<script type="application/json" id="data">{text}</script>'))
+
+
+def page_script() -> str:
+    """The script of the page, which shows data that are in it, or what it is given by `showPhotograph`."""
+    return "\n".join(map(_part, SCRIPTS))
+
+
+def document(script: str, *, before: str = "", intro: str = "", style: str = "", allowed: str = "") -> str:
+    """A whole document, with the controls and the place for panels that `page.js` knows.
+
+    Args:
+        script: What it runs.
+        before: HTML before the script.
+        intro: HTML under the heading.
+        style: CSS beside its own.
+        allowed: What its content security policy allows beside its own script, from the sources of scripts on.
+    """
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    # Said of the page, and kept by the browser: nothing else is fetched, and no other script runs.
+    policy = f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     parts = {
-        # Said of the page, and kept by the browser: nothing is fetched, and no other script runs.
-        "policy": f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
-        "style": _part("page.css"),
+        "policy": policy + allowed,
+        "style": _part("page.css") + style,
+        "intro": intro,
+        "before": before,
         "script": script,
-        # No text of a file's name ends the element that holds it.
-        "data": json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
     }
-    return Page(re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _part("page.html")))
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _part("page.html"))
 
 
 def _part(name: str) -> str:
