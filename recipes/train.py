@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from recipes.objects import garments, photographs
 from whitebox_crate.cli import answer
 from whitebox_crate.cli.arguments import add_training
 from whitebox_crate.cli.parser import Parser, positive
-from whitebox_crate.cli.training import chosen_recipe, train_on
+from whitebox_crate.cli.training import chosen_recipe, other_data, train_on
 from whitebox_crate.errors import InputError, require
 from whitebox_crate.training import Recipe, open_images
 
@@ -49,7 +50,8 @@ def train_composites(options: argparse.Namespace) -> int:
     source, images = composites(options.data, recipe, options.backgrounds), None
     if options.validation:
         size, names = max(recipe.sizes), source.class_names
-        images = open_images(options.validation, split="validation", size=size, label_names=names)
+        opened = partial(open_images, options.validation, size=size, label_names=names)
+        images = other_data(options.validation, opened)
     return train_on(options, source, recipe, preset, images)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from hub_server import TOKEN, Hub
+from labelled_images import make_folder
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -73,12 +75,16 @@ class TestOwnImages:
             **{"sizes": [12]},
         }
         metrics = read(folder / "metrics.json")
-        assert metrics["images"] == 9 and metrics["top5"] == 1 and {"top1", "loss", "training_loss"} <= {*metrics}
+        assert metrics["images"] == 9 and "top5" not in metrics and {"top1", "loss", "training_loss"} <= {*metrics}
         lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines if "validation_top1" in line] == [3, 6]  # once an epoch
         said = capsys.readouterr()
         assert f"create_model('local-dir:{folder}', pretrained=True)" in said.out
-        assert "18 images of 3 classes" in (folder / "README.md").read_text()
+        assert [line["epoch"] for line in lines if "validation_top1" in line] == [1, 2]
+        card = (folder / "README.md").read_text()
+        assert "18 images of 3 classes" in card and f"On {colours} (validation): 9 images of 3 classes" in card
+        assert "blue, green, red" in card and "Top-5" not in card and "mask_ratio" not in card
+        assert "6 steps (2 epochs) of 6 images, lion at 0.001" in said.err
 
     @pytest.mark.parametrize(
         ("more", "preset", "changed"),
@@ -113,6 +119,47 @@ class TestOwnImages:
         trained, before = model.state_dict(), made.state_dict()
         assert all(torch.allclose(trained[n], before[n], atol=1e-6) for n in before if not n.startswith("head"))
         assert read(tmp_path / "out" / "recipe.json")["preset"] == "finetune"
+
+    @pytest.mark.parametrize("share", ["0.2", "20%"])
+    def test_a_share_of_each_class_is_held_out(self, share: str, colours: Path, tmp_path: Path) -> None:
+        assert run(*self.words(colours, "--steps", 1, "--validation", share, "--out", tmp_path)) == 0
+        assert read(tmp_path / "model" / "metrics.json")["images"] == 3  # one of six
+        card = (tmp_path / "model" / "README.md").read_text()
+        assert "15 images of 3 classes" in card and "20% of each class by seed 0: 3 images of 3 classes" in card
+
+    @pytest.mark.parametrize("validation", ["./other", "other", "./whole", "train[:2]"])
+    def test_other_data_are_a_split_or_all_of_a_folder(
+        self, validation: str, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shutil.copytree(colours / "validation", tmp_path / "other" / "validation")
+        shutil.copytree(colours / "train", tmp_path / "other" / "train")
+        shutil.copytree(colours / "validation", tmp_path / "whole")
+        monkeypatch.chdir(tmp_path)
+        assert run(*self.words(colours, "--steps", 1, "--validation", validation, "--out", tmp_path / "out")) == 0
+        found = read(tmp_path / "out" / "model" / "metrics.json")
+        assert found["images"] == (6 if "train" in validation else 9)
+
+    def test_a_batch_that_is_not_given_fits_the_data(
+        self, colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        words = (*TINY, "--data", colours, "--sizes", 12, "--steps", 1)
+        assert run(*words, "--out", tmp_path) == 0
+        assert read(tmp_path / "recipe.json")["recipe"]["batch_size"] == 8
+        assert "batches of 8 images: there are too few for 512" in capsys.readouterr().err
+        assert run(*words, "--batch-size", 512, "--out", tmp_path / "given") == 1
+        assert "there are 18: lower batch_size" in capsys.readouterr().err
+
+    def test_masks_are_measured_in_each_epoch(self, colours: Path, tmp_path: Path) -> None:
+        make_folder(tmp_path / "masks")
+        assert run(*self.words(colours, "--epochs", 3, "--masks", tmp_path / "masks", "--out", tmp_path / "out")) == 0
+        lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+        assert [line["epoch"] for line in lines if "validation_mask_iou" in line] == [1, 2, 3]
+        assert "images with masks" in (tmp_path / "out" / "model" / "README.md").read_text()
+
+    def test_epochs_of_few_steps_are_not_measured_one_by_one(self, colours: Path, tmp_path: Path) -> None:
+        assert run(*self.words(colours, "--steps", 400, "--validation", "0.2", "--out", tmp_path), "--sizes", 6) == 0
+        lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines if "validation_top1" in line] == list(range(4, 401, 4))
 
     def test_the_best_weights_are_kept_with_their_numbers(self, colours: Path, tmp_path: Path) -> None:
         words = self.words(colours, "--steps", 6, "--validation", "validation", "--validate-every", 0.4)
@@ -204,6 +251,11 @@ class TestOwnImages:
         (["--pretrained", "crate_nano", "--model", "vit_nano"], "--model vit_nano"),
         (["--preset", "linear-probe"], "give them by --pretrained"),
         (["--keep", "best"], "--validation or --masks"),
+        (["--validation", "1.5"], "as 0.2"),
+        (["--validation", "0"], "as 0.2"),
+        (["--validation", "0.2", "--streaming", "--images", "18"], "cannot be held out"),
+        (["--validation", "valdation"], "unknown split 'valdation'; did you mean 'validation'"),
+        (["--validation", "./gone"], "gone"),
         (["--epochs", "2", "--steps", "3"], "give one of them"),
         (["--data", "no/such_folder", "--label-names", "gone.txt"], "gone.txt"),
         (["--masks", "gone"], "gone"),

@@ -288,7 +288,8 @@ def model_card(model: ImageTransformer, repo_id: str = "") -> str:
         "Paper": cfg.paper,
     }
     head = ["---", "library_name: whitebox-crate", *([f"license: {cfg.license}"] if cfg.license else [])]
-    head += ["pipeline_tag: image-classification", "tags: [white-box-transformer, model_hub_mixin]", "---"]
+    task = "image-classification" if model.num_classes else "image-feature-extraction"
+    head += [f"pipeline_tag: {task}", "tags: [white-box-transformer, model_hub_mixin]", "---"]
     lines = [f"- {name}: {value}" for name, value in facts.items() if value]
     load = ["```python", "from whitebox_crate import create_model", ""]
     name = f"hf-hub:{repo_id}" if repo_id else "local-dir:PATH"

@@ -134,12 +134,12 @@ def test_the_time_left_has_what_validation_takes(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(Progress, "check", lambda *_: torch.zeros(2))
     accelerator = Accelerator(cpu=True)
     progress = Progress(accelerator, short(steps=9), tmp_path)
-    lines: list[str] = []
-    monkeypatch.setattr(progress, "_put", lambda record, line: lines.append(line))
+    lines: list[list[str]] = []
+    monkeypatch.setattr(progress, "_put", lambda record, shown: lines.append(shown))
     progress.write(1, 1)
     progress.validate(1, lambda: [next(clock) for _ in range(59)] and {})
     progress.write(2, 1)
-    assert lines[0].endswith("8 s left") and lines[2].endswith("4 min left")  # 7 s, and 30 s a step
+    assert lines[0][-1] == "8 s left" and lines[2][-1] == "4 min left"  # 7 s, and 30 s a step
 
 
 def test_weight_decay_is_for_matrices_alone() -> None:

@@ -19,6 +19,7 @@ from whitebox_crate.training import (
     Batch,
     Recipe,
     finish,
+    fit_batch,
     last_metrics,
     make_model,
     open_images,
@@ -84,6 +85,33 @@ def test_train_and_finish_say_the_same(colours: Path, tmp_path: Path) -> None:
     assert config["label_names"] == list(COLOURS) and config["pretrained_cfg"]["mean"] == [0.5] * 3
     card = (folder / "README.md").read_text()
     assert "names the 3 classes" in card and "| crop | random |" in card and "18 images of 3 classes" in card
+
+
+def test_a_model_that_a_user_made_says_what_it_was_trained_on(colours: Path, tmp_path: Path) -> None:
+    images = open_images(colours)
+    model = create_model("crate_nano", pretrained=True, num_classes=3, img_size=12)
+    assert model.pretrained_cfg.attention_head is not None  # measured on weights that are no more
+    train(model, images, Recipe(steps=1, **SMALL), tmp_path)
+    cfg = model.pretrained_cfg
+    assert cfg.label_names == tuple(COLOURS) and cfg.license == "apache-2.0"
+    assert (cfg.attention_layer, cfg.attention_head, cfg.attention_size) == (None, None, None)
+    assert (cfg.tag, cfg.sha256, cfg.paper, cfg.checked) == ("", "", "", "")
+    assert cfg.origin.endswith(f"train on {colours} (train), seed 0, from crate_nano")
+    folder = finish(model, tmp_path / "model", Recipe(steps=1, **SMALL), data=images, metrics=last_metrics(tmp_path))
+    card = (folder / "README.md").read_text()
+    assert "blue, green, red" in card and "258" not in card and "tuxpaint" not in card and "docs/cards" not in card
+    assert read(folder / "recipe.json")["class_names"] == list(COLOURS)
+    train(model, images, Recipe(steps=1, **SMALL), tmp_path)  # goes on
+    assert model.pretrained_cfg == cfg
+
+
+@pytest.mark.parametrize(("images", "batch"), [(600, 256), (256, 256), (255, 64), (24, 8), (3, 1), (1, 1), (None, 256)])
+def test_a_batch_fits_the_data(images: int | None, batch: int) -> None:
+    source: Any = type("Counted", (Noise,), {"images": images})()
+    recipe = recipe_of("finetune", "crate_nano")
+    fitted = fit_batch(recipe, source)
+    assert fitted.batch_size == batch and (fitted is recipe) == (batch == 256)
+    assert batch in (1, 256) or 2 * batch <= (images or 0) < 4 * batch  # two steps an epoch
 
 
 def test_names_of_other_classes_go(tmp_path: Path) -> None:

@@ -308,9 +308,17 @@ def add_training(parser: Parser, preset: str, without: Collection[str] = ()) -> 
     add("--pretrained", metavar="NAME", help="weights to start from: name, name.tag, local-dir:PATH or hf-hub:org/name")
     add("--set", nargs="+", action="extend", default=[], metavar="OPTION=VALUE", help="options of the model")
     add = parser.add_argument_group("validation").add_argument
-    add("--validation", metavar="SPLIT|PATH", help="a split of the data, or other data (with a / in it), to be named")
+    add(
+        "--validation",
+        metavar="SHARE|SPLIT|PATH",
+        help="what is to be named: a share of each class to hold out (0.2), a split of the data, or a folder or file",
+    )
     add("--masks", type=Path, metavar="FOLDER", help="images/ with masks/, or VOC 2012, to be segmented by attention")
-    add("--validate-every", type=float, help="epochs (1); steps (of a checkpoint) where no epoch is known")
+    add(
+        "--validate-every",
+        type=float,
+        help="epochs (1, or a hundredth of the run if that is more); steps where no epoch is known",
+    )
     add = parser.add_argument_group("run").add_argument
     add("--out", type=Path, required=True, help="folder; one that holds a run is gone on with")
     add("--workers", type=int, default=0, help="processes that make batches ahead of time, for each of the run's (0)")
@@ -319,20 +327,43 @@ def add_training(parser: Parser, preset: str, without: Collection[str] = ()) -> 
     add("--tracker", nargs="+", default=[], metavar="NAME", help="trackers that accelerate knows, as tensorboard")
     add("--push-to-hub", metavar="ORG/NAME", help="repository for the trained model")
     recipe = parser.add_argument_group("recipe", "a preset, and what shall differ from it")
-    recipe.add_argument("--preset", choices=sorted(PRESETS), help=f"({preset})")
+    recipe.add_argument("--preset", choices=sorted(PRESETS), help=f"({preset}); each has its numbers below")
     for field in dataclasses.fields(Recipe):
         if field.name not in without:
             _add_recipe_field(recipe, field)
 
 
 def _add_recipe_field(parser: Any, field: dataclasses.Field[Any]) -> None:
-    flag, default = "--" + field.name.replace("_", "-"), field.default
+    flag, default, says = "--" + field.name.replace("_", "-"), field.default, _by_preset(field.name)
     if isinstance(default, bool):
-        parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None)
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=says)
     elif isinstance(default, tuple):
-        parser.add_argument(flag, nargs="+", type=type(default[0]), help=f"as {' '.join(map(str, default))}")
+        parser.add_argument(flag, nargs="+", type=type(default[0]), help=says)
     else:
-        parser.add_argument(flag, type=type(default), help=f"as {default}")
+        parser.add_argument(flag, type=type(default), help=says)
+
+
+def _by_preset(name: str) -> str:
+    """What a field of a recipe is in each preset, those of one value together."""
+    presets: dict[str, list[str]] = {}
+    for preset, made in PRESETS.items():
+        value = getattr(made.recipe, name)
+        if name == "steps" and made.recipe.epochs:
+            shown = "as many as the epochs have"
+        elif name == "sizes" and len(value) == 1:
+            shown = "the model's"
+        else:
+            shown = (
+                " ".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}" if _is_number(value) else value
+            )
+        presets.setdefault(str(shown), []).append(preset)
+    if len(presets) == 1:
+        return next(iter(presets))
+    return "; ".join(f"{', '.join(of)}: {value}" for value, of in presets.items())
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _add_images(parser: Parser) -> None:

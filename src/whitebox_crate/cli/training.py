@@ -5,20 +5,24 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import InputError, require
+from ..errors import InputError, UnknownNameError, require
 from ..evaluation.folders import LabelledImages, read_folder, read_voc
 from ..training.batches import Source, Stream
 from ..training.datasets import ImageDataset, StreamedImageDataset, open_images
-from ..training.facts import count_of, name_of
+from ..training.facts import count_of, name_of, settled
 from ..training.model_folder import push_to_hub
 from ..training.recipe import Recipe
-from ..training.run import make_model, recipe_of, train_and_save
+from ..training.run import fit_batch, make_model, recipe_of, train_and_save
 from ..training.validation import Ordered, Validation
 from ._common import option
 
@@ -35,13 +39,56 @@ def train_model(options: argparse.Namespace) -> int:
         )
     preset = options.preset or ("finetune" if options.pretrained else "imagenet1k")
     recipe = chosen_recipe(options, preset)
+    share = _share(options.validation or "")
     images = _images(options, recipe, options.data, options.split, _label_names(options.label_names))
-    to_validate = None
-    if options.validation:
-        other = "/" in options.validation
-        where, split = (options.validation, "validation") if other else (options.data, options.validation)
-        to_validate = _images(options, recipe, where, split, images.class_names)
+    to_validate: Ordered | None = None
+    if share:
+        if isinstance(images, StreamedImageDataset):
+            raise InputError(
+                f"streamed images cannot be held out: give --validation a split or a folder, not {share:g}"
+            )
+        images, to_validate = images.hold_out(share, recipe.seed)
+    elif options.validation:
+        to_validate = _to_validate(options, recipe, images.class_names)
     return train_on(options, images, recipe, preset, to_validate)
+
+
+def _share(text: str) -> float:
+    """The share of the images that is to be held out; 0 if that is not what --validation asks for."""
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        return 0.0
+    if not 0 < share < 1:
+        raise InputError(f"--validation {text} is no share of the images: give one between 0 and 1, as 0.2")
+    return share
+
+
+def _to_validate(options: argparse.Namespace, recipe: Recipe, names: Sequence[str]) -> Ordered:
+    """What --validation names: a split of the data, else other data."""
+    if "/" not in options.validation:
+        try:
+            return _images(options, recipe, options.data, options.validation, names)
+        except UnknownNameError:
+            if not Path(options.validation).exists():
+                raise
+    return other_data(options.validation, partial(_images, options, recipe, options.validation, label_names=names))
+
+
+def other_data(where: str, opened: Callable[..., Ordered]) -> Ordered:
+    """Other data to validate with: its split for that, or all of it if it has no splits.
+
+    Args:
+        where: Folder, file, pattern or name on the Hub.
+        opened: Opens a split of it.
+    """
+    try:
+        return opened(split="validation")
+    except UnknownNameError:
+        if Path(where).exists():
+            with suppress(UnknownNameError):
+                return opened(split="all")
+        raise
 
 
 def chosen_recipe(options: argparse.Namespace, preset: str) -> Recipe:
@@ -67,6 +114,10 @@ def train_on(
     """Trains the model that was asked for on a source, as all other options say."""
     if recipe.epochs and count_of(source) is None:
         raise InputError(f"how many images {name_of(source)} has is not known, nor what an epoch is: give --steps")
+    if options.batch_size is None and (fitting := fit_batch(recipe, source)) != recipe:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"batches of {fitting.batch_size} images: there are too few for {recipe.batch_size}", file=sys.stderr)
+        recipe = fitting
     torch.manual_seed(recipe.seed)  # or what a model draws while it is trained, as dropout, would not repeat
     model = make_model(_name(options), source, recipe, pretrained=bool(options.pretrained), **_model_options(options))
     folder = train_and_save(
@@ -101,6 +152,7 @@ def _model_options(options: argparse.Namespace) -> dict[str, Any]:
 def _images(
     options: argparse.Namespace, recipe: Recipe, where: str, split: str, label_names: Sequence[str] | None
 ) -> ImageDataset | StreamedImageDataset:
+    """The images of a split, as the options on data say."""
     return open_images(
         where,
         split=split,
@@ -131,13 +183,15 @@ def _validation(
     masks = None if options.masks is None else _masks(options.masks)
     if images is None and masks is None:
         return None
-    count, wanted = count_of(source), options.validate_every
-    if wanted is None:
-        wanted = options.checkpoint_every if count is None else 1.0
-    if not 0 < wanted < math.inf:
+    count, wanted, steps = count_of(source), options.validate_every, settled(recipe, source).steps
+    epoch = 1.0 if count is None else count / recipe.batch_size
+    if wanted is None:  # of epochs of few steps, not each
+        every = options.checkpoint_every if count is None else max(round(epoch), steps // 100)
+    elif 0 < wanted < math.inf:
+        every = round(wanted * epoch)
+    else:
         raise InputError(f"--validate-every is a number of epochs or steps, more than 0, not {wanted:g}")
-    unit = 1.0 if count is None else count / recipe.batch_size
-    return Validation(images, max(1, round(wanted * unit)), masks=masks)
+    return Validation(images, max(1, every), masks=masks)
 
 
 def _masks(root: Path) -> LabelledImages:

@@ -11,7 +11,7 @@ _NAMES = {
     "model_folder": ["finish", "last_metrics", "push_to_hub"],
     "presets": ["PRESETS", "Preset"],
     "recipe": ["Recipe"],
-    "run": ["make_model", "recipe_of", "train_and_save"],
+    "run": ["fit_batch", "make_model", "recipe_of", "train_and_save"],
     "validation": ["Validation"],
 }
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .model_folder import finish, last_metrics, push_to_hub
     from .presets import PRESETS, Preset
     from .recipe import Recipe
-    from .run import make_model, recipe_of, train_and_save
+    from .run import fit_batch, make_model, recipe_of, train_and_save
     from .validation import Validation
 else:
     __getattr__, __dir__ = attach(__name__, _NAMES)
@@ -38,6 +38,7 @@ __all__ = [
     "StreamedImageDataset",
     "Validation",
     "finish",
+    "fit_batch",
     "last_metrics",
     "make_model",
     "normalize",

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .._random import numpy_generator
+from .._random import numpy_generator, torch_generator
 from ..errors import InputError, check_kind, require
 from .batches import Batch, check_positive
 from .decoding import Decoder, Example
@@ -108,6 +108,40 @@ class ImageDataset:
         firsts = range(rank * batch_size, len(self), world * batch_size)
         groups = (self._examples(range(first, min(first + batch_size, len(self)))) for first in firsts)
         return self._decoder.in_order(groups, size, may_be_empty=world > 1)
+
+    def hold_out(self, share: float, seed: int = 0) -> tuple[ImageDataset, ImageDataset]:
+        """Two parts without a picture in common: what is left to train on, and a share of each class to measure with.
+
+        Of each class, as many as the share comes to when it is rounded, but one at least, and not all: a class of a
+        single picture has none to measure with. Which ones is of the seed alone.
+
+        Args:
+            share: Of the images, more than 0 and less than 1.
+            seed: Of the draw.
+
+        Returns:
+            The part to train on and the part that is held out, each with all class names.
+
+        Raises:
+            InputError: If the share is none, or no class has two pictures.
+        """
+        if not 0 < share < 1:
+            raise InputError(f"the share to hold out is more than 0 and less than 1, not {share}")
+        held = np.zeros(len(self), bool)
+        for label in range(len(self.class_names) or 1):
+            own = np.flatnonzero(self._labels == label)
+            count = min(max(1, round(share * len(own))), len(own) - 1)
+            order = torch.randperm(len(own), generator=torch_generator(seed, f"held out of class {label}"))
+            held[own[order[: max(0, count)].numpy()]] = True
+        if not held.any():
+            raise InputError(f"{self.name} has one image of each class, and none to hold out: give other data")
+        what = f"{100 * share:g}% of each class"
+        left = self._part(np.flatnonzero(~held), f"{self.name} without {what}")
+        return left, self._part(np.flatnonzero(held), f"{self.name}, {what} by seed {seed}")
+
+    def _part(self, indices: npt.NDArray[np.int64], name: str) -> ImageDataset:
+        pictures, labels = self._pictures.select(indices), self._labels[indices]
+        return ImageDataset(pictures, labels, self.class_names, self._decoder, self._size, name)
 
     def _examples(self, indices: Sequence[int]) -> list[Example]:
         [pictures] = self._pictures[list(indices)].values()
@@ -282,7 +316,7 @@ def open_images(
         where: A folder with a sub-folder of pictures per class, under a folder of the split's name or not; a folder or
             pattern of parquet files or of WebDataset shards (.tar); or the name of a data set on the Hub.
         split: Which part, by its usual names (val, Validation, seg_test), or some of it ("train[:80%]"; of a folder, so
-            much of each class). Files given by a pattern are the part that is asked for.
+            much of each class); "all" of data without splits. Files given by a pattern are the part that is asked for.
         streaming: Whether to read pictures one after the other instead of by number, and to copy nothing to the cache.
         labelled: False takes pictures alone, wherever they lie in a folder; all get the label 0.
         crop: For training: "centre" (the largest square in the middle) or "random" in place, area and aspect.

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from .._version import __version__
 from ..errors import InputError
+from ..models import ImageTransformer
+from ..pretrained_cfg import PretrainedCfg
 from .recipe import Recipe
 
 
@@ -53,3 +56,32 @@ def settled(recipe: Recipe, source: Any) -> Recipe:
     pictures = {name: getattr(source, name) for name in ("crop", "flip") if hasattr(source, name)}
     recipe = replace(recipe, **pictures)
     return recipe if count is None or not recipe.epochs else recipe.resolved(count)
+
+
+def trained_cfg(model: ImageTransformer, source: Any, recipe: Recipe, start: str | None = None) -> PretrainedCfg:
+    """What is true of a model that is trained by this recipe; of what it started from, mean, deviation and licence.
+
+    Args:
+        model: The model, not yet trained.
+        source: What it is trained on. If it names no classes, the model keeps its names, should it have as many.
+        recipe: What it is trained by.
+        start: What the weights are called that it starts from; "" for fresh ones, None if its report on loading says.
+    """
+    cfg, about = model.pretrained_cfg, f"whitebox-crate {__version__} train on {name_of(source)}, seed {recipe.seed}"
+    names = class_names_of(source) or cfg.label_names
+    if recipe.objective == "mae" or len(names) > model.num_classes:
+        names = ()
+    if cfg.origin.startswith(about):  # already said
+        return replace(cfg, num_classes=model.num_classes, label_names=names)
+    if start is None:
+        start = model.load_report.source if model.load_report else ""
+    return PretrainedCfg(
+        input_size=(model.in_chans, *model.img_size),
+        mean=cfg.mean,
+        std=cfg.std,
+        interpolation=cfg.interpolation,
+        num_classes=model.num_classes,
+        label_names=names,
+        license=cfg.license if start or not cfg.tag else "",
+        origin=about + (f", from {start}" if start else ""),
+    )

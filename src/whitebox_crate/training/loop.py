@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
@@ -20,7 +20,7 @@ from ..models._wrappers import unwrap
 from .batches import Batch, Share, Source, Stream, batches_of, check_labels
 from .best import Best
 from .checkpoints import describe_run, resume, run_folder, save_checkpoint
-from .facts import class_names_of, count_of, fingerprint_of, settled
+from .facts import count_of, fingerprint_of, settled, trained_cfg
 from .metrics_log import Progress
 from .recipe import Recipe
 from .stopping import StopRequest
@@ -61,8 +61,9 @@ def train(
 
     Args:
         model: The model, in float32. Its weights are replaced if `out` holds a checkpoint. Its config gets the class
-            names of `source`. Of one that torch.compile or distributed training wraps, what is inside is trained, and
-            runs as it was written; layers that are compiled one by one run compiled.
+            names of `source`, and says what it was trained on (`trained_cfg`). Of one that torch.compile or distributed
+            training wraps, what is inside is trained, and runs as it was written; layers that are compiled one by one
+            run compiled.
         source: Where batches come from.
         recipe: The numbers. Its epochs become steps if `source` knows how many images it has; crop and flip are those
             of `source`, if that has them.
@@ -105,7 +106,7 @@ def train(
     recipe = settled(recipe, source)
     model = _trainable(model)
     _check(model, recipe, count_of(source))
-    _name_classes(model, class_names_of(source), recipe)
+    model.pretrained_cfg = trained_cfg(model, source, recipe)
     accelerator = _make_accelerator(recipe, trackers, Path(out))
     recipe.part_size(accelerator.num_processes)
     given = model
@@ -121,7 +122,7 @@ def train(
         # Or the model would autocast for ever.
         stack.callback(accelerator.unwrap_model, wrapped, keep_fp32_wrapper=False)
         training = _Training(accelerator, wrapped, runs, model, optimizer, recipe)
-        progress = Progress(accelerator, recipe, folder)
+        progress = Progress(accelerator, recipe, folder, count_of(source))
         run = describe_run(model, recipe, accelerator.num_processes, fingerprint_of(source))
         if isinstance(source, Stream):
             run["workers"] = workers  # which share it among them
@@ -269,13 +270,6 @@ def make_optimizer(model: ImageTransformer, recipe: Recipe) -> torch.optim.Optim
         lion: torch.optim.Optimizer = require("lion_pytorch", "train").Lion(groups, lr=recipe.learning_rate)
         return lion
     return torch.optim.AdamW(groups, lr=recipe.learning_rate)
-
-
-def _name_classes(model: ImageTransformer, names: tuple[str, ...], recipe: Recipe) -> None:
-    """Writes into the model's config which classes it is trained for; names of other classes go."""
-    names = names or model.pretrained_cfg.label_names
-    kept = names if recipe.objective != "mae" and len(names) <= model.num_classes else ()
-    model.pretrained_cfg = replace(model.pretrained_cfg, num_classes=model.num_classes, label_names=kept)
 
 
 def _trainable(model: nn.Module) -> ImageTransformer:

@@ -45,10 +45,12 @@ class Progress:
         accelerator: Of the run; it brings the numbers of all processes together, and has the trackers.
         recipe: Of the run.
         folder: Gets metrics.jsonl.
+        images: How many an epoch has, if that is known.
     """
 
-    def __init__(self, accelerator: Any, recipe: Recipe, folder: Path) -> None:
+    def __init__(self, accelerator: Any, recipe: Recipe, folder: Path, images: int | None = None) -> None:
         self.accelerator, self.recipe, self.path = accelerator, recipe, folder / METRICS
+        self.images = images
         self.sums: list[Tensor] = []
         self.norms: list[Tensor] = []
         self.skipped = 0
@@ -99,7 +101,7 @@ class Progress:
         lost = int(self.accelerator.reduce(torch.tensor(self.skipped, device=self.accelerator.device), "sum"))
         seconds = (now - self.since) / steps_done
         record = {
-            "step": step,
+            **self._place(step),
             "loss": round(loss, 5),
             **({} if recipe.objective == "mae" else {"accuracy": round(accuracy, 5)}),
             **({"skipped": lost} if lost else {}),
@@ -116,7 +118,7 @@ class Progress:
         self.steps_done += steps_done
         left = seconds * _steps_left(recipe, step) + (recipe.steps - step) * self.validated / self.steps_done
         shown += [f"{_duration(left)} left"] if step < recipe.steps else []
-        self._put(record, f"step {step}/{recipe.steps}  {'  '.join(shown)}")
+        self._put(record, shown)
 
     def validate(self, step: int, measure: Callable[[], Mapping[str, float]]) -> Mapping[str, float]:
         """A record and a line for what `measure` finds, whose time is none of the steps'; returns that."""
@@ -125,15 +127,23 @@ class Progress:
         took = time.monotonic() - begun
         self.since, self.validated = self.since + took, self.validated + took
         found = {f"validation_{name}": round(value, 5) for name, value in measured.items()}
-        shown = "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in found.items())
-        self._put({"step": step, **found}, f"step {step}/{self.recipe.steps}  {shown}")
+        self._put(
+            {**self._place(step), **found}, [f"{name.replace('_', ' ')} {value:.4g}" for name, value in found.items()]
+        )
         return measured
 
-    def _put(self, record: dict[str, Any], line: str) -> None:
+    def _place(self, step: int) -> dict[str, float]:
+        """Where in the run it is."""
+        return {"step": step} | (
+            {"epoch": round(step * self.recipe.batch_size / self.images, 2)} if self.images else {}
+        )
+
+    def _put(self, record: dict[str, Any], shown: list[str]) -> None:
         self.accelerator.log({key: value for key, value in record.items() if key != "step"}, step=record["step"])
         if not self.accelerator.is_main_process:
             return
-        print(line, file=sys.stderr, flush=True)
+        place = f"step {record['step']}/{self.recipe.steps}" + (f"  epoch {record['epoch']:g}" if self.images else "")
+        print("  ".join([place, *shown]), file=sys.stderr, flush=True)
         try:
             with self.path.open("a") as file:
                 file.write(json.dumps(record) + "\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +25,7 @@ from .presets import PRESETS
 from .recipe import Recipe
 
 RECIPE, METRICS = "recipe.json", "metrics.json"
+_NAMED = 30  # classes that a card spells out
 _BEFORE = "validation_"  # of what `Validation` measured, in a run's own file
 # The numbers of `Validation` in the card's words.
 _NAMES = {
@@ -48,6 +49,7 @@ def finish(
     *,
     data: str | Source | Stream,
     metrics: Mapping[str, Any],
+    measured_on: str = "",
     preset: str = "",
 ) -> Path:
     """Writes a trained model with all that tells how it came about, to a folder that `create_model` loads.
@@ -62,6 +64,7 @@ def finish(
         recipe: What it was trained by.
         data: What it was trained on, or that in words; of words, crop, flip and steps are not taken into the recipe.
         metrics: What was measured, as JSON holds it; names of `Validation` are spelt out in the card.
+        measured_on: What that was measured on, in words.
         preset: Name in `PRESETS` that the recipe was made from, if it was.
 
     Returns:
@@ -76,15 +79,16 @@ def finish(
     edited = (Path(folder) / CARD).exists()  # perhaps by hand
     folder = save_pretrained(model, folder)
     model = cast(ImageTransformer, unwrap(model))
-    write_recipe(folder, recipe, data=data, preset=preset)
+    names = model.pretrained_cfg.label_names
+    write_recipe(folder, recipe, data=data, class_names=names, preset=preset)
     _write_json(folder / METRICS, metrics)
     if not edited:
-        card = "\n".join([model_card(model), *_about(model, recipe, data, metrics, preset)])
+        card = "\n".join([model_card(model), *_about(model, recipe, data, preset), *_measured(metrics, measured_on)])
         write_whole(folder / CARD, lambda path: path.write_text(card, encoding="utf-8"))
     return folder
 
 
-def write_recipe(folder: Path, recipe: Recipe, *, data: str, preset: str = "") -> Path:
+def write_recipe(folder: Path, recipe: Recipe, *, data: str, class_names: Sequence[str] = (), preset: str = "") -> Path:
     """Writes recipe.json: every number, the preset and its source, the data, and the versions that were at work.
 
     Args:
@@ -105,6 +109,7 @@ def write_recipe(folder: Path, recipe: Recipe, *, data: str, preset: str = "") -
         "source": PRESETS[preset].source if preset else None,
         "changed": _changed(recipe, preset),
         "data": data,
+        "class_names": list(class_names),
         "versions": {"whitebox_crate": __version__, "torch": torch.__version__},
     }
     return _write_json(folder / RECIPE, about)
@@ -178,26 +183,30 @@ def _changed(recipe: Recipe, preset: str) -> dict[str, Any]:
     return {name: value for name, value in now.items() if value != before[name] and name != derived}
 
 
-def _about(model: ImageTransformer, recipe: Recipe, data: str, metrics: Mapping[str, Any], preset: str) -> list[str]:
-    """What the card says beyond the model."""
-    lines = ["## Trained on", "", data, "", "## Measured", ""]
-    shown = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
-    if shown:
-        lines += ["| | |", "|---|---|"]
-        lines += [f"| {_NAMES.get(name, name)} | {_number(name, value)} |" for name, value in shown.items()]
-    else:
-        lines += ["Nothing: no validation data were given."]
-    lines += ["", "## Recipe", ""]
+def _about(model: ImageTransformer, recipe: Recipe, data: str, preset: str) -> list[str]:
+    """How the model came about, for the card."""
+    names = model.pretrained_cfg.label_names
+    lines = ["## Trained on", "", f"{data}.", ""]
+    if names:
+        shown = ", ".join(names[:_NAMED]) + (", ... (all are in config.json)" if len(names) > _NAMED else "")
+        lines += [f"It names the {len(names)} classes that it was trained on and nothing else: {shown}.", ""]
+    lines += ["## Recipe", ""]
     if preset:
         changed = ", ".join(f"{name} {value}" for name, value in _changed(recipe, preset).items())
         lines += [f"Preset `{preset}`: {PRESETS[preset].source}." + (f" Changed: {changed}." if changed else ""), ""]
-    lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in _counted(recipe).items())]
-    names = len(model.pretrained_cfg.label_names)
-    lines += ["", "## Limits", ""]
-    known = names and names <= model.num_classes
-    lines += [f"It names the {names} classes that it was trained on and nothing else. " if known else ""]
-    lines[-1] += "The numbers above hold for data like those that they were measured on."
-    return [*lines, ""]
+    numbers = _counted(recipe)
+    return [*lines, "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in numbers.items()), ""]
+
+
+def _measured(metrics: Mapping[str, Any], on: str) -> list[str]:
+    """What was measured, for the card."""
+    shown = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
+    lines = ["## Measured", "", *([f"On {on}.", ""] if on else [])]
+    if not shown:
+        return [*lines, "Nothing: no validation data were given.", ""]
+    lines += ["| | |", "|---|---|"]
+    lines += [f"| {_NAMES.get(name, name)} | {_number(name, value)} |" for name, value in shown.items()]
+    return [*lines, "", "These numbers hold for data like those that they were measured on.", ""]
 
 
 def _counted(recipe: Recipe) -> dict[str, Any]:

@@ -93,6 +93,15 @@ class Recipe:
         """The recipe with `steps` for its epochs over so many images; the last batch of a run is a whole one."""
         return replace(self, steps=max(1, math.ceil(self.epochs * images / self.batch_size)))
 
+    def summary(self) -> str:
+        """What it comes to, in a line: how long, by what, of which images."""
+        long = f" ({self.epochs:g} epochs)" if self.epochs else ""
+        sides = ", then ".join(map(str, self.sizes))
+        return (
+            f"{self.steps:,} steps{long} of {self.batch_size} images, {self.optimizer} at {self.learning_rate:g}, "
+            f"weight decay {self.weight_decay:g}, {sides} px, {self.objective}, seed {self.seed}"
+        )
+
     def part_size(self, processes: int) -> int:
         """Images of one part of a step.
 

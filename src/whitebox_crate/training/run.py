@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from .._version import __version__
 from ..errors import InputError, UnknownNameError, require
 from ..factory import create_model
 from ..loading import made_empty
 from ..models import ImageTransformer
-from ..pretrained_cfg import PretrainedCfg
+from ..models._wrappers import unwrap
 from .batches import Source, Stream
 from .best import best_of
-from .facts import class_names_of, described, name_of, settled
+from .facts import class_names_of, count_of, described, name_of, settled, trained_cfg
 from .loop import Keep, Measures, train
 from .model_folder import finish, last_metrics, write_recipe
 from .presets import PRESETS
@@ -59,6 +59,22 @@ def recipe_of(preset: str, model: str, *, model_options: dict[str, Any] | None =
     return replace(recipe, **changes)
 
 
+def fit_batch(recipe: Recipe, source: Source | Stream) -> Recipe:
+    """The recipe, if there are as many images as its batch has; else with the largest batch that half of them fill.
+
+    Batches are powers of two, as processes share them best. With fewer images than a batch nothing can be trained, and
+    an epoch of two steps or more moves the weights more often than one.
+
+    Args:
+        recipe: The numbers.
+        source: What is to be trained on; one that does not know how many images it has changes nothing.
+    """
+    count = count_of(source)
+    if count is None or count >= recipe.batch_size:
+        return recipe
+    return replace(recipe, batch_size=1 << max(0, (count // 2).bit_length() - 1))
+
+
 def make_model(
     name: str, source: Source | Stream, recipe: Recipe, *, pretrained: bool = False, **model_options: Any
 ) -> ImageTransformer:
@@ -87,17 +103,7 @@ def make_model(
         made = _made(name, pretrained=pretrained, **{**known, **model_options})
     if classes and made.num_classes < len(classes):
         raise InputError(f"{name_of(source)} have {len(classes)} classes, the model has {made.num_classes}")
-    cfg, origin = made.pretrained_cfg, f", from {name}" if pretrained else ""
-    made.pretrained_cfg = PretrainedCfg(
-        input_size=(made.in_chans, *made.img_size),
-        mean=cfg.mean,
-        std=cfg.std,
-        interpolation=cfg.interpolation,
-        num_classes=made.num_classes,
-        label_names=classes,
-        license=cfg.license if pretrained else "",
-        origin=f"whitebox-crate {__version__} train on {name_of(source)}, seed {recipe.seed}{origin}",
-    )
+    made.pretrained_cfg = trained_cfg(made, source, recipe, start=name if pretrained else "")
     return made
 
 
@@ -147,6 +153,12 @@ def train_and_save(
     accelerate = require("accelerate", "train")
     recipe, words = settled(recipe, source), described(source)
     out = Path(out)
+
+    def begin(folder: Path) -> None:
+        whole = cast(ImageTransformer, unwrap(model))
+        write_recipe(folder, recipe, data=words, class_names=whole.pretrained_cfg.label_names, preset=preset)
+        print(f"{words}\n{recipe.summary()}", file=sys.stderr)
+
     model = train(
         model,
         source,
@@ -157,9 +169,10 @@ def train_and_save(
         checkpoint_every=checkpoint_every,
         trackers=trackers,
         keep=keep,
-        at_start=partial(write_recipe, recipe=recipe, data=words, preset=preset),
+        at_start=begin,
     )
     if not accelerate.PartialState().is_main_process:
         return None
     metrics = last_metrics(out) | (best_of(out) if keep == "best" else {})
-    return finish(model, out / "model", recipe, data=words, metrics=metrics, preset=preset)
+    measured_on = getattr(validation, "description", "")
+    return finish(model, out / "model", recipe, data=words, metrics=metrics, measured_on=measured_on, preset=preset)

@@ -55,7 +55,10 @@ def find(
     files = _shards(path, base, kind) if path.is_dir() else _matching(name)
     if kind == "webdataset":
         check_shards([file for file in files if "://" not in file], to_the_end=not streaming)
-    return _load(name, split, streaming, kind, data_files={base: files}), None, files
+    given = (
+        split.replace("all", "train", 1) if base == "all" else split
+    )  # `datasets` has a meaning of its own for "all"
+    return _load(name, given, streaming, kind, data_files={splits.parse(given)[0]: files}), None, files
 
 
 def _kind_of(root: Path, split: str) -> str:
@@ -101,7 +104,7 @@ def _shards(root: Path, split: str, kind: str) -> list[str]:
     files = [file for file in files_below(root) if KINDS.get(file.suffix.lower()) == kind]
     words = {file: set(re.split("[^a-z]+", str(file.relative_to(root)).lower())) for file in files}
     named = splits.USUAL.keys() & set().union(*words.values())
-    if split == "train" and not named:
+    if split in ("train", "all") and not named:
         return [str(file) for file in files]
     wanted = splits.meaning(split)
     chosen = [str(file) for file in files if wanted in map(splits.meaning, words[file])]

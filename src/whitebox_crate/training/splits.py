@@ -79,7 +79,7 @@ def folder_of(root: Path, split: str, labelled: bool) -> Path:
         raise InputError(f"{str(root)!r} has {_shown(found)} for the split {split!r}: name one of them")
     if found:
         return _innermost(root / found[0])
-    if split == "train" and not usual:
+    if split in ("train", "all") and not usual:
         return root
     raise UnknownNameError.of(
         "split", split, names if usual else ["train"], f"{str(root / split)!r} would have to hold a folder per class."

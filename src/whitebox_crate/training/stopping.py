@@ -54,7 +54,10 @@ class StopRequest:
             SystemExit: After SIGTERM, with 128 + 15.
         """
         if self._accelerator.is_main_process:
-            print(f"stopped after step {step}, which {folder} keeps: the same call goes on from there", file=sys.stderr)
+            print(
+                f"stopped after step {step}, which {folder} keeps: the same call or command goes on from there",
+                file=sys.stderr,
+            )
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + number)

@@ -16,6 +16,7 @@ from ..evaluation.attention import Record
 from ..models import ImageTransformer
 from ..segmentation import MaskRule, default_layer
 from .batches import Batch, check_labels
+from .facts import described
 from .loop import normalize
 
 
@@ -50,6 +51,12 @@ class Validation:
     masks: LabelledImages | None = None
     rule: MaskRule = "mass"
 
+    @property
+    def description(self) -> str:
+        """What is measured on, in words."""
+        parts = [] if self.images is None else [described(self.images)]
+        return "; ".join([*parts, *([] if self.masks is None else [f"{len(self.masks.items):,} images with masks"])])
+
     def measure(self, model: ImageTransformer) -> dict[str, float]:
         """Measures a model, in evaluation mode, and leaves it in the mode that it was in.
 
@@ -57,10 +64,10 @@ class Validation:
             model: Of this package.
 
         Returns:
-            Of `images`: shares `top1` and `top5` (of the likeliest 5, or all classes if fewer), `loss` (cross-entropy
-            in float32, without label smoothing), how many `images`, and how many were `skipped`, if some could not be
-            decoded. Of `masks`: `mask_iou`, the mIoU of [CLS]
-            attention in `default_layer`, best head of each class of an image (arXiv 2308.16271, Figure 10).
+            Of `images`: shares `top1` and, of more than 5 classes, `top5`, `loss` (cross-entropy in float32, without
+            label smoothing), how many `images`, and how many were `skipped`, if some could not be decoded. Of
+            `masks`: `mask_iou`, the mIoU of [CLS] attention in `default_layer`, best head of each class of an image
+            (arXiv 2308.16271, Figure 10).
 
         Raises:
             InputError: If there is no image, a label is no class of the model, a file cannot be read, or no mask has an
@@ -99,7 +106,8 @@ class Validation:
         top1, top5, total, count, lost = sums.tolist()
         if not count:
             raise InputError("the validation data have no images; give others, or none")
-        found = {"top1": top1 / count, "top5": top5 / count, "loss": total / count, "images": int(count)}
+        fifth = {"top5": top5 / count} if model.num_classes > 5 else {}  # of fewer, all are among the likeliest 5
+        found = {"top1": top1 / count, **fifth, "loss": total / count, "images": int(count)}
         return {**found, "skipped": int(lost)} if lost else found
 
     def _segment(self, model: ImageTransformer, masks: LabelledImages) -> float:
