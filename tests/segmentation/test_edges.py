@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from whitebox_crate import UnknownNameError
-from whitebox_crate.segmentation import EDGES, choose_edges, upsample
+from whitebox_crate.segmentation import EDGES, choose_edges, mask_iou, upsample
 
 PHOTO = torch.zeros(3, 40, 60, dtype=torch.uint8)
 
@@ -43,6 +43,20 @@ def test_smooth_edges_cut_the_corners_of_patches() -> None:
     one[0, 1:3, 2:4] = 1.0
     mask = choose_edges("smooth")(one, PHOTO)[0]
     assert mask[20, 30] and mask[20, 21] and not mask[10, 20] and not mask[29, 39]
+
+
+@pytest.mark.parametrize("name", ["guided", "colours"])
+def test_outlines_follow_the_edges_of_the_photograph(name: str) -> None:
+    photo = PHOTO.repeat(1, 4, 4)
+    photo[0, 43:117, 85:163] = 255
+    one = torch.full((1, 4, 6), -1.0)
+    one[0, 1:3, 2:4] = 1.0
+    mask = choose_edges(name)(one, photo)[0]
+    assert (
+        float(mask_iou(mask, photo[0] > 0))
+        > 0.98
+        > float(mask_iou(choose_edges("patches")(one, photo)[0], photo[0] > 0))
+    )
 
 
 def test_a_speck_keeps_its_patch() -> None:

@@ -18,6 +18,7 @@ from whitebox_crate.segmentation import (
     clearness,
     cls_attention,
     maskcut,
+    otsu_cut,
     patch_features,
     settings_of,
 )
@@ -66,6 +67,29 @@ def test_attention_takes_the_head_that_was_measured(model: ImageTransformer, pix
     torch.testing.assert_close(
         choose_method("attention")(measured, pixels).map, choose_method("attention", head=1)(model, pixels).map
     )
+
+
+def test_multiscale_is_the_mean_of_logarithms(model: ImageTransformer, pixels: Tensor) -> None:
+    found = choose_method("multiscale", layers=[0, -1], scales=[1.0])(model, pixels)
+    shares = torch.cat([cls_attention(model, pixels[None], layer)[0] for layer in (0, -1)])
+    logs = (shares / shares.mean((1, 2), keepdim=True)).log()
+    torch.testing.assert_close(found.map, logs.mean(0), rtol=1e-4, atol=1e-5)
+    assert torch.equal(found.masks[0], found.map > otsu_cut(found.map))
+
+
+def test_multiscale_looks_from_the_best_layer_on_at_every_scale(pixels: Tensor) -> None:
+    measured = small_model(FAMILIES["crate"], dynamic_img_size=True, pretrained_cfg_overlay={"attention_layer": 0})
+    depth = len(measured.blocks)
+    found = choose_method("multiscale", scales=[0.5, 1.0, 2.0])(measured, pixels)
+    assert found.maps.shape == (3 * depth * measured.num_heads, *GRID)
+    own = choose_method("multiscale", layers=range(depth), scales=[1.0])(measured, pixels)
+    torch.testing.assert_close(found.maps.chunk(3)[1], own.maps)
+
+
+@pytest.mark.parametrize("scales", [[], [0.0], [1.0, -1.0], [float("nan")]])
+def test_scales_are_above_zero(model: ImageTransformer, pixels: Tensor, scales: list[float]) -> None:
+    with pytest.raises(InputError, match="scales"):
+        choose_method("multiscale", scales=scales)(model, pixels)
 
 
 def test_maskcut_finds_what_maskcut_finds(model: ImageTransformer, pixels: Tensor) -> None:

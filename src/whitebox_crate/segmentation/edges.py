@@ -9,10 +9,17 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UnknownNameError
 from .attention import upsample
+from .guided import add_colours, guided_filter
+
+# Chosen on photographs; recipes/measure_masks.py measures them.
+SIDE = 144  # shorter side of the photograph on which the filter is computed, pixels
+RADIUS = 1 / 12  # of the filter's windows, over that side
+STEEPNESS = 2.0  # logits of being inside an object, by standard deviation of its levels
 
 # Called with levels (n, rows, columns), as `Segments` has them, and the photograph, uint8 (3, height, width); gives
 # disjoint masks, bool (n, height, width).
@@ -29,15 +36,46 @@ def smooth_edges(levels: Tensor, photo: Tensor) -> Tensor:
 
     An object of which nothing would be left keeps its patches.
     """
-
-    def blended(level: Tensor, size: tuple[int, int]) -> Tensor:
-        fine = upsample(level, size, mode="bilinear")
-        return fine if (fine > 0).any() else upsample(level, size)
-
-    return _masks(levels, photo, blended)
+    return _masks(levels, photo, lambda level, size: _or_patches(upsample(level, size, mode="bilinear"), level))
 
 
-EDGES: dict[str, Edges] = {"smooth": smooth_edges, "patches": patch_edges}
+def guided_edges(levels: Tensor, photo: Tensor) -> Tensor:
+    """Outlines follow the edges of the photograph, by a guided filter of the blended levels.
+
+    The filter is computed on a small photograph and read at all pixels. An object of which nothing would be left keeps
+    its patches.
+    """
+    guide, small, radius = _guides(photo, levels.device)
+
+    def filtered(level: Tensor, size: tuple[int, int]) -> Tensor:
+        fine = upsample(level, (small.shape[1], small.shape[2]), mode="bilinear")
+        return _or_patches(guided_filter(small, fine, radius, at=guide), level)
+
+    return _masks(levels, photo, filtered)
+
+
+def colour_edges(levels: Tensor, photo: Tensor) -> Tensor:
+    """As `guided_edges`, after pixels whose colours are those of the object were added, and others taken off.
+
+    Colours decide with the levels (`add_colours`), so that an object may also lose or win parts that the model did not
+    show. That is knowledge of the photograph, not of the model.
+    """
+    guide, small, radius = _guides(photo, levels.device)
+
+    def filtered(level: Tensor, size: tuple[int, int]) -> Tensor:
+        fine = upsample(level, (small.shape[1], small.shape[2]), mode="bilinear")
+        inside = add_colours(small, STEEPNESS * fine).sigmoid()
+        return _or_patches(guided_filter(small, inside, radius, at=guide) - 0.5, level)
+
+    return _masks(levels, photo, filtered)
+
+
+EDGES: dict[str, Edges] = {
+    "smooth": smooth_edges,
+    "patches": patch_edges,
+    "guided": guided_edges,
+    "colours": colour_edges,
+}
 
 
 def choose_edges(edges: str | Edges) -> Edges:
@@ -51,6 +89,20 @@ def choose_edges(edges: str | Edges) -> Edges:
             raise UnknownNameError.of("kind of edges", edges, EDGES)
         return EDGES[edges]
     return edges
+
+
+def _or_patches(fine: Tensor, level: Tensor) -> Tensor:
+    """The levels at pixels, or those of the patches if an object would be lost."""
+    return fine if (fine > 0).any() else upsample(level, (fine.shape[0], fine.shape[1]))
+
+
+def _guides(photo: Tensor, device: torch.device) -> tuple[Tensor, Tensor, int]:
+    """The photograph in [0, 1], the same with a shorter side of `SIDE` pixels, and the radius of the filter on that."""
+    guide = photo.to(device).float() / 255
+    scale = min(1.0, SIDE / min(guide.shape[1:]))
+    size = [max(1, round(side * scale)) for side in guide.shape[1:]]
+    small = F.interpolate(guide[None], size, mode="bilinear", antialias=True)[0]
+    return guide, small, max(1, round(min(size) * RADIUS))
 
 
 def _masks(levels: Tensor, photo: Tensor, enlarge: Callable[[Tensor, tuple[int, int]], Tensor]) -> Tensor:

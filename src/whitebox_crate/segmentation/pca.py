@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._deprecated import moved_names
 from ..errors import InputError
+from .otsu import otsu_cut
 from .states import Grid
 
 Features: TypeAlias = Tensor | Sequence[Tensor]
@@ -87,7 +88,7 @@ def patch_pca(features: Features, grids: Grid | Sequence[Grid], threshold: float
     stacked, grids = _stack(features, grids)
     first = _scores(stacked, grids, 1)
     if threshold is None:
-        cut = _otsu(first)
+        cut = otsu_cut(first)
     elif math.isfinite(threshold):
         cut = threshold * float(first.square().mean().sqrt())
     else:
@@ -187,18 +188,6 @@ def _principal_scores(stacked: Tensor, components: int) -> Tensor:
         if tail < 0:
             component.neg_()
     return scores
-
-
-def _otsu(values: Tensor) -> float:
-    """The cut with the largest variance between its two sides (Otsu's), half way between the values next to it."""
-    ascending = values.flatten().sort().values
-    count = len(ascending)
-    below = torch.arange(1, count, dtype=torch.float64)
-    sums = ascending.cumsum(0)
-    between = (sums[:-1] / below - (sums[-1] - sums[:-1]) / (count - below)).square() * below * (count - below)
-    between[ascending[:-1] == ascending[1:]] = -1  # no cut goes between equal values
-    at = int(between.argmax())
-    return float((ascending[at] + ascending[at + 1]) / 2)
 
 
 def _unit(scores: Tensor) -> Tensor:

@@ -1,0 +1,121 @@
+"""Measures ways to masks (`recipes.masks`) on photographs with masks, chosen on one half and reported on the other.
+
+    python -m recipes.measure_masks --data ECSSD --model crate_nano --out results.json
+    python -m recipes.measure_masks --data ECSSD --model local-dir:runs/vit_nano/model --only 'multi*' --out vit.json
+
+DATA and halves are as of `recipes.measure_photographs`. A mask on the patch grid is compared as whole patches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import whitebox_crate
+from recipes.masks import Photo, Way, ways
+from recipes.measure_photographs import halves, interval
+from whitebox_crate import ImageTransformer, create_model
+from whitebox_crate._files import write_whole
+from whitebox_crate.errors import InputError
+from whitebox_crate.evaluation.folders import LabelledImage, read_folder
+from whitebox_crate.preprocess import fit_photo
+from whitebox_crate.segmentation import mask_iou, upsample
+
+
+@torch.inference_mode()
+def scores(
+    model: ImageTransformer, pairs: Sequence[LabelledImage], families: dict[str, dict[str, Way]], short_side: int
+) -> dict[str, dict[str, Tensor]]:
+    """IoU, (photographs,), by family and variant.
+
+    Raises:
+        InputError: If there is no photograph, or a file cannot be read.
+    """
+    if not pairs:
+        raise InputError("no photograph to measure on; expected one or more")
+    found: dict[str, dict[str, list[float]]] = {name: {one: [] for one in of} for name, of in families.items()}
+    for number, pair in enumerate(pairs, start=1):
+        image, labels = pair.read()
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        photo = Photo(model, fit_photo(model, image, short_side).pixels, pixels)
+        target, size = labels > 0, (labels.shape[0], labels.shape[1])
+        for family, variants in families.items():
+            for name, way in variants.items():
+                found[family][name].append(float(mask_iou(upsample(way(photo), size), target)))
+        if number % 10 == 0:
+            print(f"{number} of {len(pairs)}", file=sys.stderr, flush=True)
+    return {family: {name: torch.tensor(of) for name, of in variants.items()} for family, variants in found.items()}
+
+
+def summary(found: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
+    """Of each family the variant that is best on the first half, on both halves; mean and half of the 95% interval."""
+    summaries = {}
+    for family, variants in found.items():
+        parts = halves(len(next(iter(variants.values()))))
+        best = max(variants, key=lambda name: float(variants[name][parts["choose"]].mean()))
+        summaries[family] = {
+            "variant": best,
+            **{half: interval(variants[best][part]) for half, part in parts.items()},
+            "variants_on_first_half": {
+                name: round(float(of[parts["choose"]].mean()), 4) for name, of in variants.items()
+            },
+        }
+    return summaries
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="folder with images/ and masks/")
+    add("--model", default="crate_nano", help="name, name.tag or local-dir:PATH")
+    add("--size", type=int, default=144, help="shorter side for the model, pixels (%(default)s)")
+    add("--only", nargs="+", default=["*"], help="families by name, wildcards are fine")
+    add("--leave-out", nargs="+", default=[], help="families by name, wildcards are fine")
+    add("--every", type=int, default=1, help="only every so many-th pair of photographs, for a glance")
+    add("--out", type=Path, required=True)
+    options = parser.parse_args()
+    model = create_model(options.model, pretrained=True, dynamic_img_size=True).eval()
+    pairs = [pair for _, pair in read_folder(options.data).items]
+    pairs = [pair for index, pair in enumerate(pairs) if index // 2 % options.every == 0]
+    families = {
+        name: variants
+        for name, variants in ways(model).items()
+        if _fits(name, options.only) and not _fits(name, options.leave_out)
+    }
+    results = {
+        "model": options.model,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "size": options.size,
+        "photographs": len(pairs),
+        "seed": "none: nothing is drawn",
+        "command": shlex.join(["python", "-m", "recipes.measure_masks", *sys.argv[1:]]),
+        "versions": {
+            "whitebox_crate": whitebox_crate.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "families": summary(scores(model, pairs, families, options.size)),
+    }
+    write_whole(options.out, lambda path: path.write_text(json.dumps(results, indent=1) + "\n"))
+    for family, of in sorted(results["families"].items(), key=lambda item: -item[1]["report"][0]):
+        mean, half = of["report"]
+        print(f"{mean:.3f} ± {half:.3f} (first half {of['choose'][0]:.3f})  {family} {of['variant']}")
+
+
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+if __name__ == "__main__":
+    main()
