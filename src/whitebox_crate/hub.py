@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -14,7 +13,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ._files import make_folder, read_json, write_whole
+from ._files import make_folder, read_json, sha256_of, write_whole
 from .errors import InputError, WeightsError
 from .fold import fold_for_inference
 from .loading import made_empty, plain_state
@@ -144,19 +143,16 @@ def verify(path: Path, sha256: str, what: str, *, discard: bool = False) -> None
     """
     if not sha256:
         return
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
+        digest = sha256_of(path)
     except OSError as error:
         raise WeightsError(f"{what} cannot be read: {error}") from error
-    if digest.hexdigest() != sha256.lower():
+    if digest != sha256.lower():
         if discard:  # the cache's snapshot links to a blob, or holds the file where links are not possible
             path.resolve().unlink(missing_ok=True)
             path.unlink(missing_ok=True)
         raise WeightsError(
-            f"{what} is not what it should be: its SHA-256 is {digest.hexdigest()}, expected {sha256}; "
+            f"{what} is not what it should be: its SHA-256 is {digest}, expected {sha256}; "
             + ("it was not kept. Try again" if discard else "install the package again")
             + ", and if it stays so, do not use it"
         )

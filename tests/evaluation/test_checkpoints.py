@@ -35,3 +35,11 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "1.pth").write_bytes(b"none")
     with pytest.raises(WeightsError, match=r"1\.pth"):
         load_checkpoint(tmp_path / "1.pth")
+
+
+def test_what_a_training_leaves_beside_its_checkpoints_is_no_point_of_a_curve(tmp_path: Path) -> None:
+    for name in ("checkpoint-0000004", "checkpoint-0000006.damaged", "checkpoint.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").touch()
+    (tmp_path / "best.safetensors").touch()
+    assert find_checkpoints(tmp_path) == [(4, tmp_path / "checkpoint-0000004")]

@@ -417,3 +417,14 @@ class TestSeveralProcesses:
             monkeypatch.setenv("WORLD_SIZE", count)
         with pytest.raises(InputError, match="RANK is a number below WORLD_SIZE"):
             measured(tmp_path)
+
+
+def test_what_nests_without_end_is_no_record_and_no_settings(tmp_path: Path) -> None:
+    deep = b"[" * 100_000
+    measured(tmp_path)
+    with (tmp_path / "records-0.jsonl").open("ab") as file:
+        file.write(deep + b"\n")
+    assert len(list(measured(tmp_path).items())) == len(ITEMS)
+    (tmp_path / "settings.json").write_bytes(deep)
+    with pytest.raises(InputError, match=r"settings.json cannot be read"):
+        measured(tmp_path)

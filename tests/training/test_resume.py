@@ -302,3 +302,11 @@ def test_a_broken_checkpoint_is_named(tmp_path: Path, file: str, damage: str) ->
     damage_file(tmp_path / "checkpoint-0000002" / file, damage)
     with pytest.raises(WeightsError, match="checkpoint-0000002 is broken"):
         train(make(), Colours(), short(), tmp_path)
+
+
+def test_metrics_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").mkdir()
+    source = Colours()
+    with pytest.raises(OutputError, match=r"metrics.jsonl.*take it away, or give another folder"):
+        train(make(), source, short(), tmp_path)
+    assert source.drawn == []

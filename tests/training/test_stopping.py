@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from small_training import Colours, content, make, records, same, short, weights
 
 from whitebox_crate.errors import InputError, UnknownNameError, WeightsError
 from whitebox_crate.models import ImageTransformer
 from whitebox_crate.training import Batch, stopping, train
+from whitebox_crate.training.best import best_of
 
 
 class Interrupted(Colours):
@@ -121,3 +123,10 @@ def test_what_cannot_be_kept_is_said(tmp_path: Path) -> None:
     train(make(), Colours(), short(steps=1), tmp_path / "b")
     with pytest.raises(WeightsError, match="kept none"):
         train(make(), Colours(), short(steps=1), tmp_path / "b", validation=Scripted(), keep="best")
+
+
+@pytest.mark.parametrize("about", [None, {"found": "}"}, {"found": "[1]"}, {"other": "1"}, {"found": '{"top1": "x"}'}])
+def test_a_file_of_best_weights_that_says_nothing_of_them_is_told(tmp_path: Path, about: dict[str, str] | None) -> None:
+    save_file({"head.weight": torch.zeros(2)}, tmp_path / "best.safetensors", about)
+    with pytest.raises(WeightsError, match=r"best.safetensors is broken.*delete it"):
+        best_of(tmp_path)

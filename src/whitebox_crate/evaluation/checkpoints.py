@@ -15,6 +15,8 @@ from ..hub import CONFIG, WEIGHTS
 from ..models import ImageTransformer
 
 RUN = "run.json"  # beside the weights in the checkpoints of `train`
+# What `train` leaves beside its checkpoints: none, half of one, or one of them once more.
+BESIDE = ("*.damaged", "*.partial", "best.safetensors")
 WEIGHT_SUFFIXES = frozenset({".safetensors", ".pth", ".pt", ".bin", ".npz", ".ckpt"})
 
 
@@ -29,7 +31,8 @@ def find_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     found = [
         path
         for path in folder.iterdir()
-        if (path / WEIGHTS).is_file() or (path.is_file() and path.suffix.lower() in WEIGHT_SUFFIXES)
+        if not any(map(path.match, BESIDE))
+        and ((path / WEIGHTS).is_file() or (path.is_file() and path.suffix.lower() in WEIGHT_SUFFIXES))
     ]
     if not found:
         raise InputError(

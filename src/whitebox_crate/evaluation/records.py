@@ -60,7 +60,7 @@ class Records:
             write_whole(path, lambda temporary: temporary.write_text(json.dumps(self.settings, indent=1) + "\n"))
         try:
             found = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{path} cannot be read: {error}; give another folder") from error
         if found != self.settings:
             raise InputError(
@@ -210,7 +210,7 @@ class _Index:
                 self.broken[entry["item"]] = entry["broken"]
             elif "record" in entry:
                 self.records.setdefault(entry["item"], _Line(path, offset, entry.get("content")))
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return  # a power cut can leave anything: the item is measured again
 
 

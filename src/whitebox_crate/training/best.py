@@ -80,8 +80,12 @@ def best_of(folder: Path) -> dict[str, Any]:
     if not (folder / BEST).exists():
         return {}
     with _opened(folder / BEST) as file:
-        found: dict[str, Any] = json.loads(file.metadata()["found"])
-        return found
+        about = file.metadata() or {}
+    try:
+        found: dict[str, Any] = {name: +number for name, number in json.loads(about["found"]).items()}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise _broken(folder / BEST, "it does not say what validation found") from error
+    return found
 
 
 def _worth(found: Mapping[str, float]) -> tuple[float, ...]:
@@ -94,4 +98,8 @@ def _opened(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path} is broken: {error}; delete it to keep the best from now on") from error
+        raise _broken(path, error) from error
+
+
+def _broken(path: Path, why: object) -> WeightsError:
+    return WeightsError(f"{path} is broken: {why}; delete it to keep the best from now on")

@@ -60,7 +60,12 @@ class Progress:
     def cut(self, step: int) -> None:
         """Drops what a killed run wrote after its last checkpoint: those steps are done again."""
         if self.accelerator.is_main_process and self.path.exists():
-            kept = [record for record in read_metrics(self.path) if record["step"] <= step]
+            try:
+                kept = [record for record in read_metrics(self.path) if record["step"] <= step]
+            except OSError as error:
+                raise OutputError(
+                    f"{self.path} cannot be read: {error}; take it away, or give another folder"
+                ) from error
             write_whole(self.path, lambda path: path.write_text("".join(f"{json.dumps(line)}\n" for line in kept)))
 
     def add(self, loss: Tensor, accuracy: Tensor, skipped: int) -> None:
