@@ -191,7 +191,7 @@ def segment(
             with torch.inference_mode(), _memory(pixels):
                 found = find(network, pixels)
         except InputError as error:
-            raise InputError(f"{source or 'the image'}: {error}") from error
+            raise InputError(f"{source}: {error}" if source else str(error)) from error
         levels, scores, map_, maps = (of.cpu() for of in found)
         masks = to_pixels(levels, torch.from_numpy(np.array(photo)).permute(2, 0, 1))
         return Segmentation(photo, masks, scores, map_, maps, source)

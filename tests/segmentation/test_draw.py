@@ -8,7 +8,18 @@ import torch
 from PIL import Image
 
 from whitebox_crate import InputError
-from whitebox_crate.segmentation.draw import CAPTION, GAP, draw_colours, draw_map, draw_mask, draw_panels, frame_panels
+from whitebox_crate.segmentation.draw import (
+    CAPTION,
+    COLOURS,
+    GAP,
+    draw_colours,
+    draw_map,
+    draw_mask,
+    draw_objects,
+    draw_panels,
+    draw_scale,
+    frame_panels,
+)
 
 
 def test_more_attention_is_lighter() -> None:
@@ -34,6 +45,38 @@ def test_a_mask_keeps_the_inside_and_dims_the_outside() -> None:
     assert (drawn[50, 50] == 200).all() and (drawn[50, 150] < 120).all()
     red = (drawn[..., 0] > 240) & (drawn[..., 1] < 100)
     assert red[:, 95:100].any() and not red[:, :90].any() and not red[:, 100:].any()  # an edge inside, none at the rim
+
+
+@pytest.mark.parametrize("shade", [0, 60, 128, 200, 255])
+def test_what_is_kept_stands_out_of_a_photograph_of_any_shade(shade: int) -> None:
+    """A uniform photograph, dark or bright: inside as it is, outside far from it in brightness or colour."""
+    photo = Image.new("RGB", (200, 100), (shade, shade, shade))
+    mask = torch.tensor([[True, False]])
+    drawn = np.asarray(draw_mask(photo, mask)).astype(int)
+    assert (drawn[50, 40] == shade).all()
+    assert np.abs(drawn[50, 150] - shade).max() > 80
+
+
+def test_objects_have_colours_of_their_own() -> None:
+    photo = Image.new("RGB", (200, 100), (120, 120, 120))
+    masks = torch.zeros(2, 100, 200, dtype=torch.bool)
+    masks[0, 20:60, 20:60] = masks[1, 20:60, 120:160] = True
+    drawn = np.asarray(draw_objects(photo, masks))
+    assert (drawn[20, 40] == COLOURS[0]).all() and (drawn[20, 140] == COLOURS[1]).all()
+    assert len({tuple(drawn[40, column]) for column in (40, 140, 90)}) == 3
+    with pytest.raises(InputError, match="expected masks"):
+        draw_objects(photo, masks[0])
+
+
+def test_patches_are_drawn_whole() -> None:
+    drawn = np.asarray(draw_map(torch.tensor([[0.0, 1.0]]), (10, 20), mode="nearest"))
+    assert len({tuple(pixel) for pixel in drawn.reshape(-1, 3)}) == 2
+
+
+def test_the_scale_has_the_colours_of_the_map_in_order() -> None:
+    bar = np.asarray(draw_scale(torch.tensor([[0.25, 0.5]]), 300).convert("L"))[CAPTION // 2].astype(int)
+    inside = bar[50:250]
+    assert inside[0] < 60 and inside[-1] > 180 and (np.diff(inside) >= -1).all()
 
 
 def test_colours_are_those_of_patches_and_the_outside_is_paper() -> None:

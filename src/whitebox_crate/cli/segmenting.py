@@ -50,24 +50,27 @@ def segment(options: argparse.Namespace) -> int:
     numbered = {**settings_of(options.method), **settings}.get("n", 1) > 1
     forecast, journal = Forecast(model, find), Journal(options.out / "segmented.jsonl")
     items, done = _named(paths), list[str]()
-    progress = Progress(0, len(items), 1, _say_nothing if options.quiet else to_stderr)
+    progress = Progress(0, len(items), 1, _say_nothing if options.quiet or len(items) == 1 else to_stderr)
     for item, path in items.items():
         files = files_of(options.out, item, options.save)
         try:
             depends = f"{basis} {content_of(path)}"
-            if not journal.holds(item, depends) or not all(file.is_file() for file in files.values()):
+            if journal.holds(item, depends) and all(file.is_file() for file in files.values()):
+                progress.skip()
+            else:
                 photo = load_image(path)
                 with nullcontext() if options.quiet else forecast.of(photo, path.name, size):
                     found = find(photo, size)
                 save(found, files, numbered)
                 about = {"image": str(path), "model": options.model, "method": options.method}
                 journal.add(item, depends, entry_of(found, **about))
+                progress.advance()
         except InputError as error:
             report_error(_naming(path, error))
+            progress.skip()
         else:
             done.append(item)
             _tell(options, journal.read(item), files, what)
-        progress.advance()
     if "coco" in options.save and done:
         target = options.out / "coco.json"
         save_coco(target, journal.entries(done), paths, what)

@@ -239,6 +239,10 @@ class Progress:
                 f"{left} left"
             )
 
+    def skip(self) -> None:
+        """One of the share was measured before, as it turns out."""
+        self._share -= 1
+
     def finish(self) -> None:
         seconds = timedelta(seconds=round(time.monotonic() - self._started))
         self.say(f"{self._done:,}{self._of} measured in {seconds}")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 GAP, CAPTION = 8, 26  # pixels between panels and above each
 PAPER, INK = (255, 255, 255), (30, 30, 30)
-DAY, NIGHT = (250, 250, 250), (10, 10, 10)  # what lies around objects fades into one of them
+DAY, NIGHT = (212, 224, 244), (14, 18, 34)  # bluish: what lies around objects fades into one of them, grey or not
 FADED, TINT = 0.75, 0.3  # how much so, and how much of its colour each of several objects takes
 # Of the edges of objects, the first one's first; told apart by the colour-blind (Okabe and Ito 2008).
 COLOURS = ((255, 64, 32), (86, 180, 233), (240, 228, 66), (0, 158, 115), (204, 121, 167), (0, 114, 178))
