@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import huggingface_hub.hf_api
@@ -20,7 +21,7 @@ from huggingface_hub import constants
 from safetensors.torch import save
 from small_models import CLASSES, DEPTH, DIM, images_for, small_model, small_options
 
-from whitebox_crate import ImageTransformer, PretrainedCfg, create_model, register_model, save_pretrained
+from whitebox_crate import ImageTransformer, PretrainedCfg, _patience, create_model, register_model, save_pretrained
 from whitebox_crate.errors import WeightsError
 from whitebox_crate.hub import fetch
 from whitebox_crate.models import Crate
@@ -677,3 +678,75 @@ def test_a_config_of_timm_is_enough(hub: Hub, own_registry: None, architecture: 
     cfg = loaded.pretrained_cfg
     assert (cfg.mean, cfg.std, cfg.interpolation, cfg.crop_pct) == ((0.5,) * 3, (0.25,) * 3, "bilinear", 0.9)
     assert load(pretrained=False).num_classes == CLASSES
+
+
+# What goes wrong on the way, and is noticed later
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("content", [b"<html>log in to the network</html>", b"", b"\0" * 200])
+def test_a_file_that_is_damaged_in_the_cache_is_fetched_afresh(
+    pushed: Hub, model: ImageTransformer, cache: Path, name: str, content: bytes
+) -> None:
+    load()
+    [cached] = cache.glob(f"models--*/snapshots/*/{name}")
+    cached.resolve().write_bytes(content)
+    assert same(load(), model)
+    assert len(pushed.seen("GET", name)) == 2
+    cached.resolve().write_bytes(content)
+    pushed.stop()
+    with pytest.raises(WeightsError, match=r"deleted from the cache, and .* cannot be had"):
+        load()
+
+
+def test_what_a_portal_sent_does_not_stay(pushed: Hub, model: ImageTransformer, files: dict[str, bytes]) -> None:
+    page = b"<html>log in</html>"
+    pushed.instead["config.json"] = page + b" " * (len(files["config.json"]) - len(page))
+    pushed.then["config.json"] = pushed.instead.clear  # for the next time
+    assert same(load(), model)
+
+
+def test_what_the_hub_has_is_fetched_once_whatever_it_is(hub: Hub, files: dict[str, bytes]) -> None:
+    hub.push(REPO, {**files, "config.json": b"<html>a page</html>"})
+    with pytest.raises(WeightsError, match="cannot be read as JSON"):
+        load()
+    assert len(hub.seen("GET", "config.json")) == 1
+
+
+def test_a_hub_that_sends_nothing_is_given_up(
+    pushed: Hub, model: ImageTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_patience, "PATIENCE", 0.5)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 10)
+    pushed.then["config.json"] = lambda: Event().wait(2)
+    with pytest.raises(WeightsError, match=r"in 0\.5 seconds less than 4096 bytes came, and it is not in the cache"):
+        load()
+
+
+def test_a_cache_serves_where_the_hub_sends_nothing(
+    pushed: Hub, model: ImageTransformer, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load()
+    pushed.push(REPO, {**files, "config.json": files["config.json"] + b" "})
+    monkeypatch.setattr(_patience, "PATIENCE", 0.5)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 10)
+    pushed.then["config.json"] = lambda: Event().wait(2)
+    assert same(load(), model)
+
+
+def test_a_download_goes_on_as_long_as_bytes_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_patience, "PATIENCE", 0.5)
+    monkeypatch.setattr(_patience, "_LOOK_EVERY", 0.05)
+    (tmp_path / "blobs").mkdir()
+
+    def download(bytes_each: int) -> str:
+        for part in range(6):
+            (tmp_path / "blobs" / "file").write_bytes(b"x" * bytes_each * (part + 1))
+            time.sleep(0.2)
+        return "whole"
+
+    assert _patience.patiently(lambda: download(8192), tmp_path) == "whole"
+    with pytest.raises(TimeoutError):
+        _patience.patiently(lambda: download(1), tmp_path)
+    with pytest.raises(KeyError):
+        _patience.patiently(lambda: {}["gone"], tmp_path)

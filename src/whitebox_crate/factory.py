@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import resources
 from numbers import Real
 from pathlib import Path
@@ -100,7 +101,11 @@ def create_model(
     if path is not None:
         check_kind("checkpoint_path", path, str | Path, "give the path of a file")
         path = Path(path)
-        content = read_checkpoint(path, mmap=mmap or (own_weights and source.is_never_written))
+        read = partial(read_checkpoint, mmap=mmap or (own_weights and source.is_never_written))
+        if own_weights and source.folder is None and source.cfg.hf_hub_id:
+            content = hub.read_fresh(path, partial(_weights_file, name, source, cache_dir, token), read)
+        else:
+            content = read(path)
         converted = convert_checkpoint(content, global_pool=options.get("global_pool") or "token")
         options = _with_what_a_file_shows(source.entry, options, converted, path)
     model = _make(source.entry, options, empty=converted is not None)
@@ -194,10 +199,11 @@ def _source(
     repo_id, at, revision = name.removeprefix(HUB).partition("@")
     if at and not revision:
         raise InputError(f"{name} names no revision after '@'; give a branch, tag or commit, or leave the '@' out")
-    config = hub.fetch(repo_id, hub.CONFIG, revision=revision or None, cache_dir=cache_dir, token=token)
-    source = _described(hub.read_config(config.parent))
+    fetch = partial(hub.fetch, repo_id, hub.CONFIG, revision=revision or None, cache_dir=cache_dir, token=token)
+    commit, config = hub.read_fresh(fetch(), fetch, lambda path: (path.parent.name, hub.read_config(path.parent)))
+    source = _described(config)
     # The cache names a snapshot by its commit: the weights shall be of the same one.
-    return replace(source, cfg=replace(source.cfg, hf_hub_id=repo_id, file=hub.WEIGHTS, revision=config.parent.name))
+    return replace(source, cfg=replace(source.cfg, hf_hub_id=repo_id, file=hub.WEIGHTS, revision=commit))
 
 
 def _described(config: hub.Config, folder: Path | None = None) -> _Source:

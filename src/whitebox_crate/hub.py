@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import huggingface_hub  # its client of HTTP takes long to import: it does so itself when the first name is asked for
 from huggingface_hub import constants
@@ -14,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ._files import make_folder, read_json, sha256_of, write_whole
+from ._patience import patiently
 from .errors import InputError, WeightsError
 from .fold import fold_for_inference
 from .loading import made_empty, plain_state
@@ -27,6 +31,7 @@ from .registry import find_entry
 if TYPE_CHECKING:
     import huggingface_hub.errors  # imported by what raises them
 
+T = TypeVar("T")
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 # Where other libraries put weights in a folder: in several files that an index names, or as torch.save writes them.
 _OTHER_WEIGHTS = (f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -55,7 +60,8 @@ def fetch(
     """A file of a Hub repository, from huggingface_hub's cache or else by download.
 
     Its SHA-256 is compared with `sha256` if given, else, after a download, with the one that the Hub announces for
-    large files; a file that differs is deleted from the cache. That reads the file once.
+    large files; a file that differs is deleted from the cache. That reads the file once. A download of which nothing
+    comes for two minutes is given up; the file in the cache then serves, if there is one.
 
     Args:
         repo_id: "org/name".
@@ -76,18 +82,23 @@ def fetch(
     what = f"{filename} of {repo_id}" + (f" at revision {revision}" if revision else "") + " on the Hub"
     try:
         cached = huggingface_hub.try_to_load_from_cache(repo_id, filename, cache_dir, revision)
-        path = Path(
-            huggingface_hub.hf_hub_download(
-                repo_id,
-                filename,
-                revision=revision,
-                cache_dir=cache_dir,
-                token=token,
-                local_files_only=local_files_only,
-                force_download=force_download,
-                library_name="whitebox-crate",
-            )
+        download = partial(
+            huggingface_hub.hf_hub_download,
+            repo_id,
+            filename,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            force_download=force_download,
+            library_name="whitebox-crate",
         )
+        try:
+            folder = Path(cache_dir or constants.HF_HUB_CACHE, f"models--{repo_id.replace('/', '--')}")
+            path = Path(patiently(partial(download, local_files_only=local_files_only), folder))
+        except TimeoutError:
+            if not isinstance(cached, str) or force_download:
+                raise
+            path = Path(cached)
     except Exception as error:  # the client raises its own errors and those of HTTP, sockets, files and locks
         raise WeightsError(f"{what} cannot be had: {_why(error, local_files_only)}") from error
     if not sha256 and (force_download or str(path) != cached):
@@ -120,7 +131,43 @@ def _why(error: Exception, local_files_only: bool) -> str:
         return f"that is no name of a repository ({error}); write hf-hub:org/name or hf-hub:org/name@revision"
     if isinstance(error, huggingface_hub.errors.HfHubHTTPError) and error.response.status_code in (401, 403):
         return f"the Hub refuses the token; renew it by 'hf auth login', HF_TOKEN or token=... ({error})"
+    if isinstance(error, TimeoutError):
+        return f"{error}, and it is not in the cache; check the connection and try again"
     return f"{type(error).__name__}: {error}; try again"
+
+
+def read_fresh(path: Path, fetch: Callable[[], Path], read: Callable[[Path], T]) -> T:
+    """Reads a fetched file; one that is damaged in the cache is deleted there and fetched once more.
+
+    It is damaged if it cannot be read and its hash is not the one by which the cache names it, as that of a file which
+    broke on the disk, or of a page that a portal sent in its place. What is as the Hub has it is fetched once.
+
+    Raises:
+        WeightsError: If it cannot be read, or not be fetched again.
+    """
+    try:
+        return read(path)
+    except WeightsError as error:
+        if is_announced(path):
+            raise
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        try:
+            path = fetch()
+        except WeightsError as again:
+            raise WeightsError(f"{error}. It was deleted from the cache, and {again}") from error
+    return read(path)
+
+
+def is_announced(path: Path) -> bool:
+    """Whether a file of the cache hashes to its name there: SHA-256 of large files, git's hash of small ones."""
+    place = path.resolve()
+    if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", place.name):
+        return False
+    if len(place.name) == 64:
+        return sha256_of(place) == place.name
+    content = place.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == place.name
 
 
 def _announced_sha256(path: Path) -> str:
