@@ -125,7 +125,10 @@ class TestOwnImages:
         assert run(*self.words(colours, "--steps", 1, "--validation", share, "--out", tmp_path)) == 0
         assert read(tmp_path / "model" / "metrics.json")["images"] == 3  # one of six
         card = (tmp_path / "model" / "README.md").read_text()
-        assert "15 images of 3 classes" in card and "20% of each class by seed 0: 3 images of 3 classes" in card
+        assert (
+            "15 images of 3 classes" in card
+            and "the held-out 20% of each class (seed 0): 3 images of 3 classes" in card
+        )
 
     @pytest.mark.parametrize("validation", ["./other", "other", "./whole", "train[:2]"])
     def test_other_data_are_a_split_or_all_of_a_folder(
@@ -169,6 +172,7 @@ class TestOwnImages:
         best = max(found, key=lambda line: (line["validation_top1"], -line["validation_loss"]))
         written = read(tmp_path / "model" / "metrics.json")
         assert len(found) == 6 and written["best_step"] == best["step"]
+        assert set(written) == {"top1", "loss", "images", "best_step"}  # nothing of other weights
         assert written["loss"] == pytest.approx(best["validation_loss"], abs=1e-5)
         kept = load_file(tmp_path / "best.safetensors")
         assert all(torch.equal(kept[name], value) for name, value in weights(tmp_path).items())

@@ -31,6 +31,30 @@ def no_compiled_code_of_other_tests() -> Iterator[None]:
     torch.compiler.reset()
 
 
+class Features(nn.Module):
+    """What goes into the head, as a forward pass."""
+
+    def __init__(self, model: ImageTransformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.forward_features(images)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the tracer, about all that it cannot follow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_traced_model_takes_the_size_of_its_example_alone(kind: str) -> None:
+    """Of a grid of as many patches it would add the positions of another; a trace records no check of ours."""
+    model = make(kind, img_size=64, patch_size=16, dynamic_img_size=True).eval()
+    with torch.no_grad():
+        traced = torch.jit.trace(Features(model), torch.rand(2, 3, 64, 64))
+        images = torch.rand(3, 3, 64, 64)
+        torch.testing.assert_close(traced(images), model.forward_features(images))
+        with pytest.raises(RuntimeError, match="expanded size"):
+            traced(torch.rand(3, 3, 32, 128))
+
+
 class Counting:
     """A backend that runs the graph as it is, and counts how often."""
 

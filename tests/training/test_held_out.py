@@ -45,7 +45,7 @@ def test_what_is_held_out_is_of_the_seed(tmp_path: Path) -> None:
     first, again, other = (seen(images.hold_out(0.2, seed=seed)[1]) for seed in (1, 1, 2))
     assert first == again != other
     assert sorted(first) != list(range(12)) and sorted(first) != list(range(48, 60))
-    assert images.hold_out(0.2)[0].name == f"{tmp_path} (train) without 20% of each class"
+    assert images.hold_out(0.2)[0].name == f"{tmp_path} (train) without the held-out 20% of each class (seed 0)"
 
 
 def test_a_class_of_one_picture_is_trained_on(tmp_path: Path) -> None:

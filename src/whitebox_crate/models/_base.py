@@ -162,6 +162,9 @@ class ImageTransformer(nn.Module, HubVerbs):
         Raises:
             InputError: If the channels or the size are not those of the model.
         """
+        # A trace has the positions of this grid for ever: images of another size must fail.
+        if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+            images = images.expand(-1, -1, *map(int, images.shape[-2:]))
         return self._add_cls_and_positions(self.patch_embed(images), self.grid_of(images))
 
     def _add_cls_and_positions(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:

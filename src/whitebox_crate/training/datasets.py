@@ -135,9 +135,9 @@ class ImageDataset:
             held[own[order[: max(0, count)].numpy()]] = True
         if not held.any():
             raise InputError(f"{self.name} has one image of each class, and none to hold out: give other data")
-        what = f"{100 * share:g}% of each class"
-        left = self._part(np.flatnonzero(~held), f"{self.name} without {what}")
-        return left, self._part(np.flatnonzero(held), f"{self.name}, {what} by seed {seed}")
+        what = f"held-out {100 * share:g}% of each class (seed {seed})"
+        left = self._part(np.flatnonzero(~held), f"{self.name} without the {what}")
+        return left, self._part(np.flatnonzero(held), f"{self.name}, the {what}")
 
     def _part(self, indices: npt.NDArray[np.int64], name: str) -> ImageDataset:
         pictures, labels = self._pictures.select(indices), self._labels[indices]

@@ -216,7 +216,7 @@ def _counted(recipe: Recipe) -> dict[str, Any]:
 
 
 def _number(name: str, value: float) -> str:
-    if name in ("top1", "top5", "mask_iou"):
+    if name in ("top1", "top5", "mask_iou", "training_accuracy"):
         return f"{100 * value:.1f}%"
     return f"{value:g}"
 

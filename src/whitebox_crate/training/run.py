@@ -173,6 +173,9 @@ def train_and_save(
     )
     if not accelerate.PartialState().is_main_process:
         return None
-    metrics = last_metrics(out) | (best_of(out) if keep == "best" else {})
+    metrics = last_metrics(out)
+    if keep == "best":  # what training found at the end is of other weights
+        skipped = {name: value for name, value in metrics.items() if name == "training_skipped"}
+        metrics = {**best_of(out), **skipped}
     measured_on = getattr(validation, "description", "")
     return finish(model, out / "model", recipe, data=words, metrics=metrics, measured_on=measured_on, preset=preset)
