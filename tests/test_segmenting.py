@@ -171,6 +171,31 @@ def test_a_large_photograph_has_a_large_mask(model: ImageTransformer) -> None:
     assert found.mask.shape == (6000, 7000)
 
 
+@pytest.mark.parametrize("error", [RuntimeError("can't allocate memory: you tried"), MemoryError()])
+def test_too_little_memory_says_what_to_do(model: ImageTransformer, error: Exception) -> None:
+    def greedy(features: Tensor, grid: tuple[int, int]) -> Tensor:
+        raise error
+
+    with pytest.raises(InputError, match="smaller size"):
+        segment(noise(), model, greedy)
+
+
+def test_errors_of_a_function_of_ones_own_come_through(model: ImageTransformer) -> None:
+    def wrong(features: Tensor, grid: tuple[int, int]) -> Tensor:
+        return features @ features
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        segment(noise(), model, wrong)
+
+
+def test_a_photograph_that_is_turned_has_its_mask_upright(model: ImageTransformer, tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a quarter to the right
+    noise(70, 50).save(tmp_path / "turned.jpg", exif=turned)
+    found = segment(tmp_path / "turned.jpg", model)
+    assert found.mask.shape == (70, 50) and found.photo.size == (50, 70)
+
+
 def test_a_model_of_one_size_says_what_is_missing() -> None:
     with pytest.raises(InputError, match="dynamic_img_size"):
         segment(noise(), create_model("vit_tiny_patch16_224", depth=1))
