@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -42,6 +43,7 @@ FRAMEWORKS: dict[str, Callable[[State], dict[str, Any]]] = {
         **prefixed("teacher.", s),
         **{name: value + 1 for name, value in prefixed("student.", s).items()},
     },
+    "numpy's best accuracy": lambda s: {"state_dict": s, "best_acc1": np.float64(71.5), "of": np.float32(2)},
 }
 
 

@@ -1,5 +1,6 @@
 """Wrong types, odd paths, broken installations and text of strangers: typed errors that a terminal can show."""
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from whitebox_crate.errors import (
     printable,
     require,
 )
+from whitebox_crate.images import load_image
 from whitebox_crate.segmentation import attention_masks, default_layer, maskcut, upsample
 from whitebox_crate.training import open_images
 
@@ -46,6 +48,7 @@ WRONG: Any = None  # of any type, for calls that no type checker would let throu
         (lambda: maskcut(np.ones((16, 3)), (4, 4)), "features cannot be a ndarray"),
         (lambda: maskcut(torch.rand(16, 3), 4), "grid cannot be a int"),  # type: ignore[arg-type]
         (lambda: coding_rate(np.ones((16, 3)), 0.5), "tokens cannot be a ndarray"),
+        (lambda: load_image(WRONG), "a photograph cannot be a NoneType"),
         (lambda: create_model("crate_pico", checkpoint_path=3), "checkpoint_path cannot be a int"),
     ],
 )
@@ -60,6 +63,7 @@ def test_an_argument_of_another_type_is_said_to_be_one(call: Callable[[], object
         (lambda: create_model(LONG), UnknownNameError),
         (lambda: create_model("a/" * 4000), UnknownNameError),
         (lambda: create_model(f"local-dir:{LONG}"), WeightsError),
+        (lambda: create_model("crate_pico", checkpoint_path=LONG), WeightsError),
         (lambda: save_pretrained(small_model("crate_tiny"), f"{LONG}"), OutputError),
         (lambda: save_pretrained(small_model("crate_tiny"), "a\0b"), OutputError),
     ],
@@ -95,6 +99,18 @@ def test_a_dependency_that_is_there_and_broken_says_why(monkeypatch: pytest.Monk
     for name in ("gone_part", "gone_part.below", "json.gone_part"):
         with pytest.raises(MissingExtraError, match=rf"{name} is needed here and is not installed: pip install 'w"):
             require(name, "eval")
+
+
+def test_facts_of_strangers_are_printable(tmp_path: Path) -> None:
+    folder = save_pretrained(small_model("crate_tiny"), tmp_path / "theirs")
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"]["license"] = "mit\ud800\x1b[2J"
+    config["label_names"] = ["\x1b[2J", "b", "c", "d", "e"]
+    (folder / "config.json").write_text(json.dumps(config))
+    model = create_model(f"local-dir:{folder}", pretrained=True)
+    assert model.pretrained_cfg.label_names[0] == "\\x1b[2J"
+    card = save_pretrained(model, tmp_path / "ours") / "README.md"
+    assert "license: mit\\ud800\\x1b[2J" in card.read_text(encoding="utf-8")
 
 
 # Files

@@ -28,6 +28,14 @@ def is_folder(path: str | Path) -> bool:
         return False
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there; False too for what is too long for a path, or may not be looked at."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def make_folder(folder: Path, advice: str = "give another") -> None:
     """Makes a folder and those above it, if they are not there.
 

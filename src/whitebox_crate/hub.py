@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ._files import make_folder, read_json, sha256_of, write_whole
 from ._patience import patiently
-from .errors import InputError, WeightsError
+from .errors import InputError, WeightsError, printable
 from .fold import fold_for_inference
 from .loading import made_empty, plain_state
 from .models import ImageTransformer
@@ -162,6 +162,8 @@ def read_fresh(path: Path, fetch: Callable[[], Path], read: Callable[[Path], T])
 def is_announced(path: Path) -> bool:
     """Whether a file of the cache hashes to its name there: SHA-256 of large files, git's hash of small ones."""
     place = path.resolve()
+    if not place.is_file():
+        return False
     if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", place.name):
         return False
     if len(place.name) == 64:
@@ -370,7 +372,7 @@ def read_config(folder: str | Path) -> Config:
     options, facts, ours = objects
     known = {field.name: field for field in fields(PretrainedCfg) if field.name not in _NOT_OF_A_COPY}
     values: dict[str, Any] = {k: _tupled(v) for k, v in {**facts, **ours}.items() if k in known and v is not None}
-    values["label_names"] = tuple(str(label) for label in labels) if isinstance(labels, list) else ()
+    values["label_names"] = tuple(printable(str(label)) for label in labels) if isinstance(labels, list) else ()
     if "num_classes" in config:  # timm's own place for it
         values["num_classes"] = config["num_classes"]
     try:
@@ -393,6 +395,7 @@ def read_config(folder: str | Path) -> Config:
 
 def _tupled(value: object) -> object:
     """JSON has no tuples, and options and facts have no lists."""
+    value = printable(value) if isinstance(value, str) else value  # or a licence could move the cursor of a terminal
     return tuple(value) if isinstance(value, list) else value
 
 

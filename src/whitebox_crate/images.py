@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from .errors import InputError, require
+from .errors import InputError, check_kind, require
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -56,6 +56,7 @@ def load_image(path: str | os.PathLike[str], *, upright: bool = True) -> Image:
         MissingExtraError: If Pillow is not installed.
     """
     require("PIL.Image", extra="images")
+    check_kind("a photograph", path, str | os.PathLike, "give the path of its file")
     name = os.fspath(path)
     try:
         kind = os.stat(name).st_mode

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load
 from torch import Tensor
 
-from .._files import read_json
+from .._files import is_file, is_folder, read_json
 from ..errors import WeightsError
 from .archives import AGAIN, open_archive
 from .arrays import SUFFIX, read_arrays
@@ -47,10 +47,10 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
             read; it says what to do.
     """
     path = Path(path)
-    if path.is_dir():
+    if is_folder(path):
         raise WeightsError(f"{path} is a folder; give a file, or load it with create_model('local-dir:{path}')")
-    if not path.is_file():
-        raise WeightsError(f"there is no file {path}; check the path")
+    if not is_file(path):
+        raise WeightsError(f"there is no file {path}; check the path and its permissions")
     try:
         with path.open("rb") as file, _unchanged(file, path if mmap else None):
             return _read(file, path, mmap)
