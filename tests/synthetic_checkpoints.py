@@ -157,12 +157,12 @@ def write_safetensors(path: Path, shapes: Shapes) -> None:
 
 def hollow(shapes: Shapes, prefix: str = "") -> dict[str, Tensor]:
     """Tensors whose memory nobody touches."""
-    return {prefix + name: torch.empty(shape) for name, shape in shapes.items()}
+    return {prefix + name: torch.zeros(shape) for name, shape in shapes.items()}
 
 
 def write_torch(path: Path, content: Mapping[str, Any]) -> None:
     """What `torch.save` writes, without the bytes of its tensors."""
-    with path.open("wb") as file, torch.serialization.skip_data():
+    with _Holes(path, "w+b") as file:
         torch.save(content, file)
 
 
