@@ -8,6 +8,7 @@ import pickle
 import shutil
 import struct
 import time
+import tracemalloc
 import warnings
 import zipfile
 from argparse import Namespace
@@ -365,6 +366,21 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     refused(path, "expand")
     np.savez_compressed(path, weight=np.random.default_rng(0).normal(size=1000))
     assert read_checkpoint(path)["weight"].shape == (1000,)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_array_that_expands_further_than_it_says_is_not_unpacked(method: int, tmp_path: Path) -> None:
+    """Python unpacks these without a bound: a kilobyte becomes gigabytes, of which it then keeps what is said."""
+    out = io.BytesIO()
+    np.save(out, np.zeros(4))
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", method) as archive:
+        archive.writestr("a.npy", out.getvalue() + bytes(64 << 20))
+        archive.filelist[0].file_size = len(out.getvalue())
+    assert (tmp_path / "a.npz").stat().st_size < 20_000
+    tracemalloc.start()
+    refused(tmp_path / "a.npz", "plain nor deflated")
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
 
 
 def test_archives_of_torch_that_are_compressed_are_refused(tmp_path: Path) -> None:

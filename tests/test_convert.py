@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from foreign import dino_training_of, jax_of, two_part_of
+from fuzzing import watchdog
 from golden_data import load_case
 from torch import Tensor
 
@@ -64,6 +65,24 @@ def test_the_tensors_themselves_are_not_touched(name: str) -> None:
         [theirs] = [key for key, other in names.items() if other == ours]
         assert value is state[theirs]
         assert torch.equal(value, copies[theirs])
+
+
+# Bounds
+
+
+def test_prefixes_without_end_are_refused_before_long() -> None:
+    for names in (2, 5000):
+        prefix = "module." * (700_000 // names)
+        with watchdog(), pytest.raises(WeightsError):
+            convert_checkpoint({f"{prefix}blocks.{number}.norm": torch.ones(1) for number in range(names)})
+
+
+def test_layers_without_end_are_refused_before_long() -> None:
+    state = {**create_model("crate_tiny", embed_dim=8, depth=1, num_heads=1).state_dict()}
+    for name in [name for name in state if name.startswith("blocks.0.")]:
+        state.update(dict.fromkeys((name.replace(".0.", f".{layer}.", 1) for layer in range(20_000)), state[name]))
+    with watchdog(), pytest.raises(WeightsError, match="at most 1000"):
+        infer_model(state)
 
 
 # Formats

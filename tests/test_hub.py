@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from small_models import CLASSES, DIM, images_for, small_model, small_options
 
@@ -16,6 +17,7 @@ from whitebox_crate._files import write_whole
 from whitebox_crate.errors import InputError, OutputError, UnknownNameError, WeightsError, WhiteboxCrateError
 from whitebox_crate.hub import read_config
 from whitebox_crate.models import Crate
+from whitebox_crate.preprocess import fit_photo
 
 NAME = "crate_tiny_patch16_224"
 
@@ -211,6 +213,69 @@ def test_a_file_that_is_written_over_leaves_a_model_as_it_is(how: str, mmap: boo
     assert torch.equal(live.eval()(images), before)
     shutil.copyfile(others / hub.WEIGHTS, path)  # into the same file, as cp does
     assert torch.equal(live(images), after if mmap else before)
+
+
+# Options of a stranger
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"head_dim": 10**7},
+        {"embed_dim": 1 << 16},
+        {"img_size": [64_000, 64_000]},
+        {"num_classes": 10**8},
+        {"patch_size": 4096, "img_size": 4096},
+        {"step_size": 10**400},
+        {"num_heads": 10**9, "head_dim": 1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_options_that_ask_for_memory_without_end_are_refused(
+    option: dict[str, Any], pretrained: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_pretrained(small_model(NAME), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["model_args"].update(option)
+    config["num_classes"] = config["model_args"]["num_classes"]
+    (folder / "config.json").write_text(json.dumps(config))
+    made = list[int]()
+    empty = torch.empty
+
+    def noted(*size: Any, **how: Any) -> torch.Tensor:
+        tensor = empty(*size, **how)
+        made.append(0 if tensor.is_meta else tensor.numel())
+        return tensor
+
+    monkeypatch.setattr(torch, "empty", noted)
+    with pytest.raises(WhiteboxCrateError):
+        create_model(f"local-dir:{folder}", pretrained=pretrained)
+    assert sum(made) < 1 << 20
+
+
+@pytest.mark.parametrize("step", [10**30, 1])
+def test_a_constant_that_is_an_integer_is_a_float(step: int) -> None:
+    model = small_model(NAME, step_size=step)
+    assert type(model.model_args["step_size"]) is float
+    model(images_for(model))
+
+
+@pytest.mark.parametrize("facts", [{"crop_pct": 5e-324}, {"crop_pct": 0}, {"crop_pct": -1}, {"crop_pct": 7}])
+def test_a_crop_of_nothing_is_refused(facts: dict[str, Any], tmp_path: Path) -> None:
+    folder = save_pretrained(small_model(NAME), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"].update(facts)
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match="crop_pct"):
+        create_model(f"local-dir:{folder}")
+
+
+def test_an_absurd_size_for_attention_is_refused_where_it_is_used() -> None:
+    model = small_model(NAME)
+    model.pretrained_cfg = PretrainedCfg(attention_size=10**6)
+    with pytest.raises(InputError, match="a token each"):
+        fit_photo(model, Image.new("RGB", (40, 30)))
 
 
 # What is no model's folder

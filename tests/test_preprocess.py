@@ -20,7 +20,14 @@ from PIL import Image, ImageOps
 from whitebox_crate import PretrainedCfg, create_model
 from whitebox_crate.errors import InputError, MissingExtraError, UnknownNameError
 from whitebox_crate.images import load_image, to_rgb
-from whitebox_crate.preprocess import create_transform, image_to_tensor, resize_to_grid, resolve_data_config
+from whitebox_crate.preprocess import (
+    MOST_PATCHES,
+    MOST_PIXELS,
+    create_transform,
+    image_to_tensor,
+    resize_to_grid,
+    resolve_data_config,
+)
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
@@ -135,6 +142,48 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bomb.png").write_bytes(png)
     with pytest.raises(InputError, match=r"bomb\.png.*smaller"):
         load_image(tmp_path / "bomb.png")
+
+
+def test_a_picture_of_more_pixels_than_its_bytes_can_tell_is_refused(tmp_path: Path) -> None:
+    """Below what Pillow deems unsafe: white, transparent, and compressed a thousand times."""
+    Image.new("RGBA", (6000, 5000)).save(tmp_path / "bomb.png", compress_level=9)
+    assert (tmp_path / "bomb.png").stat().st_size < 200_000
+    with pytest.raises(InputError, match=r"bomb\.png.*6000 x 5000 pixels in"):
+        load_image(tmp_path / "bomb.png")
+    Image.new("L", (4096, 4096)).save(tmp_path / "white.png", compress_level=9)
+    assert load_image(tmp_path / "white.png").size == (4096, 4096)
+    grain = np.random.default_rng(0).integers(0, 256, (1300, 13_000), dtype=np.uint8)
+    Image.fromarray(grain).save(tmp_path / "large.jpg", quality=30)
+    assert load_image(tmp_path / "large.jpg").size == (13_000, 1300)
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "side"), [((400, 300), 16, 100_000), ((4, 4), 1, 1 << 24), ((9, 9), 512, 9000)]
+)
+def test_a_size_that_would_fill_the_memory_is_refused_with_the_largest(
+    size: tuple[int, int], patch: int, side: int
+) -> None:
+    with pytest.raises(InputError, match=r"a token each: .* GiB .*--size") as raised:
+        resize_to_grid(Image.new("RGB", size), patch, side)
+    largest = int(str(raised.value).split()[-1])
+    assert 1 <= largest < side
+    rows, columns = (round(length * largest / min(size) / patch) for length in reversed(size))
+    assert rows * columns <= 1.1 * MOST_PATCHES and rows * columns * patch**2 <= 1.1 * MOST_PIXELS
+
+
+@pytest.mark.parametrize("side", [10**400, -(10**400), 1 << 40])
+def test_sides_that_are_none(side: int) -> None:
+    with pytest.raises(InputError, match="sides are from 1"):
+        resize_to_grid(Image.new("RGB", (4, 4)), 16, side)
+
+
+def test_what_is_cut_off_never_becomes_floats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture of 1 x 99 is 22,176 pixels long before it is cropped to 224."""
+    seen = list[int]()
+    from_numpy = torch.from_numpy
+    monkeypatch.setattr(torch, "from_numpy", lambda array: (seen.append(array.size), from_numpy(array))[1])
+    assert create_transform(224)(Image.new("RGB", (99, 1))).shape == (3, 224, 224)
+    assert seen == [3 * 224 * 224]
 
 
 def test_without_pillow_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

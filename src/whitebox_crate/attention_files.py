@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -66,7 +67,7 @@ def save_attention(
     shape = (len(images), shown, tokens, tokens)
     files = {layer: folder / f"attention_{layer:02d}.npy" for layer in resolve_layers(layers, len(core.blocks))}
     make_folder(folder)
-    _check_room(folder, len(files) * int(np.prod(shape)) * np.dtype(dtype).itemsize)
+    _check_room(folder, len(files) * math.prod(shape) * np.dtype(dtype).itemsize)
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".attention-") as temporary, ExitStack() as stack:
             for layer, path in files.items():

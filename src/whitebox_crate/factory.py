@@ -22,7 +22,7 @@ from .convert.files import read_checkpoint
 from .convert.rename import Converted, convert_checkpoint
 from .errors import InputError, UnknownNameError, WeightsError, WhiteboxCrateError, check_kind
 from .fold import fold_for_inference
-from .loading import load_state, made_empty
+from .loading import MAX_GROWTH, SMALL, load_state, made_empty
 from .models import FeatureExtractor, ImageTransformer
 from .models._base import GlobalPool, known_pool
 from .models._features import FeatureCls
@@ -108,6 +108,8 @@ def create_model(
             content = read(path)
         converted = convert_checkpoint(content, global_pool=options.get("global_pool") or "token")
         options = _with_what_a_file_shows(source.entry, options, converted, path)
+    if converted is None:
+        _check_growth(source)
     model = _make(source.entry, options, empty=converted is not None)
     if not isinstance(model, ImageTransformer):
         if converted is not None or features_only:
@@ -249,7 +251,9 @@ def _options(source: _Source, given: Mapping[str, Any], pretrained: bool) -> dic
     options = {key: _plain_number(value) for key, value in merged.items() if value is not None}
     for key, value in options.items():  # constants enter no shape: a wrong one would show only where it is used
         if type(entry.defaults.get(key)) is float and not _is_finite(value):
-            raise InputError(f"{key} of {entry.name} is a finite number, not {value!r}")
+            raise InputError(f"{key} of {entry.name} is a finite number, not {value!r:.50}")
+        if type(entry.defaults.get(key)) is float:
+            options[key] = float(value)  # integers without end are no numbers to torch
     if pretrained:
         options = {**_classes(entry, source.cfg), **options}
     if source.pool is not None and entry.names("global_pool"):  # timm saves it apart from the options
@@ -275,6 +279,25 @@ def _is_finite(value: object) -> bool:
         return isinstance(value, Real) and math.isfinite(value)
     except OverflowError:
         return False
+
+
+def _check_growth(source: _Source) -> None:
+    """Refuses the options of a folder that make a model of another order of size, where no weights tell its size.
+
+    Raises:
+        WeightsError: If they do.
+    """
+    if source.options.keys() <= {"num_classes"}:
+        return
+    usual, wanted = (
+        sum(parameter.numel() for parameter in _make(source.entry, options, empty=True).parameters())
+        for options in ({}, source.options)
+    )
+    if wanted > max(MAX_GROWTH * usual, SMALL):
+        raise WeightsError(
+            f"{hub.CONFIG} asks for a model of {wanted} numbers, where {source.entry.name} has {usual}: load its "
+            f"weights by pretrained=True, or make {source.entry.name} with options of your own"
+        )
 
 
 def _make(entry: Entry, options: Mapping[str, Any], empty: bool) -> nn.Module:

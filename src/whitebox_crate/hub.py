@@ -20,7 +20,7 @@ from ._files import make_folder, read_json, sha256_of, write_whole
 from ._patience import patiently
 from .errors import InputError, WeightsError, printable
 from .fold import fold_for_inference
-from .loading import made_empty, plain_state
+from .loading import MAX_DEPTH, made_empty, plain_state
 from .models import ImageTransformer
 from .models._base import GlobalPool
 from .models._wrappers import unwrap
@@ -43,7 +43,6 @@ _NOT_OF_A_COPY: dict[str, Any] = {
 # What timm does not know is kept apart under this name, for it takes no other fields in "pretrained_cfg" than its own.
 _OURS = "whitebox_crate"
 _ONLY_OURS = ("attention_layer", "attention_head", "attention_size", "origin", "paper")
-_MAX_DEPTH = 1000  # a config that asks for more is not one: blocks are made one by one, and it would never end
 
 
 def fetch(
@@ -381,8 +380,8 @@ def read_config(folder: str | Path) -> Config:
         raise WeightsError(f"{path}: {error}") from error
     options = {k: _tupled(v) for k, v in options.items()}
     for depth in (options.get("depth"), options.get("decoder_depth")):
-        if isinstance(depth, int) and depth > _MAX_DEPTH:
-            raise WeightsError(f"{path} asks for {depth} layers; at most {_MAX_DEPTH} are made from a file")
+        if isinstance(depth, int) and depth > MAX_DEPTH:
+            raise WeightsError(f"{path} asks for {depth} layers; at most {MAX_DEPTH} are made from a file")
     classes = options.get("num_classes", cfg.num_classes)
     if type(classes) is not int or classes != cfg.num_classes:  # the head would be taken for one to be left fresh
         raise WeightsError(f"{path} has {cfg.num_classes} classes as 'num_classes' and {classes!r} in 'model_args'")

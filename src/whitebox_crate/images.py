@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Iterator
@@ -36,6 +37,10 @@ def image_files(folder: str | os.PathLike[str]) -> list[Path]:
     if not found:
         raise InputError(f"{os.fspath(folder)!r} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return found
+
+
+# A picture of more pixels than this has a byte for so many of them at least; photographs and drawings are far above.
+FEW_PIXELS, MOST_PER_BYTE = 1 << 24, 100
 
 
 def load_image(path: str | os.PathLike[str], *, upright: bool = True) -> Image:
@@ -83,12 +88,20 @@ def reading(file: IO[bytes], name: str) -> Iterator[Any]:
         A Pillow image, which reads on from the file when its pixels are asked for.
 
     Raises:
-        InputError: If the file is damaged, cut short, no image, or larger than Pillow deems safe.
+        InputError: If the file is damaged, cut short, no image, larger than Pillow deems safe, or of many more pixels
+            than its bytes can tell.
         MissingExtraError: If Pillow is not installed.
     """
     pillow: Any = require("PIL.Image", extra="images")
     try:
+        nbytes = file.seek(0, io.SEEK_END)
+        file.seek(0)
         with pillow.open(file, formats=[kind for kind in FORMATS if kind in _known(pillow)]) as image:
+            if image.width * image.height > max(FEW_PIXELS, MOST_PER_BYTE * nbytes):
+                raise InputError(
+                    f"it is {image.width} x {image.height} pixels in {nbytes} bytes, which would fill memory with "
+                    "little to see; make it smaller first"
+                )
             yield image
     except InputError as error:
         raise InputError(f"{name}: {error}") from error

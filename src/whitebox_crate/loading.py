@@ -25,6 +25,8 @@ _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # A model has no more numbers than so many times those of its weights: options from a file could ask for any. A small
 # one may, for another head.
 MAX_GROWTH, SMALL = 10, 1 << 26
+# What asks for more layers is no model: blocks are made one by one, and it would never end.
+MAX_DEPTH = 1000
 
 
 def load_state(

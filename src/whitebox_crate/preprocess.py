@@ -17,7 +17,7 @@ from .errors import InputError, UnknownNameError, require
 from .images import to_rgb
 from .layers.patch_embed import Size, to_pair
 from .models import FeatureExtractor, ImageTransformer
-from .pretrained_cfg import IMAGENET_MEAN, IMAGENET_STD, PretrainedCfg
+from .pretrained_cfg import IMAGENET_MEAN, IMAGENET_STD, LEAST_CROP, PretrainedCfg
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,6 +26,7 @@ AnyImage: TypeAlias = Union["Image", np.ndarray[Any, Any], Tensor]
 
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # Pillow's, in lower case
 MOST_CROPPED = 100  # a resized image is at most so many squares over the crop's longer side, for memory is finite
+MOST_PATCHES, MOST_PIXELS = 1 << 18, 1 << 26  # of a photograph for a model
 
 
 def resolve_data_config(
@@ -103,7 +104,8 @@ def create_transform(
         interpolation: Pillow's filter: "nearest", "box", "bilinear", "hamming", "bicubic" or "lanczos".
         mean: Per channel, of images scaled to [0, 1].
         std: Per channel, likewise.
-        crop_pct: Side of the centre crop over the shorter side of the resized image, in (0, 1].
+        crop_pct: Side of the centre crop over the shorter side of the resized image, from 0.01
+            to 1.
         crop_mode: "center", the one of timm's modes that there is here.
         is_training: False; training crops at random, which `whitebox_crate.training` does.
 
@@ -151,8 +153,10 @@ class Transform:
         if self.interpolation not in INTERPOLATIONS:
             raise UnknownNameError.of("interpolation", self.interpolation, INTERPOLATIONS)
         _check_statistics(self.mean, self.std, channels)
-        if not (isinstance(self.crop_pct, int | float) and 0 < self.crop_pct <= 1):
-            raise InputError(f"crop_pct is a share in (0, 1], not {self.crop_pct!r}; 1 crops only what sticks out")
+        if not (isinstance(self.crop_pct, int | float) and LEAST_CROP <= self.crop_pct <= 1):
+            raise InputError(
+                f"crop_pct is a share from {LEAST_CROP} to 1, not {self.crop_pct!r:.50}; 1 crops only what sticks out"
+            )
 
     def __call__(self, images: AnyImage | Sequence[AnyImage]) -> Tensor:
         """Turns one image, or a batch of images, into what the model takes.
@@ -195,7 +199,7 @@ class Transform:
         else:
             ratio = min(height / tall, width / wide)
             size = round(height / ratio), round(width / ratio)
-        if size[0] * size[1] > MOST_CROPPED * max(target_height, target_width) ** 2:
+        if size[0] * size[1] > min(MOST_CROPPED * max(target_height, target_width) ** 2, MOST_PIXELS):
             raise InputError(
                 f"{height} x {width} pixels would become {size[0]} x {size[1]}, to be cropped to {target_height} x "
                 f"{target_width}; crop the image first"
@@ -203,11 +207,7 @@ class Transform:
         return size
 
     def _one(self, image: Any) -> Tensor:
-        pixels = _normalised(image, self._resized, self.interpolation, self.mean, self.std)
-        height, width = self.input_size[1:]
-        # Python rounds halves to even, and so do the evaluations.
-        top, left = (round((have - want) / 2) for have, want in zip(pixels.shape[1:], (height, width), strict=True))
-        return pixels[:, top : top + height, left : left + width].contiguous()
+        return _normalised(image, self._resized, self.interpolation, self.mean, self.std, self.input_size[1:])
 
 
 def resize_to_grid(image: Image, patch_size: Size, short_side: int, long_side: int | None = None) -> Image:
@@ -225,7 +225,7 @@ def resize_to_grid(image: Image, patch_size: Size, short_side: int, long_side: i
         of the patch, and at least one patch.
 
     Raises:
-        InputError: If a size is not positive.
+        InputError: If a size is not positive, or more patches come of it than a model could take.
     """
     pillow: Any = require("PIL.Image", extra="images")
     patch_height, patch_width = to_pair(patch_size)
@@ -237,11 +237,24 @@ def grid_for(image: Image, patch_size: Size, short_side: int, long_side: int | N
     """The (rows, columns) of patches that `resize_to_grid` makes of an image; arguments and errors are the same."""
     patch_height, patch_width = to_pair(patch_size)
     longest = 4 * short_side if long_side is None else long_side
-    if short_side < 1 or longest < 1:
-        raise InputError(f"sides are at least 1 pixel, not {short_side} and {longest}")
+    if not all(1 <= side <= 4 * MOST_PIXELS for side in (short_side, longest)):
+        raise InputError(f"sides are from 1 to {4 * MOST_PIXELS} pixels, not {short_side!r:.50} and {longest!r:.50}")
     width, height = image.size
     scale = min(short_side / min(width, height), longest / max(width, height))
-    return max(1, round(height * scale / patch_height)), max(1, round(width * scale / patch_width))
+    rows, columns = max(1, round(height * scale / patch_height)), max(1, round(width * scale / patch_width))
+    _check_patches(rows, columns, (patch_height, patch_width), short_side)
+    return rows, columns
+
+
+def _check_patches(rows: int, columns: int, patch: tuple[int, int], short_side: int) -> None:
+    """Refuses a picture that would fill the memory, before any is taken."""
+    patches, pixels = rows * columns, rows * columns * patch[0] * patch[1]
+    if (share := max(patches / MOST_PATCHES, pixels / MOST_PIXELS)) > 1:
+        raise InputError(
+            f"a shorter side of {short_side} pixels makes {rows} x {columns} = {patches} patches, a token each: "
+            f"{15 * pixels / 2**30:.1f} GiB for the picture, and {4 * 768 * patches / 2**30:.1f} GiB for each state of "
+            f"a model of width 768; give a size (--size) of at most {max(1, int(short_side / math.sqrt(share)))}"
+        )
 
 
 def best_short_side(model: ImageTransformer) -> int:
@@ -329,31 +342,43 @@ def _normalised(
     interpolation: str,
     mean: Sequence[float],
     std: Sequence[float],
+    crop: tuple[int, int] | None = None,
 ) -> Tensor:
     """(pixels / 255 - mean) / std of an image at the size that `resized` makes of its own; as many channels as means.
 
+    Of a resized image, the (height, width) of `crop` in the middle. What is cut off never becomes floats.
     Float tensors hold pixels / 255 already, and are not resized.
     """
     if isinstance(image, Tensor) and image.is_floating_point():
         pixels = _check_unit_range(image, channels=len(mean))
         size = resized(*pixels.shape[1:])
+        top, left, height, width = _middle(size, crop)
         if size != pixels.shape[1:]:
             raise InputError(
                 f"float tensors are not resized, and {tuple(pixels.shape[1:])} would have to become {size}; give it "
                 "that size, or give uint8 pixels: (255 * image).round().byte()"
             )
+        pixels = pixels[:, top : top + height, left : left + width]
     else:
         pillow: Any = require("PIL.Image", extra="images")
         photo = to_pillow(image)
         if len(mean) == 1:
             photo = photo.convert("L")
-        height, width = resized(photo.height, photo.width)
-        photo = photo.resize((width, height), pillow.Resampling[interpolation.upper()])
-        array = np.array(photo).reshape(height, width, len(mean))
+        size = resized(photo.height, photo.width)
+        top, left, height, width = _middle(size, crop)
+        photo = photo.resize(size[::-1], pillow.Resampling[interpolation.upper()])
+        array = np.array(photo.crop((left, top, left + width, top + height))).reshape(height, width, len(mean))
         pixels = torch.from_numpy(array).permute(2, 0, 1).float() / 255
     offset, scale = (pixels.new_tensor(values).view(-1, 1, 1) for values in (mean, std))
     normalised = ((pixels - offset) / scale).contiguous()  # on the CPU if by Pillow: accelerators round otherwise
     return normalised.to(image.device) if isinstance(image, Tensor) else normalised
+
+
+def _middle(size: tuple[int, int], crop: tuple[int, int] | None) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the crop from the middle of an image of this (height, width)."""
+    height, width = crop or size
+    # Python rounds halves to even, and so do the evaluations.
+    return round((size[0] - height) / 2), round((size[1] - width) / 2), height, width
 
 
 def to_pillow(image: Any) -> Image:

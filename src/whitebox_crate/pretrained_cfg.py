@@ -10,6 +10,7 @@ from .errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+LEAST_CROP = 0.01  # less of an image is nothing to see, and resizing it takes memory without end
 # timm's fields that are constants of `PretrainedCfg`.
 SAME_FOR_ALL = ("classifier", "first_conv", "fixed_input_size", "crop_mode", "pool_size")
 
@@ -93,6 +94,8 @@ class PretrainedCfg(Mapping[str, Any]):
                 f"'input_size' is (channels, height, width) and 'num_classes' at least 0, not {self.input_size!r} and "
                 f"{self.num_classes}"
             )
+        if not LEAST_CROP <= self.crop_pct <= 1:
+            raise InputError(f"'crop_pct' is a share from {LEAST_CROP} to 1, not {self.crop_pct!r:.50}")
 
     def __iter__(self) -> Iterator[str]:
         yield from (fact.name for fact in fields(self))

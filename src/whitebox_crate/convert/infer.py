@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError, WeightsError
 from ..layers.patch_embed import to_pair
+from ..loading import MAX_DEPTH
 from ..models import Crate, CrateAlpha, CrateMae, CrateMhsa, CrateMlp, ViT
 from ..registry import find_entry, list_models
 from .formats import TWO_PART
@@ -166,9 +167,11 @@ def _count(stack: str, names: Iterable[str]) -> int:
     """How many layers there are.
 
     Raises:
-        WeightsError: If they are not counted from 0 without a gap.
+        WeightsError: If they are not counted from 0 without a gap, or too many.
     """
     found = {name.split(".")[1] for name in names if name.startswith(f"{stack}.")}
+    if len(found) > MAX_DEPTH:
+        raise WeightsError(f"there are {len(found)} layers in {stack}; a model is made of at most {MAX_DEPTH}")
     lacking = {str(index) for index in range(len(found))} - found
     if lacking:
         raise WeightsError(

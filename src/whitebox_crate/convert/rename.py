@@ -186,12 +186,15 @@ def _grouped(
     return tensors, dicts
 
 
+LONGEST_NAME = 1000
 _LEADING = re.compile(rf"^(?:(?:{'|'.join(WRAPPERS)})\.|{'|'.join(map(re.escape, PREFIXES))})+")
 _WRAPPED = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join(WRAPPED)})\.")
 
 
 def _unmarked(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content without what wrappers of modules put into names."""
+    """The content without what wrappers of modules put into names, which are read many times: they are not endless."""
+    if content and (longest := max(map(len, content))) > LONGEST_NAME:
+        raise WeightsError(f"a name has {longest} characters, which none of a tensor has; do not trust the file")
     unmarked = {_WRAPPED.sub("", name): value for name, value in content.items()}
     if len(unmarked) != len(content):
         double = [name for name in content if _WRAPPED.sub("", name) != name]
