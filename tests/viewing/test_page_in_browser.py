@@ -257,6 +257,16 @@ def test_widths(opened: Open, width: int) -> None:
         assert min(box["width"], box["height"]) >= 24  # for fingers: WCAG 2.2, 2.5.8
 
 
+def test_many_heads_scroll_and_do_not_overlap(opened: Open, tmp_path: Path) -> None:
+    model = create_model("vit_nano", dynamic_img_size=True, depth=2, num_heads=16).eval()
+    page = opened(view(PHOTO, model, size=48).save(tmp_path / "page.html"), width=360)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    boxes = [page.locator(".small tbody tr").first.locator("button").nth(index).bounding_box() for index in range(18)]
+    assert all(one["x"] + one["width"] <= next_["x"] + 0.5 for one, next_ in zip(boxes, boxes[1:], strict=False))
+    assert all(box["width"] >= 24 for box in boxes)
+    assert page.locator("thead th").nth(12).text_content() == "11"
+
+
 def test_the_picture_is_saved_as_it_is_seen(opened: Open, tmp_path: Path) -> None:
     page = opened()
     with page.expect_download() as download:

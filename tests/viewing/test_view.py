@@ -194,8 +194,8 @@ class TestCommand:
         assert "notes.txt" in capsys.readouterr().err
         assert len(data(Page(out.read_text(encoding="utf-8")))["photographs"]) == 1
 
-    def test_a_folder_is_no_page(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert cli.main(["view", "--out", str(tmp_path)]) == 1
-        assert "is a folder" in capsys.readouterr().err
+    def test_a_folder_gets_a_page(self, tmp_path: Path) -> None:
+        assert cli.main(["view", str(SAMPLES / "cat.jpg"), "--size", "24", "--out", str(tmp_path)]) == 0
+        assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
         with pytest.raises(OutputError):
-            Page("").save(tmp_path)
+            Page("").save(tmp_path)  # in Python, a path is a path

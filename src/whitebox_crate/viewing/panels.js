@@ -6,7 +6,7 @@ const STATES = { tokens: "before attention", compressed: "after attention", outp
 const QUANTITIES = {
   subspace_coding_rate: ["Coding rate Rc", "on the layer's subspaces, nats a token: MSSA lowers it", (x) => x.toFixed(2)],
   coding_rate: ["Coding rate R", "of all tokens, nats a token", (x) => x.toFixed(2)],
-  l0: ["Not zero", "share of the entries: ISTA lowers it", (x) => (100 * x).toFixed(0) + "%"],
+  l0: ["Not zero", "share of the entries: ISTA lowers it", (x) => percentage(x)],
 };
 
 /** Makes an element: its attributes, or properties where it has them, and what is in it. */
@@ -118,8 +118,13 @@ function placeText(patch, [, columns]) {
   return `row ${Math.floor(patch / columns) + 1}, column ${(patch % columns) + 1}`;
 }
 
+/** Of small shares, as those of attention are. */
 function percent(share) {
   return (100 * share).toFixed(share < 0.1 ? 2 : 1) + "%";
+}
+
+function percentage(share) {
+  return (100 * share).toFixed(0) + "%";
 }
 
 function headName(reading, head) {
@@ -159,7 +164,9 @@ function walkCells(event, panel, layer, column) {
 }
 
 function smallTable(panel) {
-  const header = ["layer", ...columnNames(panel.reading)].map((name) => element("th", { scope: "col" }, name));
+  const { heads } = panel.reading;
+  const names = columnNames(panel.reading).map((name) => (heads > 4 ? name.replace("head ", "") : name));
+  const header = ["layer", ...names].map((name) => element("th", { scope: "col" }, name));
   const rows = panel.cells.map((row, layer) =>
     element("tr", {}, element("th", { scope: "row" }, String(layer)), ...row.map((button) => element("td", {}, button))),
   );
@@ -169,6 +176,7 @@ function smallTable(panel) {
     element("thead", {}, element("tr", {}, ...header)),
     element("tbody", {}, ...rows),
   );
+  table.style.minWidth = `calc(3rem + ${names.length} * 2.2rem)`; // of many heads, it scrolls
   return element("div", { className: "scroll" }, table);
 }
 
@@ -219,7 +227,7 @@ function drawLarge(panel, image, { view, rule, amount }) {
   const context = panel.large.getContext("2d");
   const map = shownMap(panel);
   const kept = map && keptPatches(map, rule, amount);
-  paintPhoto(context, image, view === "map" ? "grayscale(1)" : "none");
+  paintPhoto(context, image, view === "map");
   if (view === "colours") paintBlocks(context, colourPixels(reading, layer));
   if (view === "map" && map) paintBlocks(context, heatPixels(map, reading.grid[1], overPhoto));
   if (view === "mask" && map) paintOutside(context, kept, reading.grid);
@@ -243,7 +251,7 @@ function captionOf(panel, map, kept) {
   const inside = kept.filter(Boolean).length / kept.length;
   return (
     `${where}: ${token} attends most to ${placeText(most, reading.grid)} (${percent(map[most])}). ` +
-    `The mask covers ${(100 * inside).toFixed(0)}% of the photograph.`
+    `The mask covers ${percentage(inside)} of the photograph.`
   );
 }
 
@@ -269,7 +277,7 @@ function writeNumbers(panel) {
 
 function namesOf(reading) {
   if (!reading.names.length) return [];
-  const names = reading.names.map(([name, share]) => `${name} ${(100 * share).toFixed(0)}%`);
+  const names = reading.names.map(([name, share]) => `${name} ${share < 0.01 ? percent(share) : percentage(share)}`);
   return [element("p", { className: "names" }, `Taken for: ${names.join(", ")}.`)];
 }
 

@@ -63,12 +63,14 @@ function paintBlocks(context, pixels) {
   context.restore();
 }
 
-function paintPhoto(context, image, filter) {
+function paintPhoto(context, image, grey) {
   const { width, height } = context.canvas;
   context.clearRect(0, 0, width, height);
-  context.save();
-  context.filter = filter;
   context.drawImage(image, 0, 0, width, height);
+  if (!grey) return;
+  context.save();
+  context.globalCompositeOperation = "saturation"; // of black: none. Not all browsers have filters of canvases
+  context.fillRect(0, 0, width, height);
   context.restore();
 }
 
