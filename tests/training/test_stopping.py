@@ -74,6 +74,23 @@ def test_who_asks_twice_does_not_wait(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(source.drawn) == 3 and content(tmp_path) == []
 
 
+def test_what_one_process_hears_all_know() -> None:
+    class Two:
+        num_processes, device, is_main_process = 2, "cpu", True
+        others = 0
+
+        def gather(self, mine: torch.Tensor) -> torch.Tensor:
+            return torch.cat([mine, torch.tensor([self.others])])
+
+    with stopping.StopRequest(Two()) as stop:
+        assert stop.noted() == 0
+        Two.others = signal.SIGTERM
+        assert stop.noted() == signal.SIGTERM
+        Two.others = 0
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.noted() == signal.SIGINT
+
+
 def test_a_run_in_a_thread_is_as_any_other(tmp_path: Path) -> None:
     thread = threading.Thread(target=train, args=(make(), Colours(), short(), tmp_path))
     thread.start()
