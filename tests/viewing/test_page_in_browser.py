@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -262,7 +263,7 @@ def test_many_heads_scroll_and_do_not_overlap(opened: Open, tmp_path: Path) -> N
     page = opened(view(PHOTO, model, size=48).save(tmp_path / "page.html"), width=360)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     boxes = [page.locator(".small tbody tr").first.locator("button").nth(index).bounding_box() for index in range(18)]
-    assert all(one["x"] + one["width"] <= next_["x"] + 0.5 for one, next_ in zip(boxes, boxes[1:], strict=False))
+    assert all(one["x"] + one["width"] <= next_["x"] + 0.5 for one, next_ in pairwise(boxes))
     assert all(box["width"] >= 24 for box in boxes)
     assert page.locator("thead th").nth(12).text_content() == "11"
 
@@ -308,3 +309,19 @@ def test_names_are_never_run(opened: Open, tmp_path: Path) -> None:
     assert page.locator("#name").text_content() == name
     assert page.locator("h2").text_content() == "<b>bold</b>"
     assert page.locator("img").count() == 0
+
+
+def test_a_notebook_shows_it_in_a_frame(browser: Any, models: list[ImageTransformer], tmp_path: Path) -> None:
+    context = browser.new_context(viewport={"width": 1000, "height": 950})
+    page = context.new_page()
+    page.set_content(f"<!DOCTYPE html><p>Out[1]:</p>{view(PHOTO, models[0], size=48)._repr_html_()}")
+    frame = page.frame_locator("iframe")
+    frame.locator(".caption").filter(has_text="[CLS] attends most").wait_for()
+    frame.get_by_role("button", name="layer 2, head 3").click()
+    frame.locator(".caption").filter(has_text="layer 2, head 3").wait_for()
+    with page.expect_download() as download:
+        frame.locator("#png").click()
+    download.value.save_as(tmp_path / "seen.png")
+    with Image.open(tmp_path / "seen.png") as picture:
+        assert picture.width > 900
+    context.close()
