@@ -38,7 +38,9 @@ def members_of(content: bytes) -> dict[str, bytes]:
     """The members of a zip that compresses nothing, by its directory; their checksums must be right."""
     end = content.rindex(b"PK\x05\x06")
     count, length, told = struct.unpack_from("<HII", content, end + 10)
-    end -= 76 if content[end - 20 : end - 16] == b"PK\x06\x07" else 0  # a longer end and its pointer come before
+    if content[end - 20 : end - 16] == b"PK\x06\x07":  # a longer end and its pointer come before
+        end -= 76
+        count, length, told = struct.unpack_from("<QQQ", content, end + 32)
     place, members = end - length, {}
     before = place - told  # another file, which the places in the directory do not count
     for _ in range(count):
