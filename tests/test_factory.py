@@ -122,6 +122,8 @@ def test_an_unknown_option_is_answered_with_its_neighbours(option: str, meant: s
         create_model("crate_tiny", **{option: 3})
     with pytest.raises(UnknownNameError, match="'mlp_ratio'"):
         create_model("crate_tiny", mlp_ratio=4.0)  # ViT's, not CRATE's
+    with pytest.raises(TypeError, match="'mlp_ratio'"):  # as Python and timm call it
+        create_model("crate_tiny", mlp_ratio=4.0)
 
 
 @pytest.mark.parametrize(
@@ -501,6 +503,14 @@ def test_options_of_timm_that_ask_for_nothing_are_none() -> None:
     for option in ("drop_block_rate", "init_values", "reg_tokens", "qk_norm", "scriptable", "fc_norm"):
         with pytest.raises(UnknownNameError, match=f"unknown option of {NAME} '{option}'; (known|did you mean)"):
             create_model(NAME, **{option: 1}, **small_options(NAME))
+
+
+def test_a_model_is_made_where_and_of_what_is_asked() -> None:
+    half = create_model(NAME, dtype=torch.bfloat16, **small_options(NAME))
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    for options in ({}, {"features_only": True}):
+        nowhere = create_model(NAME, device="meta", **options, **small_options(NAME))
+        assert all(parameter.is_meta for parameter in nowhere.parameters())
 
 
 def test_a_name_is_given_once() -> None:

@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 from whitebox_crate._deprecated import MODULES, NAMES, PACKAGE
+from whitebox_crate.errors import MissingExtraError
 
 ROOT = Path(__file__).parents[1]
 CHANGELOG = ROOT / "CHANGELOG.md"  # which speaks of names that are gone
@@ -39,11 +40,13 @@ def is_found(name: str) -> bool:
     package, *parts = name.split(".")
     value: object = importlib.import_module(package)
     for part in parts:
-        if not hasattr(value, part) and hasattr(value, "__path__"):
-            try:
+        try:
+            if not hasattr(value, part) and hasattr(value, "__path__"):
                 importlib.import_module(f"{value.__name__}.{part}")  # which makes it an attribute
-            except ModuleNotFoundError:
-                return False
+        except MissingExtraError:
+            return True  # a module of the package that asks for what is not installed
+        except ModuleNotFoundError:
+            return False
         if not hasattr(value, part):
             return False
         value = getattr(value, part)

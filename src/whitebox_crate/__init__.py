@@ -17,6 +17,7 @@ _NAMES = {
         "OutputError",
         "ProcessError",
         "UnknownNameError",
+        "UnknownOptionError",
         "WeightsError",
         "WhiteboxCrateError",
     ],
@@ -52,6 +53,7 @@ if TYPE_CHECKING:  # the same, for those who read and do not run; tests/test_arc
         OutputError,
         ProcessError,
         UnknownNameError,
+        UnknownOptionError,
         WeightsError,
         WhiteboxCrateError,
     )
@@ -92,6 +94,7 @@ __all__ = [
     "Segmentation",
     "Trace",
     "UnknownNameError",
+    "UnknownOptionError",
     "WeightsError",
     "WhiteboxCrateError",
     "WithAttention",

@@ -5,7 +5,10 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 LONGEST = 4000  # characters of a message: what was given may be a file
 
@@ -41,7 +44,7 @@ class UnknownNameError(WhiteboxCrateError, LookupError, RuntimeError):
     """A model, tag, state, layer, head or option that does not exist."""
 
     @classmethod
-    def of(cls, kind: str, name: object, known: Iterable[object], hint: str = "") -> UnknownNameError:
+    def of(cls, kind: str, name: object, known: Iterable[object], hint: str = "") -> Self:
         """Builds the error with the close matches among `known`, or all of them if none is close.
 
         Args:
@@ -58,6 +61,10 @@ class UnknownNameError(WhiteboxCrateError, LookupError, RuntimeError):
             shown = ", ".join(repr(n) for n in names[:30]) + (", ..." if len(names) > 30 else "")
             rest = f"known: {shown}." if names else "none exists."
         return cls(f"unknown {kind} {name!r}; {rest}" + (f" {hint}" if hint else ""))
+
+
+class UnknownOptionError(UnknownNameError, TypeError):
+    """An option that a model's class does not have; Python, and so timm, calls it a TypeError."""
 
 
 class WeightsError(WhiteboxCrateError, RuntimeError):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from . import hub
@@ -45,6 +46,8 @@ def create_model(
     features_only: bool = False,
     out_indices: int | Sequence[int] | None = None,
     feature_cls: FeatureCls | None = None,
+    device: torch.device | str | int | None = None,
+    dtype: torch.dtype | None = None,
     model_name: str | None = None,
     **model_options: Any,
 ) -> Any:
@@ -64,6 +67,8 @@ def create_model(
         features_only: Whether to return a `FeatureExtractor` (a list of feature maps) instead.
         out_indices: Its layers.
         feature_cls: What comes out of it, as there.
+        device: Where the model is moved to, if anywhere.
+        dtype: What its parameters become, if anything else.
         model_name: `name`, as timm calls it.
         **model_options: Options of the model's class, for example `num_classes`, `img_size`, `depth`; None stands for
             the default. Those that the class does not have, but timm's models may, are fine as None, False or 0.
@@ -114,7 +119,7 @@ def create_model(
     if not isinstance(model, ImageTransformer):
         if converted is not None or features_only:
             raise WeightsError(f"{name!r} makes a {type(model).__name__}, no ImageTransformer: load it yourself")
-        return model
+        return model.to(device, dtype)
     if source.folded:
         model = fold_for_inference(model.eval(), inplace=True)
     model.architecture, model.model_args, model.pretrained_cfg = source.entry.name, options, source.cfg
@@ -128,7 +133,8 @@ def create_model(
         pool = model_options["global_pool"] if own_weights else None  # else the entrypoint has had it
     if pool is not None:
         model.global_pool = known_pool(pool)
-    return FeatureExtractor(model, out_indices, feature_cls or "list") if features_only else model
+    made = FeatureExtractor(model, out_indices, feature_cls or "list") if features_only else model
+    return made.to(device, dtype)
 
 
 def _with_what_a_file_shows(

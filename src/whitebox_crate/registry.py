@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ._deprecated import ARCHITECTURES, current_architecture
-from .errors import InputError, UnknownNameError
+from .errors import InputError, UnknownNameError, UnknownOptionError
 from .layers.patch_embed import to_pair
 from .pretrained import PRETRAINED
 from .pretrained_cfg import PretrainedCfg
@@ -61,11 +61,11 @@ class Entry:
         """Looks whether the entrypoint takes these options.
 
         Raises:
-            UnknownNameError: If it does not; the message lists close matches.
+            UnknownOptionError: If it does not; the message lists close matches.
         """
         for option in options:
             if not self.takes(option):
-                raise UnknownNameError.of(f"option of {self.name}", option, self._parameters)
+                raise UnknownOptionError.of(f"option of {self.name}", option, self._parameters)
 
     @property
     def default_cfg(self) -> PretrainedCfg:

@@ -159,6 +159,7 @@ def test_reset_classifier(name: str) -> None:
     model.reset_classifier(7)
     assert model.num_classes == 7
     assert model.get_classifier().weight.dtype == torch.float64
+    assert not model.get_classifier().training
     assert model(images).shape == (2, 7)
     model.reset_classifier(0)
     assert not any(key.startswith("head.") for key in model.state_dict())
@@ -354,6 +355,9 @@ def test_set_input_size(name: str, model: ImageTransformer, images: Tensor) -> N
             model(images)
     with pytest.raises(InputError, match="divisible"):
         model.set_input_size((3 * patch, 2 * patch + 1))
+    model.set_input_size(patch_size=patch)
+    with pytest.raises(InputError, match="patch_size=5"):
+        model.set_input_size(32, patch_size=5)
     assert model.img_size == (3 * patch, 2 * patch)
     assert model(tall).shape == (2, CLASSES)
 

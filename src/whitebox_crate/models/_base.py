@@ -16,7 +16,7 @@ from .._indices import resolve_layers
 from ..errors import InputError, UnknownNameError
 from ..layers import MHSA, MSSA, PatchDropout, PatchEmbed, resample_pos_embed
 from ..layers.drop import check_rate
-from ..layers.patch_embed import Size
+from ..layers.patch_embed import Size, to_pair
 from ..load_report import LoadReport
 from ..pretrained_cfg import PretrainedCfg
 from ._hub_verbs import HubVerbs
@@ -340,7 +340,7 @@ class ImageTransformer(nn.Module, HubVerbs):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: GlobalPool | None = None) -> None:
-        """Replaces the head by a fresh one of the same device and dtype.
+        """Replaces the head by a fresh one of the same device, dtype and mode.
 
         Args:
             num_classes: Number of classes; 0 for no head.
@@ -355,17 +355,25 @@ class ImageTransformer(nn.Module, HubVerbs):
         if global_pool is not None:
             self.global_pool = known_pool(global_pool)
         self.num_classes = num_classes
-        self.head = self.new_head(num_classes).to(self.cls_token.device, self.cls_token.dtype)
+        self.head = self.new_head(num_classes).to(self.cls_token.device, self.cls_token.dtype).train(self.training)
 
-    def set_input_size(self, img_size: Size) -> None:
+    def set_input_size(self, img_size: Size | None = None, patch_size: Size | None = None) -> None:
         """Makes the model expect another image size: the position embedding is resampled once, in place.
 
         Args:
-            img_size: (height, width) or one number, pixels.
+            img_size: (height, width) or one number, pixels; the size stays if None.
+            patch_size: timm's argument; the model's own patch, or None.
 
         Raises:
-            InputError: If the patch does not divide the size.
+            InputError: If the patch does not divide the size, or is another one.
         """
+        if patch_size is not None and to_pair(patch_size) != self.patch_embed.patch_size:
+            raise InputError(
+                f"the model has patches of {self.patch_embed.patch_size}, and its weights are for no others, as "
+                f"{patch_size!r}; create a model with patch_size={patch_size!r} and train it"
+            )
+        if img_size is None:
+            return
         old_grid = self.patch_embed.grid_size
         self.patch_embed.set_input_size(img_size)
         resampled = self.resample_positions(self.pos_embed.detach(), old_grid, self.patch_embed.grid_size)
