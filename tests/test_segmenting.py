@@ -149,7 +149,7 @@ def test_what_is_no_photograph(model: ImageTransformer, tmp_path: Path, image: A
         ({"method": "atention"}, UnknownNameError, "attention"),
         ({"method": "attention", "n": 2}, UnknownNameError, "'n'"),
         ({"edges": "smoth"}, UnknownNameError, "smooth"),
-        ({"size": 0}, InputError, "at least 1 pixel"),
+        ({"size": 0}, InputError, "not 0"),
         ({"layer": 6}, UnknownNameError, "layer 6"),
         ({"head": 4}, UnknownNameError, "head 4"),
         ({"device": "abacus"}, InputError, "abacus"),
@@ -158,6 +158,12 @@ def test_what_is_no_photograph(model: ImageTransformer, tmp_path: Path, image: A
 def test_arguments_are_checked(options: dict[str, Any], error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         segment(noise(), **options)
+
+
+def test_without_a_method_the_settings_tell(model: ImageTransformer) -> None:
+    photo = noise()
+    for settings, method in (({"head": 1, "rule": "mass"}, "attention"), ({"n": 2}, "maskcut")):
+        assert torch.equal(segment(photo, model, **settings).map, segment(photo, model, method, **settings).map)
 
 
 def test_arguments_are_checked_before_the_first_of_several(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from .preprocess import AnyImage, fit_photo, to_pillow
 from .segmentation.cuts import mask_boxes
 from .segmentation.draw import CAPTION, blank_panel, draw_map, draw_objects, draw_panels, draw_scale
 from .segmentation.edges import Edges, choose_edges
-from .segmentation.methods import Masker, choose_method
+from .segmentation.methods import Masker, choose_method, method_with
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -108,7 +108,7 @@ class Segmentation:
 def segment(
     images: Image | np.ndarray[Any, Any] | Tensor,
     model: str | ImageTransformer = ...,
-    method: str | Masker = ...,
+    method: str | Masker | None = ...,
     *,
     size: int | None = ...,
     edges: str | Edges = ...,
@@ -121,7 +121,7 @@ def segment(
 def segment(
     images: AnyPath,
     model: str | ImageTransformer = ...,
-    method: str | Masker = ...,
+    method: str | Masker | None = ...,
     *,
     size: int | None = ...,
     edges: str | Edges = ...,
@@ -134,7 +134,7 @@ def segment(
 def segment(
     images: Iterable[AnyPath | AnyImage],
     model: str | ImageTransformer = ...,
-    method: str | Masker = ...,
+    method: str | Masker | None = ...,
     *,
     size: int | None = ...,
     edges: str | Edges = ...,
@@ -146,7 +146,7 @@ def segment(
 def segment(
     images: Any,
     model: str | ImageTransformer = "crate_nano",
-    method: str | Masker = "attention",
+    method: str | Masker | None = None,
     *,
     size: int | None = None,
     edges: str | Edges = "smooth",
@@ -161,7 +161,7 @@ def segment(
             photographs, sorted.
         model: Name of a model with weights, as of `create_model`, or a model that takes images of any size.
         method: A name in `segmentation.METHODS`, or a function from features (tokens, dim) and grid (rows, columns) to
-            masks, bool (n, rows, columns).
+            masks, bool (n, rows, columns). If None, the first method there that has the settings.
         size: Shorter side of the photograph for the model, pixels; `best_short_side` of the model if None.
         edges: How masks come from patches to pixels: a name in `segmentation.EDGES`, or a function like those.
         device: Where the model runs, to which it is moved; if None, a model that is already made stays where it is,
@@ -179,7 +179,8 @@ def segment(
         WeightsError: If there are no weights, or they give numbers that are not finite.
         MissingExtraError: If Pillow is not installed.
     """
-    find, to_pixels, network = choose_method(method, **settings), choose_edges(edges), _network(model, device)
+    find = choose_method(method_with(settings) if method is None else method, **settings)
+    to_pixels, network = choose_edges(edges), _network(model, device)
 
     def one(image: AnyPath | AnyImage) -> Segmentation:
         source = Path(image) if isinstance(image, str | os.PathLike) else None

@@ -18,6 +18,7 @@ from whitebox_crate.segmentation import (
     clearness,
     cls_attention,
     maskcut,
+    method_with,
     otsu_cut,
     patch_features,
     settings_of,
@@ -122,6 +123,16 @@ def test_unknown_names_are_answered_with_close_ones() -> None:
     with pytest.raises(InputError, match="a name or a function"):
         choose_method(3)  # type: ignore[arg-type]
     assert settings_of("maskcut")["tau"] == 0.15
+
+
+def test_the_method_is_the_first_that_has_the_settings() -> None:
+    assert method_with([]) == next(iter(METHODS))
+    assert method_with(["head", "rule"]) == "attention"
+    assert method_with(["n", "tau"]) == "maskcut"
+    with pytest.raises(UnknownNameError, match="'head'"):
+        method_with(["haed"])
+    with pytest.raises(InputError, match="n, head"):
+        method_with(["n", "head"])
 
 
 def test_none_is_the_methods_own_value(model: ImageTransformer, pixels: Tensor) -> None:

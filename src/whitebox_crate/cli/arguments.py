@@ -14,8 +14,8 @@ from ..training.recipe import Recipe
 from .parser import Parser, command, group, positive
 
 RULES = ("mass", "entries", "mean")  # those of `segmentation.attention_masks`
-METHODS = ("attention", "maskcut")  # those of `segmentation.METHODS`
-EDGES = ("smooth", "patches")  # those of `segmentation.EDGES`
+METHODS = ("attention", "multiscale", "maskcut")  # those of `segmentation.METHODS`
+EDGES = ("smooth", "patches", "guided", "colours")  # those of `segmentation.EDGES`
 SAVED = ("mask", "panel", "overlay", "map", "boxes", "coco")
 IMAGES = "photographs, or folders of them (default: those of the package)"
 # What --layer is if it is not given; see `segmentation.resolve_layer`.
@@ -115,7 +115,7 @@ def _add_compare(commands: Any) -> None:
 def _add_method(parser: Parser) -> None:
     """How objects are found; a method takes the settings that it has."""
     add = parser.add_argument_group("method").add_argument
-    add("--method", choices=METHODS, default="attention", help="how objects are found (%(default)s)")
+    add("--method", choices=METHODS, help="how objects are found (default: the first that has the settings given)")
     add("--n", type=positive, help="most objects, of maskcut (3)")
     add("--head", type=_heads, help="which head, several as 0,2, or all (default: the weights' best, else all)")
     add("--rule", choices=RULES, help="what attention keeps (default: mean)")

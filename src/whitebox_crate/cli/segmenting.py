@@ -19,7 +19,7 @@ from ..evaluation.runs import model_settings
 from ..images import load_image
 from ..models import ImageTransformer
 from ..preprocess import best_short_side, check_takes_photos
-from ..segmentation import choose_method, resolve_layer, settings_of
+from ..segmentation import choose_method, method_with, resolve_layer, settings_of
 from ..segmentation.draw import blank_panel, draw_panels
 from ..segmenting import Segmentation
 from ..segmenting import segment as segment_photo
@@ -115,13 +115,12 @@ def _settings(options: argparse.Namespace, model: ImageTransformer) -> dict[str,
         check_keep(options.keep)
         if given.setdefault("rule", "mass") == "mean":
             raise InputError("the rule 'mean' has no share to keep: leave --keep out, or choose --rule mass or entries")
+    options.method = options.method or method_with(given)
     choose_method(options.method, **given)
     if given.get("head", "all") != "all":
         given["head"] = resolve_indices("head", given["head"], model.num_heads)
     if given.get("n", 1) > MOST:
         raise InputError(f"--n is at most {MOST}, for more do not fit into a mask of 8 bits, not {given['n']}")
-    if options.size is not None and options.size < 1:
-        raise InputError(f"--size is at least 1 pixel, not {options.size}")
     if "layer" in settings_of(options.method):
         given["layer"] = resolve_layer(model, options.layer)
     return given

@@ -24,6 +24,7 @@ from .methods import (
     by_multiscale,
     choose_method,
     clearness,
+    method_with,
     settings_of,
 )
 from .metrics import best_head_iou, group_means, mask_iou, mean_iou
@@ -67,6 +68,7 @@ __all__ = [
     "maskcut_of",
     "maskcut_rounds",
     "mean_iou",
+    "method_with",
     "ncut_eigenvector",
     "otsu_cut",
     "patch_edges",

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -219,6 +219,23 @@ def choose_method(method: str | Masker, **settings: Any) -> Callable[[ImageTrans
         if setting not in (known := settings_of(method)):
             raise UnknownNameError.of(f"setting of the method {name!r}", setting, known)
     return partial(function, **given)
+
+
+def method_with(settings: Collection[str]) -> str:
+    """The first method in `METHODS` that has all of these settings.
+
+    Raises:
+        UnknownNameError: If no method has one of them; the message lists close matches.
+        InputError: If no method has all of them.
+    """
+    known = {setting for name in METHODS for setting in settings_of(name)}
+    for setting in settings:
+        if setting not in known:
+            raise UnknownNameError.of("setting of a method", setting, known)
+    for name in METHODS:
+        if settings_of(name).keys() >= set(settings):
+            return name
+    raise InputError(f"no method has all of the settings {', '.join(settings)}; leave some out, or name the method")
 
 
 def settings_of(method: str | Masker) -> dict[str, Any]:
