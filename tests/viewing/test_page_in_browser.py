@@ -126,7 +126,7 @@ def test_a_click_shows_what_the_patch_attends_to(
         models[which](images)
     heads = trace["attention", layer][0, :, 0, 1:]
     truth = heads.mean(0) if head == len(heads) else heads[head]
-    assert torch.allclose(shown(page, which).flatten(), truth, atol=0.02 * float(truth.max()))
+    assert torch.allclose(shown(page, which).flatten(), truth, atol=5e-4 * float(truth.max()))
     for panel in (0, 1):  # the same patch in both
         assert "the patch in row 6, column 8 attends most to" in caption(page, panel)
     page.locator("#cls").click()

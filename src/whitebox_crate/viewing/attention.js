@@ -7,14 +7,18 @@ function unpackBytes(text) {
 }
 
 /** Queries or keys of a layer: steps (heads, tokens, width), and the length of a step for each token of each head. */
-function unpackTokens(packed) {
-  return { steps: new Int8Array(unpackBytes(packed.steps)), scales: new Float32Array(unpackBytes(packed.scales)) };
+function unpackTokens(packed, bits) {
+  const bytes = unpackBytes(packed.steps);
+  return {
+    steps: bits === 16 ? new Int16Array(bytes) : new Int8Array(bytes),
+    scales: new Float32Array(unpackBytes(packed.scales)),
+  };
 }
 
-function unpackRows(packed) {
+function unpackRows(packed, bits) {
   if (!packed) return null;
-  const queries = unpackTokens(packed.queries);
-  return { queries, keys: packed.keys ? unpackTokens(packed.keys) : queries };
+  const queries = unpackTokens(packed.queries, bits);
+  return { queries, keys: packed.keys ? unpackTokens(packed.keys, bits) : queries };
 }
 
 /** A reading as the page works with it: [CLS] maps (layers, heads, patches), colours (layers, patches, 3). */
@@ -26,7 +30,7 @@ function unpackReading(packed) {
     ...packed,
     cls: Float32Array.from(steps, (step, index) => (step / 65535) * peaks[Math.floor(index / patches)]),
     colours: new Uint8Array(unpackBytes(packed.colours)),
-    rows: packed.rows.map(unpackRows),
+    rows: packed.rows.map((rows) => unpackRows(rows, packed.bits)),
   };
 }
 

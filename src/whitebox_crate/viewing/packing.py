@@ -1,7 +1,7 @@
 """Readings as JSON for a page: quantised, and so much of them as a number of bytes holds.
 
-A row of attention is softmax(q k^T / sqrt(head_dim)), so that queries and keys, 8 bits an entry, hold all rows in a
-fraction of the room. The maps of [CLS], from which masks are cut, have 16 bits.
+A row of attention is softmax(q k^T / sqrt(head_dim)), so that queries and keys hold all rows in a fraction of the room:
+16 bits an entry if that fits, else 8. The maps of [CLS] have 16.
 """
 
 from __future__ import annotations
@@ -22,18 +22,27 @@ Packed: TypeAlias = dict[str, Any]
 def pack_readings(readings: Sequence[Reading], room: int) -> list[Packed]:
     """Readings of one photograph for the page.
 
-    What [CLS] attends to is always there. What patches attend to takes most of the room: layers are taken from the one
-    that each model starts with outward, as long as they fit.
+    What [CLS] attends to is always there. What patches attend to takes most of the room: if 8 bits an entry do not fit
+    either, layers are taken from the one that each model starts with outward, as long as they do.
 
     Args:
         readings: One for each model.
         room: Characters of JSON, for all of them.
     """
-    packed = [_pack(reading) for reading in readings]
+    for bits in (16, 8):
+        packed = _fill(readings, room, bits)
+        if all(None not in one["rows"] for one in packed):
+            break
+    return packed
+
+
+def _fill(readings: Sequence[Reading], room: int, bits: int) -> list[Packed]:
+    """As many layers as there is room for."""
+    packed = [_pack(reading) | {"bits": bits} for reading in readings]
     room -= sum(map(_length, packed))
     layers = [(which, layer) for which, reading in enumerate(readings) for layer in range(len(reading.queries))]
     for which, layer in sorted(layers, key=lambda pair: abs(pair[1] - readings[pair[0]].start[0])):
-        rows = _pack_rows(readings[which], layer)
+        rows = _pack_rows(readings[which], layer, bits)
         room -= _length(rows)
         if room < 0:
             break
@@ -65,19 +74,19 @@ def _pack(reading: Reading) -> Packed:
     }
 
 
-def _pack_rows(reading: Reading, layer: int) -> Packed:
+def _pack_rows(reading: Reading, layer: int, bits: int) -> Packed:
     """Queries and keys of a layer; without keys where they are the queries."""
-    packed = {"queries": _pack_tokens(reading.queries[layer])}
+    packed = {"queries": _pack_tokens(reading.queries[layer], bits)}
     if reading.keys is not reading.queries:
-        packed["keys"] = _pack_tokens(reading.keys[layer])
+        packed["keys"] = _pack_tokens(reading.keys[layer], bits)
     return packed
 
 
-def _pack_tokens(tokens: Tensor) -> Packed:
-    """(heads, tokens, head_dim) as 8-bit steps, and the length of a step for each token of each head."""
-    scales = tokens.abs().amax(dim=-1) / 127
-    steps = (tokens / scales.clamp_min(1e-38)[..., None]).round().to(torch.int8)
-    return {"steps": _text(steps.numpy().tobytes()), "scales": _floats(scales)}
+def _pack_tokens(tokens: Tensor, bits: int) -> Packed:
+    """(heads, tokens, head_dim) as steps of so many bits, and the length of a step for each token of each head."""
+    scales = tokens.abs().amax(dim=-1) / (2 ** (bits - 1) - 1)
+    steps = (tokens / scales.clamp_min(1e-38)[..., None]).round().numpy().astype(f"<i{bits // 8}")
+    return {"steps": _text(steps.tobytes()), "scales": _floats(scales)}
 
 
 def _floats(values: Tensor) -> str:
