@@ -279,3 +279,14 @@ class TestFolder:
         next((tmp_path / "masks").iterdir()).unlink()
         assert evaluate("folder", "--root", tmp_path, "--model", "no_such", "--out", tmp_path / "o") == 1
         assert "are missing" in capsys.readouterr().err
+
+
+def test_masks_of_a_method_on_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_folder(tmp_path, 3)
+    words = ["folder", "--root", tmp_path, "--size", 48, "--out", tmp_path / "out", "--method"]
+    assert evaluate(*words, "multiscale", "--edges", "smooth") == 0
+    found = results(tmp_path / "out")
+    assert found["all"]["images"] == 3 and found["settings"]["edges"] == "smooth"
+    assert "multiscale with edges smooth" in capsys.readouterr().out
+    assert evaluate(*words, "multiscal") != 0
+    assert "multiscale" in capsys.readouterr().err

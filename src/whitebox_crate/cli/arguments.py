@@ -243,6 +243,8 @@ def _add_attention_scores(parser: Parser, root: str) -> None:
     parser.add_argument("--layer", type=int, help=f"layer of the table by class (default: {LAYER})")
     parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES, help="what a mask keeps (all)")
     parser.add_argument("--keep", type=float, default=0.6, help="share that mass and entries keep (%(default)s)")
+    parser.add_argument("--method", help="scores the masks of this method of `segment` in place of single heads")
+    parser.add_argument("--edges", default="colours", help="how its masks come to pixels (%(default)s)")
 
 
 def _add_curves(commands: Any) -> None:

@@ -6,9 +6,19 @@ import argparse
 from functools import partial
 
 from ..errors import InputError, printable, require
-from ..evaluation import LabelledImages, Outcome, Run, evaluate_attention, evaluate_maskcut, read_folder, read_voc
+from ..evaluation import (
+    LabelledImages,
+    Outcome,
+    Run,
+    evaluate_attention,
+    evaluate_maskcut,
+    evaluate_masks,
+    read_folder,
+    read_voc,
+)
 from ..evaluation.attention import RULES
 from ..evaluation.coco import check_images, read_annotations
+from ..segmentation import choose_edges, choose_method
 from ._common import load
 
 
@@ -62,6 +72,8 @@ def check_keep(keep: float) -> None:
 def _attention(options: argparse.Namespace, run: Run, data: LabelledImages, by_class: bool) -> int:
     check_keep(options.keep)
     run.check_files(data.check_files)  # before a model is loaded
+    if options.method is not None:
+        return _masks(options, run, data, by_class)
     return _show(
         evaluate_attention(
             run,
@@ -73,6 +85,23 @@ def _attention(options: argparse.Namespace, run: Run, data: LabelledImages, by_c
             rules=[rule for rule in RULES if rule in options.rules],
             keep=options.keep,
             by_class=by_class,
+        )
+    )
+
+
+def _masks(options: argparse.Namespace, run: Run, data: LabelledImages, by_class: bool) -> int:
+    choose_method(options.method, layer=options.layer), choose_edges(options.edges)  # before a model is loaded
+    return _show(
+        evaluate_masks(
+            run,
+            load(options),
+            data,
+            name=options.model,
+            method=options.method,
+            edges=options.edges,
+            size=options.size,
+            by_class=by_class,
+            layer=options.layer,
         )
     )
 

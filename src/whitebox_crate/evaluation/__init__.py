@@ -7,6 +7,7 @@ from .coco import average_precision, check_images, read_annotations, read_result
 from .curves import Curves
 from .folders import VOC_CLASSES, VOID, LabelledImage, LabelledImages, read_folder, read_labels, read_voc
 from .maskcut import evaluate_maskcut, maskcut_results
+from .masks import evaluate_masks, score_masks, summarize_masks
 from .noise import Noise, add_noise, noisy
 from .records import Records, content_of
 from .runs import Outcome, Run
@@ -30,6 +31,7 @@ __all__ = [
     "content_of",
     "evaluate_attention",
     "evaluate_maskcut",
+    "evaluate_masks",
     "find_checkpoints",
     "layer_means",
     "load_checkpoint",
@@ -42,7 +44,9 @@ __all__ = [
     "read_voc",
     "score_image",
     "score_maps",
+    "score_masks",
     "summarize",
+    "summarize_masks",
     "summary_tables",
     "to_results",
 ]

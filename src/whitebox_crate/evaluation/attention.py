@@ -116,8 +116,20 @@ def score_image(
     if not maps.isfinite().all():
         raise WeightsError(f"the attention in {pair.image} is not finite; the weights are damaged")
     scores = score_maps(maps, labels, rules=rules, keep=keep, void=void)
-    names = {label: str(label) for label in scores} if class_names is None else class_names
-    strange = [label for label in scores if label not in names]
+    names = named_labels(list(scores), class_names, pair)
+    return {names[label]: {rule: ious.tolist() for rule, ious in by_rule.items()} for label, by_rule in scores.items()}
+
+
+def named_labels(
+    labels: Sequence[int], class_names: Mapping[int, str] | None, pair: LabelledImage
+) -> Mapping[int, str]:
+    """What to call each label of an image: its class, or its number if there are no names.
+
+    Raises:
+        InputError: If a label is no class; the message names the mask.
+    """
+    names = {label: str(label) for label in labels} if class_names is None else class_names
+    strange = [label for label in labels if label not in names]
     if strange:
         raise InputError(f"{pair.mask} has labels that are no classes: {strange[:10]}; known are {sorted(names)}")
-    return {names[label]: {rule: ious.tolist() for rule, ious in by_rule.items()} for label, by_rule in scores.items()}
+    return names

@@ -1,0 +1,179 @@
+"""How well the masks of a method fit a set of labelled images: the method and edges that `segment` has, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._tables import markdown_table
+from ..errors import InputError
+from ..models import ImageTransformer
+from ..preprocess import best_short_side, fit_photo
+from ..segmentation.edges import Edges, choose_edges
+from ..segmentation.methods import Segments, choose_method, settings_of
+from ..segmentation.metrics import mask_iou
+from .attention import named_labels
+from .folders import LabelledImage, LabelledImages
+from .runs import Outcome, Run, broken_images, model_settings, names_digest
+
+# IoU of each class of an image.
+MaskRecord = dict[str, float]
+
+
+def evaluate_masks(
+    run: Run,
+    model: ImageTransformer,
+    data: LabelledImages,
+    *,
+    name: str,
+    method: str = "multiscale",
+    edges: str = "colours",
+    size: int | None = None,
+    by_class: bool = True,
+    **settings: Any,
+) -> Outcome | None:
+    """Mean IoU of the masks of one method, at the pixels of the photographs.
+
+    Each class of an image counts with the mask that fits it best; a method of one mask has no choice. That is averaged
+    over the classes of an image, then over images. Writes results.json and results.md.
+
+    Args:
+        run: Where results go.
+        model: A model of this package that takes images of any size (`dynamic_img_size`), on its device.
+        data: The images, as `read_voc` and `read_folder` give them.
+        name: What to call the model.
+        method: A name in `segmentation.METHODS`.
+        edges: A name in `segmentation.EDGES`.
+        size: Shorter side for the model, pixels; `best_short_side` of the model if None.
+        by_class: Whether labels mean the same in all images; else they number the objects of one.
+        **settings: Of the method.
+
+    Returns:
+        What it came to: `miou` over all images, `even` and `odd` over those of even and odd number, counted from 0 in
+        the order of the data set, each with `images` and `half_interval`, half of its 95% interval; and `by_class`.
+        None in processes other than the main one.
+
+    Raises:
+        InputError: If files are missing or broken, a label is no class, or no image has an object.
+        UnknownNameError: If there is no such method, setting or kind of edges.
+        WeightsError: If the model gives numbers that are not finite.
+        OutputError: If a record or result cannot be written.
+        ProcessError: If another process failed.
+    """
+    find, to_pixels = choose_method(method, **settings), choose_edges(edges)
+    run.check_files(data.check_files)
+    size = best_short_side(model) if size is None else size
+    class_names = data.class_names if by_class else None
+    about = {
+        "measurement": "masks",
+        "void": data.void,
+        "classes": class_names,
+        "images": names_digest([image for image, _ in data.items]),
+        **model_settings(model, name, size),
+        "method": method,
+        "method_settings": {**settings_of(method), **{key: of for key, of in settings.items() if of is not None}},
+        "edges": edges,
+    }
+    score = partial(
+        score_masks, model, find=find, to_pixels=to_pixels, size=size, void=data.void, class_names=class_names
+    )
+    records = run.measure(about, data.items, score, LabelledImage.content)
+    if not records.is_main:
+        return None
+    broken = broken_images(records, len(data.items))
+    found = summarize_masks(records.items(), by_class)
+    title = f"{name}, {method} with edges {edges}, {found['all']['images']} images at {size} pixels"
+    if broken:
+        title += f"; {len(broken)} broken ones left out, named in results.json"
+    results = {"settings": records.settings, **found, "broken": broken}
+    return run.write(results, f"{title}\n\n{_tables(found)}\n")
+
+
+def score_masks(
+    model: ImageTransformer,
+    pair: LabelledImage,
+    *,
+    find: Callable[[ImageTransformer, Tensor], Segments],
+    to_pixels: Edges,
+    size: int | None = None,
+    void: int | None = None,
+    class_names: Mapping[int, str] | None = None,
+) -> MaskRecord:
+    """IoU of each class of one image with the mask that fits it best; 0 if there is no mask.
+
+    Args:
+        model: A model of this package that takes images of any size.
+        pair: The image and its labels.
+        find: As `choose_method` gives it.
+        to_pixels: As `choose_edges` gives it.
+        size: Shorter side for the model, pixels; `best_short_side` of the model if None.
+        void: The label of pixels that count for nothing.
+        class_names: What to call each label, others being refused; if None, by its number.
+
+    Raises:
+        InputError: If a file cannot be read, the two do not fit each other, or a label is no class.
+        WeightsError: If the model gives numbers that are not finite.
+    """
+    image, labels = pair.read()
+    pixels = fit_photo(model, image, size).pixels.to(model.cls_token)
+    with torch.inference_mode():
+        levels = find(model, pixels).levels.cpu()
+    masks = to_pixels(levels, torch.from_numpy(np.array(image)).permute(2, 0, 1))
+    there = [label for label in labels.unique().tolist() if label not in (0, void)]
+    names = named_labels(there, class_names, pair)
+    valid = torch.ones_like(labels, dtype=torch.bool) if void is None else labels != void
+    return {
+        names[label]: float(mask_iou(masks, labels == label, valid=valid).max()) if len(masks) else 0.0
+        for label in there
+    }
+
+
+def summarize_masks(records: Iterable[tuple[str, MaskRecord]], by_class: bool = True) -> dict[str, Any]:
+    """Means of the records of `score_masks`, as `evaluate_masks` returns them.
+
+    Raises:
+        InputError: If no image has an object.
+    """
+    images: list[float] = []
+    classes: dict[str, list[float]] = {}
+    for _, record in records:
+        if record:
+            images.append(float(np.mean(list(record.values()))))
+        for name, iou in record.items():
+            classes.setdefault(name, []).append(iou)
+    if not images:
+        raise InputError("no image has an object; look at the masks, and at the label of void pixels")
+    found: dict[str, Any] = {"all": _mean(images), "even": _mean(images[::2]), "odd": _mean(images[1::2])}
+    if by_class:
+        found["by_class"] = {name: _mean(ious) for name, ious in sorted(classes.items())}
+    return found
+
+
+def _mean(ious: list[float]) -> dict[str, Any]:
+    """The mean, and half of its 95% interval, None for fewer than two."""
+    if not ious:
+        return {"images": 0, "miou": None, "half_interval": None}
+    half = 1.96 * float(np.std(ious, ddof=1)) / len(ious) ** 0.5 if len(ious) > 1 else None
+    return {"images": len(ious), "miou": float(np.mean(ious)), "half_interval": half}
+
+
+def _tables(found: Mapping[str, Any]) -> str:
+    parts = {"all images": found["all"], "of even number": found["even"], "of odd number": found["odd"]}
+    tables = [_table("images", parts)]
+    if "by_class" in found:
+        tables.append(_table("class", found["by_class"]))
+    return "\n\n".join(tables)
+
+
+def _table(what: str, parts: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [[name, of["images"], _percent(of["miou"]), _percent(of["half_interval"])] for name, of in parts.items()]
+    return markdown_table([what, "images", "mIoU, percent", "±, 95%"], rows)
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"
