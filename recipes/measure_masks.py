@@ -27,6 +27,7 @@ from recipes.masks import Photo, Way, ways
 from recipes.measure_photographs import halves, interval
 from whitebox_crate import ImageTransformer, create_model
 from whitebox_crate._files import write_whole
+from whitebox_crate._tables import markdown_table
 from whitebox_crate.errors import InputError
 from whitebox_crate.evaluation.folders import LabelledImage, read_folder
 from whitebox_crate.preprocess import fit_photo
@@ -108,9 +109,17 @@ def main() -> None:
         "families": summary(scores(model, pairs, families, options.size)),
     }
     write_whole(options.out, lambda path: path.write_text(json.dumps(results, indent=1) + "\n"))
-    for family, of in sorted(results["families"].items(), key=lambda item: -item[1]["report"][0]):
-        mean, half = of["report"]
-        print(f"{mean:.3f} ± {half:.3f} (first half {of['choose'][0]:.3f})  {family} {of['variant']}")
+    print(table(results))
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results in Markdown, the best on the second half first."""
+    families = sorted(results["families"].items(), key=lambda item: -item[1]["report"][0])
+    rows = [
+        [family, of["variant"] or "-", *(f"{of[half][0]:.3f} ± {of[half][1]:.3f}" for half in ("choose", "report"))]
+        for family, of in families
+    ]
+    return markdown_table(["way", "variant, chosen on the first half", "first half", "second half"], rows)
 
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:

@@ -62,7 +62,7 @@ class TestFiles:
         assert files(tmp_path / "out").keys() == {*pictures, JOURNAL}
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) == 3
-        assert all("layer" in line and "head" in line and str(tmp_path / "out") in line for line in lines)
+        assert all("multiscale, layer" in line and str(tmp_path / "out") in line for line in lines)
 
     def test_a_mask_is_that_of_the_library(self, photo: Path, tmp_path: Path) -> None:
         assert run(photo, "--save", "mask,map,boxes,overlay", "--out", tmp_path / "out") == 0
@@ -90,9 +90,10 @@ class TestFiles:
         assert (sheet.width - 8) / 3 - 8 == pytest.approx(SHORT_SIDE * 70 / 50)
 
     def test_options_are_obeyed(self, photo: Path, tmp_path: Path) -> None:
-        layer, one, two = ["--layer", "0"], ["--layer", "1", "--head", "0"], ["--layer", "1", "--head", "0,-1"]
-        others = (["--size", "48"], ["--edges", "patches"], ["--method", "maskcut"], ["--rule", "mass"])
-        options = ([], layer, one, two, [*two[:3], "all"], *others)
+        layer, of = ["--layer", "0"], ["--method", "attention", "--layer", "1"]
+        one, two = [*of, "--head", "0"], [*of, "--head", "0,-1"]
+        others = (["--size", "48"], ["--edges", "patches"], ["--method", "maskcut"], [*of, "--rule", "mass"])
+        options = ([], layer, one, two, [*of, "--head", "all"], *others)
         for index, words in enumerate(options):
             assert run(photo, "--out", tmp_path / str(index), *words) == 0
         sheets = [(tmp_path / str(index) / "photo.png").read_bytes() for index in range(len(options))]
@@ -101,7 +102,9 @@ class TestFiles:
     def test_keep_widens_the_mask(self, photo: Path, tmp_path: Path) -> None:
         kept = []
         for keep in ("0.2", "0.9"):
-            assert run(photo, "--rule", "entries", "--keep", keep, "--out", tmp_path / keep) == 0
+            assert (
+                run(photo, "--method", "attention", "--rule", "entries", "--keep", keep, "--out", tmp_path / keep) == 0
+            )
             kept.append(np.asarray(Image.open(tmp_path / keep / "masks" / "photo.png")).mean())
         assert kept[0] < kept[1]
 
@@ -239,7 +242,7 @@ class TestSaid:
         self, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("whitebox_crate.cli._forecast.SAY_EVERY", 0.0)
-        assert run(photo, "--size", "390", "--out", tmp_path / "out") == 0
+        assert run(photo, "--method", "attention", "--size", "390", "--out", tmp_path / "out") == 0
         err = capsys.readouterr().err
         assert "photo.jpg: 65 x 91 = 5,915 patches, about 0:00:" in err
         assert "layer 6 of 6" in err

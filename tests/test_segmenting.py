@@ -14,7 +14,7 @@ from small_models import FAMILIES, small_model
 from torch import Tensor
 
 from whitebox_crate import ImageTransformer, InputError, UnknownNameError, WeightsError, create_model, segment
-from whitebox_crate.segmentation import attention_masks, cls_attention, default_layer, upsample
+from whitebox_crate.segmentation import EDGES, METHODS, attention_masks, cls_attention, default_layer, upsample
 
 SAMPLES = Path(__file__).parents[1] / "src" / "whitebox_crate" / "samples"
 
@@ -34,7 +34,7 @@ def test_one_call(tmp_path: Path) -> None:
     assert found.photo.size == (width, height) and found.source == SAMPLES / "coffee.jpg"
     assert found.mask.shape == (height, width) and found.mask.dtype == torch.bool
     assert found.masks.shape == (1, height, width) and found.boxes.shape == (1, 4)
-    assert found.maps.shape == (1, *found.map.shape) and found.map.shape == (24, 36)
+    assert found.maps.shape[1:] == found.map.shape == (24, 36)
     x, y, wide, high = found.boxes[0].tolist()
     assert found.mask[y : y + high, x : x + wide].sum() == found.mask.sum() > 0
     assert 0 < found.score == float(found.scores[0]) <= 1
@@ -45,15 +45,15 @@ def test_one_call(tmp_path: Path) -> None:
 def test_whole_patches_are_those_of_attention_masks(model: ImageTransformer) -> None:
     """What segment composes, written out: attention of the measured layer, its rule, patches painted whole."""
     photo = noise(60, 48)
-    found = segment(photo, model, edges="patches", size=48, head=1)
+    found = segment(photo, model, "attention", edges="patches", size=48, head=1)
     pixels = torch.from_numpy(np.array(photo)).permute(2, 0, 1).float() / 255
     mean, std = (torch.tensor(of)[:, None, None] for of in (model.pretrained_cfg.mean, model.pretrained_cfg.std))
     maps = cls_attention(model, (pixels - mean)[None] / std, default_layer(model))
     assert torch.equal(found.mask, upsample(attention_masks(maps, rule="mean"), (48, 60))[0, 1])
 
 
-@pytest.mark.parametrize("edges", ["patches", "smooth"])
-@pytest.mark.parametrize("method", ["attention", "maskcut"])
+@pytest.mark.parametrize("edges", EDGES)
+@pytest.mark.parametrize("method", METHODS)
 def test_objects_are_disjoint_and_of_the_size_of_the_photograph(
     model: ImageTransformer, method: str, edges: str
 ) -> None:
@@ -151,7 +151,7 @@ def test_what_is_no_photograph(model: ImageTransformer, tmp_path: Path, image: A
         ({"edges": "smoth"}, UnknownNameError, "smooth"),
         ({"size": 0}, InputError, "not 0"),
         ({"layer": 6}, UnknownNameError, "layer 6"),
-        ({"head": 4}, UnknownNameError, "head 4"),
+        ({"method": "attention", "head": 4}, UnknownNameError, "head 4"),
         ({"device": "abacus"}, InputError, "abacus"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,12 @@ import torch
 from PIL import Image
 
 from recipes.masks import Photo, ways
-from recipes.measure_masks import scores, summary
+from recipes.measure_masks import scores, summary, table
 from whitebox_crate import create_model
 from whitebox_crate.evaluation import LabelledImage
 from whitebox_crate.models import ImageTransformer
+
+RECIPES = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +57,8 @@ def test_what_is_reported_was_chosen_on_the_other_half() -> None:
     chosen = summary(found)["family"]
     assert chosen["variant"] == "good on even"
     assert (chosen["choose"][0], chosen["report"][0]) == (pytest.approx(0.8), pytest.approx(0.2))
+
+
+@pytest.mark.parametrize("path", sorted((RECIPES / "results" / "masks").glob("*.json")), ids=lambda path: path.stem)
+def test_the_page_has_the_tables(path: Path) -> None:
+    assert table(json.loads(path.read_text())) in (RECIPES.parent / "docs" / "masks.md").read_text()

@@ -149,7 +149,7 @@ def segment(
     method: str | Masker | None = None,
     *,
     size: int | None = None,
-    edges: str | Edges = "smooth",
+    edges: str | Edges = "colours",
     device: str | torch.device | None = None,
     **settings: Any,
 ) -> Segmentation | Iterator[Segmentation]:
@@ -166,8 +166,8 @@ def segment(
         edges: How masks come from patches to pixels: a name in `segmentation.EDGES`, or a function like those.
         device: Where the model runs, to which it is moved; if None, a model that is already made stays where it is,
             and any other runs on the best device there is (CUDA, then MPS, then CPU).
-        **settings: Of the method: layer, head, rule and keep of "attention"; n, layer, state and tau of "maskcut";
-            layer and state of a function. `segmentation.settings_of` lists them.
+        **settings: Of the method: layer and scales of "multiscale"; layer, head, rule and keep of "attention"; n,
+            layer, state and tau of "maskcut"; layer and state of a function. `segmentation.settings_of` lists them.
 
     Returns:
         Of one photograph its `Segmentation`; of several an iterator, which looks at each one when it is asked for, so

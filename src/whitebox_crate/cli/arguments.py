@@ -14,8 +14,8 @@ from ..training.recipe import Recipe
 from .parser import Parser, command, group, positive
 
 RULES = ("mass", "entries", "mean")  # those of `segmentation.attention_masks`
-METHODS = ("attention", "multiscale", "maskcut")  # those of `segmentation.METHODS`
-EDGES = ("smooth", "patches", "guided", "colours")  # those of `segmentation.EDGES`
+METHODS = ("multiscale", "attention", "maskcut")  # those of `segmentation.METHODS`
+EDGES = ("colours", "guided", "smooth", "patches")  # those of `segmentation.EDGES`
 SAVED = ("mask", "panel", "overlay", "map", "boxes", "coco")
 IMAGES = "photographs, or folders of them (default: those of the package)"
 # What --layer is if it is not given; see `segmentation.resolve_layer`.
@@ -117,11 +117,11 @@ def _add_method(parser: Parser) -> None:
     add = parser.add_argument_group("method").add_argument
     add("--method", choices=METHODS, help="how objects are found (default: the first that has the settings given)")
     add("--n", type=positive, help="most objects, of maskcut (3)")
-    add("--head", type=_heads, help="which head, several as 0,2, or all (default: the weights' best, else all)")
+    add("--head", type=_heads, help="which head of attention, several as 0,2, or all (the weights' best, else all)")
     add("--rule", choices=RULES, help="what attention keeps (default: mean)")
     add("--keep", type=float, help="share kept (0.6) by mass, the rule if this is given, or entries")
     add("--tau", type=float, help="patches of a larger cosine are linked, of maskcut (0.15)")
-    add("--edges", choices=EDGES, default="smooth", help="from patches to pixels (%(default)s)")
+    add("--edges", choices=EDGES, default="colours", help="from patches to pixels (%(default)s)")
 
 
 def _add_attention(commands: Any) -> None:
@@ -243,8 +243,10 @@ def _add_attention_scores(parser: Parser, root: str) -> None:
     parser.add_argument("--layer", type=int, help=f"layer of the table by class (default: {LAYER})")
     parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES, help="what a mask keeps (all)")
     parser.add_argument("--keep", type=float, default=0.6, help="share that mass and entries keep (%(default)s)")
-    parser.add_argument("--method", help="scores the masks of this method of `segment` in place of single heads")
-    parser.add_argument("--edges", default="colours", help="how its masks come to pixels (%(default)s)")
+    parser.add_argument(
+        "--method", choices=METHODS, help="scores the masks of this method of `segment` in place of single heads"
+    )
+    parser.add_argument("--edges", choices=EDGES, default="colours", help="how its masks come to pixels (%(default)s)")
 
 
 def _add_curves(commands: Any) -> None:

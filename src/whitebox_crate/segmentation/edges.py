@@ -18,6 +18,7 @@ from .guided import add_colours, guided_filter
 
 # Chosen on photographs; recipes/measure_masks.py measures them.
 SIDE = 144  # shorter side of the photograph on which the filter is computed, pixels
+DETAIL = 720  # shorter side of the one whose edges are followed, at most; memory is finite
 RADIUS = 1 / 12  # of the filter's windows, over that side
 STEEPNESS = 2.0  # logits of being inside an object, by standard deviation of its levels
 
@@ -49,7 +50,7 @@ def guided_edges(levels: Tensor, photo: Tensor) -> Tensor:
 
     def filtered(level: Tensor, size: tuple[int, int]) -> Tensor:
         fine = upsample(level, (small.shape[1], small.shape[2]), mode="bilinear")
-        return _or_patches(guided_filter(small, fine, radius, at=guide), level)
+        return _or_patches(upsample(guided_filter(small, fine, radius, at=guide), size, mode="bilinear"), level)
 
     return _masks(levels, photo, filtered)
 
@@ -65,16 +66,17 @@ def colour_edges(levels: Tensor, photo: Tensor) -> Tensor:
     def filtered(level: Tensor, size: tuple[int, int]) -> Tensor:
         fine = upsample(level, (small.shape[1], small.shape[2]), mode="bilinear")
         inside = add_colours(small, STEEPNESS * fine).sigmoid()
-        return _or_patches(guided_filter(small, inside, radius, at=guide) - 0.5, level)
+        level_at = guided_filter(small, inside, radius, at=guide) - 0.5
+        return _or_patches(upsample(level_at, size, mode="bilinear"), level)
 
     return _masks(levels, photo, filtered)
 
 
 EDGES: dict[str, Edges] = {
+    "colours": colour_edges,
+    "guided": guided_edges,
     "smooth": smooth_edges,
     "patches": patch_edges,
-    "guided": guided_edges,
-    "colours": colour_edges,
 }
 
 
@@ -97,12 +99,17 @@ def _or_patches(fine: Tensor, level: Tensor) -> Tensor:
 
 
 def _guides(photo: Tensor, device: torch.device) -> tuple[Tensor, Tensor, int]:
-    """The photograph in [0, 1], the same with a shorter side of `SIDE` pixels, and the radius of the filter on that."""
-    guide = photo.to(device).float() / 255
-    scale = min(1.0, SIDE / min(guide.shape[1:]))
-    size = [max(1, round(side * scale)) for side in guide.shape[1:]]
-    small = F.interpolate(guide[None], size, mode="bilinear", antialias=True)[0]
-    return guide, small, max(1, round(min(size) * RADIUS))
+    """The photograph in [0, 1], of at most `DETAIL` and `SIDE` pixels, and the radius of the filter on the latter."""
+    guide = _shrunk(photo.to(device).float() / 255, DETAIL)
+    small = _shrunk(guide, SIDE)
+    return guide, small, max(1, round(min(small.shape[1:]) * RADIUS))
+
+
+def _shrunk(photo: Tensor, side: int) -> Tensor:
+    """With a shorter side of at most so many pixels."""
+    scale = min(1.0, side / min(photo.shape[1:]))
+    size = [max(1, round(length * scale)) for length in photo.shape[1:]]
+    return photo if scale == 1 else F.interpolate(photo[None], size, mode="bilinear", antialias=True)[0]
 
 
 def _masks(levels: Tensor, photo: Tensor, enlarge: Callable[[Tensor, tuple[int, int]], Tensor]) -> Tensor:

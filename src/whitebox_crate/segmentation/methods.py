@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._indices import resolve_indices, resolve_layers
+from .._indices import resolve_indices
 from ..capturing import State
 from ..errors import InputError, UnknownNameError, WeightsError
 from ..models import ImageTransformer
 from .attention import MaskRule, attention_masks
 from .cuts import maskcut_rounds
 from .otsu import otsu_cut
-from .states import Grid, all_cls_attention, cls_attention, default_layer, patch_features, resolve_layer
+from .states import Grid, all_cls_attention, cls_attention, patch_features, resolve_layer
 
 EDGE = 1e-6  # the least a level is off 0, in standard deviations of the map
 SCALES = (2 / 3, 4 / 3)  # chosen on photographs; recipes/measure_masks.py measures them
@@ -94,7 +94,7 @@ def by_multiscale(
     model: ImageTransformer,
     pixels: Tensor,
     *,
-    layers: Sequence[int] | None = None,
+    layer: int | None = None,
     scales: Sequence[float] = SCALES,
 ) -> Segments:
     """One mask: where the geometric mean of many [CLS] maps is high.
@@ -109,7 +109,7 @@ def by_multiscale(
     Args:
         model: A model of this package that takes images of any size (`dynamic_img_size`), unless the scale is 1 alone.
         pixels: (in_chans, height, width), normalised.
-        layers: Which layers; from `default_layer` of the model on if None.
+        layer: From which layer on; `default_layer` of the model if None.
         scales: Sizes at which the model sees the image, as multiples of that of the pixels; rounded to whole patches.
 
     Raises:
@@ -119,8 +119,7 @@ def by_multiscale(
     """
     if not scales or not min(scales) > 0:
         raise InputError(f"scales are one or more numbers above 0, not {scales!r}")
-    depth = len(model.blocks)
-    which = resolve_layers(range(default_layer(model), depth) if layers is None else layers, depth)
+    which = range(resolve_layer(model, layer), len(model.blocks))
     grid = model.grid_of(pixels[None])
     maps = torch.cat([_log_maps(model, _scaled(model, pixels, scale), which, grid) for scale in scales])
     map_ = maps.mean(0)
@@ -193,7 +192,7 @@ def by_features(
     return _segments(maps.sum(0), maps, [(map_, map_ > 0) for map_ in maps])
 
 
-METHODS: dict[str, Method] = {"attention": by_attention, "multiscale": by_multiscale, "maskcut": by_maskcut}
+METHODS: dict[str, Method] = {"multiscale": by_multiscale, "attention": by_attention, "maskcut": by_maskcut}
 
 
 def choose_method(method: str | Masker, **settings: Any) -> Callable[[ImageTransformer, Tensor], Segments]:
@@ -217,7 +216,9 @@ def choose_method(method: str | Masker, **settings: Any) -> Callable[[ImageTrans
     given = {setting: value for setting, value in settings.items() if value is not None}
     for setting in given:
         if setting not in (known := settings_of(method)):
-            raise UnknownNameError.of(f"setting of the method {name!r}", setting, known)
+            others = [other for other in METHODS if setting in settings_of(other)]
+            hint = f"The method {' or '.join(others)} has it." if others else ""
+            raise UnknownNameError.of(f"setting of the method {name!r}", setting, known, hint)
     return partial(function, **given)
 
 
