@@ -141,6 +141,18 @@ class TestCoco:
             assert [one["score"] for one in own] == found.scores.tolist()
             assert [one["segmentation"] for one in own] == [run_lengths(mask) for mask in found.masks]
 
+    def test_files_are_named_from_where_it_is_run_now(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """What was done before was noted under the names that the photographs had there."""
+        for place, name in ((tmp_path, "photos"), (folder, ".")):
+            monkeypatch.chdir(place)
+            assert run(name, "--save", "coco", "--json", "--out", tmp_path / "out") == 0
+            lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+            assert [Path(line["image"]) for line in lines] == [Path(name, f"{index}.png") for index in range(5)]
+            images = json.loads((tmp_path / "out" / "coco.json").read_text())["images"]
+            assert [image["file_name"] for image in images] == [f"{index}.png" for index in range(5)]
+
     @pytest.mark.parametrize("library", ["faster_coco_eval", "pycocotools"])
     def test_the_official_evaluators_read_and_score_it(self, library: str, folder: Path, document: Path) -> None:
         pytest.importorskip(library)

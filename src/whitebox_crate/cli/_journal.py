@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,3 @@ class Journal:
             file.seek(self._lines[item][1])
             entry: Entry = json.loads(file.readline())
             return entry
-
-    def entries(self, items: list[str]) -> Iterator[Entry]:
-        """What was noted of these items, one at a time."""
-        yield from map(self.read, items)

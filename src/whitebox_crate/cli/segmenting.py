@@ -51,6 +51,11 @@ def segment(options: argparse.Namespace) -> int:
     forecast, journal = Forecast(model, find), Journal(options.out / "segmented.jsonl")
     items, done = _named(paths), list[str]()
     progress = Progress(0, len(items), 1, _say_nothing if options.quiet or len(items) == 1 else to_stderr)
+
+    def entry(item: str) -> Entry:
+        """What was noted, with the photograph's name as it is given now: it may be run from another folder."""
+        return {**journal.read(item), "image": str(items[item])}
+
     for item, path in items.items():
         files = files_of(options.out, item, options.save)
         try:
@@ -62,18 +67,17 @@ def segment(options: argparse.Namespace) -> int:
                 with nullcontext() if options.quiet else forecast.of(photo, path.name, size):
                     found = find(photo, size)
                 save(found, files, numbered)
-                about = {"image": str(path), "model": options.model, "method": options.method}
-                journal.add(item, depends, entry_of(found, **about))
+                journal.add(item, depends, entry_of(found, model=options.model, method=options.method))
                 progress.advance()
         except InputError as error:
             report_error(_naming(path, error))
             progress.skip()
         else:
             done.append(item)
-            _tell(options, journal.read(item), files, what)
+            _tell(options, entry(item), files, what)
     if "coco" in options.save and done:
         target = options.out / "coco.json"
-        save_coco(target, journal.entries(done), paths, what)
+        save_coco(target, map(entry, done), paths, what)
         if not options.quiet and not options.json:
             print(f"{target}  ({what}, {len(done)} photograph{'s' if len(done) > 1 else ''})")
     return 0 if len(done) == len(items) else 1
