@@ -547,6 +547,7 @@ class TestResolveDataConfig:
         ({"mean": (0.5,)}, "3 finite numbers"),
         ({"mean": (0.5, 0.5, float("nan"))}, "3 finite numbers"),
         ({"mean": ("a", "b", "c")}, "3 finite numbers"),
+        ({"mean": (0, 0, 10**400)}, "3 finite numbers"),
         ({"std": (0.0, 1.0, 1.0)}, "std positive"),
         ({"crop_pct": 0}, "crop_pct"),
         ({"crop_pct": 1.5}, "crop_pct"),

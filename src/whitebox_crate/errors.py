@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import math
 from collections.abc import Iterable
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +25,13 @@ def shown(text: str) -> str:
     if len(text) > LONGEST:
         text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
     return printable(text)
+
+
+def listed(names: Iterable[object], most: int = 8) -> str:
+    """The first of some names, as a message shows them, and how many more there are."""
+    names = list(names)
+    first = ", ".join(map(repr, names[:most]))
+    return first + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 class WhiteboxCrateError(Exception):
@@ -58,8 +67,7 @@ class UnknownNameError(WhiteboxCrateError, LookupError, RuntimeError):
         if close:
             rest = f"did you mean {', '.join(repr(c) for c in close)}?"
         else:
-            shown = ", ".join(repr(n) for n in names[:30]) + (", ..." if len(names) > 30 else "")
-            rest = f"known: {shown}." if names else "none exists."
+            rest = f"known: {listed(names, 30)}." if names else "none exists."
         return cls(f"unknown {kind} {name!r}; {rest}" + (f" {hint}" if hint else ""))
 
 
@@ -107,6 +115,14 @@ def require(module: str, extra: str) -> Any:
         raise MissingExtraError(
             f"{module} is needed here and is {what}: pip install {upgrade}'whitebox-crate[{extra}]'"
         ) from error
+
+
+def is_finite(value: object) -> bool:
+    """Whether a value is a number, and one that a float can hold: whole numbers of Python may be larger."""
+    try:
+        return isinstance(value, Real) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def check_kind(what: str, value: object, kind: Any, advice: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,7 +20,7 @@ from ._files import is_folder
 from ._storage import Storage
 from .convert.files import read_checkpoint
 from .convert.rename import Converted, convert_checkpoint
-from .errors import InputError, UnknownNameError, WeightsError, WhiteboxCrateError, check_kind
+from .errors import InputError, UnknownNameError, WeightsError, WhiteboxCrateError, check_kind, is_finite
 from .fold import fold_for_inference
 from .loading import MAX_GROWTH, SMALL, load_state, made_empty
 from .models import FeatureExtractor, ImageTransformer
@@ -256,7 +255,7 @@ def _options(source: _Source, given: Mapping[str, Any], pretrained: bool) -> dic
     entry.check_options(merged)
     options = {key: _plain_number(value) for key, value in merged.items() if value is not None}
     for key, value in options.items():  # constants enter no shape: a wrong one would show only where it is used
-        if type(entry.defaults.get(key)) is float and not _is_finite(value):
+        if type(entry.defaults.get(key)) is float and not is_finite(value):
             raise InputError(f"{key} of {entry.name} is a finite number, not {value!r:.50}")
         if type(entry.defaults.get(key)) is float:
             options[key] = float(value)  # integers without end are no numbers to torch
@@ -278,13 +277,6 @@ def _asks_for_nothing(option: str, value: Any) -> bool:
 def _plain_number(value: Any) -> Any:
     """Numbers of numpy as Python's own, which a file of options can hold."""
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _is_finite(value: object) -> bool:
-    try:
-        return isinstance(value, Real) and math.isfinite(value)
-    except OverflowError:
-        return False
 
 
 def _check_growth(source: _Source) -> None:

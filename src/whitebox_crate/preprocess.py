@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, Union
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ._deprecated import moved_names
-from .errors import InputError, UnknownNameError, require
+from .errors import InputError, UnknownNameError, is_finite, require
 from .images import to_rgb
 from .layers.patch_embed import Size, to_pair
 from .models import FeatureExtractor, ImageTransformer
@@ -419,7 +418,7 @@ def _check_unit_range(pixels: Tensor, channels: int) -> Tensor:
 
 
 def _check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
-    finite = all(isinstance(value, Real) and math.isfinite(value) for value in (*mean, *std))
+    finite = all(map(is_finite, (*mean, *std)))
     if len(mean) != channels or len(std) != channels or not finite or min(std) <= 0:
         raise InputError(f"mean and std are {channels} finite numbers each, std positive, not {mean!r} and {std!r}")
 

@@ -244,6 +244,7 @@ class TestBadInput:
             ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": "o" * 20}}, "result 0 of image 1 .* run lengths"),
             ({"score": float("nan")}, "score is a finite number"),
             ({"score": "high"}, "score is a finite number"),
+            ({"score": 10**400}, "score is a finite number"),
             ({"image_id": "1"}, "image_id is a whole number"),
             ({"image_id": [1]}, "image_id is a whole number"),
             ({"image_id": True}, "image_id is a whole number"),
@@ -264,6 +265,7 @@ class TestBadInput:
             ([[0, 0, 4, 0, 4, 4], [1, 1, 5, 5]], "a polygon of 4 numbers"),
             ([[0, 0, 4, 0, 4, float("nan")]], "nan"),
             ([[0, 0, 4, 0, 4, "4"]], "'4'"),
+            ([[0, 0, 4, 0, 4, 10**400]], "1000"),
             ([0, 0, 4, 0, 4, 4], "polygon"),
             ("", "''"),
             ({"size": [HEIGHT, WIDTH]}, "run lengths"),
@@ -275,6 +277,7 @@ class TestBadInput:
             ({"size": [HEIGHT, WIDTH], "counts": "1" * 20}, "cover 101 of its 600 pixels"),
             ({"size": [HEIGHT, WIDTH], "counts": "\x00\x7f"}, "run lengths"),
             ({"size": [HEIGHT, WIDTH], "counts": "0O"}, "run lengths"),
+            ({"size": [HEIGHT, WIDTH], "counts": "\ud800"}, "run lengths"),
         ],
     )
     def test_masks_that_are_none(self, shape: Any, said: str, tmp_path: Path) -> None:
@@ -291,7 +294,9 @@ class TestBadInput:
             with pytest.raises(InputError, match=f"{name}.*{re.escape(said)}"):
                 broken()
 
-    @pytest.mark.parametrize("box", [[1, 1, -2, 3], [1, 1, 2, -3], [1, 1, 2], [1, 1, 2, float("inf")], {}, None])
+    @pytest.mark.parametrize(
+        "box", [[1, 1, -2, 3], [1, 1, 2, -3], [1, 1, 2], [1, 1, 2, float("inf")], [1, 1, 2, 10**400], {}, None]
+    )
     def test_boxes_that_are_none(self, box: Any, tmp_path: Path) -> None:
         truth = document((1, (0, 0, 2, 2)))
         truth["annotations"][0] |= {"bbox": box, "id": 77}
@@ -378,7 +383,7 @@ class TestBadInput:
 
     def test_missing_images_are_counted_and_named(self, tmp_path: Path) -> None:
         (tmp_path / "2.jpg").touch()
-        with pytest.raises(InputError, match=r"2 of 3 images .*: 1\.jpg, 3\.jpg"):
+        with pytest.raises(InputError, match=r"2 of 3 images .*: '1\.jpg', '3\.jpg'"):
             check_images(document(images=3), tmp_path)
 
 

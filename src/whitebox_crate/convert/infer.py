@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import InputError, WeightsError
+from ..errors import InputError, WeightsError, listed
 from ..layers.patch_embed import to_pair
 from ..loading import MAX_DEPTH
 from ..models import Crate, CrateAlpha, CrateMae, CrateMhsa, CrateMlp, ViT
 from ..registry import find_entry, list_models
 from .formats import TWO_PART
-from .rename import Converted, convert_checkpoint, listed
+from .rename import Converted, convert_checkpoint
 
 # What a model is made of: the parts of its blocks but for norms, and whether a convolution embeds the patches.
 _CLASSES = {

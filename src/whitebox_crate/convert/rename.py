@@ -12,7 +12,7 @@ from typing import Any
 from einops import EinopsError, rearrange
 from torch import Tensor
 
-from ..errors import WeightsError
+from ..errors import WeightsError, listed
 from .formats import CRATE, FORMATS, JAX_PROJ, PREFIXES, TWO_PART, WRAPPED, WRAPPERS, Format
 
 
@@ -58,9 +58,9 @@ def convert_checkpoint(checkpoint: Mapping[str, Any], *, global_pool: str = "tok
     form = _format_of(theirs)
     if form is None:
         known = "; ".join(form.name for form in FORMATS)
+        found = f"no known format has the names {listed(theirs)}" if theirs else "there is no tensor in it"
         raise WeightsError(
-            f"no known format has the names {listed(theirs)}. Known: {known}. For another one, rename its tensors to "
-            "those of model.state_dict()"
+            f"{found}. Known: {known}. For another one, rename its tensors to those of model.state_dict()"
         )
     if form.names is None:
         return Converted(form.name, theirs, tuple(beside))
@@ -99,12 +99,6 @@ def convert_state_dict(
         Our name -> tensor.
     """
     return convert_checkpoint(checkpoint, global_pool=global_pool, weights=weights).state
-
-
-def listed(names: Iterable[str], most: int = 8) -> str:
-    names = list(names)
-    shown = ", ".join(repr(name) for name in names[:most]) or "(there is no tensor)"
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 _WILD = re.compile(r"#|\*\*|\*")

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError, UnknownNameError, require
+from ..errors import InputError, UnknownNameError, is_finite, listed, require
 from ..segmentation.cuts import mask_boxes
-from .coco_shapes import check_box, check_mask
+from .coco_shapes import brief, check_box, check_mask
 
 Kind: TypeAlias = Literal["bbox", "segm"]
 Document: TypeAlias = dict[str, Any]  # a parsed instances_*.json
@@ -44,7 +44,7 @@ def read_annotations(path: str | os.PathLike[str]) -> Document:
     sizes: dict[int, list[int]] = {}
     for image in document["images"]:
         if not isinstance(image, dict) or not _is_image(image):
-            raise InputError(f"{path}: an image has id, file_name, height and width, but one is {_brief(image)}")
+            raise InputError(f"{path}: an image has id, file_name, height and width, but one is {brief(image)}")
         if image["id"] in sizes:
             raise InputError(f"{path} lists the image {image['id']} twice; repair the file")
         sizes[image["id"]] = [image["height"], image["width"]]
@@ -54,7 +54,7 @@ def read_annotations(path: str | os.PathLike[str]) -> Document:
         if not isinstance(annotation, dict) or not _is_annotation(annotation):
             raise InputError(
                 f"{path}: an annotation has image_id (a whole number), bbox and segmentation, but one is "
-                f"{_brief(annotation)}; captions and keypoints have files of their own: give one like "
+                f"{brief(annotation)}; captions and keypoints have files of their own: give one like "
                 "instances_val2017.json"
             )
         if not _is_whole(annotation.get("iscrowd", 0)) or annotation.get("iscrowd", 0) not in (0, 1):
@@ -91,8 +91,7 @@ def check_images(annotations: Document, folder: str | os.PathLike[str]) -> None:
     names = [image["file_name"] for image in annotations["images"]]
     missing = [name for name in names if not (Path(folder) / name).is_file()]
     if missing:
-        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise InputError(f"{len(missing)} of {len(names)} images are not in {folder}: {shown}; add them")
+        raise InputError(f"{len(missing)} of {len(names)} images are not in {folder}: {listed(missing)}; add them")
 
 
 def to_results(image_id: int, masks: Tensor, scores: Sequence[float] | None = None) -> list[Result]:
@@ -210,9 +209,9 @@ def _as_found(sizes: Mapping[int, list[int]], results: Sequence[Mapping[str, Any
     found = []
     for number, result in enumerate(results):
         if not isinstance(result, Mapping) or not {"image_id", "score", shape} <= result.keys():
-            raise InputError(f"a result has an image_id, a score and a {shape}, but one is {_brief(result)}")
+            raise InputError(f"a result has an image_id, a score and a {shape}, but one is {brief(result)}")
         if not _is_whole(result["image_id"]):
-            raise InputError(f"image_id is a whole number, but that of a result is {_brief(result['image_id'])}")
+            raise InputError(f"image_id is a whole number, but that of a result is {brief(result['image_id'])}")
         if result["image_id"] not in sizes:
             raise InputError(
                 f"a result is of the image {result['image_id']}, which the annotations do not list: they are of "
@@ -223,8 +222,8 @@ def _as_found(sizes: Mapping[int, list[int]], results: Sequence[Mapping[str, Any
             check_box(result["bbox"], whose)
         else:
             check_mask(result["segmentation"], sizes[result["image_id"]], whose)
-        if not isinstance(result["score"], int | float) or not math.isfinite(result["score"]):
-            raise InputError(f"a score is a finite number, but one is {result['score']!r}")
+        if not is_finite(result["score"]):
+            raise InputError(f"a score is a finite number, but one is {brief(result['score'])}")
         found.append({"image_id": result["image_id"], "category_id": OBJECT, "score": result["score"]})
         found[-1][shape] = result[shape]
     return found
@@ -262,8 +261,3 @@ def _read_json(path: str | os.PathLike[str]) -> Any:
         raise InputError(f"{path} cannot be opened: {error}; look at the path") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no JSON, or is cut short: {error}") from error
-
-
-def _brief(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else text[:200] + "..."

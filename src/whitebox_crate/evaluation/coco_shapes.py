@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, is_finite
 
 # How run lengths are written as text (maskApi.c of pycocotools): 6 bits a character, of which 5 are of the number.
 _FIRST, _BITS, _MORE, _SIGN = ord("0"), 5, 0x20, 0x10
@@ -23,9 +23,9 @@ def check_box(box: object, whose: str) -> None:
     Raises:
         InputError: If it is none, a number is not finite, or a side negative.
     """
-    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)) and min(box[2:]) >= 0):
+    if not (isinstance(box, list) and len(box) == 4 and all(map(is_finite, box)) and min(box[2:]) >= 0):
         raise InputError(
-            f"{whose} has the bbox {_brief(box)}; it is [x, y, width, height], finite, and no side is negative: repair "
+            f"{whose} has the bbox {brief(box)}; it is [x, y, width, height], finite, and no side is negative: repair "
             "it"
         )
 
@@ -48,20 +48,19 @@ def check_mask(mask: object, size: Sequence[int], whose: str) -> None:
         for polygon in mask:
             _check_polygon(polygon, whose)
     else:
-        raise InputError(f"{whose} has no polygon and no run lengths, but the segmentation {_brief(mask)}; repair it")
+        raise InputError(f"{whose} has no polygon and no run lengths, but the segmentation {brief(mask)}; repair it")
 
 
 def _check_polygon(polygon: object, whose: str) -> None:
     if not isinstance(polygon, list):
-        raise InputError(f"{whose} has {_brief(polygon)} where a polygon is a list of its own: repair it")
+        raise InputError(f"{whose} has {brief(polygon)} where a polygon is a list of its own: repair it")
     if len(polygon) < 6 or len(polygon) % 2:
         raise InputError(
-            f"{whose} has a polygon of {len(polygon)} numbers, {_brief(polygon)}; it is x, y of three points or more: "
+            f"{whose} has a polygon of {len(polygon)} numbers, {brief(polygon)}; it is x, y of three points or more: "
             "repair it"
         )
-    if not all(map(_is_number, polygon)):
-        strange = next(value for value in polygon if not _is_number(value))
-        raise InputError(f"{whose} has a polygon with {strange!r} among its numbers: repair it")
+    if strange := [value for value in polygon if not is_finite(value)]:
+        raise InputError(f"{whose} has a polygon with {brief(strange[0])} among its numbers: repair it")
 
 
 def _check_runs(mask: Mapping[str, Any], size: Sequence[int], whose: str) -> None:
@@ -73,7 +72,7 @@ def _check_runs(mask: Mapping[str, Any], size: Sequence[int], whose: str) -> Non
     counts = mask.get("counts")
     runs = counts if isinstance(counts, list) else _read_runs(counts)
     if runs is None or not all(type(length) is int and length >= 0 for length in runs):
-        raise InputError(f"{whose} has run lengths that cannot be read, {_brief(counts)}: make them again")
+        raise InputError(f"{whose} has run lengths that cannot be read, {brief(counts)}: make them again")
     if sum(runs) != math.prod(size):
         raise InputError(
             f"{whose} has run lengths that cover {sum(runs)} of its {math.prod(size)} pixels; they were cut short or "
@@ -85,7 +84,9 @@ def _read_runs(text: object) -> list[int] | None:
     """The numbers that are written so; None if that is no such text."""
     runs: list[int] = []
     value = read = 0
-    for code in text if isinstance(text, bytes) else text.encode() if isinstance(text, str) else b"\0":
+    if not isinstance(text, str | bytes):
+        return None
+    for code in text.encode(errors="surrogatepass") if isinstance(text, str) else text:
         bits = code - _FIRST
         if not 0 <= bits < 2 * _MORE or read == _LONGEST:
             return None
@@ -100,10 +101,7 @@ def _read_runs(text: object) -> list[int] | None:
     return None if read else runs
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _brief(value: object) -> str:
+def brief(value: object) -> str:
+    """What a message shows of a value that may be long."""
     text = repr(value)
     return text if len(text) <= 100 else text[:100] + "..."

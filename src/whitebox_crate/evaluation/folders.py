@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._folders import files_below
-from ..errors import InputError, UnknownNameError, require
+from ..errors import InputError, UnknownNameError, listed, require
 from ..images import IMAGE_SUFFIXES, load_image
 from .records import content_of
 
@@ -113,9 +113,9 @@ class LabelledImages:
         """
         missing = [path for _, pair in self.items for path in (pair.image, pair.mask) if not path.is_file()]
         if missing:
-            shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
             raise InputError(
-                f"{len(missing)} files of {len(self.items)} images and masks are missing: {shown}; add them"
+                f"{len(missing)} files of {len(self.items)} images and masks are missing: "
+                f"{listed(map(str, missing))}; add them"
             )
 
 

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError, UnknownNameError, require
+from ..errors import InputError, UnknownNameError, listed, require
 from .decoding import Example
 
 IMAGE_NAMES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp")
 LABEL_NAMES = ("label", "labels", "class", "cls", "target", "category")
-SHOWN = 8
 
 
 class Columns:
@@ -38,10 +37,10 @@ class Columns:
         self.class_names, self.stored_names = tuple(class_names), stored_names
         self._indices = {name: index for index, name in enumerate(self.class_names)}
         if label and len(self._indices) < 2:
-            raise InputError(f"there is only one class, {_shown(self.class_names)}; to tell classes apart takes two")
+            raise InputError(f"there is only one class, {listed(self.class_names)}; to tell classes apart takes two")
         if len(self._indices) < len(self.class_names):
             twice = [name for name in self._indices if self.class_names.count(name) > 1]
-            raise InputError(f"label_names has {_shown(twice)} more than once; give each class a name of its own")
+            raise InputError(f"label_names has {listed(twice)} more than once; give each class a name of its own")
 
     def index_of(self, label: Any, name: str) -> int:
         """The index of a class.
@@ -61,7 +60,7 @@ class Columns:
             return self._indices[known]
         raise InputError(
             f"{name} has the label {label!r}{f' ({known!r})' if known != label else ''}, which is none of the "
-            f"{len(self.class_names)} classes {_shown(self.class_names)} (0 to {len(self.class_names) - 1}); correct "
+            f"{len(self.class_names)} classes {listed(self.class_names)} (0 to {len(self.class_names) - 1}); correct "
             "it, or give label_names that have it"
         )
 
@@ -113,7 +112,7 @@ def _column(what: str, features: Mapping[str, Any], asked: str | None, likely: l
     named = [name for name in usual if name in likely]
     if named or (len(likely) == 1 and len(features) > 1):
         return (named or likely)[0]
-    raise InputError(f"cannot tell the column of {what}s among {_shown(list(features))}; give {what}_column")
+    raise InputError(f"cannot tell the column of {what}s among {listed(list(features))}; give {what}_column")
 
 
 def undecoded(dataset: Any, columns: Sequence[str], image: str) -> Any:
@@ -142,7 +141,7 @@ def labels_of(
     indices = [columns.index_of(value, f"image {int((codes == at).argmax())}") for at, value in enumerate(values)]
     labels = np.array(indices, np.int64)[codes]
     if empty := [name for index, name in enumerate(columns.class_names) if index not in set(indices)]:
-        says = f"no image has the class {_shown(empty)}"
+        says = f"no image has the class {listed(empty)}"
         if label_names is None:
             raise InputError(f"{says}; add images, remove the class (a folder), or name all classes by label_names")
         warnings.warn(says, stacklevel=3)
@@ -161,7 +160,3 @@ def _names_in(values: Sequence[Any]) -> list[str]:
             "name all by label_names"
         )
     return [str(number) for number in range(missing)]
-
-
-def _shown(names: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from .._folders import folders_in
-from ..errors import InputError, UnknownNameError
+from ..errors import InputError, UnknownNameError, listed
 
 T = TypeVar("T")
 
@@ -76,7 +76,7 @@ def folder_of(root: Path, split: str, labelled: bool) -> Path:
     exact = [name for name in names if name == split] or [name for name in names if name.lower() == split.lower()]
     found = exact or [name for name, means in usual.items() if means == meaning(split)]
     if len(found) > 1:
-        raise InputError(f"{str(root)!r} has {_shown(found)} for the split {split!r}: name one of them")
+        raise InputError(f"{str(root)!r} has {listed(found)} for the split {split!r}: name one of them")
     if found:
         return _innermost(root / found[0])
     if split in ("train", "all") and not usual:
@@ -94,13 +94,13 @@ def check_classes(classes: Sequence[Path]) -> None:
     """
     if len(classes) == 1 and (inner := [folder.name for folder in folders_in(classes[0])]):
         raise InputError(
-            f"{str(classes[0].parent)!r} has one folder, and {str(classes[0])!r} has {_shown(inner)}: if these are the "
+            f"{str(classes[0].parent)!r} has one folder, and {str(classes[0])!r} has {listed(inner)}: if these are the "
             "classes, or splits, give that one"
         )
     shared = _shared(classes) if len(classes) > 1 else []
     if len(shared) > 1:
         raise InputError(
-            f"{_shown([folder.name for folder in classes])} all hold folders {_shown(shared)}: they are splits rather "
+            f"{listed([folder.name for folder in classes])} all hold folders {listed(shared)}: they are splits rather "
             f"than classes. Give one of them, as {str(classes[0])!r}, or call them train, validation and test; if they "
             "are classes, put their pictures into them without these folders"
         )
@@ -128,7 +128,3 @@ def _shared(folders: Sequence[Path]) -> list[str]:
             break
         common &= {inner.name for inner in folders_in(folder)}
     return sorted(common)
-
-
-def _shown(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:4])) + (", ..." if len(names) > 4 else "")
