@@ -146,6 +146,8 @@ def test_what_is_no_photograph(model: ImageTransformer, tmp_path: Path, image: A
     [
         ({"model": "crate_nan"}, UnknownNameError, "crate_nano"),
         ({"model": "crate_base"}, WeightsError, "pretrained"),
+        ({"model": torch.nn.Linear(2, 2)}, InputError, "not Linear"),
+        ({"model": 3}, InputError, "not 3"),
         ({"method": "atention"}, UnknownNameError, "attention"),
         ({"method": "attention", "n": 2}, UnknownNameError, "'n'"),
         ({"edges": "smoth"}, UnknownNameError, "smooth"),

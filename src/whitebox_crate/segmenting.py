@@ -16,12 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._devices import resolve_device
 from .errors import InputError
-from .factory import create_model
 from .images import image_files, load_image
 from .models import ImageTransformer
 from .preprocess import AnyImage, fit_photo, to_pillow
+from .ready import ready_model
 from .segmentation.cuts import mask_boxes
 from .segmentation.draw import CAPTION, blank_panel, draw_map, draw_objects, draw_panels, draw_scale
 from .segmentation.edges import Edges, choose_edges
@@ -180,7 +179,7 @@ def segment(
         MissingExtraError: If Pillow is not installed.
     """
     find = choose_method(method_with(settings) if method is None else method, **settings)
-    to_pixels, network = choose_edges(edges), _network(model, device)
+    to_pixels, network = choose_edges(edges), ready_model(model, device)
 
     def one(image: AnyPath | AnyImage) -> Segmentation:
         source = Path(image) if isinstance(image, str | os.PathLike) else None
@@ -199,16 +198,6 @@ def segment(
 
     several = _several(images)
     return one(images) if several is None else map(one, several)
-
-
-def _network(model: str | ImageTransformer, device: str | torch.device | None) -> ImageTransformer:
-    """The model, made if it is named, on its device."""
-    if isinstance(model, str):
-        made = create_model(model, pretrained=True, dynamic_img_size=True).eval()
-        if not isinstance(made, ImageTransformer):
-            raise InputError(f"{model} makes a {type(made).__name__}, whose layers are not known")
-        return made.to(resolve_device(device))
-    return model if device is None else model.to(resolve_device(device))
 
 
 @contextmanager

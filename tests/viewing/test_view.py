@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,15 @@ def test_what_does_not_fit_is_left_out_from_the_outer_layers_inward() -> None:
     assert reading(page)["cls"] == reading(whole)["cls"]
 
 
+def test_classes_of_one_name_are_all_there() -> None:
+    """As two of ImageNet's are called crane."""
+    model = small("crate_pico", depth=1, num_classes=3)
+    model.pretrained_cfg = replace(model.pretrained_cfg, num_classes=3, label_names=("crane", "crane", "maillot"))
+    names = reading(view(photo(), model, size=24))["names"]
+    assert sorted(name for name, _ in names) == ["crane", "crane", "maillot"]
+    assert sum(share for _, share in names) == pytest.approx(1)
+
+
 def test_where_a_model_starts() -> None:
     nano = view(SAMPLES / "cat.jpg", "crate_nano", size=SIDE)
     assert reading(nano)["start"] == {"layer": 4, "head": 1}
@@ -169,9 +179,10 @@ def test_a_notebook_shows_the_page_in_a_frame_of_its_own() -> None:
         (photo(), "crate_nona", {}, UnknownNameError, "crate_nano"),
         (photo(), 3, {}, InputError, "not 3"),
         (photo(), "crate_nano", {"megabytes": 0}, InputError, "more than 0"),
+        (photo(), "crate_nano", {"megabytes": float("inf")}, InputError, "not inf"),
         (photo(), "crate_nano", {"size": 0}, InputError, "not 0"),
     ],
-    ids=["no photograph", "no file", "no model", "unknown", "number", "megabytes", "side"],
+    ids=["no photograph", "no file", "no model", "unknown", "number", "megabytes", "endless", "side"],
 )
 def test_what_is_wrong_is_said(images: Any, models: Any, options: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):

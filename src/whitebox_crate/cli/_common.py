@@ -23,6 +23,7 @@ from ..evaluation.processes import device_of
 from ..factory import create_model
 from ..images import image_files
 from ..models import ImageTransformer
+from ..ready import check_layers_known
 
 MANY_TOKENS = 10_000
 
@@ -32,14 +33,18 @@ def load(options: argparse.Namespace, any_size: bool = True) -> ImageTransformer
     return make(options, any_size).requires_grad_(False)
 
 
+def load_each(options: argparse.Namespace, names: Sequence[str]) -> list[ImageTransformer]:
+    """As `load`, each of these with its own weights, where a command shows several models."""
+    return [load(argparse.Namespace(**{**vars(options), "model": name, "checkpoint": None})) for name in names]
+
+
 def make(options: argparse.Namespace, any_size: bool = True) -> ImageTransformer:
     """The model in evaluation mode, with what of it is trained and what is fixed."""
     own_weights = options.checkpoint is None
-    model = create_model(
+    made = create_model(
         options.model, pretrained=own_weights, checkpoint_path=options.checkpoint, dynamic_img_size=any_size or None
     )
-    if not isinstance(model, ImageTransformer):
-        raise InputError(f"{options.model} makes a {type(model).__name__}, whose layers are not known")
+    model = check_layers_known(made, options.model)
     if getattr(options, "run", "") != "segmenting.segment":  # which tells of each photograph
         _tell_of_tokens(model, getattr(options, "size", None))
     return model.eval().to(device_for(options))

@@ -37,5 +37,5 @@ def write_page(options: argparse.Namespace) -> int:
     page = report(model, photos(), title=f"{options.model}{weights}", short_side=options.size)
     out_folder(target.parent)
     write_whole(target, lambda path: path.write_text(page, encoding="utf-8", errors="backslashreplace"))
-    print(f"{target}  ({options.model}, {len(page) / 2**20:.1f} MB)")
+    print(f"{target}  ({options.model}, {len(page) / 1e6:.1f} MB)")
     return 1 if failed else 0

@@ -23,7 +23,7 @@ from ..segmentation import choose_method, method_with, resolve_layer, settings_o
 from ..segmentation.draw import blank_panel, draw_panels
 from ..segmenting import Segmentation
 from ..segmenting import segment as segment_photo
-from ._common import free_name, load, out_folder, photographs, report_error
+from ._common import free_name, load, load_each, out_folder, photographs, report_error
 from ._forecast import Forecast
 from ._journal import Entry, Journal
 from ._saving import entry_of, files_of, save, save_coco
@@ -89,7 +89,7 @@ def compare(options: argparse.Namespace) -> int:
     if len(names) != 2:
         raise InputError(f"two models are compared, not {len(names)}: give --model A --model B")
     paths = photographs(options.images)
-    models = [load(argparse.Namespace(model=name, checkpoint=None, device=options.device)) for name in names]
+    models = load_each(options, names)
     for name, model in zip(names, models, strict=True):
         check_takes_photos(model, name)
     settings = [_settings(options, model) for model in models]

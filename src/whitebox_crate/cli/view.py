@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..errors import InputError
 from ..images import load_image
 from ..viewing import view_photographs
-from ._common import load, out_folder, photographs, place_of_page, report_error
+from ._common import load_each, out_folder, photographs, place_of_page, report_error
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,8 +18,7 @@ def write_page(options: argparse.Namespace) -> int:
     """Shows every picture that can be read; those that cannot are reported."""
     target = place_of_page(options.out, "page.html")
     names = options.model or ["crate_nano"]
-    common = {"checkpoint": None, "device": options.device, "size": options.size}
-    models = [(name, load(argparse.Namespace(model=name, **common))) for name in names]
+    models = list(zip(names, load_each(options, names), strict=True))
     photos: list[tuple[str, Image]] = []
     paths = photographs(options.images)
     for path in paths:

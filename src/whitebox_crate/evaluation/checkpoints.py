@@ -13,6 +13,7 @@ from ..errors import InputError, WeightsError
 from ..factory import create_model
 from ..hub import CONFIG, WEIGHTS
 from ..models import ImageTransformer
+from ..ready import check_layers_known
 
 RUN = "run.json"  # beside the weights in the checkpoints of `train`
 # What `train` leaves beside its checkpoints: none, half of one, or one of them once more.
@@ -74,6 +75,4 @@ def load_checkpoint(path: Path, model: str = "") -> ImageTransformer:
         file = path / WEIGHTS if path.is_dir() else path
         name, found = infer_model(read_checkpoint(file), model=model)
         made = create_model(name, checkpoint_path=file, **{**found, "dynamic_img_size": True})
-    if not isinstance(made, ImageTransformer):
-        raise InputError(f"{path} makes a {type(made).__name__}, whose layers are not known")
-    return made.eval().requires_grad_(False)
+    return check_layers_known(made, str(path)).eval().requires_grad_(False)

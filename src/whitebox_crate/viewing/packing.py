@@ -69,7 +69,7 @@ def _pack(reading: Reading) -> Packed:
             quantity: {state: list(series.mean) for state, series in reading.measures.series[quantity].items()}
             for quantity in QUANTITIES
         },
-        "names": list(reading.names.items()),
+        "names": reading.names,
         "rows": [None] * layers,
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,7 @@ class Reading:
         colours: The first three principal components of the tokens after each layer, each 0 to 1; float32 (layers, 3,
             rows, columns).
         measures: Coding rates and sparsity of each layer.
-        names: The likeliest classes with their probabilities; empty without a head.
+        names: The likeliest classes, each with its probability; empty without a head. Two classes may have one name.
     """
 
     model: str
@@ -50,7 +50,7 @@ class Reading:
     keys: Tensor
     colours: Tensor
     measures: LayerwiseReport
-    names: Mapping[str, float]
+    names: Sequence[tuple[str, float]]
 
 
 @torch.inference_mode()
@@ -96,11 +96,11 @@ def _queries_and_keys(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
     return queries, queries if k is q else k[0].float().cpu()
 
 
-def _names(model: ImageTransformer, logits: Tensor) -> dict[str, float]:
+def _names(model: ImageTransformer, logits: Tensor) -> list[tuple[str, float]]:
     if not model.num_classes or not model.global_pool:
-        return {}
+        return []
     top = logits[0].float().softmax(-1).topk(min(NAMED, model.num_classes))
     known = model.pretrained_cfg.label_names
     named = len(known) == model.num_classes
     labels = [known[index] if named else f"class {index}" for index in top.indices.tolist()]
-    return dict(zip(labels, top.values.tolist(), strict=True))
+    return list(zip(labels, top.values.tolist(), strict=True))

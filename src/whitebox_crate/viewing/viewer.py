@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .._devices import resolve_device
 from ..errors import InputError
-from ..factory import create_model
 from ..images import image_files, load_image
 from ..models import ImageTransformer
 from ..preprocess import AnyImage, to_pillow
+from ..ready import ready_model
 from .packing import pack_readings
 from .pages import Page, assemble
 from .readings import read
@@ -75,8 +75,8 @@ def view_photographs(
     """`view` of photographs and models that are there and have names."""
     if not photos or not models:
         raise InputError(f"give at least one photograph and one model, not {len(photos)} and {len(models)}")
-    if not megabytes > 0:
-        raise InputError(f"megabytes is the size of the page, more than 0, not {megabytes!r}")
+    if not 0 < megabytes < math.inf:
+        raise InputError(f"megabytes is the size of the page, more than 0 and finite, not {megabytes!r}")
     room = round(megabytes * 1e6) - len(assemble({}).html)
     shown = []
     for name, photo in photos:
@@ -100,14 +100,8 @@ def _photo(image: str | os.PathLike[str] | AnyImage, index: int) -> tuple[str, I
 
 
 def _model(model: str | ImageTransformer, device: str | torch.device | None) -> tuple[str, ImageTransformer]:
-    if isinstance(model, str):
-        made = create_model(model, pretrained=True, dynamic_img_size=True).eval()
-        if not isinstance(made, ImageTransformer):
-            raise InputError(f"{model} makes a {type(made).__name__}, whose layers are not known")
-        return model, made.to(resolve_device(device))
-    if not isinstance(model, ImageTransformer):
-        raise InputError(f"a model is a name or a model of this package, not {model!r}")
-    return model.architecture or type(model).__name__, model if device is None else model.to(resolve_device(device))
+    ready = ready_model(model, device)
+    return model if isinstance(model, str) else ready.architecture or type(ready).__name__, ready
 
 
 def _picture(photo: Image) -> dict[str, Any]:
