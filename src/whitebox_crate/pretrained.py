@@ -33,14 +33,15 @@ _NANO = PretrainedCfg(
     checked="file",
 )
 
-# Which head shows the object differs from one photograph to the next: the mean of the heads of layer 4 does best.
+# Which head shows the object differs from one photograph to the next: the mean of the heads of layer 5 does best.
 _NANO_SCENES = replace(
     _NANO,
     tag="scene_composites",
     file="crate_nano_patch6_96.scene_composites.safetensors",
-    sha256="5b9a4ac29a40c153b22d9403b6a77fa9fe520279eb7ddfee6e505a6d95330a33",
+    sha256="86db88550439c0eca2d4dfa97e3961d6cd497aca40b15a89848a63753b436c45",
     num_classes=476,
     label_names=_labels("crate_nano_patch6_96.scene_composites"),
+    attention_layer=5,
     attention_head=None,
     origin="recipes.train_nano, from crate_nano.tuxpaint_composites; docs/cards/crate_nano_scenes.md has all of it",
 )
