@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--picture", type=Path, help="where to draw the curves")
     options = parser.parse_args()
-    trained = create_model("crate_nano", pretrained=True).eval()
+    trained = create_model("crate_nano.tuxpaint_composites", pretrained=True).eval()
     torch.manual_seed(options.seed)
     models = {"trained": trained, "fresh": create_model("crate_nano").eval()}
     source = Composites(photographs("held_out"), wallpapers("held_out"))

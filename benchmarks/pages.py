@@ -55,7 +55,7 @@ def weights() -> str:
 
 def subspaces() -> str:
     """What is measured of the subspaces of crate_nano, in Markdown."""
-    return subspace_report(create_model("crate_nano", pretrained=True)).table(markdown=True)
+    return subspace_report(create_model("crate_nano.tuxpaint_composites", pretrained=True)).table(markdown=True)
 
 
 def measured(benchmark: Any) -> str:

@@ -138,7 +138,11 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="crate_nano", help="name or local-dir:PATH; its config names layer and head")
+    parser.add_argument(
+        "--model",
+        default="crate_nano.tuxpaint_composites",
+        help="name or local-dir:PATH; its config names layer and head",
+    )
     parser.add_argument("--images", type=int, default=256, help="of each kind")
     parser.add_argument("--size", type=int, default=96, help="side of the images, pixels")
     parser.add_argument("--seed", type=int, default=2000, help="of the composites; training used others")

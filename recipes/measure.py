@@ -162,7 +162,7 @@ def sources_of(data: str, validation: Path | None) -> tuple[Composites, Composit
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="crate_nano", help="name or local-dir:PATH")
+    parser.add_argument("--model", default="crate_nano.tuxpaint_composites", help="name or local-dir:PATH")
     parser.add_argument("--control", help="folder of a ViT trained by the same recipe")
     parser.add_argument("--data", choices=("photographs", "garments"), default="photographs")
     parser.add_argument("--validation", type=Path, help="folder of backgrounds: measure on the validation split")

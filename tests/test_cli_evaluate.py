@@ -90,7 +90,7 @@ class TestVoc:
         assert found["settings"] == json.loads((out / "settings.json").read_text())
         assert (found["settings"]["size"], found["settings"]["void"], found["broken"]) == (48, 255, [])
         assert set(found["versions"]) == {"whitebox_crate", "torch"}
-        assert found["layer"] == 4
+        assert found["layer"] == 5
         assert shown.out == (out / "results.md").read_text() + f"\n{out / 'results.json'}\n"
         assert "6 measured in" in shown.err
         # Another layer for the table by class is no other measurement.
@@ -288,5 +288,6 @@ def test_masks_of_a_method_on_a_folder(tmp_path: Path, capsys: pytest.CaptureFix
     found = results(tmp_path / "out")
     assert found["all"]["images"] == 3 and found["settings"]["edges"] == "smooth"
     assert "multiscale with edges smooth" in capsys.readouterr().out
-    assert evaluate(*words, "multiscal") != 0
-    assert "multiscale" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        evaluate(*words, "multiscal")
+    assert "'multiscale'" in capsys.readouterr().err

@@ -53,7 +53,7 @@ def size_of(columns: int, rows: int, width: int = SIDE, height: int = SIDE) -> t
 def test_pca_draws_one_sheet_of_all_images(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("pca", *images_of(data), "--size", 48, "--out", tmp_path / "out") == 0
     (sheet,) = (tmp_path / "out").iterdir()
-    assert sheet.name == "pca-layer4.png" and str(sheet) in capsys.readouterr().out
+    assert sheet.name == "pca-layer5.png" and str(sheet) in capsys.readouterr().out
     with Image.open(sheet) as image:
         assert image.size == size_of(3, 4)
         # The colours of the foreground are on white paper.
@@ -69,7 +69,7 @@ def test_pca_of_all_layers_is_a_strip(data: Path, tmp_path: Path) -> None:
 
 def test_more_images_than_fit_beside_each_other_go_on_below(data: Path, tmp_path: Path) -> None:
     assert run("pca", *images_of(data)[:1] * 9, "--size", 36, "--out", tmp_path / "out") == 0
-    with Image.open(tmp_path / "out" / "pca-layer4.png") as image:
+    with Image.open(tmp_path / "out" / "pca-layer5.png") as image:
         assert image.size == size_of(8, 8)
 
 
@@ -127,9 +127,9 @@ def test_heads_are_ordered_by_score_and_the_numbers_are_in_json(data: Path, tmp_
 def test_heads_are_ordered_by_iou_where_masks_are_given(data: Path, tmp_path: Path) -> None:
     words = ("heads", *images_of(data), "--size", 48, "--masks", data / "masks", "--rule", "mass", "--keep", 0.5)
     assert run(*words, "--out", tmp_path / "out") == 0
-    found = json.loads((tmp_path / "out" / "heads-layer4.json").read_text())
+    found = json.loads((tmp_path / "out" / "heads-layer5.json").read_text())
     model = create_model("crate_nano", pretrained=True, dynamic_img_size=True).eval()
-    records = [score_image(model, pair, size=48, keep=0.5)["1"]["mass"][4] for _, pair in read_folder(data).items]
+    records = [score_image(model, pair, size=48, keep=0.5)["1"]["mass"][5] for _, pair in read_folder(data).items]
     np.testing.assert_allclose(found["iou_by_image"], records, atol=1e-6)
     means = np.mean(records, axis=0)
     assert [head["head"] for head in found["heads"]] == list(np.argsort(-means, kind="stable"))
@@ -145,8 +145,8 @@ def test_photographs_are_turned_as_their_masks_are(data: Path, tmp_path: Path) -
         with Image.open(path) as image:
             image.save(path, exif=exif)
     assert run(*words, "--out", tmp_path / "with") == 0
-    assert (tmp_path / "with" / "heads-layer4.json").read_bytes() == (
-        tmp_path / "without" / "heads-layer4.json"
+    assert (tmp_path / "with" / "heads-layer5.json").read_bytes() == (
+        tmp_path / "without" / "heads-layer5.json"
     ).read_bytes()
 
 

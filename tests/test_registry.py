@@ -180,8 +180,8 @@ def test_weights_are_left_out_by_wildcards() -> None:
 
 
 def test_a_fact_is_looked_up_by_name() -> None:
-    assert get_pretrained_cfg_value("crate_nano", "num_classes") == 258
-    assert get_pretrained_cfg_value("crate_nano_patch6_96.scene_composites", "num_classes") == 476
+    assert get_pretrained_cfg_value("crate_nano", "num_classes") == 476
+    assert get_pretrained_cfg_value("crate_nano_patch6_96.tuxpaint_composites", "num_classes") == 258
     assert get_pretrained_cfg_value("vit_nano", "input_size") == (3, 96, 96)
     assert get_pretrained_cfg_value("crate_base", "classifier") == "head"
     assert get_pretrained_cfg_value("crate_base", "min_input_size") is None

@@ -198,7 +198,7 @@ def test_what_validate_and_inference_py_do(tmp_path: Path) -> None:
     )  # fmt: skip
     [(images, target)] = list(loader)
     logits = model.eval()(images)
-    assert logits.shape == (2, 258)
+    assert logits.shape == (2, 476)
     assert torch.equal(logits[0], logits[1])
     top1, top5 = timm.utils.accuracy(logits, target, topk=(1, 5))
     assert 0 <= top1 <= top5 <= 100

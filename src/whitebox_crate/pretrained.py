@@ -140,7 +140,7 @@ _AUGREG = replace(
 )
 
 PRETRAINED: dict[str, list[PretrainedCfg]] = {
-    "crate_nano_patch6_96": [_NANO, _NANO_SCENES],
+    "crate_nano_patch6_96": [_NANO_SCENES, _NANO],
     "crate_pico_patch4_32": [_PICO],
     "crate_small_patch16_224": [_CRATE_SMALL],
     "crate_demo_base_patch8_224": [_CRATE_DEMO],

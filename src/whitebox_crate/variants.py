@@ -43,7 +43,7 @@ _NANO: dict[str, Any] = {
     "num_heads": 4,
     "img_size": 96,
     "patch_size": 6,
-    "num_classes": 258,
+    "num_classes": 476,
     "dynamic_img_size": True,
 }
 # The emergence study's, for garments.

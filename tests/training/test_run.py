@@ -90,7 +90,7 @@ def test_train_and_finish_say_the_same(colours: Path, tmp_path: Path) -> None:
 def test_a_model_that_a_user_made_says_what_it_was_trained_on(colours: Path, tmp_path: Path) -> None:
     images = open_images(colours)
     model = create_model("crate_nano", pretrained=True, num_classes=3, img_size=12)
-    assert model.pretrained_cfg.attention_head is not None  # measured on weights that are no more
+    assert model.pretrained_cfg.attention_layer is not None  # measured on weights that are no more
     train(model, images, Recipe(steps=1, **SMALL), tmp_path)
     cfg = model.pretrained_cfg
     assert cfg.label_names == tuple(COLOURS) and cfg.license == "apache-2.0"

@@ -31,7 +31,7 @@ Open = Callable[..., Any]
 def models() -> list[ImageTransformer]:
     torch.manual_seed(0)
     vit = create_model("vit_nano", dynamic_img_size=True, depth=4).eval()
-    return [create_model("crate_nano", pretrained=True, dynamic_img_size=True).eval(), vit]
+    return [create_model("crate_nano.tuxpaint_composites", pretrained=True, dynamic_img_size=True).eval(), vit]
 
 
 @pytest.fixture(scope="module")

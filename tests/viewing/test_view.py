@@ -91,7 +91,7 @@ def test_the_page_holds_what_the_library_computes(family: str) -> None:
 
 
 def test_what_does_not_fit_with_16_bits_has_8() -> None:
-    picture, model = load_image(SAMPLES / "coffee.jpg"), small("crate_nano", pretrained=True)
+    picture, model = load_image(SAMPLES / "coffee.jpg"), small("crate_nano.tuxpaint_composites", pretrained=True)
     fine, coarse = (reading(view(picture, model, size=96, megabytes=most)) for most in (5, 0.8))
     assert (fine["bits"], coarse["bits"]) == (16, 8) and None not in coarse["rows"]
     for layer in range(6):
@@ -139,8 +139,10 @@ def test_classes_of_one_name_are_all_there() -> None:
 
 def test_where_a_model_starts() -> None:
     nano = view(SAMPLES / "cat.jpg", "crate_nano", size=SIDE)
-    assert reading(nano)["start"] == {"layer": 4, "head": 1}
-    assert reading(view(photo(), small("vit_nano")))["start"] == {"layer": 5, "head": 4}  # the mean, after the heads
+    assert reading(nano)["start"] == {"layer": 5, "head": 4}  # the mean, after the heads
+    one_head = view(SAMPLES / "cat.jpg", "crate_nano.tuxpaint_composites", size=SIDE)
+    assert reading(one_head)["start"] == {"layer": 4, "head": 1}
+    assert reading(view(photo(), small("vit_nano")))["start"] == {"layer": 5, "head": 4}
 
 
 def test_the_page_fetches_nothing_and_runs_its_own_script_alone() -> None:
