@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 # What photographs are. Pillow knows more; of some of these it runs other programs (EPS), or they are no pictures.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO")
-
-
 # By their names, in lower case: which files of a folder are photographs.
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
+# A picture of more pixels than this has a byte for so many of them at least; photographs and drawings are far above.
+FEW_PIXELS, MOST_PER_BYTE = 1 << 24, 100
 
 
 def image_files(folder: str | os.PathLike[str]) -> list[Path]:
@@ -30,17 +30,16 @@ def image_files(folder: str | os.PathLike[str]) -> list[Path]:
         InputError: If there are none, or the folder cannot be read.
     """
     try:
-        found = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        files = sorted(path for path in Path(folder).iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise InputError(f"the folder {os.fspath(folder)!r} cannot be read: {error}; look at the path") from error
-    found = [path for path in found if not path.name.startswith(".")]
+    found = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if not found:
-        raise InputError(f"{os.fspath(folder)!r} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise InputError(
+            f"{os.fspath(folder)!r} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); folders within it are not "
+            "looked into: name one of them"
+        )
     return found
-
-
-# A picture of more pixels than this has a byte for so many of them at least; photographs and drawings are far above.
-FEW_PIXELS, MOST_PER_BYTE = 1 << 24, 100
 
 
 def load_image(path: str | os.PathLike[str], *, upright: bool = True) -> Image:

@@ -63,6 +63,14 @@ def test_attention_cuts_the_mean_of_the_heads(
     assert torch.equal(found.masks[0], attention_masks(maps.mean(0), 0.3, rule))
 
 
+def test_a_share_alone_is_kept_by_mass(model: ImageTransformer, pixels: Tensor) -> None:
+    alone, by_mass, by_mean = (
+        choose_method("attention", **settings)(model, pixels).masks
+        for settings in ({"keep": 0.3}, {"keep": 0.3, "rule": "mass"}, {})
+    )
+    assert torch.equal(alone, by_mass) and not torch.equal(alone, by_mean)
+
+
 def test_attention_takes_the_head_that_was_measured(model: ImageTransformer, pixels: Tensor) -> None:
     measured = small_model(FAMILIES["crate"], dynamic_img_size=True, pretrained_cfg_overlay={"attention_head": 1})
     torch.testing.assert_close(

@@ -173,7 +173,7 @@ def test_small_maps_choose_layer_and_head(opened: Open) -> None:
     page.get_by_role("button", name="layer 2, head 3").first.click()
     assert caption(page).startswith("layer 2, head 3:") and caption(page, 1).startswith("layer 3, mean")
     assert "Layer 2 in numbers" in page.locator(".numbers").first.text_content()
-    page.get_by_label("same layer and head in both").check()
+    page.get_by_label("same layer and head in all").check()
     page.get_by_role("button", name="layer 5, mean of the heads").first.click()
     assert caption(page).startswith("layer 5, mean") and caption(page, 1).startswith("layer 3, mean")  # its last
     page.get_by_role("button", name="layer 1, colours of the tokens").first.click()

@@ -105,9 +105,7 @@ def _add_compare(commands: Any) -> None:
     compare.add_argument("--model", action="append", help="one of the two, given twice (crate_nano and vit_nano)")
     _add_device(compare)
     _add_layer(compare)
-    compare.add_argument(
-        "--size", type=positive, help="shorter side for the models, pixels (default: the weights' best)"
-    )
+    _add_size(compare)
     compare.add_argument("--out", type=Path, default=Path("compared"), help="folder for the PNGs (%(default)s)")
     _add_method(compare)
 
@@ -132,7 +130,7 @@ def _add_attention(commands: Any) -> None:
 def _add_picture(parser: Parser, out: str) -> None:
     _add_images(parser)
     _add_layer(parser)
-    parser.add_argument("--size", type=positive, help="shorter side for the model, pixels (default: the weights' best)")
+    _add_size(parser)
     parser.add_argument("--out", type=Path, default=Path(out), help="folder for the PNGs (%(default)s)")
 
 
@@ -174,7 +172,7 @@ def _add_noise(commands: Any) -> None:
 
 
 def _add_sheet(parser: Parser, out: str) -> None:
-    parser.add_argument("--size", type=positive, help="shorter side for the model, pixels (default: the weights' best)")
+    _add_size(parser)
     parser.add_argument("--out", type=Path, default=Path(out), help="folder for what is made (%(default)s)")
 
 
@@ -186,9 +184,7 @@ def _add_analyze(commands: Any) -> None:
         "what each layer does to photographs and was derived to do, as HTML",
     )
     _add_images(analyze)
-    analyze.add_argument(
-        "--size", type=positive, help="shorter side for the model, pixels (default: the weights' best)"
-    )
+    _add_size(analyze)
     analyze.add_argument("--out", default="report.html", help="the page, or a folder for it (%(default)s)")
 
 
@@ -199,7 +195,7 @@ def _add_view(commands: Any) -> None:
     view.add_argument("images", nargs="*", type=Path, help=IMAGES)
     view.add_argument("--model", action="append", help="name, name.tag or local-dir:PATH; again for another beside it")
     _add_device(view)
-    view.add_argument("--size", type=positive, help="shorter side for each model, pixels (default: the weights' best)")
+    _add_size(view)
     view.add_argument("--megabytes", type=float, default=5, help="of the page, for each photograph (%(default)s)")
     view.add_argument("--out", default="page.html", help="the page, or a folder for it (%(default)s)")
 
@@ -380,7 +376,7 @@ def _add_run(parser: Parser, root: str) -> None:
     """What every evaluation takes."""
     _add_model(parser)
     parser.add_argument("--root", type=Path, required=True, help=root)
-    parser.add_argument("--size", type=positive, help="shorter side for the model, pixels (default: the weights' best)")
+    _add_size(parser)
     parser.add_argument("--skip-broken", action="store_true", help="report and leave out what cannot be read")
     parser.add_argument("--out", type=Path, required=True, help="folder of results; one that was begun is gone on with")
 
@@ -397,6 +393,10 @@ def _add_device(parser: Parser) -> None:
     parser.add_argument(
         "--device", help="cuda (each process its own), cuda:N, mps or cpu (default: the first there is)"
     )
+
+
+def _add_size(parser: Parser) -> None:
+    parser.add_argument("--size", type=positive, help="shorter side for the model, pixels (default: the weights' best)")
 
 
 def _add_layer(parser: Parser) -> None:

@@ -117,7 +117,7 @@ def _settings(options: argparse.Namespace, model: ImageTransformer) -> dict[str,
     given = {name: value for name in SETTINGS if (value := getattr(options, name)) is not None}
     if options.keep is not None:
         check_keep(options.keep)
-        if given.setdefault("rule", "mass") == "mean":
+        if options.rule == "mean":
             raise InputError("the rule 'mean' has no share to keep: leave --keep out, or choose --rule mass or entries")
     options.method = options.method or method_with(given)
     choose_method(options.method, **given)

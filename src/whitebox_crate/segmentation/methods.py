@@ -61,8 +61,8 @@ def by_attention(
     *,
     layer: int | None = None,
     head: int | Sequence[int] | Literal["all"] | None = None,
-    rule: MaskRule = "mean",
-    keep: float = 0.6,
+    rule: MaskRule | None = None,
+    keep: float | None = None,
 ) -> Segments:
     """One mask: the patches that [CLS] attends to most (arXiv 2308.16271, appendix B.1 and B.3).
 
@@ -71,8 +71,8 @@ def by_attention(
         pixels: (in_chans, height, width), normalised.
         layer: Which layer; `default_layer` of the model if None.
         head: One head, several, or "all", whose mean is cut; if None, the weights' best if it was measured, else all.
-        rule: As of `attention_masks`.
-        keep: As of `attention_masks`.
+        rule: As of `attention_masks`; if None, "mass" where `keep` is given, else "mean".
+        keep: As of `attention_masks`, 0.6 if None.
 
     Raises:
         InputError: If the pixels or `keep` are not as above.
@@ -87,7 +87,8 @@ def by_attention(
     if not maps.isfinite().all():
         raise WeightsError("the attention is not finite; the weights are damaged")
     map_ = maps.mean(0)
-    return _segments(map_, maps, [(map_, attention_masks(map_, keep, rule))])
+    rule = rule or ("mean" if keep is None else "mass")  # "mean" keeps no share: one that is given is not passed over
+    return _segments(map_, maps, [(map_, attention_masks(map_, 0.6 if keep is None else keep, rule))])
 
 
 def by_multiscale(
