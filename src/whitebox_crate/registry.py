@@ -90,7 +90,7 @@ class Entry:
         if not tag and self.pretrained:
             return next(iter(self.pretrained.values()))
         if not self.pretrained:
-            close = difflib.get_close_matches(self.name, list_pretrained(), n=3, cutoff=0.5)
+            close = difflib.get_close_matches(f"{self.name}.{tag}", list_pretrained(), n=3, cutoff=0.5)
             raise UnknownNameError(
                 f"no pretrained weights are known for {self.name!r}; give a file of them (checkpoint_path, or "
                 f"--checkpoint), or take others{', as ' if close else ''}{', '.join(close)}: list_pretrained(), or "
