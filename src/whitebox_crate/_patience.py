@@ -23,7 +23,7 @@ def patiently(download: Callable[[], T], folder: Path) -> T:
 
     Args:
         download: Gives a result or raises.
-        folder: Into which it writes; how fast this grows is how fast bytes arrive.
+        folder: Of the repository in huggingface_hub's cache; how fast its `blobs` grow is how fast bytes arrive.
 
     Raises:
         TimeoutError: If less than `AT_LEAST` bytes came in `PATIENCE` seconds.

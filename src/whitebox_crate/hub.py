@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from functools import partial
@@ -89,11 +88,12 @@ def fetch(
             cache_dir=cache_dir,
             token=token,
             force_download=force_download,
+            local_files_only=local_files_only,
             library_name="whitebox-crate",
         )
+        folder = Path(cache_dir or constants.HF_HUB_CACHE, f"models--{repo_id.replace('/', '--')}")
         try:
-            folder = Path(cache_dir or constants.HF_HUB_CACHE, f"models--{repo_id.replace('/', '--')}")
-            path = Path(patiently(partial(download, local_files_only=local_files_only), folder))
+            path = Path(patiently(download, folder))
         except TimeoutError:
             if not isinstance(cached, str) or force_download:
                 raise
@@ -147,10 +147,9 @@ def read_fresh(path: Path, fetch: Callable[[], Path], read: Callable[[Path], T])
     try:
         return read(path)
     except WeightsError as error:
-        if is_announced(path):
+        if _is_announced(path):
             raise
-        path.resolve().unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
+        _discard(path)
         try:
             path = fetch()
         except WeightsError as again:
@@ -158,15 +157,21 @@ def read_fresh(path: Path, fetch: Callable[[], Path], read: Callable[[Path], T])
     return read(path)
 
 
-def is_announced(path: Path) -> bool:
+def _discard(path: Path) -> None:
+    """Deletes a file of the cache: a snapshot's link and its blob, or the file itself where there are no links."""
+    path.resolve().unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def _is_announced(path: Path) -> bool:
     """Whether a file of the cache hashes to its name there: SHA-256 of large files, git's hash of small ones."""
     place = path.resolve()
     if not place.is_file():
         return False
-    if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", place.name):
+    if sha256 := _announced_sha256(path):
+        return sha256_of(place) == sha256
+    if len(place.name) != len(hashlib.sha1().hexdigest()):  # the cache has no links, and so no hash
         return False
-    if len(place.name) == 64:
-        return sha256_of(place) == place.name
     content = place.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == place.name
 
@@ -196,9 +201,8 @@ def verify(path: Path, sha256: str, what: str, *, discard: bool = False) -> None
     except OSError as error:
         raise WeightsError(f"{what} cannot be read: {error}") from error
     if digest != sha256.lower():
-        if discard:  # the cache's snapshot links to a blob, or holds the file where links are not possible
-            path.resolve().unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
+        if discard:
+            _discard(path)
         raise WeightsError(
             f"{what} is not what it should be: its SHA-256 is {digest}, expected {sha256}; "
             + ("it was not kept. Try again" if discard else "install the package again")

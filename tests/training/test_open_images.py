@@ -28,6 +28,18 @@ def twelve(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return root
 
 
+def test_files_of_formats_that_are_not_read_are_passed_over(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    for name in ("drawing.eps", "layers.psd"):  # Pillow opens these
+        (tmp_path / "ant" / name).write_bytes(b"8BPS")
+    assert len(open_images(tmp_path)) == 12  # type: ignore[arg-type]
+
+
+def test_the_suffix_of_a_file_may_be_in_capitals(tmp_path: Path) -> None:
+    [file] = make_parquet(tmp_path / "data", shards=(12,)).glob("*.parquet")
+    assert len(open_images(file.rename(tmp_path / "ALL.PARQUET"))) == 12  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_every_kind_of_data_gives_all_pictures_with_their_labels(twelve: Path, streaming: bool) -> None:
     images = open_images(twelve, streaming=streaming, size=4, label_names=CLASSES if streaming else None)

@@ -29,11 +29,15 @@ _DTYPES = {
     "torch.ByteStorage": torch.uint8,
     "torch.BoolStorage": torch.bool,
 }
+# What is made by calling these is no weight.
+_SETTINGS = re.compile(
+    r"argparse\.Namespace|torch\.device|numpy\.dtype|numpy\.(_core|core)\.multiarray\.scalar|"
+    r"(__builtin__|builtins)\.(set|complex)"
+)
 # What a pickle may name: what it does with it is for `_called` to say.
 _KNOWN = re.compile(
-    r"collections\.(OrderedDict|Counter|defaultdict)|(__builtin__|builtins)\.(set|complex)|argparse\.Namespace|"
-    r"torch\.(Size|[a-z]\w*|[A-Za-z0-9]+Storage)|torch\._utils\._rebuild_(tensor(_v2)?|parameter(_with_state)?)|"
-    r"numpy\.(_core|core)\.multiarray\.scalar|numpy\.dtype|_codecs\.encode"
+    rf"{_SETTINGS.pattern}|_codecs\.encode|collections\.(OrderedDict|Counter|defaultdict)|"
+    r"torch\.(Size|[a-z]\w*|[A-Za-z0-9]+Storage)|torch\._utils\._rebuild_(tensor(_v2)?|parameter(_with_state)?)"
 )
 _PLAIN = (str, int, float, type(None))
 
@@ -216,11 +220,9 @@ def _called(name: Any, arguments: Any) -> Any:
             for key, value in pairs:
                 _put(items, key, value)
             return items
-        case ("_codecs.encode", (str(), "latin1")) | (
-            "argparse.Namespace" | "numpy._core.multiarray.scalar" | "numpy.core.multiarray.scalar" | "numpy.dtype"
-            | "builtins.set" | "__builtin__.set" | "builtins.complex" | "__builtin__.complex" | "torch.device",
-            _,
-        ):  # fmt: skip
+        case "_codecs.encode", (str(), "latin1"):
+            return _OTHER
+        case settings, _ if _SETTINGS.fullmatch(settings):
             return _OTHER
     raise more_than_tensors(f"it asks for {name}")
 

@@ -17,7 +17,7 @@ from ..errors import InputError, MissingExtraError, UnknownNameError, require
 from ..loading import plain_state
 from ..models import CrateMae, ImageTransformer
 from ..models._wrappers import unwrap
-from .batches import Batch, Share, Source, Stream, batches_of, check_labels
+from .batches import Batch, Share, Source, Stream, batches_of, check_labels, check_positive
 from .best import Best
 from .checkpoints import describe_run, resume, run_folder, save_checkpoint
 from .facts import count_of, fingerprint_of, settled, trained_cfg
@@ -92,17 +92,16 @@ def train(
             what nothing measures, or the loss or the gradient stops being a number; the last checkpoint stays.
         UnknownNameError: If `keep` is neither of the two.
     """
+    check_positive("checkpoint_every", checkpoint_every)
+    check_positive("log_every", log_every)
+    if validation:
+        check_positive("validation.every", validation.every)
+    if workers < 0:
+        raise InputError(f"workers is at least 0, not {workers}")
     if keep not in get_args(Keep):
         raise UnknownNameError.of("keep", keep, get_args(Keep))
     if keep == "best" and validation is None:
         raise InputError("keep='best' is by what validation finds: give validation, or keep the last weights")
-    if min(checkpoint_every, log_every, *([validation.every] if validation else [])) < 1:
-        raise InputError(
-            f"checkpoint_every, log_every and validation.every are at least 1, not {checkpoint_every}, {log_every} and "
-            f"{validation.every if validation else 1}"
-        )
-    if workers < 0:
-        raise InputError(f"workers is at least 0, not {workers}")
     recipe = settled(recipe, source)
     model = _trainable(model)
     _check(model, recipe, count_of(source))

@@ -11,6 +11,7 @@ from typing import Any
 from .._folders import files_below, folders_in
 from .._random import numpy_generator
 from ..errors import InputError, UnknownNameError, require
+from ..images import FORMATS
 from . import splits
 from .shards import check_shards
 
@@ -37,7 +38,7 @@ def find(
     name, path, (base, part) = os.fspath(where), Path(where), splits.parse(split)
     if part and streaming:
         raise InputError(f"{split!r} is a part of a split, which streamed data do not have: give the whole one")
-    kind = _kind_of(path, base) if path.is_dir() else KINDS.get(path.suffix)
+    kind = _kind_of(path, base) if path.is_dir() else KINDS.get(path.suffix.lower())
     if kind is None and not path.exists() and isinstance(where, str) and HUB_NAME.fullmatch(name):
         return _load(name, split, streaming, name, name=subset, revision=revision), None, []
     if subset or revision:
@@ -55,9 +56,8 @@ def find(
     files = _shards(path, base, kind) if path.is_dir() else _matching(name)
     if kind == "webdataset":
         check_shards([file for file in files if "://" not in file], to_the_end=not streaming)
-    given = (
-        split.replace("all", "train", 1) if base == "all" else split
-    )  # `datasets` has a meaning of its own for "all"
+    # `datasets` has a meaning of its own for "all".
+    given = split.replace("all", "train", 1) if base == "all" else split
     return _load(name, given, streaming, kind, data_files={splits.parse(given)[0]: files}), None, files
 
 
@@ -158,5 +158,7 @@ def _pictures_in(folders: Sequence[Path]) -> list[list[Path]]:
 
 
 def _picture_suffixes() -> set[str]:
+    """Of the formats that are read, as far as this Pillow has them."""
     pillow: Any = require("PIL.Image", extra="train")
-    return {suffix for suffix, kind in pillow.registered_extensions().items() if kind in pillow.OPEN}
+    kinds = pillow.registered_extensions()  # which looks for all plugins
+    return {suffix for suffix, kind in kinds.items() if kind in FORMATS and kind in pillow.OPEN}
