@@ -168,6 +168,11 @@ def test_without_a_method_the_settings_tell(model: ImageTransformer) -> None:
         assert torch.equal(segment(photo, model, **settings).map, segment(photo, model, method, **settings).map)
 
 
+def test_a_setting_of_none_is_not_given(model: ImageTransformer) -> None:
+    photo = noise()
+    assert torch.equal(segment(photo, model, n=2, head=None).map, segment(photo, model, n=2).map)
+
+
 def test_arguments_are_checked_before_the_first_of_several(tmp_path: Path) -> None:
     for wrong in ({"method": "atention"}, {"edges": "smoth"}, {"model": "crate_nan"}):
         with pytest.raises(UnknownNameError):

@@ -178,6 +178,7 @@ def segment(
         WeightsError: If there are no weights, or they give numbers that are not finite.
         MissingExtraError: If Pillow is not installed.
     """
+    settings = {name: value for name, value in settings.items() if value is not None}
     find = choose_method(method_with(settings) if method is None else method, **settings)
     to_pixels, network = choose_edges(edges), ready_model(model, device)
 

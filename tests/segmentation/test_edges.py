@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from whitebox_crate import UnknownNameError
+from whitebox_crate import InputError, UnknownNameError
 from whitebox_crate.segmentation import EDGES, choose_edges, mask_iou, upsample
 
 PHOTO = torch.zeros(3, 40, 60, dtype=torch.uint8)
@@ -68,3 +68,5 @@ def test_a_speck_keeps_its_patch() -> None:
 def test_unknown_edges() -> None:
     with pytest.raises(UnknownNameError, match="smooth"):
         choose_edges("smoth")
+    with pytest.raises(InputError, match="a name or a function"):
+        choose_edges(3)  # type: ignore[arg-type]

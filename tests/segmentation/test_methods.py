@@ -131,6 +131,8 @@ def test_unknown_names_are_answered_with_close_ones() -> None:
     with pytest.raises(InputError, match="a name or a function"):
         choose_method(3)  # type: ignore[arg-type]
     assert settings_of("maskcut")["tau"] == 0.15
+    with pytest.raises(UnknownNameError, match="attention"):
+        settings_of("atention")
 
 
 def test_the_method_is_the_first_that_has_the_settings() -> None:

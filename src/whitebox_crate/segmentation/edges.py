@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import UnknownNameError
+from ..errors import InputError, UnknownNameError
 from .attention import upsample
 from .guided import add_colours, guided_filter
 
@@ -46,13 +46,7 @@ def guided_edges(levels: Tensor, photo: Tensor) -> Tensor:
     The filter is computed on a small photograph and read at all pixels. An object of which nothing would be left keeps
     its patches.
     """
-    guide, small, radius = _guides(photo, levels.device)
-
-    def filtered(level: Tensor, size: tuple[int, int]) -> Tensor:
-        fine = upsample(level, (small.shape[1], small.shape[2]), mode="bilinear")
-        return _or_patches(upsample(guided_filter(small, fine, radius, at=guide), size, mode="bilinear"), level)
-
-    return _masks(levels, photo, filtered)
+    return _follow(levels, photo, lambda small, fine: fine)
 
 
 def colour_edges(levels: Tensor, photo: Tensor) -> Tensor:
@@ -61,15 +55,7 @@ def colour_edges(levels: Tensor, photo: Tensor) -> Tensor:
     Colours decide with the levels (`add_colours`), so that an object may also lose or win parts that the model did not
     show. That is knowledge of the photograph, not of the model.
     """
-    guide, small, radius = _guides(photo, levels.device)
-
-    def filtered(level: Tensor, size: tuple[int, int]) -> Tensor:
-        fine = upsample(level, (small.shape[1], small.shape[2]), mode="bilinear")
-        inside = add_colours(small, STEEPNESS * fine).sigmoid()
-        level_at = guided_filter(small, inside, radius, at=guide) - 0.5
-        return _or_patches(upsample(level_at, size, mode="bilinear"), level)
-
-    return _masks(levels, photo, filtered)
+    return _follow(levels, photo, lambda small, fine: add_colours(small, STEEPNESS * fine).sigmoid() - 0.5)
 
 
 EDGES: dict[str, Edges] = {
@@ -85,12 +71,26 @@ def choose_edges(edges: str | Edges) -> Edges:
 
     Raises:
         UnknownNameError: If there is no such name; the message lists close matches.
+        InputError: If it is neither a name nor a function.
     """
     if isinstance(edges, str):
         if edges not in EDGES:
             raise UnknownNameError.of("kind of edges", edges, EDGES)
         return EDGES[edges]
+    if not callable(edges):
+        raise InputError(f"edges are a name or a function from levels and photograph to masks, not {edges!r}")
     return edges
+
+
+def _follow(levels: Tensor, photo: Tensor, prepared: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Masks by the guided filter of what is made of the small photograph and the levels blended to its size."""
+    guide, small, radius = _guides(photo, levels.device)
+
+    def filtered(level: Tensor, size: tuple[int, int]) -> Tensor:
+        values = prepared(small, upsample(level, (small.shape[1], small.shape[2]), mode="bilinear"))
+        return _or_patches(upsample(guided_filter(small, values, radius, at=guide), size, mode="bilinear"), level)
+
+    return _masks(levels, photo, filtered)
 
 
 def _or_patches(fine: Tensor, level: Tensor) -> Tensor:

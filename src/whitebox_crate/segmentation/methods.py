@@ -205,18 +205,18 @@ def choose_method(method: str | Masker, **settings: Any) -> Callable[[ImageTrans
 
     Raises:
         UnknownNameError: If there is no such method, or it has no such setting; the message lists close matches.
+        InputError: If the method is neither a name nor a function.
     """
     if isinstance(method, str):
-        if method not in METHODS:
-            raise UnknownNameError.of("method", method, METHODS)
-        function, name = METHODS[method], method
+        function, name = _named(method), method
     elif callable(method):
         function, name = partial(by_features, masker=method), getattr(method, "__name__", "function")
     else:
         raise InputError(f"a method is a name or a function from features and grid to masks, not {method!r}")
     given = {setting: value for setting, value in settings.items() if value is not None}
+    known = settings_of(method)
     for setting in given:
-        if setting not in (known := settings_of(method)):
+        if setting not in known:
             others = [other for other in METHODS if setting in settings_of(other)]
             hint = f"The method {' or '.join(others)} has it." if others else ""
             raise UnknownNameError.of(f"setting of the method {name!r}", setting, known, hint)
@@ -241,9 +241,19 @@ def method_with(settings: Collection[str]) -> str:
 
 
 def settings_of(method: str | Masker) -> dict[str, Any]:
-    """The settings of a method, each with the value that it has by itself."""
-    parameters = inspect.signature(METHODS[method] if isinstance(method, str) else by_features).parameters.values()
+    """The settings of a method, each with the value that it has by itself.
+
+    Raises:
+        UnknownNameError: If there is no such method; the message lists close matches.
+    """
+    parameters = inspect.signature(_named(method) if isinstance(method, str) else by_features).parameters.values()
     return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY and one.name != "masker"}
+
+
+def _named(method: str) -> Method:
+    if method not in METHODS:
+        raise UnknownNameError.of("method", method, METHODS)
+    return METHODS[method]
 
 
 def clearness(map_: Tensor, mask: Tensor) -> Tensor:
