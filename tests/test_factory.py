@@ -174,7 +174,7 @@ def test_unknown_tags() -> None:
             create_model("crate_nano.tuxpaint_composite", pretrained=pretrained)
         with pytest.raises(UnknownNameError, match="'tuxpaint_composites'"):
             create_model("crate_nano", pretrained=pretrained, pretrained_cfg="tuxpaint_composite")
-        with pytest.raises(UnknownNameError, match="no pretrained .* as crate_nano_patch6_96.tuxpaint_composites"):
+        with pytest.raises(UnknownNameError, match=r"no pretrained .* as crate_nano_patch6_96\.tuxpaint_composites"):
             create_model("crate_tiny.tuxpaint_composites", pretrained=pretrained)
 
 
