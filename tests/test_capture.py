@@ -478,6 +478,14 @@ def test_foreign_models_are_refused(foreign: Any) -> None:
         pass
 
 
+def test_a_trace_is_equal_to_itself_alone() -> None:
+    """Tensors do not compare to one truth value."""
+    model = small_model("crate_tiny_patch16_224")
+    with capture(model, "output") as one, capture(model, "output") as other:
+        model(images_for(model))
+    assert one != other and len({one, other, one}) == 2
+
+
 def test_a_trace_is_a_mapping() -> None:
     model = small_model("crate_tiny_patch16_224")
     with torch.no_grad(), capture(model, "tokens", "attention", layers=[0, 1]) as trace:

@@ -68,6 +68,10 @@ class Trace(Mapping[tuple[str, int], Any]):
         except WhiteboxCrateError:
             return default
 
+    # A mapping would compare tensors, which have no one truth value, and could not be put into a set.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
     def __iter__(self) -> Iterator[tuple[str, int]]:
         return iter(self._tensors)
 
