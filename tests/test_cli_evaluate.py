@@ -160,7 +160,6 @@ class TestVoc:
         ("words", "says"),
         [
             (["--split", "test"], "list of images in"),
-            (["--keep", "0"], "--keep is a share"),
             (["--layer", "9"], "layer 9"),
             (["--device", "abacus"], "no device 'abacus'"),
             (["--device", "meta"], "no device 'meta'"),

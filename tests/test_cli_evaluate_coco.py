@@ -179,8 +179,6 @@ class TestBadInput:
         [
             (["--split", "train2017"], "instances_train2017.json"),
             (["--annotations", "gone.json"], "gone.json"),
-            (["--tau", "1.5"], "--tau"),
-            (["--tau", "nan"], "--tau"),
             (["--layer", "6"], "layer 6"),
             (["--model", "crate_nan"], "crate_nano"),
             (["--device", "cuda:99"], "cuda:99"),

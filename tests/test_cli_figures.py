@@ -280,7 +280,6 @@ def test_a_broken_image_stops_the_curve_or_is_left_out(
 
 def test_bad_curves_are_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, message in (
-        (("layers", "--keep", 2), "--keep"),
         (("noise", "--shares", 2), "share"),
         (("noise", "--layer", 7), "layer"),
         (("epochs", tmp_path / "nowhere"), "there is no folder"),

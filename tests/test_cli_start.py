@@ -97,6 +97,26 @@ class TestUnknown:
         assert err.startswith(f"usage: {prog} [-h]")
         assert err.endswith(f"\n{prog}: error: {said}\n")
 
+    @pytest.mark.parametrize(
+        ("command", "option", "what"),
+        [
+            ("segment", "keep", "a share in (0, 1]"),
+            ("heads", "keep", "a share in (0, 1]"),
+            ("evaluate voc --root . --out out", "keep", "a share in (0, 1]"),
+            ("curves layers --root . --out out", "keep", "a share in (0, 1]"),
+            ("segment", "tau", "a cosine in [0, 1)"),
+            ("evaluate coco --root . --out out", "tau", "a cosine in [0, 1)"),
+        ],
+    )
+    @pytest.mark.parametrize("value", ["-0.1", "1.5", "nan", "much"])
+    def test_numbers_out_of_range(
+        self, command: str, option: str, what: str, value: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit) as stop:
+            cli.build_parser().parse_args([*command.split(), f"--{option}={value}"])
+        assert stop.value.code == 2
+        assert f"argument --{option}: {what}, not {value!r}" in capsys.readouterr().err
+
     def test_words_that_look_unknown(self) -> None:
         """After -- come files, whatever their names."""
         options = cli.build_parser().parse_args(["segment", "--checkpoint=file", "--", "--haed"])

@@ -11,7 +11,7 @@ from typing import Any
 from .._version import __version__
 from ..training.presets import PRESETS
 from ..training.recipe import Recipe
-from .parser import Parser, command, group, positive
+from .parser import Parser, command, cosine, group, positive, share
 
 RULES = ("mass", "entries", "mean")  # those of `segmentation.attention_masks`
 METHODS = ("multiscale", "attention", "maskcut")  # those of `segmentation.METHODS`
@@ -117,8 +117,8 @@ def _add_method(parser: Parser) -> None:
     add("--n", type=positive, help="most objects, of maskcut (3)")
     add("--head", type=_heads, help="which head of attention, several as 0,2, or all (the weights' best, else all)")
     add("--rule", choices=RULES, help="what attention keeps (default: mean)")
-    add("--keep", type=float, help="share kept (0.6) by mass, the rule if this is given, or entries")
-    add("--tau", type=float, help="patches of a larger cosine are linked, of maskcut (0.15)")
+    add("--keep", type=share, help="share kept (0.6) by mass, the rule if this is given, or entries")
+    add("--tau", type=cosine, help="patches of a larger cosine are linked, of maskcut (0.15)")
     add("--edges", choices=EDGES, default="colours", help="from patches to pixels (%(default)s)")
 
 
@@ -156,7 +156,7 @@ def _add_heads(commands: Any) -> None:
     heads.add_argument("--void", type=int, help="label of pixels that count for nothing, for example 255 (none)")
     heads.add_argument("--rule", choices=RULES, default="mean", help="how a map is cut (%(default)s)")
     heads.add_argument(
-        "--keep", type=float, default=0.6, help="share that the rules mass and entries keep (%(default)s)"
+        "--keep", type=share, default=0.6, help="share that the rules mass and entries keep (%(default)s)"
     )
     _add_sheet(heads, "heads")
 
@@ -230,7 +230,7 @@ def _add_evaluate(commands: Any) -> None:
     coco.add_argument(
         "--state", choices=("projections", "tokens", "output"), default="projections", help="features (%(default)s)"
     )
-    coco.add_argument("--tau", type=float, default=0.15, help="patches of a larger cosine are linked (%(default)s)")
+    coco.add_argument("--tau", type=cosine, default=0.15, help="patches of a larger cosine are linked (%(default)s)")
     coco.add_argument("--n", type=positive, default=3, help="most masks of an image (%(default)s)")
 
 
@@ -238,7 +238,7 @@ def _add_attention_scores(parser: Parser, root: str) -> None:
     _add_run(parser, root)
     parser.add_argument("--layer", type=int, help=f"layer of the table by class (default: {LAYER})")
     parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES, help="what a mask keeps (all)")
-    parser.add_argument("--keep", type=float, default=0.6, help="share that mass and entries keep (%(default)s)")
+    parser.add_argument("--keep", type=share, default=0.6, help="share that mass and entries keep (%(default)s)")
     parser.add_argument(
         "--method", choices=METHODS, help="scores the masks of this method of `segment` in place of single heads"
     )
@@ -276,7 +276,7 @@ def _add_curve(parser: Parser) -> None:
     )
     parser.add_argument("--split", default="val", help="list in ImageSets/Segmentation of voc (%(default)s)")
     parser.add_argument("--void", type=int, help="label of pixels that count for nothing, of a folder (none)")
-    parser.add_argument("--keep", type=float, default=0.6, help="share that mass and entries keep (%(default)s)")
+    parser.add_argument("--keep", type=share, default=0.6, help="share that mass and entries keep (%(default)s)")
     parser.add_argument("--rule", choices=RULES, default="mean", help="rule that is drawn; JSON has all (%(default)s)")
 
 

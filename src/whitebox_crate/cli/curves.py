@@ -12,7 +12,7 @@ from ..evaluation.curves import Curve
 from ..models import ImageTransformer
 from ..segmentation import resolve_layer
 from ._common import device_for, load
-from .evaluate import check_keep, run_of
+from .evaluate import run_of
 
 
 def layers(options: argparse.Namespace) -> int:
@@ -36,7 +36,6 @@ def noise(options: argparse.Namespace) -> int:
 
 
 def _of(options: argparse.Namespace) -> Curves:
-    check_keep(options.keep)
     require("matplotlib.figure", extra="plots")  # missing it is better known before
     voc = options.data == "voc"
     data = read_voc(options.root, options.split) if voc else read_folder(options.root, options.void)

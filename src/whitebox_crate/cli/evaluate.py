@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
-from ..errors import InputError, printable, require
+from ..errors import printable, require
 from ..evaluation import (
     LabelledImages,
     Outcome,
@@ -37,8 +37,6 @@ def folder(options: argparse.Namespace) -> int:
 def coco(options: argparse.Namespace) -> int:
     """Scores MaskCut on COCO."""
     require("faster_coco_eval", "eval")
-    if not 0 <= options.tau < 1:
-        raise InputError(f"--tau is a cosine in [0, 1), not {options.tau}")
     run, images = run_of(options, data="coco", split=options.split), options.root / options.split
     annotations = options.annotations or options.root / "annotations" / f"instances_{options.split}.json"
     run.check_files(partial(check_images, read_annotations(annotations), images))  # before a model is loaded
@@ -63,14 +61,7 @@ def run_of(options: argparse.Namespace, **about: object) -> Run:
     return Run(options.out, options.skip_broken, "--skip-broken", about)
 
 
-def check_keep(keep: float) -> None:
-    """Refuses what is no share, by the name of the option."""
-    if not 0 < keep <= 1:
-        raise InputError(f"--keep is a share in (0, 1], not {keep}")
-
-
 def _attention(options: argparse.Namespace, run: Run, data: LabelledImages, by_class: bool) -> int:
-    check_keep(options.keep)
     run.check_files(data.check_files)  # before a model is loaded
     if options.method is not None:
         return _masks(options, run, data, by_class)

@@ -6,7 +6,8 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import takewhile
 from typing import Any, NoReturn
 
@@ -79,6 +80,23 @@ def positive(text: str) -> int:
     if not re.fullmatch(r"0*[1-9][0-9]{0,17}", text):
         raise argparse.ArgumentTypeError(f"a positive number, not {text!r}")
     return int(text)
+
+
+def share(text: str) -> float:
+    """A number in (0, 1]."""
+    return _number(text, "a share in (0, 1]", lambda value: 0 < value <= 1)
+
+
+def cosine(text: str) -> float:
+    """A number in [0, 1)."""
+    return _number(text, "a cosine in [0, 1)", lambda value: 0 <= value < 1)
+
+
+def _number(text: str, what: str, fits: Callable[[float], bool]) -> float:
+    with suppress(ValueError):
+        if fits(value := float(text)):
+            return value
+    raise argparse.ArgumentTypeError(f"{what}, not {text!r}")
 
 
 def _threads(text: str) -> int:

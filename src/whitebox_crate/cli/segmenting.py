@@ -27,7 +27,6 @@ from ._common import free_name, load, load_each, out_folder, photographs, report
 from ._forecast import Forecast
 from ._journal import Entry, Journal
 from ._saving import entry_of, files_of, save, save_coco
-from .evaluate import check_keep
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -115,10 +114,8 @@ def compare(options: argparse.Namespace) -> int:
 def _settings(options: argparse.Namespace, model: ImageTransformer) -> dict[str, Any]:
     """The settings of the method that were given; what they name is looked up in the model, before any photograph."""
     given = {name: value for name in SETTINGS if (value := getattr(options, name)) is not None}
-    if options.keep is not None:
-        check_keep(options.keep)
-        if options.rule == "mean":
-            raise InputError("the rule 'mean' has no share to keep: leave --keep out, or choose --rule mass or entries")
+    if options.keep is not None and options.rule == "mean":
+        raise InputError("the rule 'mean' has no share to keep: leave --keep out, or choose --rule mass or entries")
     options.method = options.method or method_with(given)
     choose_method(options.method, **given)
     if given.get("head", "all") != "all":
