@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import resources
@@ -92,7 +92,8 @@ def create_model(
         name = model_name
     if not isinstance(name, str):
         raise InputError(f"a model's name is text, not {name!r}; write 'local-dir:PATH' for a folder")
-    source = _source(name, pretrained, pretrained_cfg, cache_dir, token)
+    fetch = partial(hub.fetch, cache_dir=cache_dir, token=token)
+    source = _source(name, pretrained, pretrained_cfg, fetch)
     if pretrained_cfg_overlay:
         source = replace(source, cfg=_overlaid(source.cfg, _known_fields(pretrained_cfg_overlay)))
     checkpoint_path = checkpoint_path or None  # timm's default is ""
@@ -100,14 +101,14 @@ def create_model(
     # Weights decide whether their last norm comes before or after pooling; another pooling is set afterwards.
     given = {key: value for key, value in model_options.items() if not (own_weights and key == "global_pool")}
     options = _options(source, given, pretrained)
-    path = _weights_file(name, source, cache_dir, token) if own_weights else checkpoint_path
+    path = _weights_file(name, source, fetch) if own_weights else checkpoint_path
     converted = None
     if path is not None:
         check_kind("checkpoint_path", path, str | Path, "give the path of a file")
         path = Path(path)
         read = partial(read_checkpoint, mmap=mmap or (own_weights and source.is_never_written))
         if own_weights and source.folder is None and source.cfg.hf_hub_id:
-            content = hub.read_fresh(path, partial(_weights_file, name, source, cache_dir, token), read)
+            content = hub.read_fresh(path, partial(_weights_file, name, source, fetch), read)
         else:
             content = read(path)
         converted = convert_checkpoint(content, global_pool=options.get("global_pool") or "token")
@@ -180,8 +181,7 @@ def _source(
     name: str,
     pretrained: bool,
     given: str | Mapping[str, Any] | PretrainedCfg | None,
-    cache_dir: str | Path | None,
-    token: str | bool | None,
+    fetch: Callable[..., Path],
 ) -> _Source:
     """Looks a name up in the registry, in a folder or on the Hub: the one place that does."""
     if not name.startswith((LOCAL, HUB)):
@@ -206,8 +206,8 @@ def _source(
     repo_id, at, revision = name.removeprefix(HUB).partition("@")
     if at and not revision:
         raise InputError(f"{name} names no revision after '@'; give a branch, tag or commit, or leave the '@' out")
-    fetch = partial(hub.fetch, repo_id, hub.CONFIG, revision=revision or None, cache_dir=cache_dir, token=token)
-    commit, config = hub.read_fresh(fetch(), fetch, lambda path: (path.parent.name, hub.read_config(path.parent)))
+    again = partial(fetch, repo_id, hub.CONFIG, revision=revision or None)
+    commit, config = hub.read_fresh(again(), again, lambda path: (path.parent.name, hub.read_config(path.parent)))
     source = _described(config)
     # The cache names a snapshot by its commit: the weights shall be of the same one.
     return replace(source, cfg=replace(source.cfg, hf_hub_id=repo_id, file=hub.WEIGHTS, revision=commit))
@@ -311,7 +311,7 @@ def _make(entry: Entry, options: Mapping[str, Any], empty: bool) -> nn.Module:
         raise InputError(f"{entry.name} cannot be made with the options {options}: {error}") from error
 
 
-def _weights_file(name: str, source: _Source, cache_dir: str | Path | None, token: str | bool | None) -> Path:
+def _weights_file(name: str, source: _Source, fetch: Callable[..., Path]) -> Path:
     """Where the weights are, after a download if they are on the Hub and not in the cache.
 
     Raises:
@@ -321,14 +321,7 @@ def _weights_file(name: str, source: _Source, cache_dir: str | Path | None, toke
     if source.folder is not None:
         return hub.weights_in(source.folder)
     if cfg.hf_hub_id:
-        return hub.fetch(
-            cfg.hf_hub_id,
-            cfg.file,
-            revision=cfg.revision or None,
-            sha256=cfg.sha256,
-            cache_dir=cache_dir,
-            token=token,
-        )
+        return fetch(cfg.hf_hub_id, cfg.file, revision=cfg.revision or None, sha256=cfg.sha256)
     if cfg.url:
         architecture = source.entry.name
         full_name = f"{architecture}.{cfg.tag}" if cfg.tag else architecture

@@ -19,7 +19,7 @@ from ._files import make_folder, read_json, sha256_of, write_whole
 from ._patience import patiently
 from .errors import InputError, WeightsError, printable
 from .fold import fold_for_inference
-from .loading import MAX_DEPTH, made_empty, plain_state
+from .loading import MAX_DEPTH, made_empty, own_copies, plain_state
 from .models import ImageTransformer
 from .models._base import GlobalPool
 from .models._wrappers import unwrap
@@ -278,9 +278,9 @@ def save_pretrained(model: ImageTransformer, folder: str | Path, *, repo_id: str
         text = json.dumps(config, indent=1) + "\n"
     except TypeError as error:
         raise InputError(f"the options {model.model_args} cannot be written as JSON ({error})") from error
-    state = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
+    tensors = own_copies(state)
     make_folder(folder)
-    write_whole(folder / WEIGHTS, lambda path: _save_tensors(state, path))
+    write_whole(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     write_whole(folder / CONFIG, lambda path: path.write_text(text))
     if not (folder / CARD).exists():
         write_whole(folder / CARD, lambda path: path.write_text(model_card(model, repo_id), encoding="utf-8"))
@@ -400,7 +400,3 @@ def _tupled(value: object) -> object:
     """JSON has no tuples, and options and facts have no lists."""
     value = printable(value) if isinstance(value, str) else value  # or a licence could move the cursor of a terminal
     return tuple(value) if isinstance(value, list) else value
-
-
-def _save_tensors(state: dict[str, Tensor], path: Path) -> None:
-    save_file(state, path, metadata={"format": "pt"})

@@ -186,6 +186,11 @@ def plain_state(model: nn.Module, advice: str) -> dict[str, Tensor]:
     return state
 
 
+def own_copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as safetensors writes them: on the CPU, contiguous, and none in the memory of another."""
+    return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+
+
 def not_plain(value: Any) -> str:
     """What a value in a `state_dict` is if no plain dense tensor: quantised, spread over processes; else ""."""
     if type(value) is not Tensor:

@@ -95,11 +95,11 @@ def test_a_full_disk_leaves_the_old_files_whole(
     finish(model, tmp_path, Recipe(), data="mine", metrics=METRICS)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def full(state: object, path: Path) -> None:
+    def full(state: object, path: Path, metadata: object) -> None:
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(hub, "_save_tensors", full)
+    monkeypatch.setattr(hub, "save_file", full)
     with pytest.raises(OutputError, match="No space left"):
         finish(model, tmp_path, fine_tuned(), data="others", metrics={})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .._files import write_whole
 from ..errors import InputError, WeightsError
+from ..loading import own_copies
 
 BEST = "best.safetensors"
 
@@ -55,7 +56,7 @@ class Best:
             return
         self._worth, weights = worth, state()
         if self.writes:
-            tensors = {name: value.detach().cpu().clone().contiguous() for name, value in weights.items()}
+            tensors = own_copies(weights)
             about = {"found": json.dumps({**found, "best_step": step})}
             write_whole(self.path, lambda path: save_file(tensors, path, about))
 
