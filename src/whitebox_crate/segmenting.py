@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,7 +20,7 @@ from .models import ImageTransformer
 from .preprocess import AnyImage, fit_photo, to_pillow
 from .ready import ready_model
 from .segmentation.cuts import mask_boxes
-from .segmentation.draw import CAPTION, blank_panel, draw_map, draw_objects, draw_panels, draw_scale
+from .segmentation.draw import CAPTION, blank_panel, data_url, draw_map, draw_objects, draw_panels, draw_scale
 from .segmentation.edges import Edges, choose_edges
 from .segmentation.methods import Masker, choose_method, method_with
 
@@ -97,10 +95,8 @@ class Segmentation:
 
     def _repr_html_(self) -> str:
         """The panel, for notebooks."""
-        file = io.BytesIO()
-        self.panel().save(file, format="PNG")
-        alt = escape(f"{self.source.name if self.source else 'a photograph'}, its map and its objects", quote=True)
-        return f'<img alt="{alt}" src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode("ascii")}">'
+        alt = escape(f"{self.source.name if self.source else 'a photograph'}, its map and its objects")
+        return f'<img alt="{alt}" src="{data_url(self.panel())}">'
 
 
 @overload

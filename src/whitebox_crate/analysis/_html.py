@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
+
+from ..segmentation.draw import data_url
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -90,11 +90,8 @@ def _cell(cell: str, classes: Mapping[str, str]) -> str:
 
 def picture(image: Image, alt: str, caption: str) -> Iterator[str]:
     """A picture held by the page itself."""
-    file = io.BytesIO()
-    image.save(file, format="PNG")
-    data = base64.b64encode(file.getvalue()).decode("ascii")
     size = f'width="{image.width}" height="{image.height}"'
-    yield f'<figure><img src="data:image/png;base64,{data}" {size} alt="{safe(alt)}">'
+    yield f'<figure><img src="{data_url(image)}" {size} alt="{safe(alt)}">'
     yield f"<figcaption>{safe(caption)}</figcaption></figure>"
 
 

@@ -10,20 +10,24 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .._devices import describe_device
-from .._files import is_folder, make_folder
+from .._files import is_folder, make_folder, write_whole
 from ..errors import InputError, OutputError, shown
 from ..evaluation.processes import device_of
 from ..factory import create_model
 from ..images import image_files
 from ..models import ImageTransformer
 from ..ready import check_layers_known
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 MANY_TOKENS = 10_000
 
@@ -69,9 +73,10 @@ def device_for(options: argparse.Namespace) -> torch.device:
     return device
 
 
-def report_error(error: Exception) -> None:
-    """Says what is wrong with one of several images; the others go on."""
-    print(f"whitebox-crate: error: {shown(str(error))}", file=sys.stderr)
+def report_error(path: Path, error: Exception) -> None:
+    """Says what is wrong with one of several images, by its name; the others go on."""
+    text = str(error) if str(path) in str(error) else f"{path}: {error}"
+    print(f"whitebox-crate: error: {shown(text)}", file=sys.stderr)
 
 
 def samples() -> list[Path]:
@@ -100,6 +105,12 @@ def free_name(folder: Path, stem: str, taken: set[str]) -> Path:
 def out_folder(folder: Path) -> None:
     """Makes the folder that --out names."""
     make_folder(folder, "give another with --out")
+
+
+def save_picture(picture: Image, target: Path) -> None:
+    """Writes a PNG into the folder that --out names, whole or not at all."""
+    out_folder(target.parent)
+    write_whole(target, partial(picture.save, format="PNG", optimize=True))
 
 
 def place_of_page(out: str, name: str) -> Path:

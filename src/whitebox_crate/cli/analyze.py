@@ -28,7 +28,7 @@ def write_page(options: argparse.Namespace) -> int:
             try:
                 photo = load_image(path)
             except InputError as error:
-                report_error(error)
+                report_error(path, error)
                 failed.append(path)
             else:
                 yield path.name, photo

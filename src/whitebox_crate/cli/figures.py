@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._files import write_whole
@@ -17,10 +15,10 @@ from ..evaluation.noise import check_noise
 from ..models import ImageTransformer
 from ..preprocess import check_takes_photos
 from ..segmentation import resolve_layer
-from ._common import free_name, load, out_folder, photographs, report_error
+from ._common import free_name, load, photographs, report_error, save_picture
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 
 def pca(options: argparse.Namespace) -> int:
@@ -34,7 +32,8 @@ def pca(options: argparse.Namespace) -> int:
     else:
         layer = resolve_layer(model, options.layer)
         sheet, name, what = pca_sheet(model, photos, layer, options.threshold), f"pca-layer{layer}", f"layer {layer}"
-    target = _save(sheet, options.out / f"{name}.png")
+    target = options.out / f"{name}.png"
+    save_picture(sheet, target)
     print(f"{target}  ({options.model}, {_count(photos)}, {what})")
     return 1 if failed else 0
 
@@ -49,7 +48,8 @@ def heads(options: argparse.Namespace) -> int:
     sheet, found = heads_sheet(
         model, photos, layer, masks=options.masks, void=options.void, rule=options.rule, keep=options.keep
     )
-    target = _save(sheet, options.out / f"heads-layer{layer}.png")
+    target = options.out / f"heads-layer{layer}.png"
+    save_picture(sheet, target)
     text = json.dumps({"model": options.model, **found}, indent=1)
     write_whole(target.with_suffix(".json"), lambda path: path.write_text(text + "\n"))
     print(f"{target}  ({options.model}, {_count(photos)}, layer {layer})")
@@ -68,7 +68,8 @@ def noise(options: argparse.Namespace) -> int:
     layer, taken = resolve_layer(model, options.layer), set[str]()
     for photo in photos:
         sheet = noise_sheet(model, photo, layer, options.strengths, options.shares, options.seed)
-        target = _save(sheet, free_name(options.out, photo.path.stem, taken))
+        target = free_name(options.out, photo.path.stem, taken)
+        save_picture(sheet, target)
         print(f"{target}  ({options.model}, layer {layer})")
     return 1 if failed else 0
 
@@ -81,17 +82,11 @@ def _read(options: argparse.Namespace, model: ImageTransformer) -> tuple[list[Ph
         try:
             photos.append(read_photograph(path, model, options.size))
         except InputError as error:
-            report_error(error)
+            report_error(path, error)
             failed += 1
     if not photos:
         raise InputError(f"none of {failed} images can be read; see above")
     return photos, failed
-
-
-def _save(sheet: Image, target: Path) -> Path:
-    out_folder(target.parent)
-    write_whole(target, partial(sheet.save, format="PNG", optimize=True))
-    return target
 
 
 def _count(photos: Sequence[Photograph]) -> str:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from functools import partial
-from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from .._files import write_whole
 from ..errors import InputError, WeightsError, printable
 from ..evaluation.figures import maps_sheet, read_photograph
 from ..images import load_image
-from ..preprocess import Transform, check_takes_photos, create_transform, resolve_data_config
+from ..preprocess import check_takes_photos, create_transform, resolve_data_config
 from ..segmentation import cls_attention, resolve_layer
-from ._common import free_name, load, out_folder, photographs, report_error
+from ._common import free_name, load, photographs, report_error, save_picture
 
 
 @torch.inference_mode()
@@ -33,9 +29,9 @@ def classify(options: argparse.Namespace) -> int:
     failed = 0
     for path in paths:
         try:
-            pixels = _transformed(path, transform)
+            pixels = transform(load_image(path))
         except InputError as error:
-            report_error(error)
+            report_error(path, error)
             failed += 1
             continue
         probabilities = model(pixels[None])[0].float().softmax(-1)
@@ -55,14 +51,6 @@ def classify(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _transformed(path: Path, transform: Transform) -> Tensor:
-    photo = load_image(path)
-    try:
-        return transform(photo)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-
-
 def attention(options: argparse.Namespace) -> int:
     """Draws each image and the maps of all heads; one that fails is reported, and the others are drawn all the same."""
     paths, model = photographs(options.images), load(options)
@@ -74,10 +62,9 @@ def attention(options: argparse.Namespace) -> int:
             maps = cls_attention(model, photo.batch, layer)[0]
             sheet = maps_sheet(photo, maps, layer)
             target = free_name(options.out, path.stem, taken)
-            out_folder(options.out)
-            write_whole(target, partial(sheet.save, format="PNG"))
+            save_picture(sheet, target)
         except InputError as error:
-            report_error(error)
+            report_error(path, error)
             failed += 1
         else:
             grid = f"{maps.shape[-2]} x {maps.shape[-1]} patches"

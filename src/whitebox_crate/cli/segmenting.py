@@ -7,11 +7,9 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._files import write_whole
 from .._indices import resolve_indices
 from ..errors import InputError
 from ..evaluation.records import Progress, content_of, to_stderr
@@ -23,7 +21,7 @@ from ..segmentation import choose_method, method_with, resolve_layer, settings_o
 from ..segmentation.draw import blank_panel, draw_panels
 from ..segmenting import Segmentation
 from ..segmenting import segment as segment_photo
-from ._common import free_name, load, load_each, out_folder, photographs, report_error
+from ._common import free_name, load, load_each, photographs, report_error, save_picture
 from ._forecast import Forecast
 from ._journal import Entry, Journal
 from ._saving import entry_of, files_of, save, save_coco
@@ -69,7 +67,7 @@ def segment(options: argparse.Namespace) -> int:
                 journal.add(item, depends, entry_of(found, model=options.model, method=options.method))
                 progress.advance()
         except InputError as error:
-            report_error(_naming(path, error))
+            report_error(path, error)
             progress.skip()
         else:
             done.append(item)
@@ -101,12 +99,11 @@ def compare(options: argparse.Namespace) -> int:
                 for model, own in zip(models, settings, strict=True)
             ]
         except InputError as error:
-            report_error(_naming(path, error))
+            report_error(path, error)
             failed += 1
             continue
         target = free_name(options.out, path.stem, taken)
-        out_folder(options.out)
-        write_whole(target, partial(_side_by_side(found, names).save, format="PNG"))
+        save_picture(_side_by_side(found, names), target)
         print(f"{target}  ({' and '.join(names)})")
     return 1 if failed else 0
 
@@ -174,11 +171,6 @@ def _side_by_side(found: Sequence[Segmentation], names: Sequence[str]) -> Image:
     panels = [photo, *(of[1][0] for of in pictures), blank_panel(*photo.size), *(of[2][0] for of in pictures)]
     above = [f"{name}: {of[1][1]}" for name, of in zip(names, pictures, strict=True)]
     return draw_panels(panels, [caption, *above, "", *(of[2][1] for of in pictures)], 1 + len(found))
-
-
-def _naming(path: Path, error: InputError) -> InputError:
-    """The error with the name of the file, if it does not say it."""
-    return error if str(path) in str(error) else InputError(f"{path}: {error}")
 
 
 def _say_nothing(text: str) -> None:

@@ -25,7 +25,7 @@ def write_page(options: argparse.Namespace) -> int:
         try:
             photos.append((path.name, load_image(path)))
         except InputError as error:
-            report_error(error)
+            report_error(path, error)
     page = view_photographs(photos, models, options.size, options.megabytes)
     out_folder(target.parent)
     page.save(target)

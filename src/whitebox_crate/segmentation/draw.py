@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -187,6 +189,19 @@ def draw_panels(panels: Sequence[Image], captions: Sequence[str], columns: int |
             caption = caption[:-2] + "…"
         pen.text((left, top + CAPTION // 2), caption, fill=INK, font=font, anchor="lm")
     return sheet
+
+
+def data_url(picture: Image, kind: str = "PNG", **options: Any) -> str:
+    """A picture as text that a page holds in place of a file.
+
+    Args:
+        picture: A Pillow image.
+        kind: One of Pillow's formats that browsers show.
+        **options: Of Pillow's writer, as quality.
+    """
+    file = io.BytesIO()
+    picture.save(file, format=kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
 
 
 def _font() -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import os
 from collections.abc import Sequence
@@ -16,6 +14,7 @@ from ..images import image_files, load_image
 from ..models import ImageTransformer
 from ..preprocess import AnyImage, to_pillow
 from ..ready import ready_model
+from ..segmentation.draw import data_url
 from .packing import pack_readings
 from .pages import Page, assemble
 from .readings import read
@@ -108,7 +107,4 @@ def _picture(photo: Image) -> dict[str, Any]:
     """The photograph as a JPEG in a data URL, not larger than a page shows it."""
     small = photo.copy()
     small.thumbnail((LONG_SIDE, LONG_SIDE))
-    file = io.BytesIO()
-    small.save(file, format="JPEG", quality=85)
-    data = base64.b64encode(file.getvalue()).decode("ascii")
-    return {"data": f"data:image/jpeg;base64,{data}", "width": small.width, "height": small.height}
+    return {"data": data_url(small, "JPEG", quality=85), "width": small.width, "height": small.height}
