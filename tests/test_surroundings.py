@@ -27,7 +27,7 @@ from whitebox_crate.errors import (
     printable,
     require,
 )
-from whitebox_crate.images import load_image
+from whitebox_crate.images import image_files, load_image
 from whitebox_crate.segmentation import attention_masks, default_layer, maskcut, upsample
 from whitebox_crate.training import open_images
 
@@ -131,6 +131,12 @@ def test_the_longest_name_that_a_folder_takes_is_written(tmp_path: Path) -> None
     name = "n" * 251 + ".png"
     write_whole(tmp_path / name, lambda path: path.write_text("whole"))
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_the_photographs_of_a_folder_are_those_that_can_be_read(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.JFIF", "c.gif", "d.tga", "e.eps", "f.psd", "g.txt", ".h.jpg"):
+        (tmp_path / name).touch()
+    assert [path.name for path in image_files(tmp_path)] == ["a.jpg", "b.JFIF", "c.gif", "d.tga"]
 
 
 # Models

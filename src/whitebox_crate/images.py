@@ -17,10 +17,19 @@ if TYPE_CHECKING:
 
 # What photographs are. Pillow knows more; of some of these it runs other programs (EPS), or they are no pictures.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO")
-# By their names, in lower case: which files of a folder are photographs.
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
 # A picture of more pixels than this has a byte for so many of them at least; photographs and drawings are far above.
 FEW_PIXELS, MOST_PER_BYTE = 1 << 24, 100
+
+
+def image_suffixes() -> frozenset[str]:
+    """By what names, in lower case, files of a folder are photographs: those of `FORMATS` that this Pillow reads.
+
+    Raises:
+        MissingExtraError: If Pillow is not installed.
+    """
+    pillow: Any = require("PIL.Image", extra="images")
+    kinds = pillow.registered_extensions()  # which looks for all that there are
+    return frozenset(suffix for suffix, kind in kinds.items() if kind in FORMATS and kind in pillow.OPEN)
 
 
 def image_files(folder: str | os.PathLike[str]) -> list[Path]:
@@ -33,11 +42,12 @@ def image_files(folder: str | os.PathLike[str]) -> list[Path]:
         files = sorted(path for path in Path(folder).iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise InputError(f"the folder {os.fspath(folder)!r} cannot be read: {error}; look at the path") from error
-    found = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    suffixes = image_suffixes()
+    found = [path for path in files if path.suffix.lower() in suffixes]
     if not found:
         raise InputError(
-            f"{os.fspath(folder)!r} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); folders within it are not "
-            "looked into: name one of them"
+            f"{os.fspath(folder)!r} holds no image ({', '.join(FORMATS)}); folders within it are not looked into: "
+            "name one of them"
         )
     return found
 

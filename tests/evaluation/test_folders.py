@@ -66,7 +66,7 @@ class TestVoc:
         home = tmp_path / "VOCdevkit" / "VOC2012"
         (home / "SegmentationClass" / f"{names[2]}.png").unlink()
         (home / "JPEGImages" / f"{names[4]}.jpg").unlink()
-        with pytest.raises(InputError, match=rf"2 files of 6 .*{names[2]}\.png, .*{names[4]}\.jpg; add them"):
+        with pytest.raises(InputError, match=rf"2 files of 6 .*{names[2]}\.png', .*{names[4]}\.jpg'; add them"):
             read_voc(tmp_path).check_files()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._folders import files_below
 from ..errors import InputError, UnknownNameError, listed, require
-from ..images import IMAGE_SUFFIXES, load_image
+from ..images import FORMATS, image_suffixes, load_image
 from .records import content_of
 
 if TYPE_CHECKING:
@@ -186,9 +186,9 @@ def read_folder(root: str | os.PathLike[str], void: int | None = None) -> Labell
             raise InputError(
                 f"there is no folder {folder}; give a folder with images/ and masks/, PNGs of the same names"
             )
-    images = _by_name(home / "images", IMAGE_SUFFIXES)
+    images = _by_name(home / "images", image_suffixes())
     if not images:
-        raise InputError(f"{home / 'images'} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise InputError(f"{home / 'images'} holds no image ({', '.join(FORMATS)}); put them there")
     masks = _by_name(home / "masks", frozenset({".png"}))
     items = []
     for name in sorted({**images, **masks}):

@@ -11,7 +11,7 @@ from typing import Any
 from .._folders import files_below, folders_in
 from .._random import numpy_generator
 from ..errors import InputError, UnknownNameError, require
-from ..images import FORMATS
+from ..images import image_suffixes
 from . import splits
 from .shards import check_shards
 
@@ -66,7 +66,7 @@ def _kind_of(root: Path, split: str) -> str:
     homes = [root, *(folder for folder in folders_in(root) if splits.meaning(folder.name) == splits.meaning(split))]
     if any((home / name).is_file() for home in homes for name in METADATA):
         return "imagefolder"
-    suffixes = _picture_suffixes()
+    suffixes = image_suffixes()
     for file in files_below(root):
         if (suffix := file.suffix.lower()) in KINDS:
             return KINDS[suffix]
@@ -144,7 +144,7 @@ def _pictures_in(folders: Sequence[Path]) -> list[list[Path]]:
     Raises:
         InputError: If links lead two of them to the same folder, so that its pictures would be of both.
     """
-    suffixes = _picture_suffixes()
+    suffixes = image_suffixes()
     pictures = [[file for file in files_below(folder) if file.suffix.lower() in suffixes] for folder in folders]
     owners: dict[str, Path] = {}
     for folder, files in zip(folders, pictures, strict=True):
@@ -155,10 +155,3 @@ def _pictures_in(folders: Sequence[Path]) -> list[list[Path]]:
                     f"a link makes {str(parent)!r} a folder of {owner.name!r} too: remove it, or leave one class out"
                 )
     return pictures
-
-
-def _picture_suffixes() -> set[str]:
-    """Of the formats that are read, as far as this Pillow has them."""
-    pillow: Any = require("PIL.Image", extra="train")
-    kinds = pillow.registered_extensions()  # which looks for all plugins
-    return {suffix for suffix, kind in kinds.items() if kind in FORMATS and kind in pillow.OPEN}
