@@ -117,6 +117,21 @@ def test_a_function_of_ones_own(model: ImageTransformer) -> None:
     assert nothing.panel().width > 0 and nothing.overlay().size == (70, 50)
 
 
+def test_an_object_that_edges_leave_no_pixel_is_none(model: ImageTransformer) -> None:
+    """As a small one may be that lies in a larger one, whose outline is drawn over it."""
+
+    def halves(features: Tensor, grid: tuple[int, int]) -> Tensor:
+        top = (torch.arange(grid[0]) < grid[0] // 2)[:, None].expand(grid)
+        return torch.stack([top, ~top])
+
+    def only_the_second(levels: Tensor, photo: Tensor) -> Tensor:
+        masks = upsample(levels > 0, (photo.shape[1], photo.shape[2]))
+        return masks & (torch.arange(len(levels)) == 1)[:, None, None]
+
+    found = segment(noise(48, 48), model, halves, edges=only_the_second)
+    assert found.masks.shape == (1, 48, 48) and found.boxes.tolist() == [[0, 24, 48, 24]] and len(found.scores) == 1
+
+
 def text_file(folder: Path) -> Path:
     path = folder / "text.jpg"
     path.write_text("no photograph")

@@ -191,7 +191,8 @@ def segment(
             raise InputError(f"{source}: {error}" if source else str(error)) from error
         levels, scores, map_, maps = (of.cpu() for of in found)
         masks = to_pixels(levels, torch.from_numpy(np.array(photo)).permute(2, 0, 1))
-        return Segmentation(photo, masks, scores, map_, maps, source)
+        there = masks.flatten(1).any(1)  # the outline of a larger object may cover a small one
+        return Segmentation(photo, masks[there], scores[there], map_, maps, source)
 
     several = _several(images)
     return one(images) if several is None else map(one, several)
