@@ -486,6 +486,8 @@ class TestResolveDataConfig:
         assert resolve_data_config({}, model=model) == resolve_data_config(None, model=model) == config
         assert resolve_data_config(model=model, pretrained_cfg=dict(self.CFG)) == config
         assert resolve_data_config({}, pretrained_cfg=self.CFG) == resolve_data_config(self.CFG)
+        few = {"std": (0.5, 0.5, 0.5), "crop_pct": 0.9}
+        assert resolve_data_config({}, pretrained_cfg=few) == {**resolve_data_config(PretrainedCfg()), **few}
         asked = {"img_size": 48, "mean": [0.5, 0.5, 0.5], "crop_pct": None, "batch_size": 8}
         assert resolve_data_config(asked, model=model) == {**config, "input_size": (3, 48, 48), "mean": (0.5, 0.5, 0.5)}
         grey = resolve_data_config({"in_chans": 1, "mean": (0.5,), "crop_pct": 1.0}, model=model)
@@ -505,7 +507,8 @@ class TestResolveDataConfig:
         model = create_model("crate_nano", pretrained_cfg=self.CFG, depth=2)
         expected = {**resolve_data_config(self.CFG), "input_size": (3, 96, 96)}
         assert resolve_data_config(model) == expected
-        assert resolve_data_config(torch.compile(model)) == expected  # type: ignore[arg-type]
+        for wrap in (torch.compile, torch.optim.swa_utils.AveragedModel):
+            assert resolve_data_config(wrap(model)) == expected  # type: ignore[arg-type]
         model.set_input_size((48, 36))
         assert resolve_data_config(model)["input_size"] == (3, 48, 36)
         features = create_model("crate_nano", pretrained_cfg=self.CFG, features_only=True, img_size=(12, 18))

@@ -16,6 +16,7 @@ from .errors import InputError, UnknownNameError, is_finite, require
 from .images import to_rgb
 from .layers.patch_embed import Size, to_pair
 from .models import FeatureExtractor, ImageTransformer
+from .models._wrappers import unwrap
 from .pretrained_cfg import IMAGENET_MEAN, IMAGENET_STD, LEAST_CROP, PretrainedCfg
 
 if TYPE_CHECKING:
@@ -42,10 +43,10 @@ def resolve_data_config(
     standard deviations (the image becomes grey); any other number repeats them in turn.
 
     Args:
-        args: A model, compiled or not; or the facts about weights, as `get_pretrained_cfg` gives them; or what goes
-            before these, as from timm's command lines: those of the keys below that are there and not None, `img_size`
-            and `in_chans` (or `chans`). Other keys are passed over.
-        pretrained_cfg: The facts, in place of the model's.
+        args: A model, whatever torch has put around it; or the facts about weights, as `get_pretrained_cfg` gives them;
+            or what goes before these, as from timm's command lines: those of the keys below that are there and not
+            None, `img_size` and `in_chans` (or `chans`). Other keys are passed over.
+        pretrained_cfg: The facts, in place of the model's; those that are not there are as of `PretrainedCfg()`.
         model: The model.
 
     Returns:
@@ -72,19 +73,20 @@ def resolve_data_config(
         "mean": _for_channels(asked.get("mean", cfg["mean"]), size[0]),
         "std": _for_channels(asked.get("std", cfg["std"]), size[0]),
         "crop_pct": asked.get("crop_pct", cfg["crop_pct"]),
-        "crop_mode": asked.get("crop_mode", cfg.get("crop_mode", "center")),
+        "crop_mode": asked.get("crop_mode", cfg["crop_mode"]),
     }
 
 
 def _facts_and_size(model: Any, given: Mapping[str, Any] | None) -> tuple[Mapping[str, Any], tuple[int, ...]]:
-    source = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    facts: Mapping[str, Any] | None = None if given is None else {**PretrainedCfg(), **given}
+    if model is None and facts is not None:
+        return facts, tuple(facts["input_size"])
+    source = unwrap(model)
     if isinstance(source, FeatureExtractor):
         source = source.model
-    if isinstance(source, ImageTransformer):
-        return source.pretrained_cfg if given is None else given, (source.in_chans, *source.img_size)
-    if source is None and given is not None:
-        return given, tuple(given["input_size"])
-    raise InputError(f"expected a model of this package or a PretrainedCfg, got {type(source).__name__}")
+    if not isinstance(source, ImageTransformer):
+        raise InputError(f"expected a model of this package or a PretrainedCfg, got {type(source).__name__}")
+    return source.pretrained_cfg if facts is None else facts, (source.in_chans, *source.img_size)
 
 
 def create_transform(
