@@ -6,11 +6,22 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from .errors import InputError
+
 
 def folders_in(folder: Path) -> list[Path]:
-    """The folders in a folder by name, links to folders too, but hidden ones and links that lead back or above it."""
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+    """The folders in a folder by name, links to folders too, but hidden ones and links that lead back or above it.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+    except OSError as error:
+        raise InputError(
+            f"the folder {str(folder)!r} cannot be read: {error.strerror}; look at its permissions, or take it away"
+        ) from error
     above = _with_those_above(folder) if names else set()
     return [folder / name for name in sorted(names) if _identity(folder / name) not in above]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,20 @@ def test_links_that_lead_back_count_no_picture_twice(tmp_path: Path) -> None:
     (root / "above").symlink_to(tmp_path)
     assert seen(root) == expected
     assert len(open_images(root, labelled=False)) == 12  # type: ignore[arg-type]
+
+
+def test_a_folder_that_nobody_may_look_into_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_folder(tmp_path)
+    scan = os.scandir
+
+    def refused(folder: Path) -> object:
+        if str(folder) == str(root / "bee"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(InputError, match=r"the folder '.*bee' cannot be read: Permission denied"):
+        open_images(root)
 
 
 def test_a_link_to_pictures_elsewhere_is_followed(tmp_path: Path) -> None:
