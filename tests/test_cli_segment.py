@@ -15,6 +15,7 @@ from PIL import Image
 import whitebox_crate.cli as cli
 import whitebox_crate.cli.segmenting as commands
 from whitebox_crate import create_model, save_pretrained, segment
+from whitebox_crate.cli.arguments import COMPARED
 from whitebox_crate.segmentation import EDGES, METHODS
 from whitebox_crate.segmentation.encoding import run_lengths
 from whitebox_crate.segmenting import SHORT_SIDE
@@ -340,6 +341,13 @@ class TestCompare:
             for column in (1, 2)
         )
         assert left != right
+
+    def test_without_a_name_it_compares_what_comes_with_the_package(
+        self, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert cli.main(["compare", str(photo), "--out", str(tmp_path / "out")]) == 0
+        shown = capsys.readouterr().out
+        assert all(name in shown for name in COMPARED) and len(set(COMPARED)) == 2
 
     def test_it_takes_two(self, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["compare", str(photo), "--model", "crate_nano", "--out", str(tmp_path / "out")]) == 1

@@ -16,6 +16,7 @@ from .parser import Parser, command, cosine, group, positive, share
 RULES = ("mass", "entries", "mean")  # those of `segmentation.attention_masks`
 METHODS = ("multiscale", "attention", "maskcut")  # those of `segmentation.METHODS`
 EDGES = ("colours", "guided", "smooth", "patches")  # those of `segmentation.EDGES`
+COMPARED = ("crate_nano.tuxpaint_composites", "crate_nano.scene_composites")  # which come with the package
 SAVED = ("mask", "panel", "overlay", "map", "boxes", "coco")
 IMAGES = "photographs, or folders of them (default: those of the package)"
 # What --layer is if it is not given; see `segmentation.resolve_layer`.
@@ -102,7 +103,7 @@ def _add_segment(commands: Any) -> None:
 def _add_compare(commands: Any) -> None:
     compare = command(commands, "compare", "segmenting.compare", "what two models find in photographs, side by side")
     compare.add_argument("images", nargs="*", type=Path, help=IMAGES)
-    compare.add_argument("--model", action="append", help="one of the two, given twice (crate_nano and vit_nano)")
+    compare.add_argument("--model", action="append", help=f"one of the two, given twice ({' and '.join(COMPARED)})")
     _add_device(compare)
     _add_layer(compare)
     _add_size(compare)

@@ -25,13 +25,13 @@ from ._common import free_name, load, load_each, photographs, report_error, save
 from ._forecast import Forecast
 from ._journal import Entry, Journal
 from ._saving import entry_of, files_of, save, save_coco
+from .arguments import COMPARED
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 SETTINGS = ("n", "layer", "head", "rule", "keep", "tau")  # of methods, that are options
 MOST = 255  # objects that an 8-bit mask can number
-COMPARED = ("crate_nano", "vit_nano")
 
 
 def segment(options: argparse.Namespace) -> int:
