@@ -1,4 +1,4 @@
-"""Draws the README's and the cards' pictures: photographs, CRATE's map and mask, and the control's map.
+"""Draws the picture of the card of crate_nano.tuxpaint_composites: photographs, maps and masks, and a control's map.
 
     python -m recipes.pictures --out docs/images/first_light.png
     python -m recipes.pictures --garments --out docs/images/garments.png
@@ -88,7 +88,7 @@ def main() -> None:
     samples = Path(whitebox_crate.__file__).parent / "samples"
     paths = [find(name) for name in options.photographs] or sorted(samples.glob("*.jpg"))
 
-    crate = create_model("crate_nano", pretrained=True, dynamic_img_size=True).eval()
+    crate = create_model("crate_nano.tuxpaint_composites", pretrained=True, dynamic_img_size=True).eval()
     control = options.control and create_model(f"local-dir:{options.control}", pretrained=True).eval()
     facts = crate.pretrained_cfg
     layer, head, side = facts.attention_layer, facts.attention_head, best_short_side(crate)

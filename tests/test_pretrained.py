@@ -332,6 +332,7 @@ def test_every_entry_is_published_or_in_the_package() -> None:
         "crate_nano_patch6_96.scene_composites",
         "crate_nano_patch6_96.tuxpaint_composites",
         "crate_pico_patch4_32.fashion_mnist_composites",
+        "vit_nano_patch6_96.scene_composites",
     ]
     assert sorted(list_pretrained()) == sorted([*PUBLISHED, *in_the_package])
     assert len(list_pretrained()) == sum(len(entries) for entries in PRETRAINED.values())
@@ -394,7 +395,7 @@ def test_wildcards_over_tags() -> None:
     assert sorted(found) == sorted(ALPHA_FILES.values())
     assert list_models("crate_alpha_*", pretrained=True, include_tags=False) == alphas
     assert list_models("crate_alpha_*", pretrained=True, exclude_filters="*.in21k*") == []
-    assert list_pretrained(["*.dino", "vit_*.augreg*"]) == list_models("vit_*", pretrained=True)
+    assert list_pretrained(["*.dino", "vit_*.augreg*", "vit_nano*"]) == list_models("vit_*", pretrained=True)
     assert list_pretrained("*.nothing") == []
 
 

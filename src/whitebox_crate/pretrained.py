@@ -46,6 +46,16 @@ _NANO_SCENES = replace(
     origin="recipes.train_nano, from crate_nano.tuxpaint_composites; docs/cards/crate_nano_scenes.md has all of it",
 )
 
+# The control: the same scenes and names, for a ViT.
+_VIT_NANO = replace(
+    _NANO_SCENES,
+    file="vit_nano_patch6_96.safetensors",
+    sha256="006fe43372ecea8e66bd4b4b76385769b989b0e9b43a05cb1dc1e68575a27455",
+    attention_layer=3,
+    origin="recipes.train_nano; docs/cards/vit_nano.md has all of it",
+    paper="arXiv 2010.11929",
+)
+
 _PICO = PretrainedCfg(
     tag="fashion_mnist_composites",
     file="crate_pico_patch4_32.safetensors",
@@ -225,4 +235,5 @@ PRETRAINED: dict[str, list[PretrainedCfg]] = {
         ),
         replace(_AUGREG, hf_hub_id="timm/vit_base_patch8_224.augreg_in21k"),
     ],
+    "vit_nano_patch6_96": [_VIT_NANO],
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ class Interrupted(Colours):
     def draw(self, batch_size: int, *, step: int, **options: Any) -> Batch:  # type: ignore[override]
         for number in self.signals if step == self.at else ():
             os.kill(os.getpid(), number)
+            time.sleep(0.3)  # two of a kind that wait for the main thread together are one
         return super().draw(batch_size, step=step, **options)
 
 

@@ -16,7 +16,7 @@ from .parser import Parser, command, cosine, group, positive, share
 RULES = ("mass", "entries", "mean")  # those of `segmentation.attention_masks`
 METHODS = ("multiscale", "attention", "maskcut")  # those of `segmentation.METHODS`
 EDGES = ("colours", "guided", "smooth", "patches")  # those of `segmentation.EDGES`
-COMPARED = ("crate_nano.tuxpaint_composites", "crate_nano.scene_composites")  # which come with the package
+COMPARED = ("crate_nano", "vit_nano")  # taught the same names on the same scenes
 SAVED = ("mask", "panel", "overlay", "map", "boxes", "coco")
 IMAGES = "photographs, or folders of them (default: those of the package)"
 # What --layer is if it is not given; see `segmentation.resolve_layer`.
