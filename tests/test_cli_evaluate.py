@@ -287,6 +287,12 @@ def test_masks_of_a_method_on_a_folder(tmp_path: Path, capsys: pytest.CaptureFix
     found = results(tmp_path / "out")
     assert found["all"]["images"] == 3 and found["settings"]["edges"] == "smooth"
     assert "multiscale with edges smooth" in capsys.readouterr().out
+    assert evaluate(*words, "attention", "--edges", "smooth", "--keep", 0.3, "--out", tmp_path / "kept") == 0
+    assert results(tmp_path / "kept")["settings"]["method_settings"]["keep"] == 0.3
+    for given, said in ((("--keep", 0.3), "'keep'"), (("--rules", "mass"), "leave --rules out")):
+        capsys.readouterr()
+        assert evaluate(*words, "multiscale", *given, "--out", tmp_path / "refused") == 1
+        assert said in capsys.readouterr().err and not (tmp_path / "refused").exists()
     with pytest.raises(SystemExit):
         evaluate(*words, "multiscal")
     assert "'multiscale'" in capsys.readouterr().err

@@ -238,8 +238,8 @@ def _add_evaluate(commands: Any) -> None:
 def _add_attention_scores(parser: Parser, root: str) -> None:
     _add_run(parser, root)
     parser.add_argument("--layer", type=int, help=f"layer of the table by class (default: {LAYER})")
-    parser.add_argument("--rules", nargs="+", choices=RULES, default=RULES, help="what a mask keeps (all)")
-    parser.add_argument("--keep", type=share, default=0.6, help="share that mass and entries keep (%(default)s)")
+    parser.add_argument("--rules", nargs="+", choices=RULES, help="what a mask of a single head keeps (all)")
+    parser.add_argument("--keep", type=share, help="share that mass and entries keep (0.6)")
     parser.add_argument(
         "--method", choices=METHODS, help="scores the masks of this method of `segment` in place of single heads"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
-from ..errors import printable, require
+from ..errors import InputError, printable, require
 from ..evaluation import (
     LabelledImages,
     Outcome,
@@ -18,7 +18,7 @@ from ..evaluation import (
 )
 from ..evaluation.attention import RULES
 from ..evaluation.coco import check_images, read_annotations
-from ..segmentation import choose_edges, choose_method
+from ..segmentation import choose_method
 from ._common import load
 
 
@@ -62,9 +62,9 @@ def run_of(options: argparse.Namespace, **about: object) -> Run:
 
 
 def _attention(options: argparse.Namespace, run: Run, data: LabelledImages, by_class: bool) -> int:
-    run.check_files(data.check_files)  # before a model is loaded
     if options.method is not None:
         return _masks(options, run, data, by_class)
+    run.check_files(data.check_files)  # before a model is loaded
     return _show(
         evaluate_attention(
             run,
@@ -73,15 +73,19 @@ def _attention(options: argparse.Namespace, run: Run, data: LabelledImages, by_c
             name=options.model,
             size=options.size,
             layer=options.layer,
-            rules=[rule for rule in RULES if rule in options.rules],
-            keep=options.keep,
+            rules=[rule for rule in RULES if rule in (options.rules or RULES)],
+            keep=0.6 if options.keep is None else options.keep,
             by_class=by_class,
         )
     )
 
 
 def _masks(options: argparse.Namespace, run: Run, data: LabelledImages, by_class: bool) -> int:
-    choose_method(options.method, layer=options.layer), choose_edges(options.edges)  # before a model is loaded
+    if options.rules is not None:
+        raise InputError("rules are of single heads, and --method takes their place: leave --rules out")
+    settings = {"layer": options.layer, "keep": options.keep}
+    choose_method(options.method, **settings)  # before a model is loaded
+    run.check_files(data.check_files)
     return _show(
         evaluate_masks(
             run,
@@ -92,7 +96,7 @@ def _masks(options: argparse.Namespace, run: Run, data: LabelledImages, by_class
             edges=options.edges,
             size=options.size,
             by_class=by_class,
-            layer=options.layer,
+            **settings,
         )
     )
 
