@@ -125,7 +125,7 @@ def test_heads_are_ordered_by_score_and_the_numbers_are_in_json(data: Path, tmp_
 
 
 def test_heads_are_ordered_by_iou_where_masks_are_given(data: Path, tmp_path: Path) -> None:
-    words = ("heads", *images_of(data), "--size", 48, "--masks", data / "masks", "--rule", "mass", "--keep", 0.5)
+    words = ("heads", *images_of(data), "--size", 48, "--masks", data / "masks", "--keep", 0.5)
     assert run(*words, "--out", tmp_path / "out") == 0
     found = json.loads((tmp_path / "out" / "heads-layer5.json").read_text())
     model = create_model("crate_nano", pretrained=True, dynamic_img_size=True).eval()

@@ -155,10 +155,8 @@ def _add_heads(commands: Any) -> None:
     _add_layer(heads)
     heads.add_argument("--masks", type=Path, help="folder of mask PNGs named as the images: ranks by IoU")
     heads.add_argument("--void", type=int, help="label of pixels that count for nothing, for example 255 (none)")
-    heads.add_argument("--rule", choices=RULES, default="mean", help="how a map is cut (%(default)s)")
-    heads.add_argument(
-        "--keep", type=share, default=0.6, help="share that the rules mass and entries keep (%(default)s)"
-    )
+    heads.add_argument("--rule", choices=RULES, help="how a map is cut (default: mean)")
+    heads.add_argument("--keep", type=share, help="share kept (0.6) by mass, the rule if this is given, or entries")
     _add_sheet(heads, "heads")
 
 

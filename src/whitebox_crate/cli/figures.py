@@ -15,6 +15,7 @@ from ..evaluation.noise import check_noise
 from ..models import ImageTransformer
 from ..preprocess import check_takes_photos
 from ..segmentation import resolve_layer
+from ..segmentation.attention import rule_and_keep
 from ._common import free_name, load, photographs, report_error, save_picture
 
 if TYPE_CHECKING:
@@ -45,9 +46,8 @@ def heads(options: argparse.Namespace) -> int:
     if len(photos) < 2:
         raise InputError("heads are compared across photographs, and there is one: give two or more")
     layer = resolve_layer(model, options.layer)
-    sheet, found = heads_sheet(
-        model, photos, layer, masks=options.masks, void=options.void, rule=options.rule, keep=options.keep
-    )
+    rule, keep = rule_and_keep(options.rule, options.keep)
+    sheet, found = heads_sheet(model, photos, layer, masks=options.masks, void=options.void, rule=rule, keep=keep)
     target = options.out / f"heads-layer{layer}.png"
     save_picture(sheet, target)
     text = json.dumps({"model": options.model, **found}, indent=1)

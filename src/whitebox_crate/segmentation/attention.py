@@ -61,6 +61,11 @@ def attention_masks(maps: Tensor, keep: float = 0.6, rule: MaskRule = "mass") ->
     return torch.zeros_like(kept).scatter(-1, order, kept).reshape(maps.shape)
 
 
+def rule_and_keep(rule: MaskRule | None, keep: float | None) -> tuple[MaskRule, float]:
+    """What `attention_masks` takes where one or both are left out: a share that is given is kept, by "mass"."""
+    return rule or ("mean" if keep is None else "mass"), 0.6 if keep is None else keep
+
+
 def upsample(maps: Tensor, size: tuple[int, int], mode: UpsampleMode = "nearest") -> Tensor:
     """Brings maps or masks from the patch grid to the size of an image.
 

@@ -18,7 +18,7 @@ from .._indices import resolve_indices
 from ..capturing import State
 from ..errors import InputError, UnknownNameError, WeightsError
 from ..models import ImageTransformer
-from .attention import MaskRule, attention_masks
+from .attention import MaskRule, attention_masks, rule_and_keep
 from .cuts import maskcut_rounds
 from .otsu import otsu_cut
 from .states import Grid, all_cls_attention, cls_attention, patch_features, resolve_layer
@@ -87,8 +87,8 @@ def by_attention(
     if not maps.isfinite().all():
         raise WeightsError("the attention is not finite; the weights are damaged")
     map_ = maps.mean(0)
-    rule = rule or ("mean" if keep is None else "mass")  # "mean" keeps no share: one that is given is not passed over
-    return _segments(map_, maps, [(map_, attention_masks(map_, 0.6 if keep is None else keep, rule))])
+    by_rule, share = rule_and_keep(rule, keep)
+    return _segments(map_, maps, [(map_, attention_masks(map_, share, by_rule))])
 
 
 def by_multiscale(
