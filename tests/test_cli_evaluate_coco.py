@@ -59,7 +59,7 @@ class TestEvaluate:
         assert scores["detection"] == average_precision(annotations, results, "bbox")
         assert scores["segmentation"] == average_precision(annotations, results, "segm")
         assert scores["images"] == IMAGES and scores["masks"] == len(results) > IMAGES / 2 and not scores["broken"]
-        assert scores["settings"]["layer"] == 4 and scores["settings"]["tau"] == 0.15  # the weights' best layer
+        assert scores["settings"]["layer"] == 5 and scores["settings"]["tau"] == 0.15  # the weights' best layer
         table = (whole / "scores.md").read_text()
         shown = re.findall(r"\| (detection|segmentation) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", table)
         assert shown == [(k, *(f"{100 * scores[k][ap]:.1f}" for ap in ("AP50", "AP75", "AP"))) for k, *_ in shown]

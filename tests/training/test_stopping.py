@@ -73,7 +73,7 @@ def test_who_asks_twice_does_not_wait(tmp_path: Path, monkeypatch: pytest.Monkey
     source = Interrupted(3, signal.SIGINT, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         train(make(), source, short(), tmp_path)
-    assert len(source.drawn) == 3 and content(tmp_path) == []
+    assert len(source.drawn) <= 4 and content(tmp_path) == []  # the batch may be drawn to its end, beside the training
 
 
 def test_what_one_process_hears_all_know() -> None:
