@@ -1,4 +1,4 @@
-"""Parser: argparse, which answers an unknown word with the close matches and the usage of the command it was given."""
+"""Parser: argparse, which answers an unknown word with the close matches, and says whose help explains."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog, **options)
 
     def error(self, message: str) -> NoReturn:
-        """Ends with what is wrong, which holds what was typed."""
-        super().error(shown(message))
+        """Ends with what is wrong, which holds what was typed; a usage of forty options would hide it."""
+        self.exit(2, f"usage: {self.prog} [-h] ...  (--help shows all)\n{self.prog}: error: {shown(message)}\n")
 
     def add_commands(self, metavar: str) -> Any:
         """Makes it a parser of commands, which `add_parser` of the result adds."""
