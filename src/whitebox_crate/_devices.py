@@ -17,14 +17,20 @@ def resolve_device(name: str | torch.device | None = None) -> torch.device:
         InputError: If there is no such device.
     """
     if name is None:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = _kinds()[0]
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()  # there and back: the device "meta" makes tensors that hold nothing
     except (RuntimeError, AssertionError) as error:
         why = "" if "device type" in str(error) else f" ({str(error).splitlines()[0]})"  # else torch lists all it knows
-        raise InputError(f"there is no device {str(name)!r} here{why}; say cpu, cuda, cuda:N or mps") from error
+        raise InputError(f"there is no device {str(name)!r} here{why}; there is {' and '.join(_kinds())}") from error
     return device
+
+
+def _kinds() -> list[str]:
+    """The kinds of device that are there, the best first."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    return [kind for kind, is_there in there.items() if is_there]
 
 
 def describe_device(device: torch.device) -> str:
