@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ def test_one_call(tmp_path: Path) -> None:
     assert 0 < found.score == float(found.scores[0]) <= 1
     assert found.overlay().size == found.photo.size
     assert found._repr_html_().startswith("<img alt=")
+    assert repr(found) == f"Segmentation(coffee.jpg, 420 x 280 pixels, 1 object, score {found.score:.2f})"
+    assert repr(replace(found, source=None)) == f"Segmentation(420 x 280 pixels, 1 object, score {found.score:.2f})"
+    nothing = replace(found, masks=found.masks[:0], scores=found.scores[:0])
+    assert repr(nothing) == "Segmentation(coffee.jpg, 420 x 280 pixels, 0 objects)"
 
 
 def test_whole_patches_are_those_of_attention_masks(model: ImageTransformer) -> None:

@@ -93,6 +93,13 @@ class Segmentation:
             (_with_strip(draw_objects(small, self.masks)), f"{found}, {share:.0%} of the picture"),
         ]
 
+    def __repr__(self) -> str:
+        """A line: the tensors would fill pages."""
+        count = len(self.masks)
+        said = [f"{self.photo.width} x {self.photo.height} pixels", f"{count} object{'' if count == 1 else 's'}"]
+        said = [self.source.name, *said] if self.source else said
+        return f"Segmentation({', '.join(said)}{f', score {self.score:.2f}' if count else ''})"
+
     def _repr_html_(self) -> str:
         """The panel, for notebooks."""
         alt = escape(f"{self.source.name if self.source else 'a photograph'}, its map and its objects")

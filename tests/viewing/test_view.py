@@ -167,6 +167,7 @@ def test_a_name_is_text(tmp_path: Path) -> None:
 
 def test_a_notebook_shows_the_page_in_a_frame_of_its_own() -> None:
     page = Page('<p class="a">1 & 2</p>')
+    assert repr(page) == "Page()"
     shown = page._repr_html_()
     assert 'srcdoc="&lt;p class=&quot;a&quot;&gt;1 &amp; 2&lt;/p&gt;"' in shown
     assert 'sandbox="allow-scripts allow-downloads"' in shown

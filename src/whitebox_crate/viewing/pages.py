@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -28,7 +28,7 @@ class Page:
         html: All of it.
     """
 
-    html: str
+    html: str = field(repr=False)  # a megabyte and more
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the page, whole or not at all.
