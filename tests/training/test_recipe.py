@@ -21,6 +21,7 @@ from whitebox_crate.training import Recipe
         ({"batch_size": 0}, InputError, "at least 1"),
         ({"sizes": (0,), "size_starts": (0.0,)}, InputError, "at least 1"),
         ({"epochs": math.nan}, InputError, "epochs is finite and at least 0, not nan"),
+        ({"optimizer": "lion", "learning_rate": 0.0}, InputError, "learning_rate of lion is more than 0"),
         ({"learning_rate": -1e-3}, InputError, "learning_rate is finite and at least 0"),
         ({"weight_decay": math.inf}, InputError, "weight_decay is finite"),
         ({"warmup": 3}, InputError, "warmup is from 0 to 1, not 3"),

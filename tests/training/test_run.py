@@ -130,6 +130,10 @@ def test_a_recipe_of_a_preset_has_the_size_of_the_model() -> None:
     )
     assert (recipe.sizes, recipe.steps, recipe.epochs) == ((24, 48), 7, 0)
     assert recipe_of("composites", "crate_nano") == PRESETS["composites"].recipe
+    for preset in ("finetune", "composites"):
+        with pytest.raises(InputError, match="0 epochs train nothing"):
+            recipe_of(preset, "crate_nano", epochs=0.0)
+    assert recipe_of("finetune", "crate_nano", steps=7, epochs=0.0).steps == 7
     with pytest.raises(InputError, match="give one of them"):
         recipe_of("finetune", "crate_nano", steps=7, epochs=2.0)
     with pytest.raises(UnknownNameError, match="finetune"):

@@ -80,6 +80,8 @@ class Recipe:
             value, amount = getattr(self, name), name in _AMOUNTS
             if not (0 <= value < math.inf if amount else 0 <= value <= 1):  # NaN is neither
                 raise InputError(f"{name} is {'finite and at least 0' if amount else 'from 0 to 1'}, not {value}")
+        if self.optimizer == "lion" and not self.learning_rate:
+            raise InputError("learning_rate of lion is more than 0, not 0; adamw takes it")
         if not self.clip_norm > 0:
             raise InputError(f"clip_norm is more than 0, not {self.clip_norm}; inf does not clip")
         starts = self.size_starts

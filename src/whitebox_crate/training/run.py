@@ -50,6 +50,8 @@ def recipe_of(preset: str, model: str, *, model_options: dict[str, Any] | None =
         raise InputError(
             f"steps {changes['steps']} and epochs {changes['epochs']:g} say the same, how long: give one of them"
         )
+    if changes.get("epochs") == 0 and "steps" not in changes:  # or the steps of another preset would count
+        raise InputError("0 epochs train nothing: give more, or steps")
     make = partial(_made, model, **(model_options or {}))
     size = min((made_empty(make) or make()).img_size)
     if "sizes" not in changes and len(recipe.sizes) == 1:
