@@ -219,6 +219,7 @@ class TestCommand:
         (tmp_path / "notes.txt").write_text("no picture")
         out = tmp_path / "page.html"
         assert cli.main(["view", str(tmp_path / "notes.txt"), "--out", str(out)]) == 1
+        assert capsys.readouterr().err.endswith("none of 1 images can be read; see above\n")
         assert not out.exists()
         words = [str(tmp_path / "notes.txt"), str(SAMPLES / "cat.jpg"), "--size", "24", "--out", str(out)]
         assert cli.main(["view", *words]) == 1

@@ -26,6 +26,8 @@ def write_page(options: argparse.Namespace) -> int:
             photos.append((path.name, load_image(path)))
         except InputError as error:
             report_error(path, error)
+    if not photos:
+        raise InputError(f"none of {len(paths)} images can be read; see above")
     page = view_photographs(photos, models, options.size, options.megabytes)
     out_folder(target.parent)
     page.save(target)
