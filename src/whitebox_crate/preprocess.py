@@ -401,6 +401,7 @@ def to_pillow(image: Any) -> Image:
             raise InputError(
                 "expected uint8 pixels of shape (height, width, 3) in numpy or (3, height, width) in torch; "
                 f"as (height, width, channels) this is {image.dtype} of {image.shape}"
+                + ("; (255 * values).round() as uint8 makes them of [0, 1]" if image.dtype.kind == "f" else "")
             )
         image = pillow.fromarray(np.ascontiguousarray(image))
     elif not isinstance(image, pillow.Image):
