@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -19,7 +20,9 @@ from safetensors.torch import load_file
 
 import whitebox_crate.cli as cli
 from whitebox_crate import create_model, save_pretrained
+from whitebox_crate.cli.arguments import _meanings
 from whitebox_crate.training.presets import PRESETS
+from whitebox_crate.training.recipe import Recipe
 
 COLOURS = {"blue": 2, "green": 1, "red": 0}
 TINY = ("train", "--set", "depth=1", "--model", "crate_nano")
@@ -49,6 +52,15 @@ def read(path: Path) -> Any:
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
     return load_file(out / "model" / "model.safetensors")
+
+
+def test_help_says_what_each_number_of_a_recipe_means(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    fields = [field.name for field in dataclasses.fields(Recipe)]
+    assert list(_meanings()) == fields
+    assert all(f"{meaning} (" in shown for meaning in _meanings().values())
 
 
 class TestOwnImages:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -327,13 +329,22 @@ def add_training(parser: Parser, preset: str, without: Collection[str] = ()) -> 
     add("--push-to-hub", metavar="ORG/NAME", help="repository for the trained model")
     recipe = parser.add_argument_group("recipe", "a preset, and what shall differ from it")
     recipe.add_argument("--preset", choices=sorted(PRESETS), help=f"({preset}); each has its numbers below")
+    meanings = _meanings()
     for field in dataclasses.fields(Recipe):
         if field.name not in without:
-            _add_recipe_field(recipe, field)
+            _add_recipe_field(recipe, field, meanings.get(field.name, ""))
 
 
-def _add_recipe_field(parser: Any, field: dataclasses.Field[Any]) -> None:
-    flag, default, says = "--" + field.name.replace("_", "-"), field.default, _by_preset(field.name)
+def _meanings() -> dict[str, str]:
+    """What each field of a recipe means: the first sentence of its docstring, of which python -OO keeps none."""
+    attributes = inspect.cleandoc(Recipe.__doc__ or "").partition("Attributes:")[2].partition("Raises:")[0]
+    found = re.findall(r"^    (\w+): (.+?)\.(?:\s|$)", attributes, re.MULTILINE | re.DOTALL)
+    return {name: " ".join(sentence.split()) for name, sentence in found}
+
+
+def _add_recipe_field(parser: Any, field: dataclasses.Field[Any], meaning: str) -> None:
+    flag, default = "--" + field.name.replace("_", "-"), field.default
+    says = f"{meaning} ({_by_preset(field.name)})".strip()
     if isinstance(default, bool):
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=says)
     elif isinstance(default, tuple):
