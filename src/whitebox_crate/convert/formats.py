@@ -12,8 +12,8 @@ WRAPPERS = (
     *("state_dict", "model", "model_state_dict", "net", "module", "teacher", "params"),
     *("state_dict_ema", "model_ema", "ema", "ema_model"),
 )
-# What DINO's heads and JAX put before every name.
-PREFIXES = ("backbone.", "params/")
+# What DINO's heads, JAX, and data parallelism inside of the first put before every name.
+PREFIXES = ("backbone.", "params/", "module.")
 # What torch.compile, FSDP and activation checkpointing put before the names of a module that they wrap, anywhere.
 WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 

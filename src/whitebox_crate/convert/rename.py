@@ -199,10 +199,8 @@ def _unmarked(content: Mapping[str, Any]) -> dict[str, Any]:
 def _stripped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The names without the prefixes that all of them have."""
     state = dict(state)
-    for _ in PREFIXES:
-        for prefix in PREFIXES:
-            if state and all(name.startswith(prefix) for name in state):
-                state = {name.removeprefix(prefix): value for name, value in state.items()}
+    while prefix := next((prefix for prefix in PREFIXES if state and all(n.startswith(prefix) for n in state)), ""):
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
 
 
