@@ -12,6 +12,7 @@ from recipes.measure import table
 
 ROOT = Path(__file__).parents[2]
 CARDS, RESULTS = ROOT / "docs" / "cards", ROOT / "recipes" / "results"
+WEIGHTS = {"crate_nano": "crate_nano.tuxpaint_composites", "crate_pico": "crate_pico"}
 
 
 @pytest.mark.parametrize("measured", sorted(RESULTS.glob("crate_*.json")), ids=lambda path: path.name)
@@ -19,7 +20,7 @@ def test_the_card_says_what_was_measured(measured: Path) -> None:
     results = json.loads(measured.read_text())
     name = "_".join(measured.stem.split("_")[:2])  # crate_nano_96: the model, and the side of the images
     assert table(results) in (CARDS / f"{name}.md").read_text(encoding="utf-8")
-    facts = whitebox_crate.get_pretrained_cfg(name)
+    facts = whitebox_crate.get_pretrained_cfg(WEIGHTS[name])
     chosen = results["crate"]["mean"]["chosen"]
     assert (chosen["layer"], chosen["head"]) == (facts.attention_layer, facts.attention_head)
 
