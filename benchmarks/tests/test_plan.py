@@ -140,7 +140,7 @@ def test_tensors_without_values_are_kept_as_real_ones_are() -> None:
         if dtype == torch.float32:
             model.set_grad_checkpointing()
             inputs, _ = plan.per_image(lambda batch: plan.loss_of(model, images[batch - 1]), model)
-            # Of one layer: as above, with what leaves it for what enters it, and no residual, since ISTA is one product.
+            # Of one layer: as above, with what leaves it for what enters it; no residual, since ISTA is one product.
             tokens, width = 257, model.embed_dim
             layer = 4 * (6 * tokens * width + 4 * tokens + model.num_heads * tokens)
             assert said["checkpointed"] == pytest.approx(inputs + layer, rel=1e-3)
