@@ -54,8 +54,8 @@ def evaluate_masks(
         **settings: Of the method.
 
     Returns:
-        What it came to: `miou` over all images, `even` and `odd` over those of even and odd number, counted from 0 in
-        the order of the data set, each with `images` and `half_interval`, half of its 95% interval; and `by_class`.
+        What it came to: `miou` over all images with objects, `even` and `odd` over those of even and odd number among
+        them, counted from 0, each with `images` and `half_interval`, half of its 95% interval; and `by_class`.
         None in processes other than the main one.
 
     Raises:
