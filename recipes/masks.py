@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from whitebox_crate import ImageTransformer, capture
-from whitebox_crate.capturing import attention_rows
+from whitebox_crate.layers import attention_rows
 from whitebox_crate.segmentation import (
     EDGES,
     Segments,

@@ -22,7 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from whitebox_crate import ImageTransformer, Trace, capture
 from whitebox_crate.errors import CaptureError, InputError, UnknownNameError
-from whitebox_crate.models import Crate, FeatureExtractor
+from whitebox_crate.layers import Reading
+from whitebox_crate.models import Crate, CrateBlock, FeatureExtractor
 
 KINDS = {
     "crate": ("crate_tiny_patch16_224", {}),
@@ -664,7 +665,7 @@ def test_anything_that_maps_tokens_to_tokens_may_be_a_layer() -> None:
     torch.testing.assert_close(last, model.blocks[-1](trace["tokens", -1]))
     assert torch.equal(logits, model.forward_head(model.norm(last)))
     with (
-        pytest.raises(InputError, match="a Sequential in place of a layer has no 'attention'"),
+        pytest.raises(InputError, match="a Sequential in place of a layer has no states"),
         capture(model, "attention"),
     ):
         pass
@@ -822,3 +823,29 @@ def test_one_module_as_several_layers_shows_each_of_them() -> None:
             model(images)
         torch.testing.assert_close(alone[state, layer], value)
     assert not torch.equal(trace["tokens", 0], trace["tokens", 2])
+
+
+class Silent(CrateBlock):
+    """A layer whose operators tell nothing but what goes into the coding."""
+
+    def readings(self) -> dict[str, Reading]:
+        return {"compressed": super().readings()["compressed"]}
+
+
+def test_a_state_is_read_in_the_layers_that_have_it() -> None:
+    model = make()
+    images = images_for(model)
+    model.blocks[0] = Silent(model.embed_dim, model.num_heads)
+    with capture(model, "attention", "compressed") as trace:
+        model(images)
+    assert trace.layers == tuple(range(1, len(model.blocks)))
+    with capture(model, "compressed") as trace:
+        model(images)
+    assert trace.layers == tuple(range(len(model.blocks)))
+    with (
+        pytest.raises(UnknownNameError, match="layer 0 has no state 'attention', it has tokens, compressed, output"),
+        capture(model, "attention", layers=[0, 1]),
+    ):
+        pass
+    with pytest.raises(UnknownNameError, match="tokens, compressed, output"), capture(model, "attention", layers=[0]):
+        pass

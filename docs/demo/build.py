@@ -21,7 +21,7 @@ from torch.export import Dim
 
 from whitebox_crate import ImageTransformer, capture, create_model
 from whitebox_crate.analysis.batches import STATES
-from whitebox_crate.models import Block
+from whitebox_crate.models import CrateBlock
 from whitebox_crate.segmentation import default_layer
 from whitebox_crate.viewing.pages import document, page_script
 
@@ -119,7 +119,7 @@ def _page(model: ImageTransformer) -> str:
 def _facts(model: ImageTransformer) -> dict[str, Any]:
     """What `live.js` knows of the model."""
     cfg, block = model.pretrained_cfg, model.blocks[0]
-    assert isinstance(block, Block)
+    assert isinstance(block, CrateBlock)
     head = cfg.attention_head
     return {
         "name": MODEL,
@@ -130,7 +130,7 @@ def _facts(model: ImageTransformer) -> dict[str, Any]:
         "std": cfg.std,
         "layers": len(model.blocks),
         "heads": model.num_heads,
-        "width": block.attention.head_dim,
+        "width": block.mssa.head_dim,
         "dim": model.embed_dim,
         "start": {"layer": default_layer(model), "head": model.num_heads if head is None else head},
         "labels": cfg.label_names,

@@ -6,11 +6,11 @@ in a forward hook. Its output does not change by a bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,13 @@ from torch.autograd.graph import saved_tensors_hooks
 from ._hooks import Hook, hooks_here, uncompiled
 from ._indices import resolve_index, resolve_indices, resolve_layers
 from .errors import CaptureError, InputError, UnknownNameError, WhiteboxCrateError
+from .layers import Reading, Rows
 from .models import Block, ImageTransformer
 from .models._wrappers import transformer_in, unwrap
 
-State = Literal["tokens", "projections", "attention", "compressed", "output"]
+# What operators and adapters name their states is theirs (`Block.readings`); these are the names in this package.
+State: TypeAlias = str
+LAYER_STATES = ("tokens", "output")  # of whatever is a layer
 Queries: TypeAlias = Literal["cls", "all"] | Sequence[int]
 Reduce: TypeAlias = Callable[[Tensor], Tensor | tuple[Tensor, ...]]
 
@@ -132,6 +135,9 @@ def capture(
     - `compressed`: the tokens after attention, (batch, tokens, dim).
     - `output`: z', (batch, tokens, dim).
 
+    A layer has the states that its operators have (`Block.readings`). Without `layers`, those are read that have all
+    the states asked for.
+
     A trace sees the passes of the thread, or the task, whose block it is (`contextvars`): one model may serve several
     threads, each with captures of its own. While any block is open, compiled models run uncompiled in all threads.
 
@@ -167,28 +173,101 @@ def capture(
     """
     core = transformer_in(model)
     if not states:
-        raise InputError(f"name at least one state to capture: {', '.join(get_args(State))}")
-    for state in states:
-        if state not in get_args(State):
-            raise UnknownNameError.of("state", state, get_args(State))
+        raise InputError(f"name at least one state to capture: {', '.join(known_states(core))}")
     if isinstance(queries, str) and queries not in ("cls", "all"):
         raise UnknownNameError.of("queries", queries, ("cls", "all"), "Token indices are fine too.")
-    if "attention" not in states and (chunk is not None or reduce is not None):
+    plan = _Plan.of(core, states, layers)
+    if not plan.any_of_rows and (chunk is not None or reduce is not None):
         raise InputError(f"chunk and reduce are for rows of attention, and only {', '.join(states)} is captured")
-    if heads is not None and not {"attention", "projections"} & set(states):
+    if heads is not None and not plan.any_of_heads:
         raise InputError(f"heads are of projections and attention, and only {', '.join(states)} is captured")
     rows = _Rows(queries, None if chunk is None else check_chunk(chunk), reduce)
-    indices = resolve_layers(layers, len(core.blocks))
-    trace = Trace(states, indices, len(core.blocks))
-    with hooks_here(_Recorder(trace, core, heads, rows).hooks()), uncompiled:
+    trace = Trace(states, plan.layers, len(plan.modules))
+    with hooks_here(_Recorder(trace, core, plan, heads, rows).hooks()), uncompiled:
         yield trace
+
+
+def known_states(model: nn.Module) -> tuple[str, ...]:
+    """The states that `capture` can read of a model, in one layer at least.
+
+    Raises:
+        InputError: If nothing is known of the model.
+    """
+    core = transformer_in(model)
+    blocks = [unwrap(layer) for layer in core.layers()]
+    found = [name for block in blocks if isinstance(block, Block) for name in core.readings_of(block)]
+    return in_order(found)
+
+
+def in_order(inner: Iterable[str]) -> tuple[str, ...]:
+    """The states of a layer in the order in which they come by, each once: its input, those inside, its output."""
+    return ("tokens", *dict.fromkeys(inner), "output")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is read, and where.
+
+    Attributes:
+        modules: All layers of the model, unwrapped.
+        layers: Which of them are read.
+        readings: Of each of these, the readings of the states that a layer's operators have.
+    """
+
+    modules: Sequence[nn.Module]
+    layers: Sequence[int]
+    readings: Mapping[int, Mapping[str, Reading]]
+
+    @classmethod
+    def of(cls, core: ImageTransformer, states: Sequence[str], layers: int | Sequence[int] | None) -> _Plan:
+        """The readings of these states; of None, in the layers that have all of them.
+
+        Raises:
+            UnknownNameError: If a layer is none, or has no such state.
+            InputError: If nothing is known of what stands in place of a layer.
+        """
+        modules = [unwrap(layer) for layer in core.layers()]
+        asked = resolve_layers(layers, len(modules))
+        inner = [state for state in states if state not in LAYER_STATES]
+        found = {index: core.readings_of(modules[index]) if inner else {} for index in asked}
+        having = [index for index in asked if set(inner) <= set(found[index])]
+        if not having or (layers is not None and len(having) < len(asked)):
+            cls._refuse(inner, {index: in_order(found[index]) for index in asked})
+        return cls(modules, having, {i: {state: found[i][state] for state in inner} for i in having})
+
+    @staticmethod
+    def _refuse(states: Sequence[str], has: Mapping[int, Sequence[str]]) -> NoReturn:
+        known = in_order(name for names in has.values() for name in names[1:-1])
+        for state in states:
+            if state not in known:
+                raise UnknownNameError.of("state", state, known, "These are the states of the layers asked for.")
+        index, lacking = next((i, s) for i, names in has.items() for s in states if s not in names)
+        raise UnknownNameError(
+            f"layer {index} has no state {lacking!r}, it has {', '.join(has[index])}; leave that layer out, or give no "
+            "layers for those that have all the states"
+        )
+
+    def _any(self, holds: Callable[[Reading], object]) -> bool:
+        return any(holds(reading) for of_layer in self.readings.values() for reading in of_layer.values())
+
+    @property
+    def any_of_rows(self) -> bool:
+        """Whether there is a state whose rows are computed when they are asked for."""
+        return self._any(lambda reading: reading.rows)
+
+    @property
+    def any_of_heads(self) -> bool:
+        """Whether there is a state that is of heads."""
+        return self._any(lambda reading: reading.num_heads)
 
 
 class _Recorder:
     """Puts what comes by into a trace, under the layer that runs."""
 
-    def __init__(self, trace: Trace, core: ImageTransformer, heads: Sequence[int] | None, rows: _Rows) -> None:
-        self.trace, self.core, self.heads, self.rows = trace, core, heads, rows
+    def __init__(
+        self, trace: Trace, core: ImageTransformer, plan: _Plan, heads: Sequence[int] | None, rows: _Rows
+    ) -> None:
+        self.trace, self.core, self.plan, self.heads, self.rows = trace, core, plan, heads, rows
         self.last, self.running = -1, False
 
     def hooks(self) -> list[Hook]:
@@ -196,14 +275,15 @@ class _Recorder:
         # Every forward pass embeds once and begins afresh.
         hooks = [Hook(self.core.patch_embed, "before", self._begin)]
         every: dict[nn.Module, list[int]] = {}  # a module may be several layers, and a part of one in several
-        for index, layer in enumerate(self.core.blocks):
-            every.setdefault(unwrap(layer), []).append(index)
+        for index, block in enumerate(self.plan.modules):
+            every.setdefault(block, []).append(index)
         places = {block: indices for block, indices in every.items() if set(indices) & set(self.trace.layers)}
         parts: dict[tuple[nn.Module, str], Hook] = {}
         for block, indices in places.items():
             hooks.append(Hook(block, "before", partial(self._enter, indices)))
+            readings = next(self.plan.readings[index] for index in indices if index in self.plan.readings)
             for state in self.trace.states:
-                hook = self._hook(block, state)
+                hook = self._hook(state, readings[state]) if state in readings else self._hook_of_layer(block, state)
                 parts.setdefault((hook.module, state), hook)
         hooks += parts.values()
         return hooks + [Hook(block, "after", self._leave) for block in places]
@@ -226,42 +306,45 @@ class _Recorder:
         if self.running:
             self.trace._tensors[state, self.last] = make()
 
-    def _hook(self, block: nn.Module, state: State) -> Hook:
-        """The hook that reads one state of one layer."""
+    def _hook_of_layer(self, block: nn.Module, state: str) -> Hook:
+        """The hook that reads what goes into a layer, or what comes out."""
         if state == "tokens":
             return Hook(block, "before", lambda args: self._keep(state, lambda: args[0]))
-        if state == "output":
-            return Hook(block, "after", lambda _, out: self._keep(state, lambda: out))
-        if not isinstance(block, Block):  # anything that maps tokens to tokens may be a layer
-            raise InputError(
-                f"a {type(block).__name__} in place of a layer has no {state!r} that is known here; ask for 'tokens' "
-                "or 'output' of it, or leave that layer out"
-            )
-        if state == "compressed":
-            return Hook(block.norm2, "before", lambda args: self._keep(state, lambda: args[0]))
-        attention = block.attention
-        chosen = None if self.heads is None else resolve_indices("head", self.heads, attention.num_heads)
+        return Hook(block, "after", lambda _, out: self._keep(state, lambda: out))
 
-        def read(projected: Tensor) -> Any:
+    def _hook(self, state: str, reading: Reading) -> Hook:
+        """The hook that reads one state inside a layer."""
+        chosen = None
+        if self.heads is not None and reading.num_heads:
+            chosen = resolve_indices("head", self.heads, reading.num_heads)
+
+        def keep(*seen: Any) -> None:
             with _unseen_by_checkpointing(self.core):
-                q, k, _v = attention.split_heads(projected)
-                if chosen is not None:
-                    q, k = q[:, chosen], k[:, chosen]
-                if state != "projections":
-                    return self.rows.of(q, k)
-                # Keys alone: what is kept shall not hold queries and values too.
-                return k.clone() if k.untyped_storage().nbytes() > k.nbytes else k
+                self._keep(state, lambda: self._part(reading.read(*seen), chosen, bool(reading.num_heads)))
 
-        def read_through(_: Any, projected: Tensor) -> Tensor | None:
+        def keep_rejoined(_: Any, out: Tensor) -> Tensor | None:
             """Hands the layer the very heads that are kept, so that gradients of the logits reach them."""
-            if not (self.running and state == "projections" and chosen is None and projected.requires_grad):
-                self._keep(state, lambda: read(projected))
+            if reading.rejoin is None or not (self.running and chosen is None and out.requires_grad):
+                keep(out)
                 return None
-            q, k, v = attention.split_heads(projected)
-            self._keep(state, lambda: k)
-            return attention.join_heads(q, k, v)
+            kept, rejoined = reading.rejoin(out)
+            self._keep(state, lambda: kept)
+            return rejoined
 
-        return Hook(attention.qkv, "after", read_through)
+        if reading.when == "before":
+            return Hook(reading.module, "before", lambda args: keep(*args))
+        return Hook(reading.module, "after", keep_rejoined)
+
+    def _part(self, found: Tensor | Rows, chosen: Sequence[int] | None, of_heads: bool) -> Any:
+        """What was asked for of a state."""
+        if isinstance(found, Rows):
+            if chosen is not None:
+                found = Rows(found.left[:, chosen], found.right[:, chosen], found.make)
+            return self.rows.of(found)
+        if chosen is not None:
+            return found[:, chosen]
+        # Keys alone: what is kept shall not hold queries and values too.
+        return found.clone() if of_heads and found.untyped_storage().nbytes() > found.nbytes else found
 
 
 def _unseen_by_checkpointing(core: ImageTransformer) -> Any:
@@ -281,13 +364,15 @@ class _Rows:
     chunk: int | None
     reduce: Reduce | None
 
-    def of(self, q: Tensor, k: Tensor) -> Any:
+    def of(self, found: Rows) -> Any:
         """The rows, (batch, heads, queries, tokens), or what is kept of them."""
+        left = found.left
         if not isinstance(self.queries, str):
-            q = q[:, :, resolve_indices("query token", self.queries, q.shape[2])]
+            left = left[:, :, resolve_indices("query token", self.queries, left.shape[2])]
         elif self.queries == "cls":
-            q = q[:, :, :1]
-        kept = [self._keep(attention_rows(part, k)) for part in q.split(self.chunk or q.shape[2], dim=2)]
+            left = left[:, :, :1]
+        parts = left.split(self.chunk or left.shape[2], dim=2)
+        kept = [self._keep(found.make(part, found.right)) for part in parts]
         if isinstance(kept[0], Tensor):
             return torch.cat(kept, dim=2) if len(kept) > 1 else kept[0]
         return tuple(torch.cat(parts, dim=2) for parts in zip(*kept, strict=True))
@@ -315,20 +400,6 @@ def check_chunk(chunk: int) -> int:
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
         raise InputError(f"chunk is a number of rows, at least 1, not {chunk!r}")
     return chunk
-
-
-def attention_rows(q: Tensor, k: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(head_dim)), the attention that the fused kernel does not show.
-
-    Args:
-        q: (batch, heads, queries, head_dim).
-        k: (batch, heads, tokens, head_dim).
-
-    Returns:
-        (batch, heads, queries, tokens), same dtype.
-    """
-    # einsum reads the heads where they lie in the projections; matmul would copy them first.
-    return torch.einsum("bhqp,bhkp->bhqk", q * q.shape[-1] ** -0.5, k).softmax(dim=-1)
 
 
 def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

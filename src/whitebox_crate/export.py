@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._indices import resolve_layers
-from .capturing import attention_rows
 from .errors import InputError
-from .layers import MHSA, MSSA
+from .layers import MHSA, MSSA, attention_rows
 from .layers.plain import oddity
 from .models import Block, ImageTransformer
 
@@ -68,12 +67,12 @@ class WithAttention(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         model = self.model
-        tokens, rows = model.embed(images), {}
+        tokens, grid, rows = model.embed(images), model.grid_of(images), {}
         blocks: Iterable[Any] = model.blocks
         for index, block in enumerate(blocks):
             if index in self.layers:
                 rows[index] = _cls_row(block.attention, block.norm1(tokens))
-            tokens = model._run_block(block, tokens)
+            tokens = model._run_block(block, tokens, grid)
         return model.forward_head(model.norm(tokens)), torch.stack([rows[index] for index in self.layers], dim=1)
 
 

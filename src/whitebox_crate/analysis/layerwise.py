@@ -14,6 +14,7 @@ from ..models import Block
 from ._report import Report, as_table
 from .batches import STATES, LayerState, Measured, over_images
 from .moments import check_confidence
+from .operators import subspaces_of
 from .rates import Convention, check_rate, coding_rate, effective_rank, exact_dtype, l0, l1, subspace_coding_rate
 
 Quantity: TypeAlias = Literal[
@@ -57,7 +58,8 @@ class RateSettings:
 
     def subspace_rate(self, block: Block, state: Tensor) -> Tensor:
         """Rc(Z; U) with the bases of this layer, (batch,); of three projections, with the keys in place of U^T Z."""
-        _, keys, _ = block.attention.split_heads(block.attention.qkv(self.seen(block, state)))
+        attention = subspaces_of(block)
+        _, keys, _ = attention.split_heads(attention.qkv(self.seen(block, state)))
         return subspace_coding_rate(keys, self._eps, self.convention)
 
 
@@ -246,7 +248,8 @@ class LayerQuantities:
 
 def _attention_entropy(block: Block, tokens: Tensor) -> Tensor:
     """Entropy of the rows of attention, mean over rows and heads, (batch,)."""
-    q, k, _ = block.attention.split_heads(block.attention.qkv(block.norm1(tokens)))
+    attention = subspaces_of(block)
+    q, k, _ = attention.split_heads(attention.qkv(block.norm1(tokens)))
     total = torch.zeros(len(tokens), device=tokens.device)
     for head in range(q.shape[1]):  # one at a time: tokens x tokens entries of every head may not fit
         rows = (q[:, head].float() * q.shape[-1] ** -0.5 @ k[:, head].float().mT).softmax(dim=-1)

@@ -45,11 +45,16 @@ def block_of(core: ImageTransformer, index: int) -> Block:
 
 def attention_of(core: ImageTransformer, index: int) -> MSSA | MHSA:
     """The attention of a layer, if its heads are known."""
-    attention: object = block_of(core, index).attention
+    return subspaces_of(block_of(core, index), f"layer {index}")
+
+
+def subspaces_of(block: Block, name: str = "the layer") -> MSSA | MHSA:
+    """The attention of a block, if its heads are known."""
+    attention: object = block.attention
     if not isinstance(attention, MSSA | MHSA):
         raise InputError(
-            f"layer {index} has no subspaces: its attention is {type(attention).__name__}, not MSSA or MHSA; give "
-            "bases of your own to orthonormal_bases"
+            f"{name} has no subspaces: its attention is {type(attention).__name__}, not MSSA or MHSA; give bases of "
+            "your own to orthonormal_bases"
         )
     return attention
 

@@ -9,6 +9,7 @@ from .normed_product import NormedProduct
 from .odl import ODL
 from .patch_embed import ConvPatchEmbed, NormedPatchEmbed, PatchEmbed, patchify, unpatchify
 from .pos_embed import resample_pos_embed, sincos_pos_embed
+from .readings import Reading, Rows, attention_rows
 
 __all__ = [
     "ISTA",
@@ -25,6 +26,9 @@ __all__ = [
     "NormedProduct",
     "PatchDropout",
     "PatchEmbed",
+    "Reading",
+    "Rows",
+    "attention_rows",
     "layer_drop_rates",
     "patchify",
     "resample_pos_embed",

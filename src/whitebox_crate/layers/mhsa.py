@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ._heads import head_width
 from .drop import NO_DROP, DropRates
+from .readings import Reading, qkv_readings
 
 
 class MHSA(nn.Module):
@@ -61,6 +62,10 @@ class MHSA(nn.Module):
     def join_heads(self, *parts: Tensor) -> Tensor:
         """What `split_heads` took apart, (batch, tokens, 3 * heads * head_dim), or one part of it."""
         return torch.cat([rearrange(part, "b h n p -> b n (h p)") for part in parts], dim=-1)
+
+    def readings(self) -> dict[str, Reading]:
+        """`projections`, the keys of each head, and `attention`, softmax(q k^T / sqrt(head_dim))."""
+        return qkv_readings(self)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.split_heads(self.qkv(x))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ._heads import head_width
 from .drop import NO_DROP, DropRates
+from .readings import Reading, qkv_readings
 
 
 class MSSA(nn.Module):
@@ -65,6 +66,10 @@ class MSSA(nn.Module):
     def join_heads(self, w: Tensor, *_: Tensor) -> Tensor:
         """What `split_heads` took apart, (batch, tokens, heads * head_dim)."""
         return rearrange(w, "b h n p -> b n (h p)")
+
+    def readings(self) -> dict[str, Reading]:
+        """`projections`, w of each head, and `attention`, softmax(w w^T / sqrt(head_dim))."""
+        return qkv_readings(self)
 
     def forward(self, x: Tensor) -> Tensor:
         w, _, _ = self.split_heads(self.qkv(x))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import torch
 from einops import rearrange
@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from .._hooks import hooks_again
 from .._indices import resolve_layers
 from ..errors import InputError, UnknownNameError
-from ..layers import MHSA, MSSA, PatchDropout, PatchEmbed, resample_pos_embed
+from ..layers import PatchDropout, PatchEmbed, Reading, resample_pos_embed
 from ..layers.drop import check_rate
 from ..layers.patch_embed import Size, to_pair
 from ..load_report import LoadReport
@@ -25,23 +25,40 @@ GlobalPool = Literal["token", "avg", "mean", ""]
 Intermediate: TypeAlias = Tensor | tuple[Tensor, Tensor]
 
 
+class Attention(Protocol):
+    """What lets the tokens of a layer see each other."""
+
+    @property
+    def num_heads(self) -> int:
+        """How many heads it has."""
+
+    def readings(self) -> dict[str, Reading]:
+        """States that can be read of it while it runs, by name."""
+
+
 class Block(nn.Module, ABC):
     """One layer: attention on `norm1` of the tokens, then coding of `norm2` of the result.
 
-    A subclass that can be folded for inference has a method `normed_products` beside its `forward`.
+    A subclass that can be folded for inference has a method `normed_products` beside its `forward`. One with
+    `takes_grid` is called with the patch grid (rows, columns) after the tokens.
 
     Shape:
         - Input: (batch, tokens, dim), any float dtype.
         - Output: as the input.
     """
 
+    takes_grid = False
     norm1: nn.LayerNorm
     norm2: nn.LayerNorm
 
     @property
     @abstractmethod
-    def attention(self) -> MSSA | MHSA:
+    def attention(self) -> Attention:
         """The operator that lets tokens see each other."""
+
+    def readings(self) -> dict[str, Reading]:
+        """States that can be read of this layer while it runs, by name; its input and output are known without."""
+        return {**self.attention.readings(), "compressed": Reading(self.norm2, "before", lambda tokens: tokens)}
 
     @abstractmethod
     def forward(self, tokens: Tensor) -> Tensor:
@@ -189,23 +206,45 @@ class ImageTransformer(nn.Module, HubVerbs):
         """
         return resample_pos_embed(pos_embed, old_grid, new_grid, self.num_prefix_tokens)
 
-    def _run_block(self, block: nn.Module, tokens: Tensor) -> Tensor:
+    def layers(self) -> list[nn.Module]:
+        """All layers in the order in which they run; `capture` and all readings count them so."""
+        return list(self.blocks)
+
+    def readings_of(self, layer: nn.Module) -> dict[str, Reading]:
+        """States that can be read of one of `layers`, by name, besides its input and output.
+
+        Args:
+            layer: The layer, without what compiling or distributed training wraps around it.
+
+        Raises:
+            InputError: If it is no `Block`: nothing says where its states are.
+        """
+        if not isinstance(layer, Block):  # anything that maps tokens to tokens may be a layer
+            raise InputError(
+                f"a {type(layer).__name__} in place of a layer has no states that are known here but 'tokens' and "
+                "'output'; ask for these, or leave that layer out"
+            )
+        return layer.readings()
+
+    def _run_block(self, block: nn.Module, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        given = (tokens, grid) if getattr(block, "takes_grid", False) else (tokens,)
         if self.grad_checkpointing and torch.is_grad_enabled():
             # Compiled code runs no hooks, and its compiler takes no `context_fn`.
             again: dict[str, Any] = {} if torch.compiler.is_compiling() else {"context_fn": hooks_again}
-            out: Tensor = checkpoint(block, tokens, use_reentrant=False, **again)
+            out: Tensor = checkpoint(block, *given, use_reentrant=False, **again)
             return out
-        out = block(tokens)
+        out = block(*given)
         return out
 
-    def _run_blocks(self, tokens: Tensor) -> Tensor:
+    def _run_blocks(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         for block in self.blocks:
-            tokens = self._run_block(block, tokens)
+            tokens = self._run_block(block, tokens, grid)
         return tokens
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Normed tokens after the last block, (batch, 1 + rows * columns, embed_dim), [CLS] first."""
-        normed: Tensor = self.norm(self._run_blocks(self.patch_drop(self.embed(images))))
+        tokens = self.patch_drop(self.embed(images))
+        normed: Tensor = self.norm(self._run_blocks(tokens, self.grid_of(images)))
         return normed
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -265,10 +304,10 @@ class ImageTransformer(nn.Module, HubVerbs):
         if output_fmt not in ("NCHW", "NLC"):
             raise UnknownNameError.of("output_fmt", output_fmt, ("NCHW", "NLC"))
         take = sorted(set(resolve_layers(indices, len(self.blocks))))
-        rows, columns = self.grid_of(images)
+        rows, columns = grid = self.grid_of(images)
         tokens, taken = self.embed(images), {}
         for index, block in enumerate(self.blocks[: max(take) + 1] if stop_early else self.blocks):
-            tokens = self._run_block(block, tokens)
+            tokens = self._run_block(block, tokens, grid)
             if index in take:
                 taken[index] = self.norm(tokens) if norm else tokens
         states = [taken[index] for index in take]

@@ -1,0 +1,92 @@
+"""What can be read of a layer while it runs: the module where a state passes by, and what is made of it there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Rows(NamedTuple):
+    """Rows of a matrix that mixes tokens; each is computed when it is asked for.
+
+    Attributes:
+        left: What belongs to one row each, (batch, heads, rows, ...).
+        right: What all rows share, (batch, heads, ...).
+        make: The rows of `left` and `right`, or of some heads and rows of them: (batch, heads, rows, tokens).
+    """
+
+    left: Tensor
+    right: Tensor
+    make: Callable[[Tensor, Tensor], Tensor]
+
+
+class Reading(NamedTuple):
+    """Where a state can be read.
+
+    Attributes:
+        module: The module where it passes by.
+        when: "before" or "after" that module runs.
+        read: What is read: of the arguments of the module ("before") or of its output ("after"), a tensor or `Rows`.
+        num_heads: How many heads the state has, in dimension 1; 0 if it is not of heads.
+        rows: Whether `read` gives `Rows`.
+        rejoin: Makes of what passes by the state and what the module is to give in its place, with equal values: then
+            gradients of the logits reach the very tensor that is read. None if `read` gives such a tensor already, or
+            if there is none.
+    """
+
+    module: nn.Module
+    when: Literal["before", "after"]
+    read: Callable[..., Tensor | Rows]
+    num_heads: int = 0
+    rows: bool = False
+    rejoin: Callable[[Any], tuple[Tensor, Tensor]] | None = None
+
+
+def attention_rows(q: Tensor, k: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(head_dim)), the attention that the fused kernel does not show.
+
+    Args:
+        q: (batch, heads, queries, head_dim).
+        k: (batch, heads, tokens, head_dim).
+
+    Returns:
+        (batch, heads, queries, tokens), same dtype.
+    """
+    # einsum reads the heads where they lie in the projections; matmul would copy them first.
+    return torch.einsum("bhqp,bhkp->bhqk", q * q.shape[-1] ** -0.5, k).softmax(dim=-1)
+
+
+class SplitsHeads(Protocol):
+    """Attention that projects all heads at once: MSSA, MHSA."""
+
+    num_heads: int
+    qkv: nn.Linear
+
+    def split_heads(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value of each head, three times (batch, heads, tokens, head_dim)."""
+
+    def join_heads(self, q: Tensor, k: Tensor, v: Tensor, /) -> Tensor:
+        """What `split_heads` took apart."""
+
+
+def qkv_readings(attention: SplitsHeads) -> dict[str, Reading]:
+    """`projections` (of separate query, key and value the keys) and `attention`, of what `qkv` gives."""
+
+    def keys(projected: Tensor) -> Tensor:
+        return attention.split_heads(projected)[1]
+
+    def rows(projected: Tensor) -> Rows:
+        q, k, _ = attention.split_heads(projected)
+        return Rows(q, k, attention_rows)
+
+    def rejoined(projected: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, v = attention.split_heads(projected)
+        return k, attention.join_heads(q, k, v)
+
+    return {
+        "projections": Reading(attention.qkv, "after", keys, attention.num_heads, rejoin=rejoined),
+        "attention": Reading(attention.qkv, "after", rows, attention.num_heads, rows=True),
+    }
