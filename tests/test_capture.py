@@ -847,5 +847,8 @@ def test_a_state_is_read_in_the_layers_that_have_it() -> None:
         capture(model, "attention", layers=[0, 1]),
     ):
         pass
-    with pytest.raises(UnknownNameError, match="tokens, compressed, output"), capture(model, "attention", layers=[0]):
+    with (
+        pytest.raises(UnknownNameError, match="'compressed', 'output', 'tokens'"),
+        capture(model, "attention", layers=[0]),
+    ):
         pass
