@@ -322,18 +322,18 @@ class _Recorder:
             with _unseen_by_checkpointing(self.core):
                 self._keep(state, lambda: self._part(reading.read(*seen), chosen, bool(reading.num_heads)))
 
-        def keep_rejoined(_: Any, out: Tensor) -> Tensor | None:
+        def keep_and_write(_: Any, out: Tensor) -> Tensor | None:
             """Hands the layer the very heads that are kept, so that gradients of the logits reach them."""
-            if reading.rejoin is None or not (self.running and chosen is None and out.requires_grad):
+            if reading.write is None or not (self.running and chosen is None and out.requires_grad):
                 keep(out)
                 return None
-            kept, rejoined = reading.rejoin(out)
+            kept = reading.read(out)
             self._keep(state, lambda: kept)
-            return rejoined
+            return reading.write(out, kept)
 
         if reading.when == "before":
             return Hook(reading.module, "before", lambda args: keep(*args))
-        return Hook(reading.module, "after", keep_rejoined)
+        return Hook(reading.module, "after", keep_and_write)
 
     def _part(self, found: Tensor | Rows, chosen: Sequence[int] | None, of_heads: bool) -> Any:
         """What was asked for of a state."""

@@ -59,9 +59,10 @@ class MHSA(nn.Module):
         q, k, v = rearrange(projected, "b n (qkv h p) -> qkv b h n p", qkv=3, h=self.num_heads).unbind(0)
         return q, k, v
 
-    def join_heads(self, *parts: Tensor) -> Tensor:
-        """What `split_heads` took apart, (batch, tokens, 3 * heads * head_dim), or one part of it."""
-        return torch.cat([rearrange(part, "b h n p -> b n (h p)") for part in parts], dim=-1)
+    def with_keys(self, projected: Tensor, k: Tensor) -> Tensor:
+        """What `split_heads` takes apart, (batch, tokens, 3 * heads * head_dim), with these keys for its own."""
+        q, _, v = self.split_heads(projected)
+        return torch.cat([rearrange(part, "b h n p -> b n (h p)") for part in (q, k, v)], dim=-1)
 
     def readings(self) -> dict[str, Reading]:
         """`projections`, the keys of each head, and `attention`, softmax(q k^T / sqrt(head_dim))."""

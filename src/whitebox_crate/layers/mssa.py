@@ -63,8 +63,8 @@ class MSSA(nn.Module):
         w = rearrange(projected, "b n (h p) -> b h n p", h=self.num_heads)
         return w, w, w
 
-    def join_heads(self, w: Tensor, *_: Tensor) -> Tensor:
-        """What `split_heads` took apart, (batch, tokens, heads * head_dim)."""
+    def with_keys(self, projected: Tensor, w: Tensor) -> Tensor:
+        """What `split_heads` takes apart, (batch, tokens, heads * head_dim), with this `w` in place of its own."""
         return rearrange(w, "b h n p -> b n (h p)")
 
     def readings(self) -> dict[str, Reading]:
@@ -74,5 +74,5 @@ class MSSA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         w, _, _ = self.split_heads(self.qkv(x))
         compressed = F.scaled_dot_product_attention(w, w, w, dropout_p=self.attn_drop if self.training else 0.0)
-        out: Tensor = self.proj_drop(self.proj(self.join_heads(compressed)))
+        out: Tensor = self.proj_drop(self.proj(rearrange(compressed, "b h n p -> b n (h p)")))
         return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,14 @@ class Rows(NamedTuple):
         left: What belongs to one row each, (batch, heads, rows, ...).
         right: What all rows share, (batch, heads, ...).
         make: The rows of `left` and `right`, or of some heads and rows of them: (batch, heads, rows, tokens).
+        values: What the rows mix, (batch, heads, tokens, head_dim); None if the layer goes on with anything else than
+            the rows times these.
     """
 
     left: Tensor
     right: Tensor
     make: Callable[[Tensor, Tensor], Tensor]
+    values: Tensor | None = None
 
 
 class Reading(NamedTuple):
@@ -32,9 +35,10 @@ class Reading(NamedTuple):
         read: What is read: of the arguments of the module ("before") or of its output ("after"), a tensor or `Rows`.
         num_heads: How many heads the state has, in dimension 1; 0 if it is not of heads.
         rows: Whether `read` gives `Rows`.
-        rejoin: Makes of what passes by the state and what the module is to give in its place, with equal values: then
-            gradients of the logits reach the very tensor that is read. None if `read` gives such a tensor already, or
-            if there is none.
+        write: Puts a state in place: makes of what passes by, and of a state, what the module is to take ("before") or
+            to give ("after"). None if the layer would not go on with that state alone.
+        mixed: The module that is given the rows times their values, all heads side by side, (batch, tokens, heads *
+            head_dim). None if there is none, or `read` gives no `Rows`.
     """
 
     module: nn.Module
@@ -42,7 +46,8 @@ class Reading(NamedTuple):
     read: Callable[..., Tensor | Rows]
     num_heads: int = 0
     rows: bool = False
-    rejoin: Callable[[Any], tuple[Tensor, Tensor]] | None = None
+    write: Callable[..., Tensor] | None = None
+    mixed: nn.Module | None = None
 
 
 def attention_rows(q: Tensor, k: Tensor) -> Tensor:
@@ -64,12 +69,18 @@ class SplitsHeads(Protocol):
 
     num_heads: int
     qkv: nn.Linear
+    attn_drop: float
+    training: bool
+
+    @property
+    def proj(self) -> nn.Module:
+        """The output projection, of all heads side by side."""
 
     def split_heads(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value of each head, three times (batch, heads, tokens, head_dim)."""
 
-    def join_heads(self, q: Tensor, k: Tensor, v: Tensor, /) -> Tensor:
-        """What `split_heads` took apart."""
+    def with_keys(self, projected: Tensor, k: Tensor) -> Tensor:
+        """What `split_heads` takes apart, with these keys in place of its own."""
 
 
 def qkv_readings(attention: SplitsHeads) -> dict[str, Reading]:
@@ -79,14 +90,12 @@ def qkv_readings(attention: SplitsHeads) -> dict[str, Reading]:
         return attention.split_heads(projected)[1]
 
     def rows(projected: Tensor) -> Rows:
-        q, k, _ = attention.split_heads(projected)
-        return Rows(q, k, attention_rows)
-
-    def rejoined(projected: Tensor) -> tuple[Tensor, Tensor]:
         q, k, v = attention.split_heads(projected)
-        return k, attention.join_heads(q, k, v)
+        dropped = attention.training and attention.attn_drop
+        return Rows(q, k, attention_rows, None if dropped else v)
 
+    heads = attention.num_heads
     return {
-        "projections": Reading(attention.qkv, "after", keys, attention.num_heads, rejoin=rejoined),
-        "attention": Reading(attention.qkv, "after", rows, attention.num_heads, rows=True),
+        "projections": Reading(attention.qkv, "after", keys, heads, write=attention.with_keys),
+        "attention": Reading(attention.qkv, "after", rows, heads, rows=True, mixed=attention.proj),
     }
