@@ -1,21 +1,51 @@
-"""How sphinx builds these pages: Markdown by MyST, the reference from the docstrings."""
+"""How sphinx builds these pages: Markdown by MyST, the reference from docstrings, the first page from the README."""
 
+import importlib.resources
+import sys
 from importlib.metadata import version as installed_version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
 project = "whitebox-crate"
 author = "whitebox-crate contributors"
 copyright = author
 version = release = installed_version("whitebox-crate")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build", "demo"]
-html_theme = "furo"
-html_title = project
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "readme_parts",
+]
+exclude_patterns = ["_build", "_extensions", "_static", "demo"]
+
+html_theme = "pydata_sphinx_theme"
+html_title = f"{project} {release}"
+html_static_path = ["_static", str(importlib.resources.files("sphinx-mathjax-offline") / "static/mathjax/tex-svg.js")]
+html_css_files = ["site.css"]
+html_favicon = "_static/logo.svg"
+html_context = {"default_mode": "auto"}
+html_show_sourcelink = False
+html_theme_options = {
+    "logo": {"text": project, "image_light": "_static/logo.svg", "image_dark": "_static/logo.svg"},
+    "github_url": "https://github.com/whitebox-crate/whitebox-crate",
+    "header_links_before_dropdown": 8,
+    "show_prev_next": False,
+    "footer_start": ["copyright"],
+    "footer_end": [],
+}
+html_sidebars: dict[str, list[str]] = {"index": []}
+
+mathjax_path = "tex-svg.js"  # MathJax itself, in one file, from the wheel above: formulas need no network
+myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_heading_anchors = 3
 
 default_role = "code"  # `x` in a docstring is code, as in Markdown
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False  # nn.Module says nothing of ours
 napoleon_custom_sections = ["Shape"]
 napoleon_use_ivar = True  # the fields of a NamedTuple are members already: described twice, they would be two links
-myst_heading_anchors = 3
 suppress_warnings = ["ref.python"]  # fields of one name in several dataclasses: attribute names are no links here

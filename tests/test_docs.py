@@ -30,6 +30,7 @@ REPOSITORY = re.search(r'^Repository = "(.*)"', (ROOT / "pyproject.toml").read_t
 OWN_ADDRESS = re.compile(
     r"https://(?:raw\.githubusercontent|github)\.com/([\w-]+/whitebox-crate)(?:(?:/blob)?/main/([\w./-]+))?"
 )
+OWN_PAGE = re.compile(r"https://whitebox-crate\.github\.io/whitebox-crate/([\w/]+)\.html")
 LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)|src=\"(?!\w+:)([^\"]+)\"")
 
 
@@ -165,11 +166,20 @@ def test_addresses_are_of_this_repository_and_lead_somewhere(page: Path) -> None
     for found in OWN_ADDRESS.finditer(page.read_text(encoding="utf-8")):
         assert f"https://github.com/{found[1]}" == REPOSITORY
         assert (ROOT / (found[2] or ".")).exists(), found[0]
+    for found in OWN_PAGE.finditer(page.read_text(encoding="utf-8")):
+        assert (ROOT / "docs" / f"{found[1]}.md").exists(), found[0]
 
 
 def test_the_readme_has_no_relative_links_for_the_package_index_shows_it() -> None:
     prose = re.sub("```.*?```", "", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     assert not LINK.findall(prose)
+
+
+def test_the_pages_show_every_part_of_the_readme_that_is_marked_for_them() -> None:
+    marked = re.findall(r"^<!-- part: (.+) -->$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
+    shown = [name for text in texts for name in re.findall(r"^<!-- README: (.+) -->$", text, re.MULTILINE)]
+    assert sorted(shown) == sorted(marked)
 
 
 def test_the_picture_of_the_architecture_is_drawn_from_the_imports() -> None:
@@ -190,7 +200,7 @@ def test_readme_marks_the_commands_that_continuous_integration_runs(marker: str)
 
 def test_reference_has_every_public_module() -> None:
     public = {m.name for m in pkgutil.iter_modules(whitebox_crate.__path__) if not m.name.startswith("_")}
-    page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "index.md").read_text(encoding="utf-8")
     described = set(re.findall(r"automodule:: whitebox_crate\.(\w+)$", page, flags=re.MULTILINE))
     assert described == public - {"cli", "timm_bridge"}  # these have pages of their own
 

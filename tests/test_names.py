@@ -62,7 +62,7 @@ def missing(names: Iterable[str]) -> list[str]:
     return [name for name in dict.fromkeys(names) if is_old(name) or not is_found(name)]
 
 
-REFERENCE = list(printed((ROOT / "docs" / "reference.md").read_text(encoding="utf-8")))
+REFERENCE = list(printed((ROOT / "docs" / "reference" / "index.md").read_text(encoding="utf-8")))
 
 
 def test_every_name_of_the_reference_is_found() -> None:
