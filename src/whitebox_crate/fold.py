@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ._hooks import constant_of
 from .errors import InputError
-from .layers import ISTA, MHSA, MLP, MSSA, FoldedISTA, NormedProduct
+from .layers import ISTA, MHSA, MLP, MSSA, FoldedISTA, NormedConvolution, NormedProduct
 from .layers.plain import oddity
 from .models import FeatureExtractor, ImageTransformer
 
 Model = TypeVar("Model", ImageTransformer, FeatureExtractor)
+Pair: TypeAlias = NormedProduct | NormedConvolution
+Part: TypeAlias = tuple[nn.Module, str, nn.Module]  # a module, a name in it, and what is to be there
 
 
 def fold_for_inference(model: Model, *, inplace: bool = False) -> Model:
@@ -24,6 +26,7 @@ def fold_for_inference(model: Model, *, inplace: bool = False) -> Model:
       stays, ReLU or soft; with ReLU eta lambda moves into the bias.
     - Scale and shift of a LayerNorm go into the product that follows: of the patches into the patch embedding, of a
       layer into its heads' bases, A, or the first matrix of ViT's MLP.
+    - A BatchNorm, whose mean and variance are fixed by now, goes into the convolution before it.
 
     What stays: CRATE-alpha's sparse coding, which takes the reconstruction from the normed tokens themselves; the norm
     before attention with `skip="normalized"`, which the skip adds as well; the last norm, whose tokens
@@ -54,17 +57,16 @@ def fold_for_inference(model: Model, *, inplace: bool = False) -> Model:
     planned = _normed_products(core)
     for pair in planned:
         _check(pair)
-    if len({(id(pair.reader), pair.product) for pair in planned}) < len(planned):
+    products = [(id(pair.reader), pair.product) for pair in planned if isinstance(pair, NormedProduct)]
+    if len(set(products)) < len(products):
         raise InputError("layers share their attention, and each has a norm of its own: one product cannot take both")
     with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode could never be loaded into
         if not inplace:
             model = copy.deepcopy(model)
             core = _core(model)
-        pairs = _normed_products(core)
-        folded = [_fold(pair) for pair in pairs]  # all before any is put in place: they may share modules
-    for pair, (norm, product) in zip(pairs, folded, strict=True):
-        setattr(pair.normer, pair.norm, norm)
-        setattr(pair.reader, pair.product, product)
+        folded = [_fold(pair) for pair in _normed_products(core)]  # all before any is in place: they may share modules
+    for module, name, part in (part for parts in folded for part in parts):
+        setattr(module, name, part)
     core.requires_grad_(False)
     core.folded = True
     return model
@@ -80,13 +82,13 @@ def _core(model: nn.Module) -> ImageTransformer:
     return core
 
 
-def _normed_products(core: ImageTransformer) -> list[NormedProduct]:
+def _normed_products(core: ImageTransformer) -> list[Pair]:
     """What folds in a model, as its patch embedding and its layers say of themselves.
 
     Raises:
         InputError: If a layer does not say.
     """
-    found: list[NormedProduct] = []
+    found: list[Pair] = []
     for module in dict.fromkeys([core.patch_embed, *core.blocks, *getattr(core, "decoder_blocks", ())]):
         if module is core.patch_embed and not hasattr(module, "normed_products"):  # has no norm
             continue
@@ -106,12 +108,17 @@ def _definer(module: nn.Module, method: str) -> type | None:
     return next((kind for kind in type(module).__mro__ if method in vars(kind)), None)
 
 
-def _check(pair: NormedProduct) -> None:
+def _check(pair: Pair) -> None:
     """Whether these modules are what they are here, for another one may compute something else.
 
     Raises:
         InputError: If not.
     """
+    if isinstance(pair, NormedConvolution):
+        convolution, norm = pair.parts
+        _refuse("a convolution of the patch embedding", oddity(convolution, nn.Conv2d), "Conv2d")
+        _refuse("the norm of a convolution", _oddity_of_batch_norm(norm), "BatchNorm")
+        return
     if pair.reader is not pair.normer:
         known = next((kind for kind in (MSSA, MHSA, MLP) if isinstance(pair.reader, kind)), type(pair.reader))
         if odd := oddity(pair.reader, known):
@@ -123,18 +130,47 @@ def _check(pair: NormedProduct) -> None:
     for owner, name, kind in ((pair.normer, pair.norm, nn.LayerNorm), (pair.reader, pair.product, product)):
         module = getattr(owner, name)
         odd = oddity(module, kind) or ("without a bias" if kind is nn.LayerNorm and module.bias is None else "")
-        if odd:
-            raise InputError(
-                f"{name} of a layer {type(owner).__name__} is {odd}, of which nothing is known: it folds as a plain "
-                f"{kind.__name__} with all its parameters. If there are hooks or adapters, remove them, then fold"
-            )
+        _refuse(f"{name} of a layer {type(owner).__name__}", odd, kind.__name__)
 
 
-def _fold(pair: NormedProduct) -> tuple[nn.LayerNorm, nn.Linear | FoldedISTA]:
-    """The norm without scale and shift, and the product with both."""
+def _oddity_of_batch_norm(norm: nn.Module) -> str:
+    """Why a norm after a convolution is no BatchNorm in evaluation; "" if it is one."""
+    odd = oddity(norm, nn.BatchNorm2d, nn.SyncBatchNorm)
+    if odd or not isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm):
+        return odd
+    if norm.training:
+        return f"{type(norm).__name__} in training mode"
+    whole = norm.affine and norm.track_running_stats
+    return "" if whole else f"{type(norm).__name__} without a scale, or without statistics of its own"
+
+
+def _refuse(what: str, odd: str, kind: str) -> None:
+    if odd:
+        raise InputError(
+            f"{what} is {odd}, of which nothing is known: it folds as a plain {kind} with all its parameters. If there "
+            "are hooks or adapters, remove them, then fold"
+        )
+
+
+def _fold(pair: Pair) -> list[Part]:
+    """The norm without scale and shift, and the product with both; of a convolution with its norm one convolution."""
+    if isinstance(pair, NormedConvolution):
+        return [(pair.parts, "0", _fold_convolution(*pair.parts)), (pair.parts, "1", nn.Identity())]
     norm, product = getattr(pair.normer, pair.norm), getattr(pair.reader, pair.product)
     plain = nn.LayerNorm(norm.normalized_shape, eps=norm.eps, elementwise_affine=False)
-    return plain, _fold_ista(norm, product) if isinstance(product, ISTA) else _fold_linear(norm, product)
+    folded = _fold_ista(norm, product) if isinstance(product, ISTA) else _fold_linear(norm, product)
+    return [(pair.normer, pair.norm, plain), (pair.reader, pair.product, folded)]
+
+
+def _fold_convolution(convolution: Any, norm: Any) -> nn.Conv2d:
+    """g (K * x - m) / sqrt(v + eps) + b = (K g / sqrt(v + eps)) * x + (b - m g / sqrt(v + eps))."""
+    scale, shift, mean, variance = map(_exact, (norm.weight, norm.bias, norm.running_mean, norm.running_var))
+    scale = scale / (variance + norm.eps).sqrt()
+    bias = shift + scale * ((0 if convolution.bias is None else _exact(convolution.bias)) - mean)
+    folded: nn.Conv2d = copy.deepcopy(convolution)
+    folded.weight = _parameter(_exact(convolution.weight) * scale[:, None, None, None], convolution.weight)
+    folded.bias = _parameter(bias, convolution.weight)
+    return folded
 
 
 def _fold_linear(norm: nn.LayerNorm, linear: nn.Linear) -> nn.Linear:

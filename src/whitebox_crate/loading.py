@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from ._deprecated import moved_names
 from .errors import InputError, WeightsError
-from .layers import NormedPatchEmbed, PatchEmbed
+from .layers import ConvStem, NormedPatchEmbed, PatchEmbed
 from .load_report import LoadReport
 from .models import ImageTransformer
 
@@ -280,10 +280,11 @@ def fit_channels(state: Mapping[str, Tensor], embed: PatchEmbed) -> tuple[dict[s
         The tensors with what was changed in place of the old, and name -> what was done. Nothing is changed where the
         weights are for these channels, or cannot be an embedding of these patches.
     """
-    flat = isinstance(embed, NormedPatchEmbed)
-    normed = isinstance(embed, NormedPatchEmbed) and embed.norm1.elementwise_affine  # not in a folded model
+    if not isinstance(embed, NormedPatchEmbed):
+        return _fit_kernel(state, embed)
+    normed = embed.norm1.elementwise_affine  # not in a folded model
     names = ["proj.weight", "proj.bias"] + (["norm1.weight", "norm1.bias"] if normed else [])
-    have = _channels(state, names, embed)
+    have = _flat_channels(state, names, embed)
     if have in (0, embed.in_chans):
         return dict(state), {}
     weight, bias, *norm = (state[_EMBED + name].float() for name in names)
@@ -292,22 +293,29 @@ def fit_channels(state: Mapping[str, Tensor], embed: PatchEmbed) -> tuple[dict[s
         weight, bias = weight * scale, bias + weight @ shift
         patch_dim = embed.patch_size[0] * embed.patch_size[1] * embed.in_chans
         norm = [torch.ones(patch_dim), torch.zeros(patch_dim)]
-    by_channel = rearrange(weight, "d (p c) -> d c p", c=have) if flat else weight
-    spread = _spread(by_channel, embed.in_chans)
-    fitted = [rearrange(spread, "d c p -> d (p c)") if flat else spread, bias, *norm]
-    changed = {_EMBED + name: value for name, value in zip(names, fitted, strict=True)}
+    spread = rearrange(_spread(rearrange(weight, "d (p c) -> d c p", c=have), embed.in_chans), "d c p -> d (p c)")
+    changed = {_EMBED + name: value for name, value in zip(names, [spread, bias, *norm], strict=True)}
     changed = {name: value for name, value in changed.items() if normed or name.endswith("proj.weight")}
     return {**state, **changed}, dict.fromkeys(changed, f"from {have} to {embed.in_chans} channels")
 
 
-def _channels(state: Mapping[str, Tensor], names: list[str], embed: PatchEmbed) -> int:
-    """How many channels these weights are for; 0 if they cannot be an embedding of these patches."""
+def _fit_kernel(state: Mapping[str, Tensor], embed: PatchEmbed) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """As `fit_channels`, where a convolution reads the pixels."""
+    name = "patch_embed.proj.0.0.weight" if isinstance(embed, ConvStem) else "patch_embed.proj.weight"
+    size = (3, 3) if isinstance(embed, ConvStem) else embed.patch_size
+    weight = state.get(name)
+    fits = weight is not None and weight.is_floating_point() and tuple(weight.shape[2:]) == size
+    if weight is None or not fits or weight.shape[1] in (0, embed.in_chans):
+        return dict(state), {}
+    how = f"from {weight.shape[1]} to {embed.in_chans} channels"
+    return {**state, name: _spread(weight.float(), embed.in_chans)}, {name: how}
+
+
+def _flat_channels(state: Mapping[str, Tensor], names: list[str], embed: PatchEmbed) -> int:
+    """How many channels these weights of flat patches are for; 0 if they cannot be an embedding of these patches."""
     if any(_EMBED + name not in state or not state[_EMBED + name].is_floating_point() for name in names):
         return 0
     weight, bias, *norm = (state[_EMBED + name] for name in names)
-    if not isinstance(embed, NormedPatchEmbed):
-        fits = weight.ndim == 4 and tuple(weight.shape[2:]) == embed.patch_size and bias.shape == weight.shape[:1]
-        return weight.shape[1] if fits else 0
     area = embed.patch_size[0] * embed.patch_size[1]
     fits = weight.ndim == 2 and bias.shape == weight.shape[:1] and all(n.shape == weight.shape[1:] for n in norm)
     return weight.shape[1] // area if fits and weight.shape[1] % area == 0 else 0

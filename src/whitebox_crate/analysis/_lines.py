@@ -6,11 +6,12 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from torch import nn
 
 Symbols: TypeAlias = Mapping[str, "Line"]
+Role: TypeAlias = Literal["trained", "fixed", "buffer"]
 
 # TeX to plain text, one after the other.
 _PLAIN: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
@@ -54,12 +55,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Parameter:
-    """An entry of the state dict, and its symbol in the equations."""
+    """An entry of the state dict, and its symbol in the equations: trained, fixed, or a buffer such as a mean."""
 
     symbol: Line
     name: str
     shape: tuple[int, ...]
-    trained: bool
+    role: Role
 
     @property
     def count(self) -> int:
@@ -82,9 +83,11 @@ def named(
     module: nn.Module, prefix: str, symbols: Symbols, only: Collection[str] | None = None
 ) -> tuple[Parameter, ...]:
     """Entries of a module's state dict with their symbols, in its order."""
-    trained = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
+    roles: dict[str, Role] = {
+        name: "trained" if parameter.requires_grad else "fixed" for name, parameter in module.named_parameters()
+    }
     return tuple(
-        Parameter(symbols.get(name, Line("")), prefix + name, tuple(tensor.shape), trained.get(name, False))
+        Parameter(symbols.get(name, Line("")), prefix + name, tuple(tensor.shape), roles.get(name, "buffer"))
         for name, tensor in module.state_dict().items()
         if only is None or name in only
     )
@@ -100,3 +103,34 @@ def number(value: float) -> str:
     mantissa, e, exponent = f"{value:.6g}".partition("e")
     power = f"10^{{{int(exponent)}}}" if e else ""
     return mantissa if not e else power if mantissa == "1" else rf"{mantissa} \cdot {power}"
+
+
+def drops_note(*rates: tuple[float, str]) -> list[Line]:
+    """A note on what training leaves out, if anything."""
+    shares = ", ".join(f"{number(rate)} {what}" for rate, what in rates if rate)
+    return [Line(f"left out at random, in training alone: {shares}")] if shares else []
+
+
+def each(symbol: str, count: int) -> str:
+    """`1, ..., 4`, or `U_1, ..., U_4` of another symbol; of one or two, these."""
+    last = f"{symbol}{{{count}}}" if symbol else str(count)
+    return last if count == 1 else ", ".join([f"{symbol}1", *([r"\dots"] if count > 2 else []), last])
+
+
+def norm_symbols(module: str, index: str) -> dict[str, Line]:
+    """Symbols of a LayerNorm."""
+    return {f"{module}.weight": Line(rf"$\gamma_{index}$"), f"{module}.bias": Line(rf"$\beta_{index}$")}
+
+
+def ln(index: str, argument: str) -> str:
+    return rf"\operatorname{{LN}}_{index}({argument})"
+
+
+def softmax(scores: str) -> str:
+    return rf"\operatorname{{softmax}}\left( {scores} / \sqrt p \right)"
+
+
+def eps_note(**norms: nn.Module) -> Line:
+    """The eps of LayerNorms, by their index."""
+    values = {index: number(float(getattr(norm, "eps", 0.0))) for index, norm in norms.items()}
+    return Line(", ".join(rf"$\epsilon$ of $\operatorname{{LN}}_{i}$ = ${value}$" for i, value in values.items()))

@@ -14,7 +14,8 @@ from .._tables import markdown_table, text_table
 from ..errors import UnknownNameError
 from ..models import CrateMae, ImageTransformer
 from ..models._wrappers import transformer_in
-from ._equations import embedding, layer, masking, notation, output, positions, prediction
+from ._embedding import embedding, notation, positions
+from ._equations import layer, masking, output, prediction
 from ._lines import Line, Parameter, Part, named
 from .operators import refuse_folded
 
@@ -49,9 +50,9 @@ def explain(model: nn.Module, format: Format = "text") -> str:
     if isinstance(core, CrateMae) and core.mask_token is not None:
         parts += [masking(core), *_layers(core, "decoder_blocks"), prediction(core)]
     parts += _rest(core, parts)
-    counted = [(p.count * part.repeats, p.trained) for part in parts for p in part.parameters]
+    counted = [(p.count * part.repeats, p.role) for part in parts for p in part.parameters if p.role != "buffer"]
     title = f"{core.architecture or type(core).__name__}: {sum(count for count, _ in counted):,} parameters"
-    fixed = sum(count for count, trained in counted if not trained)
+    fixed = sum(count for count, role in counted if role == "fixed")
     title += f", {fixed:,} of them fixed" if fixed else ""
     return "\n".join(_markdown(title, parts) if format == "markdown" else _text(title, parts)) + "\n"
 
@@ -85,7 +86,7 @@ def _shape(parameter: Parameter) -> str:
 
 def _amount(parameter: Parameter, repeats: int) -> str:
     times = f"{repeats} x " if repeats > 1 else ""
-    return f"{times}{parameter.count:,}" + ("" if parameter.trained else " fixed")
+    return f"{times}{parameter.count:,}" + {"trained": "", "fixed": " fixed", "buffer": " (buffer)"}[parameter.role]
 
 
 def _text(title: str, parts: Sequence[Part]) -> Iterator[str]:

@@ -1,11 +1,12 @@
 """The operators that the models are made of, each usable alone."""
 
+from .conv_stem import ConvStem
 from .drop import NO_DROP, DropPath, DropRates, PatchDropout, layer_drop_rates
 from .ista import ISTA, FoldedISTA
 from .mhsa import MHSA
 from .mlp import MLP
 from .mssa import MSSA
-from .normed_product import NormedProduct
+from .normed_product import NormedConvolution, NormedProduct
 from .odl import ODL
 from .patch_embed import ConvPatchEmbed, NormedPatchEmbed, PatchEmbed, patchify, unpatchify
 from .pos_embed import resample_pos_embed, sincos_pos_embed
@@ -19,9 +20,11 @@ __all__ = [
     "NO_DROP",
     "ODL",
     "ConvPatchEmbed",
+    "ConvStem",
     "DropPath",
     "DropRates",
     "FoldedISTA",
+    "NormedConvolution",
     "NormedPatchEmbed",
     "NormedProduct",
     "PatchDropout",

@@ -1,4 +1,7 @@
-"""NormedProduct: a LayerNorm whose scale and shift only one product reads, so that folding may put them there."""
+"""Norms whose scale and shift only one product needs, so that `whitebox_crate.fold_for_inference` may put them there.
+
+The module that computes both says so of itself, in a method `normed_products` beside its `forward`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from torch import nn
 
 
 class NormedProduct(NamedTuple):
-    """What `whitebox_crate.fold_for_inference` makes one product of, as the module that computes both says of itself.
+    """A LayerNorm, and the product that alone reads it.
 
     Attributes:
         normer: The module that has the norm.
@@ -21,3 +24,13 @@ class NormedProduct(NamedTuple):
     norm: str
     reader: nn.Module
     product: str
+
+
+class NormedConvolution(NamedTuple):
+    """A convolution, and the BatchNorm that alone reads it.
+
+    Attributes:
+        parts: The convolution, then its norm.
+    """
+
+    parts: nn.Sequential

@@ -111,6 +111,8 @@ def train(
     given = model
     if accelerator.is_fsdp2:  # which takes what it is given to pieces, for good
         model = copy.deepcopy(given)
+    if accelerator.num_processes > 1 and accelerator.device.type != "cpu":  # where torch has no such norm
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
     with ExitStack() as stack:
         stack.enter_context(_prepared(model, recipe))
         made = make_optimizer(model, recipe)

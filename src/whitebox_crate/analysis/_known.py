@@ -1,0 +1,60 @@
+"""Which modules the equations are known for: anything else may compute something else, and a note says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TypeAlias
+
+from torch import nn
+
+from ..layers import ISTA, MHSA, MLP, MSSA, ODL, ConvPatchEmbed, NormedPatchEmbed
+from ..layers.plain import oddity
+from ..models import (
+    CrateAlphaBlock,
+    CrateBlock,
+    CrateMaeDecoderBlock,
+    CrateMhsaBlock,
+    CrateMlpBlock,
+    ViTBlock,
+)
+from ..models._wrappers import unwrap
+from ._lines import Line
+
+Kinds: TypeAlias = tuple[type[nn.Module], ...]
+
+NORM: Kinds = (nn.LayerNorm,)
+LINEAR: Kinds = (nn.Linear,)
+# The modules of what has a `forward` that is known here; those of a layer in the order in which they run, the first two
+# from Z to H, the others from H to Z'. What is of another class, a subclass included, may compute something else.
+LAYERS: dict[type[nn.Module], dict[str, Kinds]] = {
+    CrateBlock: {"norm1": NORM, "mssa": (MSSA,), "norm2": NORM, "ista": (ISTA,)},
+    CrateAlphaBlock: {"norm1": NORM, "mssa": (MSSA,), "norm2": NORM, "odl": (ODL,)},
+    CrateMlpBlock: {"norm1": NORM, "mssa": (MSSA,), "norm2": NORM, "mlp": (MLP,)},
+    CrateMhsaBlock: {"norm1": NORM, "attn": (MHSA,), "norm2": NORM, "ista": (ISTA,)},
+    ViTBlock: {"norm1": NORM, "attn": (MHSA,), "norm2": NORM, "mlp": (MLP,)},
+    CrateMaeDecoderBlock: {"norm1": NORM, "linear": LINEAR, "norm2": NORM, "mssa": (MSSA,)},
+}
+PARTS: dict[type[nn.Module], dict[str, Kinds]] = {
+    MSSA: {"qkv": LINEAR, "proj": (nn.Linear, nn.Identity)},
+    MHSA: {"qkv": LINEAR, "proj": LINEAR},
+    MLP: {"fc1": LINEAR, "fc2": LINEAR},
+    NormedPatchEmbed: {"norm1": NORM, "proj": LINEAR, "norm2": NORM},
+    ConvPatchEmbed: {"proj": (nn.Conv2d,)},
+}
+
+
+def unknown_modules(module: nn.Module, parts: Mapping[str, Kinds], prefix: str = "") -> Iterator[str]:
+    """Which of a module's modules are not what the equations mean, and what is there."""
+    for name, kinds in parts.items():
+        inner = unwrap(getattr(module, name))
+        odd = oddity(inner, *kinds)
+        if odd:
+            yield f"{prefix}{name} is {odd}"
+        else:
+            yield from unknown_modules(inner, PARTS.get(type(inner), {}), f"{prefix}{name}.")
+
+
+def unknown_note(step: str, module: nn.Module, parts: Mapping[str, Kinds], prefix: str = "") -> list[Line]:
+    """A note in place of the equations of a step, if one of its modules is not what they mean."""
+    found = ", ".join(unknown_modules(module, parts, prefix))
+    return [Line(f"{step} through modules that are not known here: {found}")] if found else []
