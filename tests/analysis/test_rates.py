@@ -19,6 +19,7 @@ from whitebox_crate.analysis import (
     rate_reduction,
     sparse_rate_reduction,
     subspace_coding_rate,
+    variational_coding_rate,
 )
 from whitebox_crate.errors import InputError, UnknownNameError
 
@@ -275,3 +276,26 @@ def test_unit_vectors_have_no_scale_however_large_or_small(scale: float) -> None
     tokens = torch.randn(3, 10, 4, dtype=torch.float64)
     want = coding_rate(tokens, 0.01, convention="released")
     torch.testing.assert_close(coding_rate(tokens * scale, 0.01, convention="released"), want)
+
+
+@given(st.integers(1, 4), sizes, seeds)
+def test_the_variational_rate_bounds_the_rate_of_weighted_heads(heads: int, size: tuple[int, int], seed: int) -> None:
+    w, pi = draw((2, heads, *size), seed), draw((2, heads, size[0]), seed + 1).softmax(1)
+    rate = variational_coding_rate(w, pi, scale=3.0)
+    weighted = pi[..., None].sqrt() * w
+    counts = pi.sum(-1)[..., None, None]
+    exact = torch.logdet(torch.eye(size[1], dtype=w.dtype) + 3.0 / counts * weighted.mT @ weighted)
+    bound = (pi.sum(-1) * exact).sum(-1) / (2 * size[0])
+    assert (rate >= bound - 1e-7).all()
+    if size[1] == 1:  # of one channel there is nothing to leave out
+        torch.testing.assert_close(rate, bound, rtol=0, atol=1e-7)
+
+
+def test_what_is_no_membership_is_refused() -> None:
+    w = draw((2, 3, 5, 4))
+    with pytest.raises(InputError, match="same tokens"):
+        variational_coding_rate(w, draw((2, 3, 4)))
+    with pytest.raises(InputError, match="scale"):
+        variational_coding_rate(w, draw((2, 3, 5)), scale=0)
+    with pytest.raises(InputError, match="NaN"):
+        variational_coding_rate(w, torch.full((2, 3, 5), math.nan))

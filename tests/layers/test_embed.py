@@ -13,6 +13,7 @@ from torch import Tensor
 from whitebox_crate.errors import InputError, UnknownNameError
 from whitebox_crate.layers import (
     ConvPatchEmbed,
+    FourierPosEmbed,
     NormedPatchEmbed,
     PatchEmbed,
     patchify,
@@ -270,3 +271,22 @@ def test_resampling_in_float64_is_not_rounded_to_float32() -> None:
 def test_a_grid_of_another_length_is_refused() -> None:
     with pytest.raises(InputError, match="2 x 3"):
         resample_pos_embed(positions((2, 2)), (2, 3), (4, 4))
+
+
+@given(st.tuples(st.integers(1, 4), st.integers(1, 4)), st.integers(0, 2**31))
+@torch.no_grad()
+def test_fourier_positions_are_projected_waves_of_row_and_column(grid: tuple[int, int], seed: int) -> None:
+    torch.manual_seed(seed)
+    embed = FourierPosEmbed(5).double()
+    weight, bias = embed.token_projection.weight[:, :, 0, 0], embed.token_projection.bias
+
+    def waves(place: int, side: int) -> list[float]:
+        at = 2 * math.pi * place / (side + 1e-6)
+        periods = [10000 ** (2 * (j // 2) / 32) for j in range(32)]
+        return [math.cos(at / t) if j % 2 else math.sin(at / t) for j, t in enumerate(periods)]
+
+    every = product(range(1, grid[0] + 1), range(1, grid[1] + 1))
+    expected = [
+        weight @ torch.tensor(waves(y, grid[0]) + waves(x, grid[1]), dtype=torch.float64) + bias for y, x in every
+    ]
+    torch.testing.assert_close(embed(grid), torch.stack(expected)[None], rtol=0, atol=1e-12)

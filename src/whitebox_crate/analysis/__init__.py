@@ -14,7 +14,16 @@ from .layer_subspaces import (
 )
 from .layerwise import LayerwiseReport, RateSettings, Series, layerwise_analysis
 from .plots import plot_layerwise
-from .rates import coding_rate, effective_rank, l0, l1, rate_reduction, sparse_rate_reduction, subspace_coding_rate
+from .rates import (
+    coding_rate,
+    effective_rank,
+    l0,
+    l1,
+    rate_reduction,
+    sparse_rate_reduction,
+    subspace_coding_rate,
+    variational_coding_rate,
+)
 from .reports import report
 from .rollout import attention_rollout, cls_rollout
 from .subspaces import (
@@ -69,5 +78,6 @@ __all__ = [
     "subspace_overlap",
     "subspace_report",
     "token_energy",
+    "variational_coding_rate",
     "verify_descent",
 ]

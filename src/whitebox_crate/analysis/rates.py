@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, UnknownNameError, check_kind
+from ..layers import second_moments
 
 Convention: TypeAlias = Literal["paper", "released"]
 SparsityNorm: TypeAlias = Literal["l0", "l1"]
@@ -73,6 +74,39 @@ def subspace_coding_rate(
         raise InputError(f"projections are (..., heads, tokens, head_dim), not {tuple(projections.shape)}")
     rates = coding_rate(projections, eps, convention)
     return rates if per_head else rates.sum(dim=-1)
+
+
+def variational_coding_rate(projections: Tensor, membership: Tensor, scale: float = 1.0) -> Tensor:
+    """Nats a token that the variational form of Rc gives, what ToST is derived to lower (arXiv 2412.17810, section 3).
+
+    `Rc_f(Z, Pi; U) = sum_k n_k / (2 n) sum_c f(m_k[c])` for n tokens, with `f(x) = log(1 + scale x)` and the moments of
+    `whitebox_crate.layers.TSSA`, `m_k[c] = sum_j Pi_kj w_kj[c]^2 / n_k` with `n_k = sum_j Pi_kj`. It looks at each
+    channel of a head for itself, and so is at least the rate with the logdet of each head's covariance.
+
+    Args:
+        projections: w, (..., heads, tokens, head_dim), any float dtype: `capture(model, "projections")`.
+        membership: Pi, (..., heads, tokens), from 0 to 1: `capture(model, "membership")`.
+        scale: d / eps^2 of the paper; 1 in the released code.
+
+    Returns:
+        (...), at least float32; not negative. Computed in float64 (in float32 on devices without).
+
+    Raises:
+        InputError: If the tensors are not as above or not finite, or `scale` is not above 0.
+    """
+    _check_shape(projections)
+    if projections.ndim < 3 or projections.shape[:-1] != membership.shape:
+        raise InputError(
+            f"projections {tuple(projections.shape)} and membership {tuple(membership.shape)} are not of the same "
+            "tokens; expected (..., heads, tokens, head_dim) and (..., heads, tokens)"
+        )
+    if not 0 < scale < math.inf:
+        raise InputError(f"scale is a finite number above 0, not {scale!r}")
+    for tensor in (projections, membership):
+        _check_finite(tensor)
+    w, pi = (tensor.to(exact_dtype(projections)) for tensor in (projections, membership))
+    per_head = torch.log1p(scale * second_moments(w.square(), pi)).sum(dim=-1)
+    return ((pi.sum(dim=-1) * per_head).sum(dim=-1) / (2 * w.shape[-2])).to(_result_dtype(projections))
 
 
 def rate_reduction(tokens: Tensor, projections: Tensor, eps: float, convention: Convention = "paper") -> Tensor:

@@ -1,5 +1,6 @@
 """The operators that the models are made of, each usable alone."""
 
+from .class_attention import ClassAttention
 from .conv_stem import ConvStem
 from .drop import NO_DROP, DropPath, DropRates, PatchDropout, layer_drop_rates
 from .ista import ISTA, FoldedISTA
@@ -9,8 +10,9 @@ from .mssa import MSSA
 from .normed_product import NormedConvolution, NormedProduct
 from .odl import ODL
 from .patch_embed import ConvPatchEmbed, NormedPatchEmbed, PatchEmbed, patchify, unpatchify
-from .pos_embed import resample_pos_embed, sincos_pos_embed
+from .pos_embed import FourierPosEmbed, resample_pos_embed, sincos_pos_embed
 from .readings import Reading, Rows, attention_rows
+from .tssa import TSSA, second_moments
 
 __all__ = [
     "ISTA",
@@ -19,11 +21,14 @@ __all__ = [
     "MSSA",
     "NO_DROP",
     "ODL",
+    "TSSA",
+    "ClassAttention",
     "ConvPatchEmbed",
     "ConvStem",
     "DropPath",
     "DropRates",
     "FoldedISTA",
+    "FourierPosEmbed",
     "NormedConvolution",
     "NormedPatchEmbed",
     "NormedProduct",
@@ -35,6 +40,7 @@ __all__ = [
     "layer_drop_rates",
     "patchify",
     "resample_pos_embed",
+    "second_moments",
     "sincos_pos_embed",
     "unpatchify",
 ]

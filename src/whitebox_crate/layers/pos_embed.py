@@ -1,13 +1,14 @@
-"""Position embeddings: fixed sines and cosines, and any embedding resampled to another patch grid."""
+"""Position embeddings: sines and cosines, fixed or projected, and any embedding resampled to another patch grid."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import InputError, UnknownNameError
 
@@ -42,6 +43,48 @@ def sincos_pos_embed(grid: tuple[int, int], dim: int) -> Tensor:
     patches = np.concatenate([np.tile(along(columns), (rows, 1)), np.repeat(along(rows), columns, axis=0)], axis=1)
     table = np.concatenate([np.zeros((1, dim)), patches])
     return torch.tensor(table[None], dtype=torch.get_default_dtype())
+
+
+FREQUENCIES = 32  # sines and cosines of each coordinate
+
+
+class FourierPosEmbed(nn.Module):
+    """Positions of any patch grid: fixed sines and cosines, projected (XCiT, arXiv 2106.09681; ToST; timm's names).
+
+    Row i of H, counted from 1, is at `y = 2 pi i / (H + 1e-6)`, and a column likewise. Entry j = 0, ..., 31 of a
+    coordinate is `sin(y / t_j)` for even j and `cos(y / t_j)` for odd j, with `t_j = 10000^(2 floor(j / 2) / 32)`. The
+    64 numbers of row and column go through a learned 1 x 1 convolution. Coordinates are relative to the grid, so that
+    nothing is resampled for another one.
+
+    Args:
+        dim: Width of a token.
+
+    Shape:
+        - Input: The grid, (rows, columns).
+        - Output: (1, rows * columns, dim), rows of the grid first, the dtype of the weights.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.token_projection = nn.Conv2d(2 * FREQUENCIES, dim, kernel_size=1)
+
+    def forward(self, grid: tuple[int, int]) -> Tensor:
+        weight = self.token_projection.weight
+        rows, columns = (self._waves(side, weight) for side in grid)
+        waves = torch.cat(
+            [rows[:, :, None].expand(-1, -1, grid[1]), columns[:, None].expand(-1, grid[0], -1)]
+        )  # (64, rows, columns)
+        projected: Tensor = self.token_projection(waves[None].to(weight.dtype))
+        return rearrange(projected, "1 d h w -> 1 (h w) d")
+
+    @staticmethod
+    def _waves(side: int, like: Tensor) -> Tensor:
+        """Sines and cosines of the places along a side, (32, side), at least float32."""
+        exact: dict[str, Any] = {"dtype": torch.promote_types(like.dtype, torch.float32), "device": like.device}
+        places = torch.arange(1, side + 1, **exact) * (2 * math.pi / (side + 1e-6))
+        periods = 10000 ** (torch.arange(0, FREQUENCIES, 2, **exact) / FREQUENCIES)
+        angles = places / periods[:, None]
+        return torch.stack([angles.sin(), angles.cos()], dim=1).flatten(0, 1)
 
 
 def resample_pos_embed(

@@ -1,0 +1,138 @@
+"""TSSA: token statistics self-attention, the compression step of a ToST layer, linear in the number of tokens."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ._heads import head_width
+from .drop import NO_DROP, DropRates
+from .readings import Reading
+
+EPS = 1e-8  # of divisors, as released
+
+
+class TSSA(nn.Module):
+    """Compresses tokens by second moments on learned subspaces (arXiv 2412.17810, section 3), as released.
+
+    With `w_j` the projection of token j on the subspace of head k, each channel c of a head shrinks by what is there:
+
+    - membership: `Pi_kj = softmax over heads of tau_k sum_c (w_j[c] / |w[c]|)^2`, with |w[c]| the norm over tokens;
+    - moments: `m_k[c] = sum_j Pi_kj w_j[c]^2 / sum_j Pi_kj`;
+    - statistics: `D_k[c] = 1 / (1 + m_k[c])`;
+    - output: `-Pi_kj w_j[c] D_k[c]` of all heads side by side, through a learned projection.
+
+    No token looks at another: they meet in the moments alone. The output before the projection is minus the gradient,
+    by w and with Pi held fixed, of `sum_k (n_k / 2) sum_c log(1 + m_k[c])` with `n_k = sum_j Pi_kj`. That is the
+    variational form of the coding rate (`whitebox_crate.analysis.variational_coding_rate`). The derivation has the
+    bases once more in place of the output projection, and no bias.
+
+    Args:
+        dim: Width of a token.
+        num_heads: Number of subspaces.
+        head_dim: Dimension of each subspace; `dim // num_heads` if None.
+        qkv_bias: Whether projections on the subspaces have a bias.
+        drop: What training leaves out; `attn` is of the statistics.
+
+    Shape:
+        - Input: (batch, tokens, dim), any float dtype.
+        - Output: as the input.
+
+    Raises:
+        InputError: If the heads cannot share the width equally.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        head_dim: int | None = None,
+        qkv_bias: bool = True,
+        drop: DropRates = NO_DROP,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = head_width(dim, num_heads, head_dim)
+        inner_dim = num_heads * self.head_dim
+        self.qkv = nn.Linear(dim, inner_dim, bias=qkv_bias)  # the rows are U_1^T, ..., U_K^T
+        self.temperature = nn.Parameter(torch.ones(num_heads, 1))  # tau
+        self.attend = nn.Softmax(dim=1)
+        self.attn_drop = nn.Dropout(drop.attn)
+        self.proj = nn.Linear(inner_dim, dim)
+        self.proj_drop = nn.Dropout(drop.proj)
+
+    def split_heads(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value of each head, which here are one tensor.
+
+        Args:
+            projected: Output of `qkv`, (batch, tokens, heads * head_dim).
+
+        Returns:
+            `w` three times, (batch, heads, tokens, head_dim).
+        """
+        w = rearrange(projected, "b n (h p) -> b h n p", h=self.num_heads)
+        return w, w, w
+
+    def with_keys(self, projected: Tensor, w: Tensor) -> Tensor:
+        """What `split_heads` takes apart, (batch, tokens, heads * head_dim), with this `w` in place of its own."""
+        return rearrange(w, "b h n p -> b n (h p)")
+
+    def membership_logits(self, squares: Tensor) -> Tensor:
+        """What `attend` makes the membership of.
+
+        Args:
+            squares: w^2, (batch, heads, tokens, head_dim).
+
+        Returns:
+            (batch, heads, tokens).
+        """
+        energy = squares.sum(dim=2).clamp_min(_least(squares, 1e-24))  # |w[c]|^2
+        return self.temperature * torch.einsum("bhnp,bhp->bhn", squares, 1 / energy)
+
+    def forward(self, x: Tensor) -> Tensor:
+        w, _, _ = self.split_heads(self.qkv(x))
+        squares = w.square()
+        membership = self.attend(self.membership_logits(squares))
+        statistics = self.attn_drop(1 / (1 + second_moments(squares, membership)))
+        compressed = membership[..., None] * w * -statistics[:, :, None]
+        out: Tensor = self.proj_drop(self.proj(rearrange(compressed, "b h n p -> b n (h p)")))
+        return out
+
+    def readings(self) -> dict[str, Reading]:
+        """`projections`, w of each head; `membership`, Pi (batch, heads, tokens); `statistics`, D (batch, heads, p)."""
+
+        def keys(projected: Tensor) -> Tensor:
+            return self.split_heads(projected)[1]
+
+        def itself(state: Tensor) -> Tensor:
+            return state
+
+        def given(_: Tensor, state: Tensor) -> Tensor:
+            return state
+
+        heads = self.num_heads
+        return {
+            "projections": Reading(self.qkv, "after", keys, heads, write=self.with_keys),
+            "membership": Reading(self.attend, "after", itself, heads, write=given),
+            "statistics": Reading(self.attn_drop, "before", itself, heads, write=given),
+        }
+
+
+def second_moments(squares: Tensor, membership: Tensor) -> Tensor:
+    """m_k[c], the mean of w_j[c]^2 over the tokens of head k.
+
+    Args:
+        squares: w^2, (..., heads, tokens, head_dim).
+        membership: Pi, (..., heads, tokens).
+
+    Returns:
+        (..., heads, head_dim), not negative.
+    """
+    share = membership / (membership.sum(dim=-1, keepdim=True) + _least(membership, EPS))
+    return torch.einsum("...n,...np->...p", share, squares)
+
+
+def _least(tensor: Tensor, value: float) -> float:
+    """The value, or the least normal number where the dtype has none as small: half precision would divide by zero."""
+    return max(value, torch.finfo(tensor.dtype).tiny)
