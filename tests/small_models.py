@@ -18,6 +18,8 @@ GRID = (2, 3)  # rows and columns differ, so that a transposed grid shows
 FAMILIES = {
     "crate": "crate_nano_patch6_96",
     "sth": "crate_sth_paper_small_patch8_224",
+    "tied": "crate_tied_paper_small_patch8_224",
+    "attention_only": "crate_attention_only_paper_small_patch8_224",
     "alpha": "crate_alpha_tiny_patch16_224",
     "mae": "crate_mae_tiny_patch16_224",
     "mlp": "crate_mlp_paper_small_patch8_224",

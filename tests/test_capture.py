@@ -29,6 +29,9 @@ KINDS = {
     "crate": ("crate_tiny_patch16_224", {}),
     "crate normalized": ("crate_tiny_patch16_224", {"skip": "normalized"}),
     "crate one head": ("crate_tiny_patch16_224", {"num_heads": 1}),
+    "tied": ("crate_tied_paper_small_patch16_224", {}),
+    "attention only": ("crate_attention_only_paper_small_patch16_224", {}),
+    "attention only, tied": ("crate_attention_only_paper_small_patch16_224", {"proj": "tied"}),
     "sth": ("crate_sth_paper_small_patch16_224", {}),
     "mlp": ("crate_mlp_paper_small_patch16_224", {}),
     "mhsa": ("crate_mhsa_paper_small_patch16_224", {}),
@@ -72,7 +75,10 @@ def by_hand(model: ImageTransformer, images: Tensor) -> dict[tuple[str, int], Te
         states["tokens", layer] = tokens
         states["projections", layer] = torch.stack([k for _, k, _ in heads], dim=1)
         states["attention", layer] = torch.stack(maps, dim=1)
-        states["compressed", layer] = skipped + block.attention.proj(seen)
+        added = (
+            seen @ block.attention.qkv.weight if getattr(block.attention, "tied", False) else block.attention.proj(seen)
+        )
+        states["compressed", layer] = skipped + added
         states["output", layer] = tokens = block(tokens)
     return states
 

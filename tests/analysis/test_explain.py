@@ -20,7 +20,7 @@ from whitebox_crate import (
 )
 from whitebox_crate.analysis import explain, intervene
 from whitebox_crate.layers import ISTA, MSSA, ODL
-from whitebox_crate.models import CrateBlock
+from whitebox_crate.models import Crate, CrateBlock
 
 NAME = re.compile(r"(?<![\w.{])(?:[a-z]\w*(?:\.\{\d+\.\.\d+\}|\.\w+)*)(?![\w.}])")
 
@@ -74,12 +74,11 @@ def test_constants_are_those_of_the_modules(name: str) -> None:
     for module in model.blocks[0].modules():
         if isinstance(module, ISTA | ODL):
             assert f"eta = {module.step_size}, lambda = {module.sparsity}" in text
-    for norm, line in (
-        (model.blocks[0].norm1, "eps of LN_1"),
-        (model.blocks[0].norm2, "eps of LN_2"),
-        (model.norm, "eps of LN_c"),
-    ):
-        assert f"{line} = {norm.eps:g}" in text
+    norms = {"1": model.blocks[0].norm1, "c": model.norm}
+    if hasattr(model.blocks[0], "norm2"):
+        norms["2"] = model.blocks[0].norm2
+    for index, norm in norms.items():
+        assert f"eps of LN_{index} = {norm.eps:g}" in text
     assert f"k = 1, 2: heads of p = {model.blocks[0].attention.head_dim} dimensions" in text
 
 
@@ -101,6 +100,7 @@ VARIANTS = [
     ({"global_pool": ""}, "y = LN_c(Z), all columns"),
     ({"num_heads": 1}, "H = Z + W_k softmax"),
     ({"num_heads": 3}, "[P_1, ..., P_3]"),
+    ({"proj": "tied"}, "H = Z + sum_k U_k W_k softmax(W_k^T W_k / sqrt(p))\n"),
     ({"dynamic_img_size": True}, "other sizes"),
     ({"num_classes": 0}, "y = column 0 of LN_c(Z)"),
 ]
@@ -136,6 +136,18 @@ def test_the_equations_are_what_a_crate_layer_computes() -> None:
     assert "Y = LN_2(H)" in text and "Z' = ReLU(Y + eta D^T (Y - D Y) - eta lambda)" in text
     y, d = norm(h, block.norm2), block.ista.dictionary
     assert torch.allclose(torch.relu(y + 0.1 * d.T @ (y - d @ y) - 0.1 * 0.1).T, block(tokens)[0], atol=1e-5)
+
+
+def test_the_equations_are_what_a_tied_layer_of_attention_alone_computes() -> None:
+    model = small_model("crate_attention_only", depth=1, proj="tied")
+    text, block, z = explain(model), model.blocks[0], torch.randn(7, 48)
+    assert "Layer 0: MSSA\n" in text and "LN_2" not in text and "H " not in text
+    assert "W_k = U_k^T LN_1(Z)\n    Z' = Z + sum_k U_k W_k softmax(W_k^T W_k / sqrt(p))\n" in text
+    expected, normed = z.T, block.norm1(z).T
+    for u in block.mssa.qkv.weight.split(24):
+        w = u @ normed
+        expected = expected + u.T @ w @ (w.T @ w / 24**0.5).softmax(0)
+    assert torch.allclose(expected.T, block(z[None])[0], atol=1e-5)
 
 
 def test_the_equations_are_what_a_vit_layer_computes() -> None:
@@ -262,6 +274,11 @@ REPLACED = [
     ("crate_nano", "blocks.1.norm1", nn.RMSNorm(48), "H comes from Z", "norm1 is RMSNorm", "LN_1(Z)"),
     ("crate_nano", "blocks.1.mssa.qkv", LoRA(48, 48), "H comes from Z", "mssa.qkv is LoRA", "W_k ="),
     ("crate_nano", "blocks.1.mssa.proj", nn.Tanh(), "H comes from Z", "mssa.proj is Tanh", "sum_k"),
+    ("crate_nano", "blocks.1.mssa.proj", nn.Identity(), "H comes from Z", "mssa.proj is Identity", "softmax"),
+    ("crate_tied", "blocks.1.mssa.proj", nn.Linear(48, 48), "H comes from Z", "mssa.proj is Linear", "sum_k"),
+    ("crate_nano", "blocks.1.mssa.proj_drop", nn.Tanh(), "H comes from Z", "mssa.proj_drop is Tanh", "sum_k"),
+    ("vit_nano", "blocks.1.mlp.drop", nn.Tanh(), "Z' comes from H", "mlp.drop is Tanh", "GELU"),
+    ("vit_nano", "blocks.1.drop_path", nn.Tanh(), "Z' comes from Z", "drop_path is Tanh", "softmax"),
     ("crate_nano", "blocks.1.mssa", nn.Identity(), "H comes from Z", "mssa is Identity", "softmax"),
     ("vit_nano", "blocks.1.mlp.fc1", LoRA(48, 192), "Z' comes from H", "mlp.fc1 is LoRA", "GELU"),
     ("crate_alpha_tiny_patch16_224", "blocks.1.odl", ISTA(48), "Z' comes from H", "odl is ISTA", "A_1"),
@@ -288,6 +305,8 @@ def test_equations_are_those_of_the_modules_that_run(
     [
         ("patch_embed.proj", LoRA(108, 48), "T comes from X through", "T = LN_b"),
         ("norm", nn.RMSNorm(48), "logits come from Z through", "LN_c"),
+        ("head_drop", nn.Tanh(), "logits come from Z through", "logits ="),
+        ("patch_drop", nn.Tanh(), "Z comes from T through", "Z = [c"),
         ("head", nn.Sequential(nn.Linear(48, 5), nn.Tanh()), "logits come from Z through", "logits ="),
     ],
 )
@@ -311,3 +330,49 @@ def test_hooks_and_exchanged_methods_are_no_equations_and_capture_is_nothing() -
     assert "ista is ISTA with another forward" in explain(model)
     model.blocks[2].register_forward_hook(lambda _, __, out: 2 * out)
     assert "Z' comes from CrateBlock with hooks, whose equations are not known here" in explain(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "method", "said", "equation"),
+    [
+        ("crate_nano", "ista", "_step", "ista is ISTA with another _step", "Y + eta D^T (Y - D Y)"),
+        ("crate_nano", "mssa", "split_heads", "mssa is MSSA with another split_heads", "softmax"),
+        ("crate_alpha_tiny_patch16_224", "odl", "encode", "odl is ODL with another encode", "A_1"),
+    ],
+)
+def test_a_step_that_was_exchanged_in_one_module_is_no_equation(
+    name: str, where: str, method: str, said: str, equation: str
+) -> None:
+    model: Any = small_model(name)
+    setattr(getattr(model.blocks[1], where), method, torch.tanh)
+    text = explain(model)
+    layer = text.partition("Layer 1: ")[2].partition("Layer 2: ")[0]
+    assert said in layer and equation not in layer and said not in text.partition("Layer 1: ")[0]
+
+
+@pytest.mark.parametrize("method", ["forward", "_step"])
+def test_a_step_that_was_exchanged_in_the_class_is_no_equation(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ISTA, method, lambda self, x: torch.tanh(x))
+    text = explain(small_model("crate_nano"))
+    assert f"ista is ISTA with another {method}" in text and "Y + eta D^T (Y - D Y)" not in text
+
+
+def test_another_threshold_is_another_equation() -> None:
+    model: Any = small_model("crate_nano")
+    model.blocks[1].ista.threshold = "soft"
+    assert "Z' = soft(Y + eta D^T (Y - D Y))" in explain(model).partition("Layer 1: ")[2].partition("Layer 2: ")[0]
+
+
+class OwnCrate(Crate):
+    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward_features(images).tanh()
+
+
+def test_a_model_that_runs_its_parts_in_another_way_is_said_to() -> None:
+    options = small_options("crate_nano")
+    assert "The model as a whole" not in explain(Crate(patch_size=6, **options))
+    assert "this model has its own forward_features:" in explain(OwnCrate(patch_size=6, **options))
+    model: Any = small_model("crate_nano")
+    model.forward_head = torch.tanh
+    model.register_forward_hook(lambda *_: None)
+    assert "this model has its own forward_head, hooks:" in explain(model)

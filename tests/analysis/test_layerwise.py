@@ -34,7 +34,7 @@ from whitebox_crate.errors import InputError, UnknownNameError
 from whitebox_crate.models import Crate
 
 KINDS = ["crate_paper_small_patch8_224", "crate_alpha_tiny_patch16_224", "crate_mae_tiny_patch16_224", "crate_sth",
-         "crate_mlp", "crate_mhsa", "vit_tiny_patch16_224"]  # fmt: skip
+         "crate_mlp", "crate_mhsa", "vit_tiny_patch16_224", "crate_tied", "crate_attention_only"]  # fmt: skip
 
 
 def quiet(_: str) -> None:
@@ -284,6 +284,20 @@ def test_models_without_ista_have_no_verdict_on_coding() -> None:
     found = verify(model, [images_for(model, 4)])
     assert {v.claim for v in found.verdicts} == {"compression", "sparsity"}
     assert {v.outcome for v in found.verdicts if v.claim == "sparsity"} == {"does not hold"}
+
+
+def test_a_layer_of_attention_alone_has_a_verdict_on_compression_alone() -> None:
+    model = small_model("crate_attention_only")
+    found = verify(model, [images_for(model, 4)])
+    assert [(v.layer, v.claim) for v in found.verdicts] == [(layer, "compression") for layer in range(3)]
+
+
+def test_the_tied_step_compresses_on_orthonormal_bases() -> None:
+    model = small_model("crate_tied", depth=1)
+    with torch.no_grad():
+        model.blocks[0].mssa.qkv.weight.copy_(torch.linalg.qr(model.blocks[0].mssa.qkv.weight).Q)
+    found = verify(model, [images_for(model, 6)])
+    assert [v.outcome for v in found.verdicts if v.claim == "compression"] == ["holds"]
 
 
 def test_the_model_is_left_as_it_was(crate: Any, images: Tensor) -> None:

@@ -181,12 +181,18 @@ def test_of_one_picture_nothing_is_decided(crate: ImageTransformer) -> None:
     assert "<mine> & yours" in page.words
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "crate_alpha_tiny_patch16_224", "crate_mlp", "crate_mhsa"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("vit_tiny_patch16_224", "crate_alpha_tiny_patch16_224", "crate_mlp", "crate_mhsa"),
+        *("crate_tied", "crate_attention_only"),
+    ],
+)
 def test_other_models_have_a_page_as_well(name: str) -> None:
     model = small_model(name, depth=1, dynamic_img_size=True)
     _, page = page_of(model, photos((40, 40), (50, 40)))
     assert ("key projections stand in" in page.text) == (name in {"vit_tiny_patch16_224", "crate_mhsa"})
-    if name in {"vit_tiny_patch16_224", "crate_mlp"}:
+    if name in {"vit_tiny_patch16_224", "crate_mlp", "crate_attention_only"}:
         assert "not asked, for no layer codes by ISTA" in page.text
 
 

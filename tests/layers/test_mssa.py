@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from whitebox_crate.errors import InputError
-from whitebox_crate.layers import MSSA
+from whitebox_crate.errors import InputError, UnknownNameError
+from whitebox_crate.layers import MSSA, DropRates
 
 
 @given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 12), st.integers(1, 5), st.integers(0, 2**31))
@@ -26,6 +26,32 @@ def test_it_is_the_formula(heads: int, p: int, dim: int, tokens: int, seed: int)
         if isinstance(layer.proj, nn.Linear):
             expected = expected @ layer.proj.weight.T + layer.proj.bias
         torch.testing.assert_close(out[sample], expected, rtol=0, atol=1e-12)
+
+
+@given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 12), st.integers(1, 5), st.integers(0, 2**31))
+def test_tied_it_is_the_step_of_the_derivation(heads: int, p: int, dim: int, tokens: int, seed: int) -> None:
+    """Tokens as columns, as the paper writes them: sum_k U_k (U_k^T Z) softmax((U_k^T Z)^T U_k^T Z / sqrt(p))."""
+    torch.manual_seed(seed)
+    layer = MSSA(dim, heads, head_dim=p, proj="tied").double()
+    z = torch.randn(1, tokens, dim, dtype=torch.float64)
+    expected = torch.zeros(dim, tokens, dtype=torch.float64)
+    for basis in layer.qkv.weight.detach().split(p):
+        w = basis @ z[0].T
+        expected += basis.T @ w @ (w.T @ w / p**0.5).softmax(dim=0)
+    torch.testing.assert_close(layer(z)[0].T.detach(), expected, rtol=0, atol=1e-12)
+    assert [name for name, _ in layer.named_parameters()] == ["qkv.weight"]
+
+
+def test_what_training_leaves_out_of_a_tied_projection_comes_after_it() -> None:
+    torch.manual_seed(0)
+    layer = MSSA(12, 3, proj="tied", drop=DropRates(proj=0.5))
+    out = layer(torch.randn(2, 50, 12))
+    assert 0.4 < float((out == 0).float().mean()) < 0.6
+
+
+def test_an_unknown_projection_is_refused() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'tied'"):
+        MSSA(12, 3, proj="tide")  # type: ignore[arg-type]
 
 
 @given(st.integers(1, 3), st.integers(1, 8), st.integers(1, 8))

@@ -11,13 +11,23 @@ from small_models import shake
 from torch import Tensor, nn
 
 from whitebox_crate.errors import UnknownNameError
-from whitebox_crate.models import Block, CrateAlphaBlock, CrateBlock, CrateMhsaBlock, CrateMlpBlock, ViTBlock
+from whitebox_crate.models import (
+    Block,
+    CrateAlphaBlock,
+    CrateAttentionOnlyBlock,
+    CrateBlock,
+    CrateMhsaBlock,
+    CrateMlpBlock,
+    ViTBlock,
+)
 
 DIM, HEADS = 12, 3
 MAKERS: dict[str, Callable[[], Block]] = {
     "crate": lambda: CrateBlock(DIM, HEADS),
     "crate, skip normalized": lambda: CrateBlock(DIM, HEADS, skip="normalized"),
     "crate-sth": lambda: CrateBlock(DIM, HEADS, threshold="soft"),
+    "crate, tied": lambda: CrateBlock(DIM, HEADS, proj="tied"),
+    "attention only": lambda: CrateAttentionOnlyBlock(DIM, HEADS),
     "crate-alpha": lambda: CrateAlphaBlock(DIM, HEADS),
     "crate-mlp": lambda: CrateMlpBlock(DIM, HEADS),
     "crate-mhsa": lambda: CrateMhsaBlock(DIM, HEADS),
@@ -82,6 +92,12 @@ def test_skip_normalized_is_algorithm_1(seed: int) -> None:
 def _with_skip(block: CrateBlock, skip: str) -> CrateBlock:
     block.skip = skip  # type: ignore[assignment]
     return block
+
+
+def test_attention_only_is_mssa_with_its_residual() -> None:
+    block, z = made("attention only"), tokens_of()
+    torch.testing.assert_close(block(z), z + block.mssa(normed(z, block.norm1, 1e-5)))
+    assert {name.split(".")[0] for name in block.state_dict()} == {"norm1", "mssa"}
 
 
 def test_crate_mlp_exchanges_ista_for_a_residual_mlp() -> None:

@@ -309,6 +309,9 @@ OFFICIAL_COUNTS = {
     "crate_small_patch8_224": PARAM_COUNTS["crate_patch8"]["dim576_heads12"],
     "crate_base_patch8_224": PARAM_COUNTS["crate_patch8"]["dim768_heads12"],
     "crate_paper_small_patch8_224": PARAM_COUNTS["crate_patch8"]["dim384_heads6"],
+    "crate_tied_paper_small_patch8_224": PARAM_COUNTS["crate_patch8"]["dim384_heads6"] - 12 * 384 * (384 + 1),
+    "crate_attention_only_paper_small_patch8_224": PARAM_COUNTS["crate_patch8"]["dim384_heads6"]
+    - 12 * 384 * (384 + 2),  # D, and the norm before it
     "crate_sth_paper_small_patch8_224": PARAM_COUNTS["crate_patch8"]["dim384_heads6"],
     "crate_paper_small_patch16_224": PARAM_COUNTS["crate"]["CRATE_tiny"],
     # Heads share the width, so their number does not show: B/8 with 21,842 classes instead of 1,000.
@@ -327,6 +330,13 @@ def test_parameter_counts_are_exact(name: str, count: int) -> None:
     assert sum(parameter.numel() for parameter in on_meta(name).parameters()) == count
 
 
+@pytest.mark.parametrize(("size", "millions"), [("tiny", 5.74), ("small", 14.12)])
+def test_the_sizes_of_the_papers_table_3_are_those_with_the_classes_of_imagenet_21k(size: str, millions: float) -> None:
+    with torch.device("meta"):
+        model = create_model(f"crate_paper_{size}_patch8_224", num_classes=21841)
+    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 2) == millions
+
+
 @pytest.mark.parametrize(
     ("name", "heads", "head_dim"),
     [
@@ -335,6 +345,7 @@ def test_parameter_counts_are_exact(name: str, count: int) -> None:
         ("crate_base", 12, 64),
         ("crate_large", 16, 64),
         ("crate_paper_small_patch8_224", 6, 64),
+        ("crate_paper_tiny_patch8_224", 3, 64),
         ("crate_demo_base_patch8_224", 6, 128),
         ("crate_alpha_tiny", 3, 64),
         ("crate_alpha_small", 12, 48),

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ..layers import ConvPatchEmbed, ConvStem, NormedPatchEmbed
+from ..layers import ConvPatchEmbed, ConvStem, NormedPatchEmbed, PatchDropout
 from ..layers.plain import oddity
 from ..models import ImageTransformer
 from ._known import PARTS, Kinds, unknown_note
@@ -108,5 +108,8 @@ def _stem(stem: ConvStem) -> Part:
 def positions(core: ImageTransformer) -> Part:
     """T to the Z of the first layer."""
     symbols = math_symbols(cls_token="c", pos_embed=r"\Pi")
+    own = named(core, "", symbols, only=symbols)
+    if unknown := unknown_note("Z comes from T", core, {"patch_drop": (PatchDropout,)}):
+        return Part("[CLS] and positions", (), tuple(unknown), own)
     notes = tuple(drops_note((core.patch_drop.rate, "of the columns of patches")))
-    return Part("[CLS] and positions", (Line(r"Z = [c, \; T] + \Pi"),), notes, named(core, "", symbols, only=symbols))
+    return Part("[CLS] and positions", (Line(r"Z = [c, \; T] + \Pi"),), notes, own)

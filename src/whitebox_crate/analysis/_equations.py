@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from .._hooks import constant_of
-from ..layers import ISTA, MHSA, MLP, MSSA, ODL
+from ..layers import ISTA, MHSA, MLP, MSSA, ODL, DropPath
 from ..layers.plain import oddity
 from ..models import (
     CrateMae,
@@ -16,7 +16,7 @@ from ..models import (
     ImageTransformer,
 )
 from ..models._wrappers import unwrap
-from ._known import LAYERS, LINEAR, NORM, Kinds, unknown_note
+from ._known import DROPOUT, LAYERS, LINEAR, NORM, Kinds, unknown_note
 from ._lines import (
     Line,
     Part,
@@ -39,10 +39,13 @@ def layer(wrapped: nn.Module) -> Part:
     """One layer; names of parameters are those in the block."""
     block: Any = unwrap(wrapped)
     prefix = next(f"{name}." if name else "" for name, module in wrapped.named_modules() if module is block)
-    odd = oddity(block, *LAYERS)
-    if odd:
-        note = Line(f"Z' comes from {odd}, whose equations are not known here")
-        return Part(type(block).__name__, (), (note,), named(block, prefix, {}))
+    if odd := oddity(block, *LAYERS):
+        strange = [Line(f"Z' comes from {odd}, whose equations are not known here")]
+    else:
+        path: dict[str, Kinds] = {"drop_path": (DropPath,)} if hasattr(block, "drop_path") else {}
+        strange = unknown_note("Z' comes from Z", block, path)
+    if strange:
+        return Part(type(block).__name__, (), tuple(strange), named(block, prefix, {}))
     modules = list(LAYERS[type(block)].items())
     decodes = type(block) is CrateMaeDecoderBlock
     left_out = 0.0 if decodes else getattr(block.drop_path, "rate", 0.0)
@@ -52,10 +55,8 @@ def layer(wrapped: nn.Module) -> Part:
     notes: list[Line] = []
     symbols: dict[str, Line] = {}
     norms: dict[str, nn.Module] = {}
-    for index, way, step, (norm, operator) in (
-        ("1", "H comes from Z", first, modules[:2]),
-        ("2", "Z' comes from H", second, modules[2:]),
-    ):
+    steps = [("1", "H comes from Z", first, modules[:2]), ("2", "Z' comes from H", second, modules[2:])]
+    for index, way, step, (norm, operator) in steps if modules[2:] else steps[:1]:
         unknown = unknown_note(way, block, dict((norm, operator)))
         if unknown:
             notes += unknown
@@ -80,10 +81,11 @@ def layer(wrapped: nn.Module) -> Part:
 
 
 def _compression(block: Any, attention: MSSA | MHSA) -> Step:
-    """From Z to H."""
+    """From Z to H, which is Z' where nothing follows."""
+    after = "H" if hasattr(block, "norm2") else "Z'"
     skip = ln("1", "Z") if getattr(block, "skip", "input") == "normalized" else "Z"
     heads, update, notes, symbols = _attention(attention, ln("1", "Z"))
-    return [*heads, Line(f"H = {skip} + {update}")], notes, symbols
+    return [*heads, Line(f"{after} = {skip} + {update}")], notes, symbols
 
 
 def _expansion(_: Any, __: nn.Linear) -> Step:
@@ -108,6 +110,10 @@ def _attention(attention: MSSA | MHSA, normed: str) -> tuple[list[Line], str, li
         heads = [Line(rf"W_k = U_k^\top {normed}")]
         mixed = "W_k " + softmax(r"W_k^\top W_k")
         symbols |= math_symbols(qkv__weight=rf"[{each('U_', count)}]^\top")
+        if attention.tied:
+            return heads, rf"\sum_k U_k {mixed}", notes, symbols
+        if not attention.projects:  # one head as wide as a token
+            return heads, mixed, notes, symbols
     else:
         bias = attention.qkv.bias is not None
         heads = [
@@ -117,9 +123,8 @@ def _attention(attention: MSSA | MHSA, normed: str) -> tuple[list[Line], str, li
         mixed = "V_k " + softmax(r"K_k^\top Q_k")
         stacked = {letter: ", ".join(f"{letter}^{kind}_k" for kind in "QKV") for letter in "Ba"}
         symbols |= math_symbols(qkv__weight=stacked["B"], qkv__bias=stacked["a"])
-    if not isinstance(attention.proj, nn.Linear):  # one head as wide as a token
-        return heads, mixed, notes, symbols
-    bias = attention.proj.bias is not None
+    proj: Any = attention.proj
+    bias = proj.bias is not None
     return heads, rf"\sum_k P_k {mixed}" + (r" + b \mathbf 1^\top" if bias else ""), notes, symbols
 
 
@@ -176,7 +181,7 @@ def output(core: ImageTransformer) -> Part:
     }
     own = named(core, "", symbols, only=symbols)
     norm: Kinds = (nn.LayerNorm, nn.Identity)
-    parts: dict[str, Kinds] = {"norm": norm, "fc_norm": norm, "head": (nn.Linear, nn.Identity)}
+    parts: dict[str, Kinds] = {"norm": norm, "fc_norm": norm, "head_drop": DROPOUT, "head": (nn.Linear, nn.Identity)}
     unknown = unknown_note(f"{'logits' if core.num_classes else 'features'} come from Z", core, parts)
     if unknown:
         return Part("Output", (), tuple(unknown), own)

@@ -11,6 +11,7 @@ from ..layers import ISTA, MHSA, MLP, MSSA, ODL, ConvPatchEmbed, NormedPatchEmbe
 from ..layers.plain import oddity
 from ..models import (
     CrateAlphaBlock,
+    CrateAttentionOnlyBlock,
     CrateBlock,
     CrateMaeDecoderBlock,
     CrateMhsaBlock,
@@ -24,20 +25,23 @@ Kinds: TypeAlias = tuple[type[nn.Module], ...]
 
 NORM: Kinds = (nn.LayerNorm,)
 LINEAR: Kinds = (nn.Linear,)
+DROPOUT: Kinds = (nn.Dropout,)
 # The modules of what has a `forward` that is known here; those of a layer in the order in which they run, the first two
-# from Z to H, the others from H to Z'. What is of another class, a subclass included, may compute something else.
+# from Z to H, the others, if there are any, from H to Z'. What is of another class, a subclass included, may compute
+# something else.
 LAYERS: dict[type[nn.Module], dict[str, Kinds]] = {
     CrateBlock: {"norm1": NORM, "mssa": (MSSA,), "norm2": NORM, "ista": (ISTA,)},
     CrateAlphaBlock: {"norm1": NORM, "mssa": (MSSA,), "norm2": NORM, "odl": (ODL,)},
+    CrateAttentionOnlyBlock: {"norm1": NORM, "mssa": (MSSA,)},
     CrateMlpBlock: {"norm1": NORM, "mssa": (MSSA,), "norm2": NORM, "mlp": (MLP,)},
     CrateMhsaBlock: {"norm1": NORM, "attn": (MHSA,), "norm2": NORM, "ista": (ISTA,)},
     ViTBlock: {"norm1": NORM, "attn": (MHSA,), "norm2": NORM, "mlp": (MLP,)},
     CrateMaeDecoderBlock: {"norm1": NORM, "linear": LINEAR, "norm2": NORM, "mssa": (MSSA,)},
 }
 PARTS: dict[type[nn.Module], dict[str, Kinds]] = {
-    MSSA: {"qkv": LINEAR, "proj": (nn.Linear, nn.Identity)},
-    MHSA: {"qkv": LINEAR, "proj": LINEAR},
-    MLP: {"fc1": LINEAR, "fc2": LINEAR},
+    MSSA: {"qkv": LINEAR, "proj": LINEAR, "proj_drop": DROPOUT},
+    MHSA: {"qkv": LINEAR, "proj": LINEAR, "proj_drop": DROPOUT},
+    MLP: {"fc1": LINEAR, "fc2": LINEAR, "drop": DROPOUT},
     NormedPatchEmbed: {"norm1": NORM, "proj": LINEAR, "norm2": NORM},
     ConvPatchEmbed: {"proj": (nn.Conv2d,)},
 }
@@ -51,7 +55,8 @@ def unknown_modules(module: nn.Module, parts: Mapping[str, Kinds], prefix: str =
         if odd:
             yield f"{prefix}{name} is {odd}"
         else:
-            yield from unknown_modules(inner, PARTS.get(type(inner), {}), f"{prefix}{name}.")
+            without: dict[str, Kinds] = {"proj": (nn.Identity,)} if not getattr(inner, "projects", True) else {}
+            yield from unknown_modules(inner, {**PARTS.get(type(inner), {}), **without}, f"{prefix}{name}.")
 
 
 def unknown_note(step: str, module: nn.Module, parts: Mapping[str, Kinds], prefix: str = "") -> list[Line]:

@@ -96,10 +96,11 @@ def verify_descent(
     With z the tokens at a layer's input, h after attention, z' its output, each claim is that something falls:
 
     - `compression`: Rc(LN(h); U) < Rc(LN(z); U), with the layer's own bases U and first norm. This is what MSSA is
-      derived to do; of ViT's attention, keys stand for U^T Z.
-    - `sparsity`: the share of entries that are not zero is lower in z' than in h. A threshold at zero does this by
-      itself, whatever the dictionary, and an MLP never does. In CRATE-alpha, whose z' are decoded, it is that of the
-      codes.
+      derived to do, with bases tied or not, and the one claim about a layer of attention alone; of ViT's attention,
+      keys stand for U^T Z, and nothing was derived.
+    - `sparsity`, where something follows attention: the share of entries that are not zero is lower in z' than in h. A
+      threshold at zero does this by itself, whatever the dictionary, and an MLP never does. In CRATE-alpha, whose z'
+      are decoded, it is that of the codes.
     - `coding`, where the layer codes sparsely: `|x - D u|^2 / 2 + lambda |u|_1`, with x = LN2(h), is lower at u = z'
       than at u = ReLU(x), the codes that are nearest to where the step begins and not negative (with a soft threshold,
       codes may be negative, and u = x); in CRATE-alpha, at its codes than at u = 0, where its steps begin. This is what
@@ -148,13 +149,15 @@ class LayerClaims:
     def of(self, block: Block, states: Mapping[str, Tensor]) -> Tensor:
         """(batch, columns), float64 on the CPU."""
         z, h, out = states["tokens"], states["compressed"], states["output"]
-        coder, x = _known_coder(block), block.norm2(h)
-        codes = coder.encode(x) if isinstance(coder, ODL) else out
-        pairs = [(self.settings.subspace_rate(block, z), self.settings.subspace_rate(block, h)), (l0(h), l0(codes))]
-        if coder is None:
-            pairs.append((torch.zeros(len(z)), torch.zeros(len(z))))
-        else:
-            pairs.append((_lasso(coder, x, _start(coder, x, codes)), _lasso(coder, x, codes)))
+        coder, codes = _known_coder(block), out
+        falls = {"compression": (self.settings.subspace_rate(block, z), self.settings.subspace_rate(block, h))}
+        if coder is not None:
+            x = block.norm2(h)
+            codes = coder.encode(x) if isinstance(coder, ODL) else out
+            falls["coding"] = _lasso(coder, x, _start(coder, x, codes)), _lasso(coder, x, codes)
+        falls["sparsity"] = l0(h), l0(codes)
+        nothing = torch.zeros(len(z))
+        pairs = [falls.get(claim, (nothing, nothing)) for claim in CLAIMS]
         exact = [(before.cpu().double(), after.cpu().double()) for before, after in pairs]
         return torch.cat([torch.stack([b, a, a - b, (a < b).to(a)], dim=1) for b, a in exact], dim=1)
 
@@ -164,12 +167,19 @@ class LayerClaims:
         verdicts = []
         for number, claim in enumerate(CLAIMS):
             for row, layer in enumerate(found.layers):
-                if claim == "coding" and _known_coder(found.blocks[row]) is None:
+                if claim not in _claims(found.blocks[row]):
                     continue
                 before, after, change, share = moments.mean[row, 4 * number : 4 * number + 4].tolist()
                 half = None if half_width is None else half_width[row, 4 * number + 2].item()
                 verdicts.append(Verdict(layer, claim, before, after, change, half, share, _outcome(change, half)))
         return DescentReport(found.model, moments.count, self.settings, confidence, tuple(verdicts))
+
+
+def _claims(block: Block) -> tuple[Claim, ...]:
+    """What is claimed of a layer."""
+    if not hasattr(block, "norm2"):  # nothing follows attention
+        return ("compression",)
+    return CLAIMS if _known_coder(block) else ("compression", "sparsity")
 
 
 def _known_coder(block: Block) -> ISTA | ODL | None:

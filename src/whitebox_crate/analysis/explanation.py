@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias, get_args
 
 from torch import nn
 
+from .._hooks import changes
 from .._tables import markdown_table, text_table
 from ..errors import UnknownNameError
 from ..models import CrateMae, ImageTransformer
@@ -29,7 +30,8 @@ def explain(model: nn.Module, format: Format = "text") -> str:
     goes down each column. Consecutive layers that differ in nothing but the values of their weights are written once,
     their parameters as `blocks.{0..11}`: each entry of the state dict is named exactly once. Constants are those of the
     modules at this moment; inside `intervene` they are the changed ones. Equations are written of modules that are what
-    they mean; where another one stands (a subclass, one with hooks), a note says which, and that it is not known.
+    they mean; where another one stands (a subclass, one with hooks or with a method of its own), a note says which, and
+    that it is not known.
 
     Args:
         model: A model of this package, compiled, distributed or features-only as well.
@@ -46,7 +48,7 @@ def explain(model: nn.Module, format: Format = "text") -> str:
         raise UnknownNameError.of("format", format, get_args(Format))
     core = transformer_in(model)
     refuse_folded(core)
-    parts = [notation(core), embedding(core), positions(core), *_layers(core, "blocks"), output(core)]
+    parts = [notation(core), *_ways(core), embedding(core), positions(core), *_layers(core, "blocks"), output(core)]
     if isinstance(core, CrateMae) and core.mask_token is not None:
         parts += [masking(core), *_layers(core, "decoder_blocks"), prediction(core)]
     parts += _rest(core, parts)
@@ -69,6 +71,25 @@ def _layers(core: ImageTransformer, blocks: str) -> Iterator[Part]:
         heading = f"{what} {first}" if first == last else f"{what}s {first} to {last}"
         yield replace(part, title=f"{heading}: {part.title}", parameters=own, repeats=last - first + 1)
         first = last + 1
+
+
+# The methods by which images pass through a model.
+_WAYS = (
+    *("forward", "forward_features", "forward_head", "embed", "_add_cls_and_positions", "resample_positions"),
+    *("_run_blocks", "_run_block"),
+)
+
+
+def _ways(core: ImageTransformer) -> list[Part]:
+    """A note on what the model as a whole does of its own, for the equations are of its parts."""
+
+    def written_here(name: str) -> bool:
+        return str(getattr(getattr(type(core), name), "__module__", "")).startswith("whitebox_crate.models.")
+
+    own = [name for name in _WAYS if name in vars(core) or not written_here(name)]
+    own += ["hooks"] if any(map(changes, [*core._forward_hooks.values(), *core._forward_pre_hooks.values()])) else []
+    note = f"this model has its own {', '.join(own)}: the equations are those of its parts, and more is not known here"
+    return [Part("The model as a whole", (), (Line(note),), ())] if own else []
 
 
 def _rest(core: ImageTransformer, parts: Sequence[Part]) -> list[Part]:

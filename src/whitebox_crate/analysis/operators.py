@@ -101,10 +101,14 @@ def output_weights(attention: MSSA | MHSA) -> Tensor:
     """The output projection by head, (dim, heads, head_dim), whatever hooks make of what goes into it.
 
     Raises:
-        InputError: If it is not a plain Linear, or the identity of one head.
+        InputError: If it is not a plain Linear where there is one, or the identity where there is none.
     """
-    require_plain(attention, "proj", nn.Linear, nn.Identity, pre_hooks=False)
+    projects = isinstance(attention, MHSA) or attention.projects
+    require_plain(attention, "proj", nn.Linear if projects else nn.Identity, pre_hooks=False)
     if isinstance(attention.proj, nn.Linear):
         return rearrange(attention.proj.weight, "d (h p) -> d h p", h=attention.num_heads)
+    if isinstance(attention, MSSA) and attention.tied:
+        require_plain(attention, "qkv", nn.Linear)
+        return rearrange(attention.qkv.weight, "(h p) d -> d h p", h=attention.num_heads)
     weight = attention.qkv.weight  # one head as wide as a token: the projection is the identity
     return torch.eye(attention.head_dim, dtype=weight.dtype, device=weight.device)[:, None]

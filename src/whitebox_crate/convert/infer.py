@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import InputError, WeightsError, listed
 from ..layers.patch_embed import to_pair
 from ..loading import MAX_DEPTH
-from ..models import Crate, CrateAlpha, CrateMae, CrateMhsa, CrateMlp, ViT
+from ..models import Crate, CrateAlpha, CrateAttentionOnly, CrateMae, CrateMhsa, CrateMlp, ViT
 from ..registry import find_entry, list_models
 from .formats import TWO_PART
 from .rename import Converted, convert_checkpoint
@@ -20,6 +20,7 @@ from .rename import Converted, convert_checkpoint
 # What a model is made of: the parts of its blocks but for norms, and whether a convolution embeds the patches.
 _CLASSES = {
     (frozenset({"mssa", "ista"}), False): Crate,
+    (frozenset({"mssa"}), False): CrateAttentionOnly,
     (frozenset({"mssa", "mlp"}), False): CrateMlp,
     (frozenset({"attn", "ista"}), False): CrateMhsa,
     (frozenset({"mssa", "odl"}), True): CrateAlpha,
@@ -152,6 +153,9 @@ def _visible_options(state: Mapping[str, Tensor], known: Mapping[str, Any], kind
         rows = (shapes.get(f"blocks.0.{part}.qkv.weight") or (matrices * dim,))[0]
         if rows != matrices * dim and "head_dim" not in known:
             options["head_dim"] = _head_dim(rows // matrices, known.get("num_heads"))
+    learned = "blocks.0.mssa.proj.weight" in shapes or known.get("num_heads") == 1
+    if "blocks.0.mssa.qkv.weight" in shapes and not learned and kind in (Crate, CrateAttentionOnly):
+        options["proj"] = "tied"
     if "blocks.0.attn.qkv.weight" in shapes:
         options["qkv_bias"] = "blocks.0.attn.qkv.bias" in shapes
     if shapes.get("blocks.0.mlp.fc1.weight"):

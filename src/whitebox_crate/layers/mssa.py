@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..errors import UnknownNameError
 from ._heads import head_width
 from .drop import NO_DROP, DropRates
 from .readings import Reading, qkv_readings
+
+Proj = Literal["learned", "tied"]
 
 
 class MSSA(nn.Module):
@@ -16,13 +21,16 @@ class MSSA(nn.Module):
 
     Head k owns one basis `U_k` (dim x head_dim), which is query, key and value at once: `w = U_k^T z` and
     `softmax(w w^T / sqrt(head_dim)) w`. An approximate gradient step on the coding rate `Rc(Z; U)` has this form
-    (Eq. 6). The output projection stands where the derivation has the bases once more; it is learned.
+    (Eq. 6). The output projection stands where the derivation has the bases once more; it is learned. With
+    `proj="tied"` it is the bases: `MSSA(z) = sum_k U_k w_k softmax(...)`, without a projection and without a bias. (The
+    "T" of CRATE-T in the code of arXiv 2411.17182 is another network, which applies the read-in matrix twice.)
 
     Args:
         dim: Width of a token.
         num_heads: Number of subspaces.
         head_dim: Dimension of each subspace; `dim // num_heads` if None.
-        proj_bias: Whether the output projection has a bias.
+        proj_bias: Whether a learned output projection has a bias.
+        proj: The output projection, "learned" or "tied".
         drop: What training leaves out.
 
     Shape:
@@ -31,6 +39,7 @@ class MSSA(nn.Module):
 
     Raises:
         InputError: If the heads cannot share the width equally.
+        UnknownNameError: If `proj` is neither of the two.
     """
 
     def __init__(
@@ -39,15 +48,19 @@ class MSSA(nn.Module):
         num_heads: int,
         head_dim: int | None = None,
         proj_bias: bool = True,
+        proj: Proj = "learned",
         drop: DropRates = NO_DROP,
     ) -> None:
         super().__init__()
+        if proj not in get_args(Proj):
+            raise UnknownNameError.of("proj", proj, get_args(Proj))
         self.num_heads = num_heads
         self.head_dim = head_width(dim, num_heads, head_dim)
         inner_dim = num_heads * self.head_dim
         self.qkv = nn.Linear(dim, inner_dim, bias=False)  # the rows are U_1^T, ..., U_K^T
-        needless = num_heads == 1 and inner_dim == dim
-        self.proj = nn.Identity() if needless else nn.Linear(inner_dim, dim, bias=proj_bias)
+        self.tied = proj == "tied"
+        self.projects = not self.tied and (num_heads, inner_dim) != (1, dim)  # one head as wide as a token needs none
+        self.proj = nn.Linear(inner_dim, dim, bias=proj_bias) if self.projects else nn.Identity()
         self.attn_drop = drop.attn
         self.proj_drop = nn.Dropout(drop.proj)
 
@@ -71,8 +84,15 @@ class MSSA(nn.Module):
         """`projections`, w of each head, and `attention`, softmax(w w^T / sqrt(head_dim))."""
         return qkv_readings(self)
 
+    def extra_repr(self) -> str:
+        """The output projection, where no module shows it."""
+        return "proj='tied'" if self.tied else ""
+
     def forward(self, x: Tensor) -> Tensor:
         w, _, _ = self.split_heads(self.qkv(x))
         compressed = F.scaled_dot_product_attention(w, w, w, dropout_p=self.attn_drop if self.training else 0.0)
-        out: Tensor = self.proj_drop(self.proj(rearrange(compressed, "b h n p -> b n (h p)")))
+        out: Tensor = self.proj(rearrange(compressed, "b h n p -> b n (h p)"))
+        if self.tied:
+            out = out @ self.qkv.weight  # tokens are rows: the sum of U_k over heads
+        out = self.proj_drop(out)
         return out

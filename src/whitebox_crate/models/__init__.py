@@ -6,6 +6,7 @@ from ._features import FeatureExtractor, FeatureInfo
 from .crate import Crate, CrateBlock
 from .crate_ablations import CrateMhsa, CrateMhsaBlock, CrateMlp, CrateMlpBlock
 from .crate_alpha import CrateAlpha, CrateAlphaBlock
+from .crate_attention_only import CrateAttentionOnly, CrateAttentionOnlyBlock
 from .crate_mae import CrateMae, CrateMaeDecoderBlock, Reconstruction
 from .vit import ViT, ViTBlock
 
@@ -14,6 +15,8 @@ __all__ = [
     "Crate",
     "CrateAlpha",
     "CrateAlphaBlock",
+    "CrateAttentionOnly",
+    "CrateAttentionOnlyBlock",
     "CrateBlock",
     "CrateMae",
     "CrateMaeDecoderBlock",

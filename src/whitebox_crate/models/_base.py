@@ -37,7 +37,7 @@ class Attention(Protocol):
 
 
 class Block(nn.Module, ABC):
-    """One layer: attention on `norm1` of the tokens, then coding of `norm2` of the result.
+    """One layer: attention on `norm1` of the tokens, then coding of `norm2` of the result, if it codes.
 
     A subclass that can be folded for inference has a method `normed_products` beside its `forward`. One with
     `takes_grid` is called with the patch grid (rows, columns) after the tokens.

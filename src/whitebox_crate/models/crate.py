@@ -19,6 +19,7 @@ from ..layers import (
     layer_drop_rates,
 )
 from ..layers.ista import Threshold
+from ..layers.mssa import Proj
 from ..layers.patch_embed import Size
 from ._base import Block, GlobalPool, ImageTransformer
 
@@ -29,7 +30,7 @@ class CrateBlock(Block):
     """One step of sparse rate reduction (arXiv 2308.16271, Eq. 8): MSSA compresses, ISTA codes sparsely.
 
     `h = z + MSSA(LN(z))`, `z' = ISTA(LN(h))` as released; with `skip="normalized"`, `h = LN(z) + MSSA(LN(z))` as in
-    Algorithm 1.
+    Algorithm 1. With `proj="tied"` MSSA is the derivation's own step, `h = z + sum_k U_k w_k softmax(...)`.
 
     Args:
         dim: Width of a token.
@@ -39,6 +40,7 @@ class CrateBlock(Block):
         sparsity: lambda of ISTA.
         threshold: ISTA's threshold, "relu" or "soft".
         skip: What MSSA is added to, "input" or "normalized".
+        proj: MSSA's output projection, "learned" or "tied".
         drop: What training leaves out.
 
     Shape:
@@ -46,7 +48,7 @@ class CrateBlock(Block):
         - Output: as the input; not negative with "relu".
 
     Raises:
-        UnknownNameError: If `skip` is neither of the two.
+        UnknownNameError: If `threshold`, `skip` or `proj` is neither of its two.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class CrateBlock(Block):
         sparsity: float = 0.1,
         threshold: Threshold = "relu",
         skip: Skip = "input",
+        proj: Proj = "learned",
         drop: DropRates = NO_DROP,
     ) -> None:
         super().__init__()
@@ -65,7 +68,7 @@ class CrateBlock(Block):
             raise UnknownNameError.of("skip", skip, get_args(Skip))
         self.skip = skip
         self.norm1 = nn.LayerNorm(dim)
-        self.mssa = MSSA(dim, num_heads, head_dim, drop=drop)
+        self.mssa = MSSA(dim, num_heads, head_dim, proj=proj, drop=drop)
         self.norm2 = nn.LayerNorm(dim)
         self.ista: ISTA | FoldedISTA = ISTA(dim, step_size, sparsity, threshold)
         self.drop_path = DropPath(drop.path)
@@ -76,8 +79,9 @@ class CrateBlock(Block):
         return self.mssa
 
     def normed_products(self) -> list[NormedProduct]:
-        """Both norms; the first stays with `skip="normalized"`, for the skip adds its output as well."""
-        attended = [] if self.skip == "normalized" else [NormedProduct(self, "norm1", self.mssa, "qkv")]
+        """Both norms; the first stays where the skip adds its output as well, or the bases are read twice."""
+        reads_once = self.skip == "input" and not self.mssa.tied
+        attended = [NormedProduct(self, "norm1", self.mssa, "qkv")] if reads_once else []
         return [*attended, NormedProduct(self, "norm2", self, "ista")]
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -105,6 +109,7 @@ class Crate(ImageTransformer):
         sparsity: lambda of ISTA.
         threshold: ISTA's threshold; "soft" makes CRATE-sth of arXiv 2308.16271, Table 2.
         skip: What MSSA is added to: its "input" as released, or "normalized" as in Algorithm 1.
+        proj: MSSA's output projection: "learned" as released, or "tied" to the bases as the derivation has it.
         dynamic_img_size: Whether images of any size divisible by the patch are taken.
         drop_rate: Share of the head's input that training leaves out; evaluation leaves out nothing, here and below.
         patch_drop_rate: Share of the patches, in `forward` and `forward_features`.
@@ -132,6 +137,7 @@ class Crate(ImageTransformer):
         sparsity: float = 0.1,
         threshold: Threshold = "relu",
         skip: Skip = "input",
+        proj: Proj = "learned",
         dynamic_img_size: bool = False,
         drop_rate: float = 0.0,
         patch_drop_rate: float = 0.0,
@@ -142,7 +148,7 @@ class Crate(ImageTransformer):
         super().__init__(
             NormedPatchEmbed(embed_dim, img_size, patch_size, in_chans, dynamic_img_size),
             [
-                CrateBlock(embed_dim, num_heads, head_dim, step_size, sparsity, threshold, skip, drop=drop)
+                CrateBlock(embed_dim, num_heads, head_dim, step_size, sparsity, threshold, skip, proj, drop=drop)
                 for drop in layer_drop_rates(depth, attn_drop_rate, proj_drop_rate, drop_path_rate)
             ],
             embed_dim=embed_dim,
