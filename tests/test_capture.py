@@ -624,7 +624,7 @@ def test_every_hook_sees_all_tokens_of_every_layer(kind: str) -> None:
     )
     model(images)
     on_all.remove()
-    parts = (block, block.norm2)
+    parts = (block, block.norm1)
     handles = [part.register_forward_hook(lambda _, __, out: seen.append(out.shape[1])) for part in parts]
     model(images)
     for handle in handles:
