@@ -50,7 +50,8 @@ def embed(model: Crate, images: Tensor) -> Tensor:
     (p, q), embedding = model.patch_embed.patch_size, model.patch_embed
     patches = rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", p=p, q=q)
     patches = norm(linear(norm(patches, embedding.norm1), embedding.proj), embedding.norm2)
-    return torch.cat([model.cls_token.expand(len(images), -1, -1), patches], dim=1) + model.pos_embed
+    tokens: Tensor = torch.cat([model.cls_token.expand(len(images), -1, -1), patches], dim=1) + model.pos_embed
+    return tokens
 
 
 def mssa(z: Tensor, layer: MSSA) -> Tensor:

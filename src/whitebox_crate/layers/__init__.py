@@ -4,6 +4,7 @@ from .class_attention import ClassAttention
 from .conv_stem import ConvStem
 from .drop import NO_DROP, DropPath, DropRates, PatchDropout, layer_drop_rates
 from .ista import ISTA, FoldedISTA
+from .layer_scale import LayerScale
 from .mhsa import MHSA
 from .mlp import MLP
 from .mssa import MSSA
@@ -29,6 +30,7 @@ __all__ = [
     "DropRates",
     "FoldedISTA",
     "FourierPosEmbed",
+    "LayerScale",
     "NormedConvolution",
     "NormedPatchEmbed",
     "NormedProduct",

@@ -27,15 +27,18 @@ class DropRates(NamedTuple):
 NO_DROP = DropRates()
 
 
-def layer_drop_rates(depth: int, attn: float, proj: float, path: float) -> list[DropRates]:
+def layer_drop_rates(depth: int, attn: float, proj: float, path: float, *, constant: bool = False) -> list[DropRates]:
     """The rates of each layer: `path` grows in proportion, from 0 in the first to itself in the last.
+
+    With `constant` it is the same in all.
 
     Raises:
         InputError: If a rate is no share from 0 up to, and without, 1.
     """
     for name, rate in (("attn_drop_rate", attn), ("proj_drop_rate", proj), ("drop_path_rate", path)):
         check_rate(name, rate)
-    return [DropRates(attn, proj, path * layer / max(depth - 1, 1)) for layer in range(depth)]
+    shares = [1.0 if constant else layer / max(depth - 1, 1) for layer in range(depth)]
+    return [DropRates(attn, proj, path * share) for share in shares]
 
 
 def check_rate(name: str, rate: float) -> float:

@@ -1,4 +1,4 @@
-"""The models: CRATE, its family and ablations, and ViT, all on one contract."""
+"""The models: CRATE, its family and ablations, ToST, and ViT, all on one contract."""
 
 from ..pretrained_cfg import PretrainedCfg
 from ._base import Block, ImageTransformer
@@ -8,10 +8,12 @@ from .crate_ablations import CrateMhsa, CrateMhsaBlock, CrateMlp, CrateMlpBlock
 from .crate_alpha import CrateAlpha, CrateAlphaBlock
 from .crate_attention_only import CrateAttentionOnly, CrateAttentionOnlyBlock
 from .crate_mae import CrateMae, CrateMaeDecoderBlock, Reconstruction
+from .tost import ClassAttentionBlock, Tost, TostBlock
 from .vit import ViT, ViTBlock
 
 __all__ = [
     "Block",
+    "ClassAttentionBlock",
     "Crate",
     "CrateAlpha",
     "CrateAlphaBlock",
@@ -29,6 +31,8 @@ __all__ = [
     "ImageTransformer",
     "PretrainedCfg",
     "Reconstruction",
+    "Tost",
+    "TostBlock",
     "ViT",
     "ViTBlock",
 ]

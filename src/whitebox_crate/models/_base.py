@@ -79,6 +79,7 @@ class ImageTransformer(nn.Module, HubVerbs):
         num_classes: Number of classes; 0 for no head.
         global_pool: "token", "avg", "mean" or "".
         norm_eps: eps of the last LayerNorm.
+        pos_embed: Makes the positions of a grid (rows, columns); None for a learned table, resampled for other grids.
         drop_rate: Share of the head's input that training leaves out.
         patch_drop_rate: Share of the patches that training leaves out, in `forward` and `forward_features`.
 
@@ -100,6 +101,7 @@ class ImageTransformer(nn.Module, HubVerbs):
         num_classes: int,
         global_pool: GlobalPool,
         norm_eps: float,
+        pos_embed: nn.Module | None = None,
         drop_rate: float = 0.0,
         patch_drop_rate: float = 0.0,
     ) -> None:
@@ -121,9 +123,12 @@ class ImageTransformer(nn.Module, HubVerbs):
 
         self.patch_embed = patch_embed
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + patch_embed.num_patches, embed_dim))
         nn.init.normal_(self.cls_token)
-        nn.init.normal_(self.pos_embed)
+        if pos_embed is None:
+            self.pos_embed: Any = nn.Parameter(torch.empty(1, 1 + patch_embed.num_patches, embed_dim))
+            nn.init.normal_(self.pos_embed)
+        else:
+            self.pos_embed = pos_embed
         self.patch_drop = PatchDropout(patch_drop_rate)
         self.blocks = nn.ModuleList(blocks)
         pool_first = global_pool in ("avg", "mean")
@@ -236,15 +241,29 @@ class ImageTransformer(nn.Module, HubVerbs):
         out = block(*given)
         return out
 
-    def _run_blocks(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        for block in self.blocks:
-            tokens = self._run_block(block, tokens, grid)
+    def joined(self, layer: int, tokens: Tensor) -> Tensor:
+        """The tokens that enter one of `layers`, of those that the layer before gave: the same, if none join here."""
+        return tokens
+
+    def run_layers(self, tokens: Tensor, grid: tuple[int, int], first: int = 0) -> Tensor:
+        """The rest of the layers.
+
+        Args:
+            tokens: What enters the layer `first`, (batch, tokens, embed_dim).
+            grid: The patch grid, (rows, columns).
+            first: The layer to begin with, from 0.
+
+        Returns:
+            The tokens after the last layer; `tokens` if there is none from `first` on.
+        """
+        for index, layer in enumerate(self.layers()[first:], first):
+            tokens = self._run_block(layer, self.joined(index, tokens) if index > first else tokens, grid)
         return tokens
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Normed tokens after the last block, (batch, 1 + rows * columns, embed_dim), [CLS] first."""
         tokens = self.patch_drop(self.embed(images))
-        normed: Tensor = self.norm(self._run_blocks(tokens, self.grid_of(images)))
+        normed: Tensor = self.norm(self.run_layers(tokens, self.grid_of(images)))
         return normed
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -311,17 +330,21 @@ class ImageTransformer(nn.Module, HubVerbs):
             if index in take:
                 taken[index] = self.norm(tokens) if norm else tokens
         states = [taken[index] for index in take]
-        prefix = [state[:, : self.num_prefix_tokens] for state in states]
-        patches = [state[:, self.num_prefix_tokens :] for state in states]
+        prefix = [state[:, : state.shape[1] - rows * columns] for state in states]
+        patches = [state[:, state.shape[1] - rows * columns :] for state in states]
         if output_fmt == "NCHW":
             patches = [rearrange(p, "b (h w) d -> b d h w", h=rows, w=columns).contiguous() for p in patches]
+        out: dict[str, Any] = {}
+        if not intermediates_only:
+            depth = len(self.blocks)
+            out["image_features"] = self.norm(self.run_layers(self.joined(depth, tokens), grid, first=depth))
         if output_dict:
-            out: dict[str, Any] = {"image_intermediates": patches}
+            out["image_intermediates"] = patches
             if return_prefix_tokens:
                 out["image_intermediates_prefix"] = prefix
-            return out if intermediates_only else {"image_features": self.norm(tokens), **out}
+            return out
         intermediates: list[Any] = list(zip(patches, prefix, strict=True)) if return_prefix_tokens else patches
-        return intermediates if intermediates_only else (self.norm(tokens), intermediates)
+        return intermediates if intermediates_only else (out["image_features"], intermediates)
 
     def get_intermediate_layers(
         self,
@@ -415,8 +438,9 @@ class ImageTransformer(nn.Module, HubVerbs):
             return
         old_grid = self.patch_embed.grid_size
         self.patch_embed.set_input_size(img_size)
-        resampled = self.resample_positions(self.pos_embed.detach(), old_grid, self.patch_embed.grid_size)
-        self.pos_embed = nn.Parameter(resampled.clone(), requires_grad=self.pos_embed.requires_grad)
+        if not isinstance(self.pos_embed, nn.Module):
+            resampled = self.resample_positions(self.pos_embed.detach(), old_grid, self.patch_embed.grid_size)
+            self.pos_embed = nn.Parameter(resampled.clone(), requires_grad=self.pos_embed.requires_grad)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether blocks recompute their activations in the backward pass instead of keeping them."""

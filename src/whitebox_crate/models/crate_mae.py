@@ -228,7 +228,7 @@ class CrateMae(ImageTransformer):
             torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches), grid
         )
         # The last norm bears one of these names; the other is no norm.
-        tokens = self.fc_norm(self.norm(self._run_blocks(tokens, grid)))
+        tokens = self.fc_norm(self.norm(self.run_layers(tokens, grid)))
         for block in self.decoder_blocks:
             tokens = self._run_block(block, tokens, grid)
         pred = self.decoder_pred(self.decoder_norm(tokens))[:, self.num_prefix_tokens :]
