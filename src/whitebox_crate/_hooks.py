@@ -36,12 +36,14 @@ class Hook(NamedTuple):
         when: "before" for a function of the arguments, a tuple; "after" for one of the arguments and the output.
         function: As hooks of torch, but without the module; what it returns other than None is put in place.
         changes: Whether what it returns is something else than what it was given.
+        with_kwargs: Whether the function gets keyword arguments, a dict, after the arguments.
     """
 
     module: nn.Module
     when: Literal["before", "after"]
     function: Callable[..., Any]
     changes: bool = False
+    with_kwargs: bool = False
 
 
 @contextmanager
@@ -64,7 +66,7 @@ def hooks_here(hooks: list[Hook], constants: Constants | None = None) -> Iterato
                 hook.module.register_forward_pre_hook if hook.when == "before" else hook.module.register_forward_hook
             )
             with _registering:
-                handle = register(_OwnHook(block, hook))
+                handle = register(_OwnHook(block, hook), with_kwargs=hook.with_kwargs)
             stack.callback(_remove, handle)
         _open.set((*_open.get(), block))
         stack.callback(_leave, block)

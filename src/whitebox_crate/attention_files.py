@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from ._files import make_folder
 from ._indices import resolve_indices, resolve_layers
+from .backbones import readable
 from .capturing import capture, check_chunk
 from .errors import OutputError, UnknownNameError
-from .models._wrappers import transformer_in
 
 FileType = Literal["float16", "float32"]
 
@@ -41,7 +41,7 @@ def save_attention(
     not there; those that were there before are replaced when all are done.
 
     Args:
-        model: A model of this package, as `capture` takes it.
+        model: A model that `capture` reads.
         images: (batch, in_chans, height, width), normalised.
         folder: Made if it does not exist.
         layers: As in `capture`.
@@ -60,12 +60,12 @@ def save_attention(
     if dtype not in get_args(FileType):
         raise UnknownNameError.of("dtype of the file", dtype, get_args(FileType))
     check_chunk(chunk)
-    core, folder = transformer_in(model), Path(folder)
+    core, folder = readable(model), Path(folder)
     rows, columns = core.grid_of(images)
     tokens = core.num_prefix_tokens + rows * columns
     shown = core.num_heads if heads is None else len(resolve_indices("head", heads, core.num_heads))
     shape = (len(images), shown, tokens, tokens)
-    files = {layer: folder / f"attention_{layer:02d}.npy" for layer in resolve_layers(layers, len(core.blocks))}
+    files = {layer: folder / f"attention_{layer:02d}.npy" for layer in resolve_layers(layers, len(core.layers()))}
     make_folder(folder)
     _check_room(folder, len(files) * math.prod(shape) * np.dtype(dtype).itemsize)
     try:
@@ -75,7 +75,7 @@ def save_attention(
                 stack.enter_context(
                     capture(model, "attention", layers=[layer], heads=heads, queries="all", chunk=chunk, reduce=writer)
                 )
-            model(images)
+            core(images)
             stack.close()  # the files are flushed before they get their names
             for path in files.values():
                 (Path(temporary) / path.name).replace(path)

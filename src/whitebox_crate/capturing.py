@@ -6,6 +6,7 @@ in a forward hook. Its output does not change by a bit.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ._hooks import Hook, hooks_here, uncompiled
 from ._indices import resolve_index, resolve_indices, resolve_layers
+from .backbones import Backbone, Readable, readable
 from .errors import CaptureError, InputError, UnknownNameError, WhiteboxCrateError
 from .layers import Reading, Rows
-from .models import Block, ImageTransformer
-from .models._wrappers import transformer_in, unwrap
+from .models import Block
+from .models._wrappers import unwrap
 
 # What operators and adapters name their states is theirs (`Block.readings`); these are the names in this package.
 State: TypeAlias = str
@@ -153,7 +155,8 @@ def capture(
     for what each token attends to most. `whitebox_crate.save_attention` writes them to disk.
 
     Args:
-        model: A model of this package; compiled by `torch.compile`, distributed or features-only is fine.
+        model: A model of this package, or one with a backbone that an adapter knows (`whitebox_crate.backbones`):
+            timm's VisionTransformer and others. Compiled by `torch.compile`, distributed or features-only is fine.
         *states: What to read.
         layers: Which layers, counted from 0, negative ones from the end; an int n for the last n; None for all.
         heads: Which heads of `projections` and `attention`; None for all.
@@ -167,16 +170,18 @@ def capture(
 
     Raises:
         UnknownNameError: If a state, layer, head or query does not exist.
-        InputError: If the model is not one of this package, no state is named, indices are no list of integers, `chunk`
-            is no positive integer, `chunk`, `reduce` or `heads` is given for states that have no such thing, or
-            `reduce` gives something else.
+        InputError: If nothing is known of the model, no state is named, it has no [CLS] and no `queries` are given,
+            indices are no list of integers, `chunk` is no positive integer, `chunk`, `reduce` or `heads` is given for
+            states that have no such thing, or `reduce` gives something else.
     """
-    core = transformer_in(model)
+    core = readable(model)
     if not states:
         raise InputError(f"name at least one state to capture: {', '.join(known_states(core))}")
     if isinstance(queries, str) and queries not in ("cls", "all"):
         raise UnknownNameError.of("queries", queries, ("cls", "all"), "Token indices are fine too.")
     plan = _Plan.of(core, states, layers)
+    if isinstance(queries, str) and queries == "cls" and plan.any_of_rows and not core.has_class_token:
+        raise InputError("this backbone has no [CLS], whose row is asked for; give queries='all', or token indices")
     if not plan.any_of_rows and (chunk is not None or reduce is not None):
         raise InputError(f"chunk and reduce are for rows of attention, and only {', '.join(states)} is captured")
     if heads is not None and not plan.any_of_heads:
@@ -193,10 +198,10 @@ def known_states(model: nn.Module) -> tuple[str, ...]:
     Raises:
         InputError: If nothing is known of the model.
     """
-    core = transformer_in(model)
+    core = readable(model)
     blocks = [unwrap(layer) for layer in core.layers()]
-    found = [name for block in blocks if isinstance(block, Block) for name in core.readings_of(block)]
-    return in_order(found)
+    known = [block for block in blocks if isinstance(core, Backbone) or isinstance(block, Block)]
+    return in_order(name for block in known for name in core.readings_of(block))
 
 
 def in_order(inner: Iterable[str]) -> tuple[str, ...]:
@@ -219,7 +224,7 @@ class _Plan:
     readings: Mapping[int, Mapping[str, Reading]]
 
     @classmethod
-    def of(cls, core: ImageTransformer, states: Sequence[str], layers: int | Sequence[int] | None) -> _Plan:
+    def of(cls, core: Readable, states: Sequence[str], layers: int | Sequence[int] | None) -> _Plan:
         """The readings of these states; of None, in the layers that have all of them.
 
         Raises:
@@ -264,9 +269,7 @@ class _Plan:
 class _Recorder:
     """Puts what comes by into a trace, under the layer that runs."""
 
-    def __init__(
-        self, trace: Trace, core: ImageTransformer, plan: _Plan, heads: Sequence[int] | None, rows: _Rows
-    ) -> None:
+    def __init__(self, trace: Trace, core: Readable, plan: _Plan, heads: Sequence[int] | None, rows: _Rows) -> None:
         self.trace, self.core, self.plan, self.heads, self.rows = trace, core, plan, heads, rows
         self.last, self.running = -1, False
 
@@ -278,13 +281,14 @@ class _Recorder:
         for index, block in enumerate(self.plan.modules):
             every.setdefault(block, []).append(index)
         places = {block: indices for block, indices in every.items() if set(indices) & set(self.trace.layers)}
-        parts: dict[tuple[nn.Module, str], Hook] = {}
+        parts: dict[tuple[nn.Module, str, str], Hook] = {}
         for block, indices in places.items():
             hooks.append(Hook(block, "before", partial(self._enter, indices)))
             readings = next(self.plan.readings[index] for index in indices if index in self.plan.readings)
             for state in self.trace.states:
-                hook = self._hook(state, readings[state]) if state in readings else self._hook_of_layer(block, state)
-                parts.setdefault((hook.module, state), hook)
+                own = self._hooks_of(state, readings[state]) if state in readings else [self._of_layer(block, state)]
+                for hook in own:
+                    parts.setdefault((hook.module, hook.when, state), hook)
         hooks += parts.values()
         return hooks + [Hook(block, "after", self._leave) for block in places]
 
@@ -306,14 +310,14 @@ class _Recorder:
         if self.running:
             self.trace._tensors[state, self.last] = make()
 
-    def _hook_of_layer(self, block: nn.Module, state: str) -> Hook:
+    def _of_layer(self, block: nn.Module, state: str) -> Hook:
         """The hook that reads what goes into a layer, or what comes out."""
         if state == "tokens":
             return Hook(block, "before", lambda args: self._keep(state, lambda: args[0]))
-        return Hook(block, "after", lambda _, out: self._keep(state, lambda: out))
+        return Hook(block, "after", lambda _, out: self._keep(state, lambda: out[0] if isinstance(out, tuple) else out))
 
-    def _hook(self, state: str, reading: Reading) -> Hook:
-        """The hook that reads one state inside a layer."""
+    def _hooks_of(self, state: str, reading: Reading) -> list[Hook]:
+        """The hooks that read one state inside a layer."""
         chosen = None
         if self.heads is not None and reading.num_heads:
             chosen = resolve_indices("head", self.heads, reading.num_heads)
@@ -331,9 +335,11 @@ class _Recorder:
             self._keep(state, lambda: kept)
             return reading.write(out, kept)
 
+        if reading.inside:
+            return _hooks_inside(reading, keep)
         if reading.when == "before":
-            return Hook(reading.module, "before", lambda args: keep(*args))
-        return Hook(reading.module, "after", keep_and_write)
+            return [Hook(reading.module, "before", lambda args: keep(*args))]
+        return [Hook(reading.module, "after", keep_and_write)]
 
     def _part(self, found: Tensor | Rows, chosen: Sequence[int] | None, of_heads: bool) -> Any:
         """What was asked for of a state."""
@@ -347,7 +353,26 @@ class _Recorder:
         return found.clone() if of_heads and found.untyped_storage().nbytes() > found.nbytes else found
 
 
-def _unseen_by_checkpointing(core: ImageTransformer) -> Any:
+def _hooks_inside(reading: Reading, keep: Callable[..., None]) -> list[Hook]:
+    """Hooks that call `keep` with the arguments of a module by name and what the modules inside it gave."""
+    names = inspect.signature(reading.module.forward)
+    seen: dict[int, Any] = {}
+
+    def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.clear()
+        seen[0] = names.bind(*args, **kwargs).arguments
+
+    def note(place: int, _: Any, out: Any) -> None:
+        seen[place] = out
+        if len(seen) > len(reading.inside):
+            keep(*(seen[place] for place in sorted(seen)))
+            seen.clear()
+
+    inside = [Hook(part, "after", partial(note, place)) for place, part in enumerate(reading.inside, start=1)]
+    return [Hook(reading.module, "before", begin, with_kwargs=True), *inside]
+
+
+def _unseen_by_checkpointing(core: Readable) -> Any:
     """Checkpointing counts the tensors that a layer saves for the backward pass: those saved here are not its own."""
     return saved_tensors_hooks(_same, _same) if core.grad_checkpointing else nullcontext()
 

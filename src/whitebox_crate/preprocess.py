@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, Union
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._deprecated import moved_names
+from .backbones import readable
 from .errors import InputError, UnknownNameError, is_finite, require
 from .images import to_rgb
 from .layers.patch_embed import Size, to_pair
-from .models import FeatureExtractor, ImageTransformer
-from .models._wrappers import unwrap
 from .pretrained_cfg import IMAGENET_MEAN, IMAGENET_STD, LEAST_CROP, PretrainedCfg
 
 if TYPE_CHECKING:
@@ -30,9 +29,9 @@ MOST_PATCHES, MOST_PIXELS = 1 << 18, 1 << 26  # of a photograph for a model
 
 
 def resolve_data_config(
-    args: ImageTransformer | FeatureExtractor | Mapping[str, Any] | None = None,
+    args: nn.Module | Mapping[str, Any] | None = None,
     pretrained_cfg: Mapping[str, Any] | None = None,
-    model: ImageTransformer | FeatureExtractor | None = None,
+    model: nn.Module | None = None,
 ) -> dict[str, Any]:
     """What images a model expects: the keyword arguments of `create_transform`, under timm's names.
 
@@ -43,7 +42,7 @@ def resolve_data_config(
     standard deviations (the image becomes grey); any other number repeats them in turn.
 
     Args:
-        args: A model, whatever torch has put around it; or the facts about weights, as `get_pretrained_cfg` gives them;
+        args: A model that `capture` reads; or the facts about weights, as `get_pretrained_cfg` gives them;
             or what goes before these, as from timm's command lines: those of the keys below that are there and not
             None, `img_size` and `in_chans` (or `chans`). Other keys are passed over.
         pretrained_cfg: The facts, in place of the model's; those that are not there are as of `PretrainedCfg()`.
@@ -54,7 +53,7 @@ def resolve_data_config(
         crop_pct; crop_mode.
 
     Raises:
-        InputError: If there is no model of this package and no facts, or the facts have no mean or std.
+        InputError: If there is no model that is known and no facts, or the facts have no mean or std.
     """
     asked: dict[str, Any] = {}
     if isinstance(args, PretrainedCfg):
@@ -81,11 +80,9 @@ def _facts_and_size(model: Any, given: Mapping[str, Any] | None) -> tuple[Mappin
     facts: Mapping[str, Any] | None = None if given is None else {**PretrainedCfg(), **given}
     if model is None and facts is not None:
         return facts, tuple(facts["input_size"])
-    source = unwrap(model)
-    if isinstance(source, FeatureExtractor):
-        source = source.model
-    if not isinstance(source, ImageTransformer):
-        raise InputError(f"expected a model of this package or a PretrainedCfg, got {type(source).__name__}")
+    if not isinstance(model, nn.Module):
+        raise InputError(f"expected a model or a PretrainedCfg, got {type(model).__name__}")
+    source = readable(model)
     return source.pretrained_cfg if facts is None else facts, (source.in_chans, *source.img_size)
 
 
@@ -258,54 +255,68 @@ def _check_patches(rows: int, columns: int, patch: tuple[int, int], short_side: 
         )
 
 
-def best_short_side(model: ImageTransformer) -> int:
+def best_short_side(model: nn.Module) -> int:
     """The shorter side of a photograph, pixels, at which a model's attention shows objects best.
 
     Args:
         model: The model, whose `pretrained_cfg.attention_size` tells; where it was not measured, its own image's side.
     """
-    return model.pretrained_cfg.attention_size or min(model.img_size)
+    core = readable(model)
+    return core.pretrained_cfg.attention_size or min(core.img_size)
 
 
 class SeenPhoto(NamedTuple):
     """A photograph as a model sees it.
 
     Attributes:
-        image: Pillow, RGB, scaled to whole patches.
-        pixels: (3, height, width), float32, on the CPU, normalised; `pixels[None]` is a batch.
+        image: Pillow, RGB, scaled to whole patches, or to the one size that the model takes.
+        pixels: (3, height, width), normalised, on the model's device, of its dtype; `pixels[None]` is a batch.
     """
 
     image: Image
     pixels: Tensor
 
 
-def fit_photo(model: ImageTransformer, photo: Image, short_side: int | None = None) -> SeenPhoto:
+def fit_photo(model: nn.Module, photo: Image, short_side: int | None = None) -> SeenPhoto:
     """The one way from a photograph to a model's tensor: whole patches, nothing cut off, the weights' mean and std.
 
+    A model that takes images of one size alone (`dynamic_img_size=False`) sees the photograph resized to that, whatever
+    its proportions.
+
     Args:
-        model: A model that takes images of any size (`dynamic_img_size=True`), or of the one that comes out.
+        model: A model that `capture` reads.
         photo: A Pillow image of any size and mode, as `whitebox_crate.images.load_image` reads it.
         short_side: Of the image, pixels, before it is rounded to whole patches; `best_short_side` if None.
 
     Raises:
-        InputError: If the model takes another number of channels than a photograph has, or the side is not positive.
+        InputError: If the model takes another number of channels than a photograph has, or the side is not positive, or
+            is not that of the one size that the model takes.
         MissingExtraError: If Pillow is not installed.
     """
-    check_takes_photos(model)
-    cfg = model.pretrained_cfg
-    side = best_short_side(model) if short_side is None else short_side
-    image = resize_to_grid(photo, model.patch_embed.patch_size, side)
-    return SeenPhoto(image, image_to_tensor(image, mean=cfg.mean, std=cfg.std))
+    core = readable(model)
+    check_takes_photos(core)
+    side = best_short_side(core) if short_side is None else short_side
+    if core.dynamic_img_size:
+        image = resize_to_grid(photo, core.patch_size, side)
+    elif short_side in (None, min(core.img_size)):
+        pillow: Any = require("PIL.Image", extra="images")
+        image = to_rgb(photo).resize(core.img_size[::-1], pillow.Resampling.BICUBIC)
+    else:
+        height, width = core.img_size
+        raise InputError(f"the model takes images of {height} x {width} alone; leave out the size of {short_side}")
+    pixels = image_to_tensor(image, mean=core.pretrained_cfg.mean, std=core.pretrained_cfg.std)
+    return SeenPhoto(image, pixels.to(next(core.patch_embed.parameters())))
 
 
-def check_takes_photos(model: ImageTransformer, name: str = "the model") -> None:
+def check_takes_photos(model: nn.Module, name: str = "the model") -> None:
     """Refuses a model, called by this name, that takes another number of channels than a photograph has.
 
     Raises:
         InputError: If it does.
     """
-    if model.in_chans != 3:
-        raise InputError(f"{name} takes {model.in_chans} channels; photographs have 3")
+    channels = readable(model).in_chans
+    if channels != 3:
+        raise InputError(f"{name} takes {channels} channels; photographs have 3")
 
 
 def image_to_tensor(

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union, overload
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import InputError
 from .images import image_files, load_image
-from .models import ImageTransformer
 from .preprocess import AnyImage, fit_photo, to_pillow
 from .ready import ready_model
 from .segmentation.cuts import mask_boxes
@@ -109,7 +108,7 @@ class Segmentation:
 @overload
 def segment(
     images: Image | np.ndarray[Any, Any] | Tensor,
-    model: str | ImageTransformer = ...,
+    model: str | nn.Module = ...,
     method: str | Masker | None = ...,
     *,
     size: int | None = ...,
@@ -122,7 +121,7 @@ def segment(
 @overload
 def segment(
     images: AnyPath,
-    model: str | ImageTransformer = ...,
+    model: str | nn.Module = ...,
     method: str | Masker | None = ...,
     *,
     size: int | None = ...,
@@ -135,7 +134,7 @@ def segment(
 @overload
 def segment(
     images: Iterable[AnyPath | AnyImage],
-    model: str | ImageTransformer = ...,
+    model: str | nn.Module = ...,
     method: str | Masker | None = ...,
     *,
     size: int | None = ...,
@@ -147,7 +146,7 @@ def segment(
 
 def segment(
     images: Any,
-    model: str | ImageTransformer = "crate_nano",
+    model: str | nn.Module = "crate_nano",
     method: str | Masker | None = None,
     *,
     size: int | None = None,
@@ -161,7 +160,8 @@ def segment(
         images: A photograph: a file; a Pillow image; uint8 (height, width, 3) in numpy or (3, height, width) in torch.
             Or several: a list, a generator or a batch of these, or a folder, with all files in it that look like
             photographs, sorted.
-        model: Name of a model with weights, as of `create_model`, or a model that takes images of any size.
+        model: Name of a model with weights, as of `create_model`; or a model, of this package or another's, as of
+            `capture`.
         method: A name in `segmentation.METHODS`, or a function from features (tokens, dim) and grid (rows, columns) to
             masks, bool (n, rows, columns). If None, the first method there that has the settings.
         size: Shorter side of the photograph for the model, pixels; `best_short_side` of the model if None.
@@ -191,7 +191,7 @@ def segment(
         try:
             if min(photo.size) < LEAST:
                 raise InputError(f"it has {photo.width} x {photo.height} pixels; give one of {LEAST} x {LEAST} or more")
-            pixels = fit_photo(network, photo, size).pixels.to(network.cls_token)
+            pixels = fit_photo(network, photo, size).pixels
             with torch.inference_mode(), _memory(pixels):
                 found = find(network, pixels)
         except InputError as error:

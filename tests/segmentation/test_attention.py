@@ -257,12 +257,11 @@ def test_cls_attention_of_a_compiled_model_is_the_same() -> None:
     assert torch.equal(cls_attention(compiled, images), cls_attention(model, images))
 
 
-def test_cls_attention_refuses_models_of_others_and_wrapped_ones() -> None:
-    features = create_model("crate_tiny_patch16_224", img_size=32, features_only=True)
-    with pytest.raises(InputError, match="FeatureExtractor"):
-        cls_attention(features, torch.zeros(1, 3, 32, 32))
+def test_cls_attention_takes_wrapped_models_and_refuses_what_has_no_known_layers() -> None:
+    features, images = create_model("crate_tiny_patch16_224", img_size=32, features_only=True), torch.rand(1, 3, 32, 32)
+    assert torch.equal(cls_attention(features, images), cls_attention(features.model, images))
     with pytest.raises(InputError, match="Linear"):
-        cls_attention(torch.nn.Linear(3, 3), torch.zeros(1, 3, 32, 32))  # type: ignore[arg-type]
+        cls_attention(torch.nn.Linear(3, 3), images)
 
 
 def test_cls_attention_names_the_images_that_are_not_finite() -> None:

@@ -191,7 +191,8 @@ def test_patch_features_are_the_projections_of_all_heads_without_cls(name: str) 
         patch_features(model, images, state="attention")
 
 
-def test_a_wrapped_model_is_refused() -> None:
-    model = create_model("crate_nano", features_only=True, depth=1)
-    with pytest.raises(InputError, match="give the model itself"):
-        patch_features(model, torch.randn(1, 3, 96, 96), layer=0)
+def test_a_wrapped_model_is_read_like_the_model_itself() -> None:
+    model, images = create_model("crate_nano", features_only=True, depth=1), torch.randn(1, 3, 96, 96)
+    (wrapped, grid), (features, _) = (patch_features(each, images, layer=0) for each in (model, model.model))
+    assert grid == (16, 16)
+    assert torch.equal(wrapped, features)

@@ -13,9 +13,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .._indices import resolve_layers
+from ..backbones import Readable
 from ..capturing import capture
 from ..errors import InputError, ProcessError
-from ..models import Block, ImageTransformer
+from ..models import Block
 from ..models._wrappers import transformer_in, unwrap
 from .moments import Moments
 from .operators import refuse_folded
@@ -144,7 +145,7 @@ def _images_of(batch: Any) -> Tensor:
     return images
 
 
-def check_images(core: ImageTransformer, images: Tensor) -> None:
+def check_images(core: Readable, images: Tensor) -> None:
     """Raises InputError unless these are images, finite and normalised, of a size that the model takes."""
     if not isinstance(images, Tensor) or not images.is_floating_point():
         got = images.dtype if isinstance(images, Tensor) else type(images).__name__

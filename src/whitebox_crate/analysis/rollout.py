@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from .._indices import resolve_index
+from ..backbones import readable
 from ..capturing import capture
 from ..errors import InputError
-from ..models._wrappers import transformer_in
 from .batches import check_images
 
 
@@ -22,7 +22,7 @@ def attention_rollout(model: nn.Module, images: Tensor, layer: int = -1, skip: f
     much larger than MSSA's output, or less, and the output projection, sign and all, does not count.
 
     Args:
-        model: A model of this package, compiled or not.
+        model: A model that `capture` reads.
         images: (batch, in_chans, height, width), float.
         layer: The last layer of the product, from 0; negative from the end.
         skip: Weight of the identity, in [0, 1].
@@ -31,21 +31,26 @@ def attention_rollout(model: nn.Module, images: Tensor, layer: int = -1, skip: f
         (batch, tokens, tokens), [CLS] first, the dtype of the attention.
 
     Raises:
-        InputError: If the model is not one of this package, does not take the images, or `skip` is no share.
+        InputError: If nothing is known of the model, it does not take the images, or `skip` is no share.
         UnknownNameError: If there is no such layer.
     """
-    core = transformer_in(model)
-    last = resolve_index("layer", layer, len(core.blocks))
+    core = readable(model)
+    last = resolve_index("layer", layer, len(core.layers()))
     if not 0 <= skip <= 1:
         raise InputError(f"skip is a share in [0, 1], not {skip!r}")
     check_images(core, images)
-    tokens = core.embed(images)
-    rollout = torch.eye(tokens.shape[1], dtype=tokens.dtype, device=tokens.device).expand(len(tokens), -1, -1)
-    for index in range(last + 1):  # a layer at a time: attention of all tokens is large
-        with capture(core, "attention", layers=[index], queries="all") as trace:
-            tokens = core.blocks[index](tokens)
-        attention = trace["attention", index].mean(1)
-        rollout = (1 - skip) * (attention @ rollout) + skip * rollout
+    rollout: Tensor | None = None
+
+    def roll(rows: Tensor) -> Tensor:
+        nonlocal rollout
+        attention = rows.mean(1)
+        before = torch.eye(attention.shape[-1]).to(attention) if rollout is None else rollout
+        rollout = (1 - skip) * (attention @ before) + skip * before
+        return rows[..., :0]  # attention of all tokens is large: none is kept
+
+    with capture(core, "attention", layers=range(last + 1), queries="all", reduce=roll):
+        core(images)
+    assert rollout is not None
     return rollout
 
 
@@ -54,6 +59,6 @@ def cls_rollout(model: nn.Module, images: Tensor, layer: int = -1, skip: float =
 
     The share of [CLS] itself is left out, so that a map sums to less than 1.
     """
-    core = transformer_in(model)
+    core = readable(model)
     row = attention_rollout(model, images, layer, skip)[:, 0, core.num_prefix_tokens :]
     return row.reshape(len(row), *core.grid_of(images))

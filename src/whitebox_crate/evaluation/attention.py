@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import InputError, WeightsError
-from ..models import ImageTransformer
 from ..preprocess import fit_photo
 from ..segmentation.attention import MaskRule, attention_masks, upsample
 from ..segmentation.states import all_cls_attention
@@ -80,7 +79,7 @@ def score_maps(
 
 
 def score_image(
-    model: ImageTransformer,
+    model: nn.Module,
     pair: LabelledImage,
     *,
     size: int | None = None,
@@ -94,7 +93,7 @@ def score_image(
     The model sees the whole image (`fit_photo`); the labels stay as they are.
 
     Args:
-        model: A model of this package that takes images of any size (`dynamic_img_size`).
+        model: A model that `capture` reads.
         pair: The image and its mask.
         size: Shorter side for the model, pixels; `best_short_side` of the model if None.
         rules: Rules of `attention_masks`.
@@ -110,7 +109,7 @@ def score_image(
         WeightsError: If the model's attention is not finite.
     """
     image, labels = pair.read()
-    pixels = fit_photo(model, image, size).pixels.to(model.cls_token)
+    pixels = fit_photo(model, image, size).pixels
     with torch.inference_mode():
         maps = all_cls_attention(model, pixels[None])[0].float().cpu()
     if not maps.isfinite().all():

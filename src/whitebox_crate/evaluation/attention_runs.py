@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
+from torch import nn
+
 from .._random import torch_generator
 from ..errors import InputError
-from ..models import ImageTransformer
 from ..preprocess import best_short_side
 from ..segmentation.attention import MaskRule
 from ..segmentation.states import resolve_layer
@@ -21,7 +22,7 @@ from .summaries import summarize, summary_tables
 
 def evaluate_attention(
     run: Run,
-    model: ImageTransformer,
+    model: nn.Module,
     data: LabelledImages,
     *,
     name: str,
@@ -37,7 +38,7 @@ def evaluate_attention(
 
     Args:
         run: Where results go.
-        model: A model of this package that takes images of any size (`dynamic_img_size`), on its device.
+        model: A model that `capture` reads, on its device.
         data: The images, as `read_voc` and `read_folder` give them.
         name: What to call the model.
         size: As of `score_image`.
@@ -75,7 +76,7 @@ def evaluate_attention(
 
 def measure_attention(
     run: Run,
-    model: ImageTransformer,
+    model: nn.Module,
     data: LabelledImages,
     *,
     name: str,

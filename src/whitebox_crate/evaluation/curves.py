@@ -11,10 +11,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from .._files import write_whole
 from .._tables import markdown_table
+from ..backbones import readable
 from ..errors import require
-from ..models import ImageTransformer
 from ..segmentation.attention import MaskRule
 from ..segmentation.states import resolve_layer
 from .attention_runs import measure_attention
@@ -26,7 +28,7 @@ from .summaries import LayerMeans, layer_means
 
 # A label, and the numbers of each rule by x: {"x", "images", "best_head", "mean_head"}.
 Curve = dict[str, Any]
-NamedModel = tuple[str, ImageTransformer]
+NamedModel = tuple[str, nn.Module]
 
 KINDS = {"best_head": "best head", "mean_head": "mean of heads"}
 
@@ -56,12 +58,12 @@ class Curves:
         curves = []
         for number, (name, model) in enumerate(models):
             means = self._measure(model, name, f"{number}-{_as_file_name(name)}")
-            points = [_point(layer, means, layer) for layer in range(len(model.blocks))]
+            points = [_point(layer, means, layer) for layer in range(len(readable(model).layers()))]
             curves.append({"label": name, "points": points})
         return curves
 
     def by_checkpoint(
-        self, checkpoints: Iterable[tuple[float, Path, ImageTransformer]], label: str, layer: int | None = None
+        self, checkpoints: Iterable[tuple[float, Path, nn.Module]], label: str, layer: int | None = None
     ) -> list[Curve]:
         """One curve over (number, where it is from, model).
 
@@ -130,7 +132,7 @@ class Curves:
         write_whole(target.with_suffix(".png"), partial(_plot(curves, x_label, rule).savefig, dpi=120))
         return target, "\n".join(_table(curve, x_label, rule) for curve in curves)
 
-    def _measure(self, model: ImageTransformer, name: str, part: str, noise: Noise | None = None) -> LayerMeans:
+    def _measure(self, model: nn.Module, name: str, part: str, noise: Noise | None = None) -> LayerMeans:
         records = measure_attention(
             self.run, model, self.data, name=name, size=self.size, keep=self.keep, noise=noise, part=part
         )

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._random import torch_generator
+from ..backbones import readable
 from ..errors import InputError
 from ..images import load_image
-from ..models import ImageTransformer
 from ..preprocess import fit_photo
 from ..segmentation.attention import MaskRule, attention_masks, upsample
 from ..segmentation.draw import blank_panel, draw_colours, draw_map, draw_mask, draw_panels, frame_panels
@@ -63,7 +63,7 @@ class Photograph:
 
 def read_photograph(
     path: str | os.PathLike[str],
-    model: ImageTransformer,
+    model: nn.Module,
     short_side: int | None = None,
     *,
     alone: bool = False,
@@ -73,7 +73,7 @@ def read_photograph(
 
     Args:
         path: Any image that Pillow reads.
-        model: A model of this package that takes images of any size (`dynamic_img_size`).
+        model: A model that `capture` reads.
         short_side: Of what the model sees, pixels; `best_short_side` if None.
         alone: Whether its picture is large, for a sheet of its own.
         image: What is in the file, mode RGB, if it has been read already; else it is read upright.
@@ -85,7 +85,7 @@ def read_photograph(
     seen, pixels = fit_photo(model, photo, short_side)
     scale = min(SHORT_SIDE / min(seen.size), LONGEST / max(seen.size)) if alone else LONG_SIDE / max(seen.size)
     picture = photo.resize((max(1, round(seen.width * scale)), max(1, round(seen.height * scale))))
-    return Photograph(Path(path), picture, pixels.to(model.cls_token), short_side)
+    return Photograph(Path(path), picture, pixels, short_side)
 
 
 def maps_sheet(photo: Photograph, maps: Tensor, layer: int) -> Image:
@@ -101,9 +101,7 @@ def maps_sheet(photo: Photograph, maps: Tensor, layer: int) -> Image:
 
 
 @torch.inference_mode()
-def pca_sheet(
-    model: ImageTransformer, photos: Sequence[Photograph], layer: int, threshold: float | None = None
-) -> Image:
+def pca_sheet(model: nn.Module, photos: Sequence[Photograph], layer: int, threshold: float | None = None) -> Image:
     """Photographs, first components, foregrounds and their parts under each other (arXiv 2308.16271, Fig. 3).
 
     Args:
@@ -137,9 +135,9 @@ def pca_sheet(
 
 
 @torch.inference_mode()
-def pca_strip(model: ImageTransformer, photos: Sequence[Photograph]) -> Image:
+def pca_strip(model: nn.Module, photos: Sequence[Photograph]) -> Image:
     """Of each photograph two rows, a column for each layer: the first component, and the next three (Fig. 6 and 9)."""
-    maps = [unit_range(pca_maps(*_features(model, photos, layer))) for layer in range(len(model.blocks))]
+    maps = [unit_range(pca_maps(*_features(model, photos, layer))) for layer in range(len(readable(model).layers()))]
     panels: list[Image] = []
     captions: list[str] = []
     for index, photo in enumerate(photos):
@@ -152,7 +150,7 @@ def pca_strip(model: ImageTransformer, photos: Sequence[Photograph]) -> Image:
 
 @torch.inference_mode()
 def heads_sheet(
-    model: ImageTransformer,
+    model: nn.Module,
     photos: Sequence[Photograph],
     layer: int,
     *,
@@ -206,7 +204,7 @@ def heads_sheet(
 
 @torch.inference_mode()
 def noise_sheet(
-    model: ImageTransformer,
+    model: nn.Module,
     photo: Photograph,
     layer: int,
     strengths: Sequence[float],
@@ -226,7 +224,8 @@ def noise_sheet(
     Raises:
         InputError: As of `add_noise`.
     """
-    cfg = model.pretrained_cfg
+    core = readable(model)
+    cfg = core.pretrained_cfg
     mean, std = (torch.tensor(values)[:, None, None] for values in (cfg.mean, cfg.std))
     panels: list[Image] = []
     captions: list[str] = []
@@ -238,7 +237,7 @@ def noise_sheet(
         pictures, titles = _with_maps(photo, maps, f"{share:.0%}, deviation {strength:g}" if share else photo.path.stem)
         panels += [seen, *pictures[1:]]
         captions += titles
-    return draw_panels(panels, captions, model.num_heads + 1)
+    return draw_panels(panels, captions, core.num_heads + 1)
 
 
 def _with_maps(photo: Photograph, maps: Tensor, title: str) -> tuple[list[Image], list[str]]:
@@ -246,7 +245,7 @@ def _with_maps(photo: Photograph, maps: Tensor, title: str) -> tuple[list[Image]
     return panels, [title, *(f"head {head}" for head in range(len(maps)))]
 
 
-def _features(model: ImageTransformer, photos: Sequence[Photograph], layer: int) -> tuple[list[Tensor], list[Grid]]:
+def _features(model: nn.Module, photos: Sequence[Photograph], layer: int) -> tuple[list[Tensor], list[Grid]]:
     found = [patch_features(model, photo.batch, layer) for photo in photos]
     return [features[0] for features, _ in found], [grid for _, grid in found]
 
@@ -257,7 +256,7 @@ def _with_mask(path: Path, masks: Path) -> LabelledImage:
     return LabelledImage(path, upper if upper.is_file() else mask)
 
 
-def _turned_as_mask(model: ImageTransformer, photo: Photograph, pair: LabelledImage) -> Photograph:
+def _turned_as_mask(model: nn.Module, photo: Photograph, pair: LabelledImage) -> Photograph:
     image, _ = pair.read()
     return read_photograph(photo.path, model, photo.short_side, image=image)
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from .._files import write_whole
 from .._tables import markdown_table
 from ..capturing import State
 from ..errors import InputError, WeightsError, require
 from ..images import load_image
-from ..models import ImageTransformer
 from ..preprocess import best_short_side, fit_photo
 from ..segmentation.attention import upsample
 from ..segmentation.cuts import maskcut
@@ -28,7 +28,7 @@ from .runs import Outcome, Run, broken_images, model_settings, names_digest
 
 def evaluate_maskcut(
     run: Run,
-    model: ImageTransformer,
+    model: nn.Module,
     annotations: str | os.PathLike[str],
     images: str | os.PathLike[str],
     *,
@@ -45,7 +45,7 @@ def evaluate_maskcut(
 
     Args:
         run: Where results go.
-        model: A model of this package that takes images of any size (`dynamic_img_size`), on its device.
+        model: A model that `capture` reads, on its device.
         annotations: The file, as instances_val2017.json.
         images: The folder of images.
         name: What to call the model.
@@ -111,7 +111,7 @@ def evaluate_maskcut(
 
 
 def maskcut_results(
-    model: ImageTransformer,
+    model: nn.Module,
     image: Mapping[str, Any],
     folder: str | os.PathLike[str],
     *,
@@ -127,7 +127,7 @@ def maskcut_results(
     nearest patch.
 
     Args:
-        model: A model of this package that takes images of any size (`dynamic_img_size`).
+        model: A model that `capture` reads.
         image: One of a document's "images".
         folder: Where its file is.
         size: Shorter side for the model, pixels; `best_short_side` of the model if None.
@@ -156,7 +156,7 @@ def maskcut_results(
             f"{image['file_name']} has {photo.height} x {photo.width} pixels (height x width), but the annotations say "
             f"{own_size[0]} x {own_size[1]}: it is another image or a resized one"
         )
-    pixels = fit_photo(model, photo, size).pixels.to(model.cls_token)
+    pixels = fit_photo(model, photo, size).pixels
     with torch.inference_mode():
         features, grid = patch_features(model, pixels[None], layer, state)
     if not features.isfinite().all():

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._tables import markdown_table
 from ..errors import InputError
-from ..models import ImageTransformer
 from ..preprocess import best_short_side, fit_photo
 from ..segmentation.edges import Edges, choose_edges
 from ..segmentation.methods import Segments, choose_method, settings_of
@@ -27,7 +26,7 @@ MaskRecord = dict[str, float]
 
 def evaluate_masks(
     run: Run,
-    model: ImageTransformer,
+    model: nn.Module,
     data: LabelledImages,
     *,
     name: str,
@@ -44,7 +43,7 @@ def evaluate_masks(
 
     Args:
         run: Where results go.
-        model: A model of this package that takes images of any size (`dynamic_img_size`), on its device.
+        model: A model that `capture` reads, on its device.
         data: The images, as `read_voc` and `read_folder` give them.
         name: What to call the model.
         method: A name in `segmentation.METHODS`.
@@ -95,10 +94,10 @@ def evaluate_masks(
 
 
 def score_masks(
-    model: ImageTransformer,
+    model: nn.Module,
     pair: LabelledImage,
     *,
-    find: Callable[[ImageTransformer, Tensor], Segments],
+    find: Callable[[nn.Module, Tensor], Segments],
     to_pixels: Edges,
     size: int | None = None,
     void: int | None = None,
@@ -107,7 +106,7 @@ def score_masks(
     """IoU of each class of one image with the mask that fits it best; 0 if there is no mask.
 
     Args:
-        model: A model of this package that takes images of any size.
+        model: A model that `capture` reads.
         pair: The image and its labels.
         find: As `choose_method` gives it.
         to_pixels: As `choose_edges` gives it.
@@ -120,7 +119,7 @@ def score_masks(
         WeightsError: If the model gives numbers that are not finite.
     """
     image, labels = pair.read()
-    pixels = fit_photo(model, image, size).pixels.to(model.cls_token)
+    pixels = fit_photo(model, image, size).pixels
     with torch.inference_mode():
         levels = find(model, pixels).levels.cpu()
     masks = to_pixels(levels, torch.from_numpy(np.array(image)).permute(2, 0, 1))

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._hooks import Hook, hooks_here
+from ..backbones import readable
 from ..errors import InputError
-from ..models import ImageTransformer
 
 
 class Noise(NamedTuple):
@@ -68,13 +68,13 @@ def add_noise(
 
 
 @contextmanager
-def noisy(model: ImageTransformer, strength: float, share: float, generator: torch.Generator) -> Iterator[None]:
+def noisy(model: nn.Module, strength: float, share: float, generator: torch.Generator) -> Iterator[None]:
     """Within the block, the model sees its images with noise (`add_noise`); they are normalised as its weights ask for.
 
     Other threads that run the model see theirs without.
 
     Args:
-        model: A model of this package, not compiled.
+        model: A model that `capture` reads.
         strength: As of `add_noise`.
         share: As of `add_noise`.
         generator: As of `add_noise`.
@@ -83,12 +83,13 @@ def noisy(model: ImageTransformer, strength: float, share: float, generator: tor
         InputError: As of `add_noise`.
     """
     check_noise(strength, share)
-    std = model.pretrained_cfg.std
+    core = readable(model)
+    std = core.pretrained_cfg.std
 
     def disturb(args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (add_noise(args[0], strength, share, generator, std=std), *args[1:])
 
-    with hooks_here([Hook(model, "before", disturb, changes=True)]):
+    with hooks_here([Hook(core.patch_embed, "before", disturb, changes=True)]):
         yield
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from .._files import write_whole
 from .._tables import html_of_markdown
 from .._version import __version__
+from ..backbones import readable
 from ..errors import InputError
-from ..models import ImageTransformer
 from ..preprocess import check_takes_photos
 from .records import JSON, Item, Records, to_stderr
 
@@ -109,11 +110,11 @@ class Run:
         return Outcome(written, table, path)
 
 
-def model_settings(model: ImageTransformer, name: str, size: int) -> dict[str, JSON]:
+def model_settings(model: nn.Module, name: str, size: int) -> dict[str, JSON]:
     """What of a model belongs to the settings of a run: the weights, and all that makes of them what they compute.
 
     Args:
-        model: A model of this package.
+        model: A model that `capture` reads.
         name: What the user calls it.
         size: Shorter side of photographs for the model, pixels.
 
@@ -121,17 +122,18 @@ def model_settings(model: ImageTransformer, name: str, size: int) -> dict[str, J
         InputError: If the model does not take photographs.
     """
     check_takes_photos(model, name)
+    core = readable(model)
     digest = hashlib.sha256()
-    for key, value in model.state_dict().items():
+    for key, value in core.state_dict().items():
         digest.update(key.encode())
         digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return {
         "whitebox_crate": __version__,
         "model": name,
-        "architecture": model.architecture,
-        "model_args": json.loads(json.dumps(model.model_args, default=repr)),
-        "mean": model.pretrained_cfg.mean,
-        "std": model.pretrained_cfg.std,
+        "architecture": core.architecture,
+        "model_args": json.loads(json.dumps(getattr(core, "model_args", {}), default=repr)),
+        "mean": core.pretrained_cfg.mean,
+        "std": core.pretrained_cfg.std,
         "weights": digest.hexdigest()[:16],
         "size": size,
     }

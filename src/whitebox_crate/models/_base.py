@@ -112,6 +112,7 @@ class ImageTransformer(nn.Module, HubVerbs):
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.num_heads = blocks[0].attention.num_heads
         self.num_prefix_tokens = 1
+        self.has_class_token = True
         self.global_pool = known_pool(global_pool)
         self.grad_checkpointing = False
         self.pretrained_cfg = PretrainedCfg(num_classes=num_classes)
@@ -141,6 +142,11 @@ class ImageTransformer(nn.Module, HubVerbs):
     def img_size(self) -> tuple[int, int]:
         """(height, width) that the position embedding belongs to, in pixels."""
         return self.patch_embed.img_size
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """(height, width) of a patch, pixels."""
+        return self.patch_embed.patch_size
 
     @property
     def in_chans(self) -> int:

@@ -20,8 +20,8 @@ def transformer_in(model: nn.Module) -> ImageTransformer:
         inner = inner.model
     if not isinstance(inner, ImageTransformer):
         raise InputError(
-            f"this reads models of this package, not {type(inner).__name__}; exported models and others have no "
-            "layers that are known. For attention of another backbone, pass its maps to whitebox_crate.segmentation"
+            f"this is of models of this package, not of a {type(inner).__name__}; what can be read of other backbones, "
+            "whitebox_crate.capture reads"
         )
     return inner
 

@@ -9,12 +9,11 @@ from functools import partial
 from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._tables import html_table
 from ..capturing import State
 from ..errors import InputError, check_kind
-from ..models import ImageTransformer
 from .attention import upsample
 from .ncut import TIE, Solver, affinity, first_peak, ncut_eigenvector
 from .states import patch_features
@@ -116,7 +115,7 @@ def maskcut_rounds(
 
 
 def maskcut_of(
-    model: ImageTransformer,
+    model: nn.Module,
     images: Tensor,
     layer: int = -2,
     *,
@@ -131,7 +130,7 @@ def maskcut_of(
     The model runs in the mode it is in, without autograd.
 
     Args:
-        model: A model of this package, compiled or not.
+        model: A model that `capture` reads.
         images: (batch, in_chans, height, width), float, of a size the model takes.
         layer: Which layer, from 0; negative from the end. The paper takes -2 of CRATE and -1 of ViT.
         state: What to cut by: "projections", [U_1^T z, ..., U_K^T z] of CRATE and the keys of ViT, all heads side by

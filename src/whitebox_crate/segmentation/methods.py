@@ -12,12 +12,12 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._indices import resolve_indices
+from ..backbones import readable
 from ..capturing import State
 from ..errors import InputError, UnknownNameError, WeightsError
-from ..models import ImageTransformer
 from .attention import MaskRule, attention_masks, rule_and_keep
 from .cuts import maskcut_rounds
 from .otsu import otsu_cut
@@ -56,7 +56,7 @@ Masker: TypeAlias = Callable[[Tensor, Grid], Tensor]  # features (tokens, dim) a
 
 
 def by_attention(
-    model: ImageTransformer,
+    model: nn.Module,
     pixels: Tensor,
     *,
     layer: int | None = None,
@@ -67,7 +67,7 @@ def by_attention(
     """One mask: the patches that [CLS] attends to most (arXiv 2308.16271, appendix B.1 and B.3).
 
     Args:
-        model: A model of this package.
+        model: A model that `capture` reads.
         pixels: (in_chans, height, width), normalised.
         layer: Which layer; `default_layer` of the model if None.
         head: One head, several, or "all", whose mean is cut; if None, the weights' best if it was measured, else all.
@@ -79,10 +79,11 @@ def by_attention(
         UnknownNameError: If there is no such layer, head or rule.
         WeightsError: If the attention is not finite.
     """
+    core = readable(model)
     if head is None:
-        head = "all" if model.pretrained_cfg.attention_head is None else model.pretrained_cfg.attention_head
-    wanted = range(model.num_heads) if head == "all" else [head] if isinstance(head, int) else head
-    heads = resolve_indices("head", wanted, model.num_heads)
+        head = "all" if core.pretrained_cfg.attention_head is None else core.pretrained_cfg.attention_head
+    wanted = range(core.num_heads) if head == "all" else [head] if isinstance(head, int) else head
+    heads = resolve_indices("head", wanted, core.num_heads)
     maps = cls_attention(model, pixels[None], resolve_layer(model, layer))[0, heads].float()
     if not maps.isfinite().all():
         raise WeightsError("the attention is not finite; the weights are damaged")
@@ -92,11 +93,11 @@ def by_attention(
 
 
 def by_multiscale(
-    model: ImageTransformer,
+    model: nn.Module,
     pixels: Tensor,
     *,
     layer: int | None = None,
-    scales: Sequence[float] = SCALES,
+    scales: Sequence[float] | None = None,
 ) -> Segments:
     """One mask: where the geometric mean of many [CLS] maps is high.
 
@@ -108,27 +109,31 @@ def by_multiscale(
     logarithms are those of a product of experts (Hinton 2002).
 
     Args:
-        model: A model of this package that takes images of any size (`dynamic_img_size`), unless the scale is 1 alone.
+        model: A model that `capture` reads.
         pixels: (in_chans, height, width), normalised.
         layer: From which layer on; `default_layer` of the model if None.
         scales: Sizes at which the model sees the image, as multiples of that of the pixels; rounded to whole patches.
+            `SCALES` if None, or 1 of a model that takes images of one size alone.
 
     Raises:
         InputError: If the pixels or scales are not as above.
         UnknownNameError: If there is no such layer.
         WeightsError: If the attention is not finite.
     """
+    core = readable(model)
+    if scales is None:
+        scales = SCALES if core.dynamic_img_size else (1.0,)
     if not scales or not min(scales) > 0:
         raise InputError(f"scales are one or more numbers above 0, not {scales!r}")
-    which = range(resolve_layer(model, layer), len(model.blocks))
-    grid = model.grid_of(pixels[None])
-    maps = torch.cat([_log_maps(model, _scaled(model, pixels, scale), which, grid) for scale in scales])
+    which = range(resolve_layer(core, layer), len(core.layers()))
+    grid = core.grid_of(pixels[None])
+    maps = torch.cat([_log_maps(core, _scaled(pixels, core.patch_size, scale), which, grid) for scale in scales])
     map_ = maps.mean(0)
     return _segments(map_, maps, [(map_, map_ > otsu_cut(map_))])
 
 
 def by_maskcut(
-    model: ImageTransformer,
+    model: nn.Module,
     pixels: Tensor,
     *,
     n: int = 3,
@@ -139,7 +144,7 @@ def by_maskcut(
     """The objects that MaskCut finds one after the other, by the features of patches (arXiv 2301.11320, section 3.2).
 
     Args:
-        model: A model of this package.
+        model: A model that `capture` reads.
         pixels: (in_chans, height, width), normalised.
         n: Most objects, at least 1.
         layer: Which layer; `default_layer` of the model if None.
@@ -158,7 +163,7 @@ def by_maskcut(
 
 
 def by_features(
-    model: ImageTransformer,
+    model: nn.Module,
     pixels: Tensor,
     *,
     masker: Masker,
@@ -168,7 +173,7 @@ def by_features(
     """The masks that a function of one's own makes of the features of patches.
 
     Args:
-        model: A model of this package.
+        model: A model that `capture` reads.
         pixels: (in_chans, height, width), normalised.
         masker: Called with features (tokens, dim), rows of the grid first, and the grid (rows, columns); gives bool (n,
             rows, columns) or (rows, columns).
@@ -196,7 +201,7 @@ def by_features(
 METHODS: dict[str, Method] = {"multiscale": by_multiscale, "attention": by_attention, "maskcut": by_maskcut}
 
 
-def choose_method(method: str | Masker, **settings: Any) -> Callable[[ImageTransformer, Tensor], Segments]:
+def choose_method(method: str | Masker, **settings: Any) -> Callable[[nn.Module, Tensor], Segments]:
     """A method with its settings, to be called with a model and the pixels of one image.
 
     Args:
@@ -275,7 +280,7 @@ def clearness(map_: Tensor, mask: Tensor) -> Tensor:
     return (between / variance).clamp(0, 1)
 
 
-def _log_maps(model: ImageTransformer, pixels: Tensor, layers: Sequence[int], grid: Grid) -> Tensor:
+def _log_maps(model: nn.Module, pixels: Tensor, layers: Sequence[int], grid: Grid) -> Tensor:
     """Logarithms of the maps of these layers, brought to a grid; a map that is the same everywhere is 0."""
     maps = all_cls_attention(model, pixels[None])[0, list(layers)].float().flatten(0, 1)
     if not maps.isfinite().all():
@@ -285,9 +290,9 @@ def _log_maps(model: ImageTransformer, pixels: Tensor, layers: Sequence[int], gr
     return F.interpolate(logs[None], grid, mode="bilinear", antialias=True)[0]
 
 
-def _scaled(model: ImageTransformer, pixels: Tensor, scale: float) -> Tensor:
+def _scaled(pixels: Tensor, patch_size: tuple[int, int], scale: float) -> Tensor:
     """The image at another size, of whole patches."""
-    sides = zip(pixels.shape[1:], model.patch_embed.patch_size, strict=True)
+    sides = zip(pixels.shape[1:], patch_size, strict=True)
     size = [max(1, round(side * scale / patch)) * patch for side, patch in sides]
     return F.interpolate(pixels[None], size, mode="bicubic", antialias=True)[0]
 

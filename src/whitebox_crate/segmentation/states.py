@@ -6,19 +6,20 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._indices import resolve_index
+from ..backbones import Backbone, readable
 from ..capturing import State, capture
 from ..errors import InputError, UnknownNameError
-from ..models import ImageTransformer, ViT
+from ..models import ViT
 
 Grid: TypeAlias = tuple[int, int]
 
 PATCH_STATES: tuple[State, ...] = ("projections", "tokens", "compressed", "output")
 
 
-def cls_attention(model: ImageTransformer, images: Tensor, layer: int = -2) -> Tensor:
+def cls_attention(model: nn.Module, images: Tensor, layer: int = -2) -> Tensor:
     """How much [CLS] attends to each patch, per head (arXiv 2308.16271, appendix B.1, equations 10 and 11).
 
     The model runs as it is: its mode and the caller's autograd are left alone. Call it under `torch.no_grad()` to draw
@@ -28,7 +29,7 @@ def cls_attention(model: ImageTransformer, images: Tensor, layer: int = -2) -> T
     makes no difference to `attention_masks`.
 
     Args:
-        model: A model of this package, compiled or not.
+        model: A model that `capture` reads.
         images: (batch, in_chans, height, width), float, of a size the model takes.
         layer: Which layer, from 0; negative from the end. The paper shows -2 of CRATE and -1 of ViT.
 
@@ -36,18 +37,18 @@ def cls_attention(model: ImageTransformer, images: Tensor, layer: int = -2) -> T
         (batch, heads, grid_h, grid_w), the dtype of the attention; a grid has (height / patch height) rows.
 
     Raises:
-        InputError: If the model is not of this package or is wrapped (features-only, distributed), or the
-            images are not of its shape, or hold NaN or infinity.
+        InputError: If nothing is known of the model, it has no [CLS], or the images are not of its shape, or hold NaN
+            or infinity.
         UnknownNameError: If there is no such layer.
     """
     return _cls_maps(model, images, [layer])[:, 0]
 
 
-def all_cls_attention(model: ImageTransformer, images: Tensor) -> Tensor:
+def all_cls_attention(model: nn.Module, images: Tensor) -> Tensor:
     """`cls_attention` of every layer, in one forward pass.
 
     Args:
-        model: A model of this package, compiled or not.
+        model: A model that `capture` reads.
         images: As of `cls_attention`.
 
     Returns:
@@ -60,12 +61,12 @@ def all_cls_attention(model: ImageTransformer, images: Tensor) -> Tensor:
 
 
 def patch_features(
-    model: ImageTransformer, images: Tensor, layer: int = -2, state: State = "projections"
+    model: nn.Module, images: Tensor, layer: int = -2, state: State = "projections"
 ) -> tuple[Tensor, Grid]:
     """The features of patches that the paper takes: [U_1^T z, ..., U_K^T z] of CRATE, the keys of ViT (appendix B.2).
 
     Args:
-        model: A model of this package; it runs as it is.
+        model: A model that `capture` reads; it runs as it is.
         images: (batch, in_chans, height, width), float, of a size the model takes.
         layer: Which layer, from 0; negative from the end.
         state: "projections", of all heads side by side, or "tokens", "compressed" or "output"; see `capture`.
@@ -74,62 +75,52 @@ def patch_features(
         (features, grid): (batch, rows * columns, dim) without [CLS] and other prefix tokens, and (rows, columns).
 
     Raises:
-        InputError: If the model is not of this package or is wrapped (features-only, distributed), or the images are
-            not of its shape.
+        InputError: If nothing is known of the model, or the images are not of its shape.
         UnknownNameError: If there is no such layer or state.
     """
     if state not in PATCH_STATES:
         raise UnknownNameError.of("state of patches", state, PATCH_STATES)
+    core = readable(model)
     with capture(model, state, layers=[layer]) as trace:
-        grid = _grid_of(model, images)
-        model(images)
+        grid = core.grid_of(images)
+        core(images)
     tokens = trace[state, layer]
     if state == "projections":
         tokens = tokens.transpose(1, 2).flatten(2)
-    return tokens[:, model.num_prefix_tokens :], grid
+    return tokens[:, core.num_prefix_tokens :], grid
 
 
-def default_layer(model: ImageTransformer) -> int:
+def default_layer(model: nn.Module) -> int:
     """The layer whose [CLS] attention shows objects, from 0: the measured one of the weights, else the paper's.
 
     The paper looks at the last layer of ViT and at the last but one of CRATE (arXiv 2308.16271, appendix B.3). Of a
     network of one layer, it is that one. Of a model that was cut so that the measured layer is gone, the paper's.
     """
-    measured = model.pretrained_cfg.attention_layer
-    depth = len(model.blocks)
+    core = readable(model)
+    measured, depth = core.pretrained_cfg.attention_layer, len(core.layers())
     if measured is not None and -depth <= measured < depth:  # a model that was cut since may not have it
         return measured % depth
-    return max(0, depth - (1 if isinstance(model, ViT) else 2))
+    return max(0, depth - (1 if isinstance(core, ViT | Backbone) else 2))
 
 
-def resolve_layer(model: ImageTransformer, layer: int | None) -> int:
+def resolve_layer(model: nn.Module, layer: int | None) -> int:
     """A layer by its number, from 0; negative from the end; `default_layer` if None.
 
     Raises:
         UnknownNameError: If there is no such layer.
     """
-    return default_layer(model) if layer is None else resolve_index("layer", layer, len(model.blocks))
+    return default_layer(model) if layer is None else resolve_index("layer", layer, len(readable(model).layers()))
 
 
-def _grid_of(model: ImageTransformer, images: Tensor) -> Grid:
-    """The patch grid, (rows, columns), of a model that is not wrapped; `capture` takes wrapped ones too.
-
-    Raises:
-        InputError: If the model is wrapped, or the images are not of its shape.
-    """
-    if not hasattr(model, "grid_of"):
-        raise InputError(f"give the model itself, not the {type(model).__name__} around it")
-    return model.grid_of(images)
-
-
-def _cls_maps(model: ImageTransformer, images: Tensor, layers: Sequence[int] | None) -> Tensor:
+def _cls_maps(model: nn.Module, images: Tensor, layers: Sequence[int] | None) -> Tensor:
     """(batch, layers, heads, grid_h, grid_w); of all layers if None."""
+    core = readable(model)
     with capture(model, "attention", layers=layers, queries="cls") as trace:
-        grid = _grid_of(model, images)
+        grid = core.grid_of(images)
         _check_finite_images(images)
-        model(images)
+        core(images)
     rows = torch.stack([trace["attention", layer][:, :, 0] for layer in trace.layers], dim=1)
-    patches = rows[..., model.num_prefix_tokens :]
+    patches = rows[..., core.num_prefix_tokens :]
     return patches.reshape(*patches.shape[:-1], *grid)
 
 

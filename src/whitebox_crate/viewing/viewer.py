@@ -12,6 +12,7 @@ import torch
 from ..errors import InputError
 from ..images import image_files, load_image
 from ..models import ImageTransformer
+from ..models._wrappers import transformer_in
 from ..preprocess import AnyImage, to_pillow
 from ..ready import ready_model
 from ..segmentation.draw import data_url
@@ -99,7 +100,7 @@ def _photo(image: str | os.PathLike[str] | AnyImage, index: int) -> tuple[str, I
 
 
 def _model(model: str | ImageTransformer, device: str | torch.device | None) -> tuple[str, ImageTransformer]:
-    ready = ready_model(model, device)
+    ready = transformer_in(ready_model(model, device))
     return model if isinstance(model, str) else ready.architecture or type(ready).__name__, ready
 
 

@@ -1,0 +1,87 @@
+"""Which adapter knows which model: `readable` is the one door to whatever can be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+
+from torch import nn
+
+from ..errors import InputError
+from ..models import FeatureExtractor, ImageTransformer
+from ..models._wrappers import unwrap
+from ._names import names_of
+from .of_timm import timm_structure
+from .structure import Backbone, Structure
+
+Adapter: TypeAlias = Callable[..., Structure]
+Readable: TypeAlias = ImageTransformer | Backbone
+
+# By the full name of a class; those that derive from it are known with it.
+_ADAPTERS: dict[str, Adapter] = {
+    "timm.models.vision_transformer.VisionTransformer": timm_structure,
+}
+
+
+def register_adapter(kind: type[nn.Module] | str) -> Callable[[Adapter], Adapter]:
+    """Makes a class of backbones readable; for use as a decorator of a function from such a model to its `Structure`.
+
+    From then on `capture`, `segment` and all that reads attention take models of this class, of those that derive from
+    it, and models with one of them inside. The last one that was registered for a class counts.
+
+    Args:
+        kind: The class, or its full name, "package.module.Class", which nothing needs to be imported for.
+
+    Raises:
+        InputError: If it is neither.
+    """
+    if not isinstance(kind, type | str) or (isinstance(kind, str) and "." not in kind):
+        raise InputError(f"an adapter is for a class, or its full name as 'package.module.Class', not {kind!r}")
+
+    def register(adapter: Adapter) -> Adapter:
+        if not callable(adapter):
+            raise InputError(f"an adapter is a function from a model to its Structure, not {adapter!r}")
+        _ADAPTERS[kind if isinstance(kind, str) else names_of(kind)[0]] = adapter
+        return adapter
+
+    return register
+
+
+def readable(model: nn.Module) -> Readable:
+    """What reads a model: itself if it is of this package, else a `Backbone` around it, which is made anew.
+
+    Args:
+        model: A model of this package, or one that is, or has inside, a backbone that an adapter knows. What torch puts
+            around models is fine.
+
+    Raises:
+        InputError: If nothing is known of the model, or it has several backbones inside.
+    """
+    inner = unwrap(model) if isinstance(model, nn.Module) else model
+    if isinstance(inner, FeatureExtractor):
+        inner = inner.model
+    if isinstance(inner, ImageTransformer | Backbone):
+        return inner
+    if not isinstance(inner, nn.Module):
+        raise InputError(f"a model is a module of torch, not {inner!r:.100}")
+    known = dict(_known_in(inner, ""))
+    if len(known) > 1:
+        names = ", ".join(name or type(module).__name__ for module, (name, _) in known.items())
+        raise InputError(f"this {type(inner).__name__} has {len(known)} backbones inside: give one of {names}")
+    for backbone, (_, adapter) in known.items():
+        return Backbone(model, adapter(backbone))
+    raise InputError(
+        f"nothing says where the layers of a {type(inner).__module__}.{type(inner).__qualname__} are; known are models "
+        f"of this package and {', '.join(sorted(_ADAPTERS))}. A function that gives its layers, patch embedding, "
+        "attention and sizes makes it known: see whitebox_crate.backbones.register_adapter"
+    )
+
+
+def _known_in(module: nn.Module, name: str) -> Iterator[tuple[nn.Module, tuple[str, Adapter]]]:
+    """The outermost modules that an adapter knows, with their names."""
+    adapter = next((_ADAPTERS[base] for base in names_of(type(module)) if base in _ADAPTERS), None)
+    if adapter is not None:
+        yield module, (name, adapter)
+        return
+    for child, inside in module.named_children():
+        yield from _known_in(inside, f"{name}.{child}".lstrip("."))
