@@ -92,9 +92,11 @@ COMMANDS = [(b, words) for page in PAGES for b in blocks(page, "bash") for words
 
 
 QUICK_PAGES = ("README.md", "guide.md", "weights.md")
+TUTORIALS = ROOT / "docs" / "tutorials"  # which tests/test_notebooks.py runs
 PYTHON_PAGES = [
     pytest.param(page, id=page.name, marks=() if page.name in QUICK_PAGES else pytest.mark.slow)
     for page in sorted({b.page for b in PYTHON if not is_marked_not_run(b)})
+    if page.parent != TUTORIALS
 ]
 
 

@@ -81,6 +81,7 @@ def test_the_last_of_each_number_counts_and_of_pictures_left_out_the_sum(tmp_pat
     (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
     expected = {"top1": 0.5, "skipped": 1, "training_loss": 1.5, "training_skipped": 5}
     assert last_metrics(tmp_path) == expected
+    assert last_metrics(str(tmp_path)) == expected
 
 
 def test_a_model_that_cannot_be_saved_leaves_nothing(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def write_recipe(folder: Path, recipe: Recipe, *, data: str, class_names: Sequen
     return _write_json(folder / RECIPE, about)
 
 
-def last_metrics(run: Path) -> dict[str, Any]:
+def last_metrics(run: str | Path) -> dict[str, Any]:
     """The last of each number that `train` measured, from the folder of the run; of pictures left out, the sum.
 
     Returns:
@@ -126,15 +126,16 @@ def last_metrics(run: Path) -> dict[str, Any]:
         InputError: If the run's metrics cannot be read.
     """
     last: dict[str, Any] = {}
+    written_to = Path(run) / RUN_METRICS
     try:
-        for written in read_metrics(run / RUN_METRICS):
+        for written in read_metrics(written_to):
             lost = last.get("skipped", 0)
             record = {name.replace("left_out", "skipped"): value for name, value in written.items()}  # once so
             last.update(record)
             if "skipped" in record:  # since the record before
                 last["skipped"] += lost
     except OSError as error:
-        raise InputError(f"{run / RUN_METRICS} cannot be read: {error}; it is written by train") from error
+        raise InputError(f"{written_to} cannot be read: {error}; it is written by train") from error
     measured = {name.removeprefix(_BEFORE): value for name, value in last.items() if name.startswith(_BEFORE)}
     return {**measured, **{f"training_{name}": last[name] for name in ("loss", "accuracy", "skipped") if name in last}}
 
