@@ -76,7 +76,7 @@ def _layers(core: ImageTransformer, blocks: str) -> Iterator[Part]:
 # The methods by which images pass through a model.
 _WAYS = (
     *("forward", "forward_features", "forward_head", "embed", "_add_cls_and_positions", "resample_positions"),
-    *("_run_blocks", "_run_block"),
+    *("layers", "joined", "run_layers", "_run_block"),
 )
 
 
