@@ -48,6 +48,12 @@ def fold_for_inference(model: Model, *, inplace: bool = False) -> Model:
     Raises:
         InputError: If the model is in training mode, wrapped, or not of this package, or if a layer or what folds in
             it was exchanged or has hooks. Nothing is changed then.
+
+    Example:
+        >>> model = create_model("crate_nano", pretrained=True).eval()
+        >>> fast, images = fold_for_inference(model), torch.zeros(1, 3, 96, 96)
+        >>> torch.allclose(fast(images), model(images), atol=1e-4)
+        True
     """
     core = _core(model)
     if core.folded:

@@ -68,6 +68,11 @@ def load_image(path: str | os.PathLike[str], *, upright: bool = True) -> Image:
         InputError: If the file is absent, unreadable, damaged, cut short, no image, or larger than Pillow
             deems safe; the message names the file.
         MissingExtraError: If Pillow is not installed.
+
+    Example:
+        >>> photo = load_image("photo.jpg")
+        >>> photo.size, photo.mode
+        ((420, 280), 'RGB')
     """
     require("PIL.Image", extra="images")
     check_kind("a photograph", path, str | os.PathLike, "give the path of its file")

@@ -54,6 +54,12 @@ def resolve_data_config(
 
     Raises:
         InputError: If there is no model that is known and no facts, or the facts have no mean or std.
+
+    Example:
+        >>> config = resolve_data_config(create_model("crate_nano"))
+        >>> config["input_size"]
+        (3, 96, 96)
+        >>> transform = create_transform(**config)
     """
     asked: dict[str, Any] = {}
     if isinstance(args, PretrainedCfg):
@@ -113,6 +119,11 @@ def create_transform(
     Raises:
         UnknownNameError: If there is no such interpolation or crop mode; the message lists close matches.
         InputError: If a value is out of range, there are neither 1 nor 3 channels, or it is for training.
+
+    Example:
+        >>> from whitebox_crate.images import load_image
+        >>> create_transform(input_size=96, crop_pct=0.9)(load_image("photo.jpg")).shape
+        torch.Size([3, 96, 96])
     """
     if crop_mode != PretrainedCfg.crop_mode:
         raise UnknownNameError.of("crop_mode", crop_mode, (PretrainedCfg.crop_mode,))
@@ -292,6 +303,12 @@ def fit_photo(model: nn.Module, photo: Image, short_side: int | None = None) -> 
         InputError: If the model takes another number of channels than a photograph has, or the side is not positive, or
             is not that of the one size that the model takes.
         MissingExtraError: If Pillow is not installed.
+
+    Example:
+        >>> from whitebox_crate.images import load_image
+        >>> model = create_model("crate_nano", pretrained=True)
+        >>> fit_photo(model, load_image("photo.jpg"), short_side=96).pixels.shape
+        torch.Size([3, 96, 144])
     """
     core = readable(model)
     check_takes_photos(core)

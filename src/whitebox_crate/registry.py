@@ -125,6 +125,14 @@ def register_model(
 
     Raises:
         InputError: If a name is taken, or holds a dot, which separates name and tag.
+
+    Example:
+        >>> from whitebox_crate.models import Crate
+        >>> @register_model
+        ... def crate_shallow(num_classes=10, depth=2):
+        ...     return Crate(32, 4, num_classes=num_classes, embed_dim=64, depth=depth, num_heads=4)
+        >>> len(create_model("crate_shallow").blocks)
+        2
     """
     if entrypoint is None:
         return lambda function: register_model(
@@ -168,13 +176,23 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def is_model(name: str) -> bool:
-    """Whether a model, or an alias of one, has this name; a tag is not looked at."""
+    """Whether a model, or an alias of one, has this name; a tag is not looked at.
+
+    Example:
+        >>> is_model("crate_nano"), is_model("crate_giant")
+        (True, False)
+    """
     architecture = name.partition(".")[0]
     return ARCHITECTURES.get(architecture, architecture) in _models or architecture in _aliases
 
 
 def is_model_pretrained(name: str) -> bool:
-    """Whether weights are known for a name: for its tag, or for the architecture if it has none."""
+    """Whether weights are known for a name: for its tag, or for the architecture if it has none.
+
+    Example:
+        >>> is_model_pretrained("crate_nano"), is_model_pretrained("crate_large")
+        (True, False)
+    """
     try:
         get_pretrained_cfg(name)
     except UnknownNameError:
@@ -187,6 +205,10 @@ def model_entrypoint(name: str) -> Entrypoint:
 
     Raises:
         UnknownNameError: If there is no such model.
+
+    Example:
+        >>> model_entrypoint("crate_nano")(num_classes=2).num_classes
+        2
     """
     return find_entry(name)[0].entrypoint
 
@@ -199,6 +221,11 @@ def get_pretrained_cfg(name: str) -> PretrainedCfg:
 
     Raises:
         UnknownNameError: If the model or the tag does not exist, or no weights do.
+
+    Example:
+        >>> cfg = get_pretrained_cfg("crate_nano")
+        >>> cfg.num_classes, cfg.license
+        (476, 'apache-2.0')
     """
     entry, tag = find_entry(name)
     return entry.pretrained_cfg(tag)
@@ -213,6 +240,10 @@ def get_pretrained_cfg_value(name: str, key: str) -> Any:
 
     Raises:
         UnknownNameError: If the model or the tag does not exist.
+
+    Example:
+        >>> get_pretrained_cfg_value("crate_nano", "num_classes")
+        476
     """
     entry, tag = find_entry(name)
     return (entry.pretrained_cfg(tag) if tag or entry.pretrained else entry.default_cfg).get(key)
@@ -237,6 +268,10 @@ def list_models(
         exclude_filters: Wildcards of which a name must match none.
         name_matches_cfg: timm's way to leave out aliases; none is ever listed here.
         include_tags: Whether to list "name.tag"; as `pretrained` if None.
+
+    Example:
+        >>> list_models("vit_*_patch8_*")
+        ['vit_base_patch8_224', 'vit_small_patch8_224', 'vit_tiny_patch8_224']
     """
     with_tags = pretrained if include_tags is None else include_tags
     modules = [module] if isinstance(module, str) else list(module)
@@ -253,7 +288,12 @@ def list_models(
 
 
 def list_pretrained(filter: str | Sequence[str] = "", exclude_filters: str | Sequence[str] = "") -> list[str]:
-    """Names with tags of all weights, as `list_models` with `pretrained=True`."""
+    """Names with tags of all weights, as `list_models` with `pretrained=True`.
+
+    Example:
+        >>> list_pretrained("crate_nano*")
+        ['crate_nano_patch6_96.scene_composites', 'crate_nano_patch6_96.tuxpaint_composites']
+    """
     return list_models(filter, pretrained=True, exclude_filters=exclude_filters)
 
 

@@ -132,6 +132,11 @@ def head_contributions(
     Raises:
         InputError: If the model gives no logits, or the images are not finite or not of its shape.
         UnknownNameError: If a class, layer or the method does not exist.
+
+    Example:
+        >>> model = create_model("crate_nano", pretrained=True).eval()
+        >>> head_contributions(model, torch.rand(1, 3, 96, 96), classes=3, layers=[-1]).shape
+        torch.Size([1, 1, 4])
     """
     if method not in get_args(Method):
         raise UnknownNameError.of("method", method, get_args(Method))

@@ -53,6 +53,10 @@ def infer_model(
         InputError: If names and shapes do not tell enough; the message says what to give.
         WeightsError: If the checkpoint is of no known format, or not complete.
         UnknownNameError: If there is no such model.
+
+    Example:
+        >>> infer_model(create_model("crate_base", num_classes=10).state_dict())
+        ('crate_base_patch16_224', {'num_classes': 10})
     """
     given = dict(options or {})
     converted = checkpoint

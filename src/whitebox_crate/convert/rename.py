@@ -97,6 +97,12 @@ def convert_state_dict(
 
     Returns:
         Our name -> tensor.
+
+    Example:
+        >>> model = create_model("crate_nano")
+        >>> theirs = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}  # as DataParallel saves
+        >>> convert_state_dict(theirs).keys() == model.state_dict().keys()
+        True
     """
     return convert_checkpoint(checkpoint, global_pool=global_pool, weights=weights).state
 

@@ -45,6 +45,25 @@ class Block(nn.Module, ABC):
     Shape:
         - Input: (batch, tokens, dim), any float dtype.
         - Output: as the input.
+
+    Example:
+        >>> from whitebox_crate.layers import ISTA, MSSA
+        >>> class Plain(Block):
+        ...     def __init__(self, dim, heads):
+        ...         super().__init__()
+        ...         self.norm1, self.norm2 = torch.nn.LayerNorm(dim), torch.nn.LayerNorm(dim)
+        ...         self.mssa, self.ista = MSSA(dim, heads), ISTA(dim)
+        ...     @property
+        ...     def attention(self):
+        ...         return self.mssa
+        ...     def forward(self, tokens):
+        ...         return self.ista(self.norm2(tokens + self.mssa(self.norm1(tokens))))
+        >>> model = create_model("crate_nano")
+        >>> model.blocks[0] = Plain(128, 4)
+        >>> with capture(model, "attention", layers=[0]) as trace:
+        ...     logits = model(torch.zeros(1, 3, 96, 96))
+        >>> trace["attention", 0].shape
+        torch.Size([1, 4, 1, 257])
     """
 
     takes_grid = False

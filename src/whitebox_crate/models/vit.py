@@ -64,6 +64,11 @@ class ViT(ImageTransformer):
     Shape:
         - Input: (batch, in_chans, height, width), float.
         - Output: (batch, num_classes).
+
+    Example:
+        >>> model = ViT(img_size=32, patch_size=4, num_classes=10, embed_dim=64, depth=4, num_heads=4)
+        >>> model(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(
