@@ -28,8 +28,8 @@ LINEAR: Kinds = (nn.Linear,)
 DROPOUT: Kinds = (nn.Dropout,)
 SCALE: Kinds = (LayerScale, nn.Identity)
 # The modules of what has a `forward` that is known here; those of a layer in the order in which they run: a norm, an
-# operator and perhaps a scale from Z to H, then from `norm2` on, if there is one, those from H to Z'. What is of another
-# class, a subclass included, may compute something else.
+# operator and perhaps a scale from Z to H, then from `norm2` on, if there is one, those from H to Z'. What is of
+# another class, a subclass included, may compute something else.
 LAYERS: dict[type[nn.Module], dict[str, Kinds]] = {
     CrateBlock: {"norm1": NORM, "mssa": (MSSA,), "norm2": NORM, "ista": (ISTA,)},
     CrateAlphaBlock: {"norm1": NORM, "mssa": (MSSA,), "norm2": NORM, "odl": (ODL,)},
