@@ -259,10 +259,11 @@ def _check_patches(rows: int, columns: int, patch: tuple[int, int], short_side: 
     """Refuses a picture that would fill the memory, before any is taken."""
     patches, pixels = rows * columns, rows * columns * patch[0] * patch[1]
     if (share := max(patches / MOST_PATCHES, pixels / MOST_PIXELS)) > 1:
+        most = min(MOST_PATCHES, MOST_PIXELS // (patch[0] * patch[1]))
         raise InputError(
-            f"a shorter side of {short_side} pixels makes {rows} x {columns} = {patches} patches, a token each: "
-            f"{15 * pixels / 2**30:.1f} GiB for the picture, and {4 * 768 * patches / 2**30:.1f} GiB for each state of "
-            f"a model of width 768; give a size (--size) of at most {max(1, int(short_side / math.sqrt(share)))}"
+            f"a shorter side of {short_side} pixels makes {rows} x {columns} = {patches:,} patches of {patch[0]} x "
+            f"{patch[1]} pixels, of which at most {most:,} are taken; "
+            f"give a size (--size) of at most {max(1, int(short_side / math.sqrt(share)))}"
         )
 
 

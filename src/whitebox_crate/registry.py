@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ._deprecated import ARCHITECTURES, current_architecture
-from .errors import InputError, UnknownNameError, UnknownOptionError
+from .errors import InputError, UnknownNameError, UnknownOptionError, check_kind
 from .layers.patch_embed import to_pair
 from .pretrained import PRETRAINED
 from .pretrained_cfg import PretrainedCfg
@@ -165,7 +165,9 @@ def find_entry(name: str) -> tuple[Entry, str]:
     architecture, _, tag = name.partition(".")
     architecture = _aliases.get(architecture, current_architecture(architecture))
     if architecture not in _models:
-        raise UnknownNameError.of("model", name, [*_models, *_aliases], "whitebox-crate list shows all.")
+        raise UnknownNameError.of(
+            "model", name, [*_models, *_aliases], "whitebox-crate list, or list_models(), shows all."
+        )
     return _models[architecture], tag
 
 
@@ -269,22 +271,26 @@ def list_models(
         name_matches_cfg: timm's way to leave out aliases; none is ever listed here.
         include_tags: Whether to list "name.tag"; as `pretrained` if None.
 
+    Raises:
+        InputError: If a filter or a module is no text.
+
     Example:
         >>> list_models("vit_*_patch8_*")
         ['vit_base_patch8_224', 'vit_small_patch8_224', 'vit_tiny_patch8_224']
     """
     with_tags = pretrained if include_tags is None else include_tags
-    modules = [module] if isinstance(module, str) else list(module)
+    wanted, unwanted = _patterns("filter", filter), _patterns("exclude_filters", exclude_filters)
+    modules = _patterns("module", module)
     names: list[str] = []
     for name, entry in _models.items():
-        if any(modules) and entry.module not in modules:
+        if modules and entry.module not in modules:
             continue
         if entry.pretrained and with_tags:
             names += [f"{name}.{tag}" for tag in entry.pretrained]
         elif not pretrained or entry.pretrained:
             names.append(name)
-    kept = [name for name in names if _matches(name, filter, default=True)]
-    return sorted((name for name in kept if not _matches(name, exclude_filters, default=False)), key=_natural)
+    kept = [name for name in names if (not wanted or _matches(name, wanted)) and not _matches(name, unwanted)]
+    return sorted(kept, key=_natural)
 
 
 def list_pretrained(filter: str | Sequence[str] = "", exclude_filters: str | Sequence[str] = "") -> list[str]:
@@ -297,11 +303,17 @@ def list_pretrained(filter: str | Sequence[str] = "", exclude_filters: str | Seq
     return list_models(filter, pretrained=True, exclude_filters=exclude_filters)
 
 
-def _matches(name: str, filters: str | Sequence[str], default: bool) -> bool:
-    patterns = [filters] if isinstance(filters, str) else list(filters or ())
-    patterns = [pattern for pattern in patterns if pattern]
-    if not patterns:
-        return default
+def _patterns(argument: str, given: str | Sequence[str] | None) -> list[str]:
+    """What was given for an argument, without what is empty."""
+    advice = f"give text or a list of it, as {argument}='crate_*'"
+    check_kind(argument, given, str | Sequence | None, advice)
+    patterns = [given] if isinstance(given, str) else list(given or ())
+    for pattern in patterns:
+        check_kind(argument, pattern, str, advice)
+    return [pattern for pattern in patterns if pattern]
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, p) or fnmatch.fnmatchcase(name, f"{p}.*") for p in patterns)
 
 
