@@ -25,7 +25,7 @@ FAMILIES = {
     "mlp": "crate_mlp_paper_small_patch8_224",
     "mhsa": "crate_mhsa_paper_small_patch8_224",
     "vit": "vit_nano_patch6_96",
-    "registers": "vit_small_patch14_reg4_dinov2",
+    "cbt": "cbt_tiny_patch8_224",
 }
 
 
@@ -35,13 +35,10 @@ def mostly_slow(cases: Iterable[str], *quick: str) -> list[Any]:
 
 
 def one_of_each_kind(names: Iterable[str]) -> list[str]:
-    """The first model of every kind: sizes and patches of one kind are the same model once it is small.
-
-    What is left of a name without both is its kind, as "vit_reg4_dinov2".
-    """
+    """The first model of every kind: sizes and patches of one kind are the same model once it is small."""
     kinds: dict[str, str] = {}
     for name in names:
-        kinds.setdefault(re.sub(r"(_paper)?_(nano|pico|tiny|small|base|large)_patch\d+(_\d+)?", "", name), name)
+        kinds.setdefault(re.sub(r"(_paper)?_(nano|pico|tiny|small|base|large)_patch.*", "", name), name)
     return list(kinds.values())
 
 
@@ -54,7 +51,9 @@ def patch_of(name: str) -> int:
 def small_options(name: str, **options: Any) -> dict[str, Any]:
     """Options that make the model of this name small; `options` go before them."""
     patch = patch_of(name)
-    small = {"depth": DEPTH, "embed_dim": DIM, "num_heads": 2, "num_classes": CLASSES}
+    small: dict[str, Any] = {"depth": DEPTH, "embed_dim": DIM, "num_heads": 2, "num_classes": CLASSES}
+    if name.startswith("cbt"):
+        small["pool"] = "patches"  # the released one is for square grids
     return {**small, "img_size": (GRID[0] * patch, GRID[1] * patch), **options}
 
 
@@ -66,10 +65,10 @@ def trained(model: ImageTransformer) -> dict[str, nn.Parameter]:
 
 @torch.no_grad()
 def shake(model: torch.nn.Module) -> None:
-    """Adds noise to every parameter: a norm that does nothing and a bias of zero hide mistakes."""
+    """Adds noise to parameters and statistics: a norm that does nothing and a bias of zero hide mistakes."""
     generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    for value in (*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())):
+        value.add_(0.1 * torch.randn(value.shape, generator=generator))
 
 
 def small_model(name: str, **options: Any) -> ImageTransformer:

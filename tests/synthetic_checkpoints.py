@@ -1,7 +1,8 @@
 """Files with the names and shapes of published checkpoints, and holes where their numbers would be.
 
 The names are those of the code that wrote the published files: github.com/Ma-Lab-Berkeley/CRATE (CRATE, CRATE-MAE),
-github.com/UCSC-VLAA/CRATE-alpha (torch_inference/ and, for JAX, models/crate.py) and timm. Nothing here asks the models
+github.com/UCSC-VLAA/CRATE-alpha (torch_inference/ and, for JAX, models/crate.py), github.com/QishuaiWen/CBSA
+(CBSA_image_classification/models.py) and timm. Nothing here asks the models
 of this package. Sizes of a gigabyte cost nothing: zeros are neither kept in memory nor on the disk.
 """
 
@@ -11,6 +12,7 @@ import math
 import os
 import struct
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 Shapes = dict[str, tuple[int, ...]]
+COUNTER = "num_batches_tracked"  # of BatchNorm, an integer
 BLOCK = 4096  # bytes of zeros from which on a file system leaves a hole
 
 
@@ -120,6 +123,23 @@ def crate_mae(width: int, depth: int, patch: int, *, side: int = 224) -> Shapes:
     return {**shapes, **_norm("decoder_norm", width), **_linear("decoder_pred", width, 3 * patch * patch)}
 
 
+def cbt(width: int, depth: int, heads: int, patch: int, classes: int, *, side: int = 224) -> Shapes:
+    """Official CBT: convolutions with BatchNorm that halve the image, and two numbers for each head of a layer."""
+    shapes: Shapes = {"pos_embedding": (1, _tokens(side, patch), width), "cls_token": (1, 1, width)}
+    steps = patch.bit_length() - 1
+    channels = [3, *(width // 2 ** (steps - 1 - step) for step in range(steps))]
+    for step, (before, after) in enumerate(pairwise(channels)):
+        at = f"to_patch_embedding.proj.{2 * step}"
+        shapes |= {f"{at}.0.weight": (after, before, 3, 3), **_norm(f"{at}.1", after)}
+        shapes |= {f"{at}.1.running_mean": (after,), f"{at}.1.running_var": (after,), f"{at}.1.{COUNTER}": ()}
+    for layer in range(depth):
+        at = f"transformer.layers.{layer}"
+        shapes |= {f"{at}.0.fn.step_x": (heads, 1, 1), f"{at}.0.fn.step_rep": (heads, 1, 1)}
+        shapes |= {f"{at}.0.fn.proj.weight": (width, width), **_linear(f"{at}.0.fn.to_out", width, width)}
+        shapes |= {f"{at}.1.fn.weight": (width, width), **_norm(f"{at}.0.norm", width), **_norm(f"{at}.1.norm", width)}
+    return {**shapes, **_norm("mlp_head.0", width), **_linear("mlp_head.1", width, classes)}
+
+
 def timm_vit(width: int, depth: int, patch: int, classes: int, *, side: int = 224) -> Shapes:
     """timm's ViT: q, k and v in one Linear with a bias, an MLP of four times the width; no head for 0 classes."""
     shapes: Shapes = {"cls_token": (1, 1, width), "pos_embed": (1, _tokens(side, patch), width)}
@@ -157,7 +177,8 @@ def write_safetensors(path: Path, shapes: Shapes) -> None:
 
 def hollow(shapes: Shapes, prefix: str = "") -> dict[str, Tensor]:
     """Tensors whose memory nobody touches."""
-    return {prefix + name: torch.zeros(shape) for name, shape in shapes.items()}
+    kinds = {name: torch.int64 if name.endswith(COUNTER) else torch.float32 for name in shapes}
+    return {prefix + name: torch.zeros(shape, dtype=kinds[name]) for name, shape in shapes.items()}
 
 
 def write_torch(path: Path, content: Mapping[str, Any]) -> None:

@@ -19,12 +19,16 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=[
 FORMS = pytest.mark.parametrize("form", [lambda model: model, fold_for_inference], ids=["default", "folded"])
 
 
-def assert_close(logits: Tensor, exact: Tensor, rows: Tensor, exact_rows: Tensor) -> None:
-    """Logits within 16 epsilon of their standard deviation, attention within 6 epsilon of its largest weight."""
+def assert_close(logits: Tensor, exact: Tensor, rows: Tensor, exact_rows: Tensor, shares: bool = True) -> None:
+    """Logits within 16 epsilon of their standard deviation, attention within 6 epsilon of its largest weight.
+
+    What is no softmax, but a product of several matrices, is within 12.
+    """
     epsilon = torch.finfo(logits.dtype).eps
     assert (logits - exact).abs().max() < 16 * epsilon * exact.std()
-    assert (rows - exact_rows).abs().max() < 6 * epsilon * exact_rows.max()
-    assert (rows.sum(-1, dtype=torch.float64) - 1).abs().max() < epsilon
+    assert (rows - exact_rows).abs().max() < (6 if shares else 12) * epsilon * exact_rows.max()
+    if shares:
+        assert (rows.sum(-1, dtype=torch.float64) - 1).abs().max() < epsilon
 
 
 @pytest.fixture(params=["cast", "autocast"])
@@ -55,7 +59,8 @@ def test_logits_and_attention_are_those_of_float32(family: str, dtype: torch.dty
         logits = model(images)
     assert logits.dtype == dtype
     for layer in trace.layers:
-        assert_close(logits, exact, trace["attention", layer], expected["attention", layer])
+        rows, exact_rows = trace["attention", layer], expected["attention", layer]
+        assert_close(logits, exact, rows, exact_rows, shares=family != "cbt")
 
 
 @DTYPES

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import synthetic_checkpoints as files
 import torch
@@ -46,6 +47,10 @@ PUBLISHED = {
     "crate_small_patch16_224.in1k": Published("crate", 576, 12, 12, 16, IN1K),
     "crate_demo_base_patch8_224.in21k": Published("demo", 768, 12, 6, 8, DEMO_IN21K),
     "crate_mae_base_patch16_224.in1k": Published("mae", 768, 12, 12, 16, 0),
+    "cbt_tiny_patch16_224.in1k": Published("cbt", 192, 12, 3, 16, IN1K),
+    "cbt_small_patch16_224.in1k": Published("cbt", 384, 12, 6, 16, IN1K),
+    "cbt_base_patch16_224.in1k": Published("cbt", 768, 12, 12, 16, IN1K),
+    "cbt_large_patch16_224.in1k": Published("cbt", 1024, 24, 16, 16, IN1K),
     "crate_alpha_base_patch32_224.in21k": Published("alpha", 768, 12, 12, 32, IN21K),
     "crate_alpha_base_patch16_224.in21k": Published("alpha", 768, 12, 12, 16, IN21K),
     "crate_alpha_base_patch16_224.in21k_ft_in1k": Published("alpha", 768, 12, 12, 16, IN1K),
@@ -67,9 +72,9 @@ PUBLISHED = {
     "vit_base_patch8_224.augreg_in21k": Published("timm", 768, 12, 12, 8, AUGREG_IN21K),
 }
 # eps of the last LayerNorm in the code that the weights were made or released with.
-NORM_EPS = {"crate": 1e-5, "demo": 1e-5, "mae": 1e-6, "alpha": 1e-5, "jax": 1e-6, "timm": 1e-6}
+NORM_EPS = {"crate": 1e-5, "demo": 1e-5, "cbt": 1e-5, "mae": 1e-6, "alpha": 1e-5, "jax": 1e-6, "timm": 1e-6}
 UNUSED_OF_MAE = {"pos_embed", "decoder_embed.weight", "decoder_embed.bias"}
-ON_PAGES = [name for name, published in PUBLISHED.items() if published.kind in ("crate", "demo", "mae")]
+ON_PAGES = [name for name, published in PUBLISHED.items() if published.kind in ("crate", "demo", "cbt", "mae")]
 ON_THE_HUB = [name for name in PUBLISHED if name not in ON_PAGES]
 
 # What the pages of the files say of their size.
@@ -100,6 +105,8 @@ def shapes_of(published: Published) -> Shapes:
         return files.crate_alpha_jax(width, depth, heads, patch, classes)
     if kind == "mae":
         return files.crate_mae(width, depth, patch)
+    if kind == "cbt":
+        return files.cbt(width, depth, heads, patch, classes)
     of = {"crate": files.crate, "demo": files.crate_demo, "alpha": files.crate_alpha, "timm": files.timm_vit}
     return of[kind](width, depth, patch, classes)
 
@@ -113,20 +120,21 @@ def write(path: Path, published: Published, wrapped: str = "") -> None:
     elif published.kind == "timm":
         files.write_safetensors(path, shapes)
     elif wrapped:
-        files.write_torch(path, training_state(shapes, wrapped))
+        best = np.float64(63.2) if published.kind == "cbt" else torch.tensor(69.2)
+        files.write_torch(path, training_state(shapes, wrapped, best))
     else:
         files.write_torch(path, hollow(shapes))
     assert on_disk(path) < 2 << 20, "holes were filled"
 
 
-def training_state(shapes: Shapes, wrapped: str) -> dict[str, Any]:
+def training_state(shapes: Shapes, wrapped: str, best: object) -> dict[str, Any]:
     """What a training script saves: the weights of a DataParallel, the optimizer's state and more."""
     moments = {n: {"step": torch.zeros(()), "exp_avg": torch.zeros(s)} for n, s in enumerate(shapes.values())}
     return {
         "epoch": 90,
         "arch": "CRATE_small",
         wrapped: hollow(shapes, "module."),
-        "best_acc1": torch.tensor(69.2),
+        "best_acc1": best,
         "optimizer": {"state": moments, "param_groups": [{"lr": 4e-4, "params": list(moments)}]},
         "scheduler": {"last_epoch": 90, "lr_lambdas": [None]},
     }
@@ -153,7 +161,8 @@ def check_whole(model: ImageTransformer, published: Published) -> None:
     """Every parameter is that of the file, and the model is the one that was published."""
     report, parameters = model.load_report, dict(model.named_parameters())
     assert report is not None
-    assert set(report.loaded) == parameters.keys() == model.state_dict().keys()
+    assert set(report.loaded) == model.state_dict().keys()
+    assert model.state_dict().keys() - parameters.keys() == dict(model.named_buffers()).keys()
     assert report.adapted == {}
     assert report.reinitialised == ()
     assert all(not value.is_meta and value.dtype == torch.float32 for value in parameters.values())
@@ -168,7 +177,7 @@ def check_whole(model: ImageTransformer, published: Published) -> None:
         numbers -= count({name: shape for name, shape in shapes_of(published).items() if name in UNUSED_OF_MAE})
     if published.kind == "demo":  # the first Linear of its head went into the second
         numbers -= count({"weight": (published.width, published.width), "bias": (published.width,)})
-    assert sum(value.numel() for value in parameters.values()) == numbers
+    assert sum(value.numel() for value in model.state_dict().values()) == numbers
 
 
 # The files are like the published ones
@@ -181,6 +190,8 @@ def check_whole(model: ImageTransformer, published: Published) -> None:
         ("crate_alpha_square", files.crate_alpha(24, 2, 4, 7, side=16)),
         ("crate_mae_basic", files.crate_mae(24, 2, 4, side=16)),
         ("timm_vit", files.timm_vit(32, 2, 8, 7, side=32)),
+        ("cbt_p16_grid5", files.cbt(32, 2, 2, 16, 7, side=80)),
+        ("cbt_p8_grid12", files.cbt(16, 1, 2, 8, 7, side=96)),
     ],
 )
 def test_the_names_and_shapes_are_those_of_the_official_code(case: str, shapes: Shapes) -> None:
@@ -295,6 +306,7 @@ def test_the_optimizer_in_a_jax_file_is_not_read(folder: Path) -> None:
         ("crate_demo_base_patch8_224.in21k", "model"),
         ("crate_mae_base_patch16_224.in1k", "model"),
         ("crate_mae_base_patch16_224.in1k", ""),
+        *((f"cbt_{size}_patch16_224.in1k", "state_dict") for size in ("tiny", "small", "base", "large")),
     ],
 )
 def test_a_file_from_a_page_loads_after_the_command_that_the_error_gives(
@@ -318,7 +330,9 @@ def test_a_file_from_a_page_loads_after_the_command_that_the_error_gives(
     then = re.search(r"create_model\('(local-dir:[^']+)', pretrained=True\)", said)
     assert then
     assert then[0] in report
-    unused = (UNUSED_OF_MAE if published.kind == "mae" else set()) | ({"best_acc1"} if wrapped else set())
+    unused = (UNUSED_OF_MAE if published.kind == "mae" else set()) | (
+        {"best_acc1"} if wrapped and published.kind != "cbt" else set()
+    )
     assert set(re.findall(r"unused ([\w.]+)", report)) == unused
     check_whole(create_model(then[1], pretrained=True), published)
 

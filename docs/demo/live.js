@@ -53,19 +53,17 @@ async function readPhoto(photo, shortSide) {
 
 function readingOf(values, grid) {
   const { name, layers, heads, width, dim, start } = model;
-  const prefix = 1; // [CLS]
-  const tokens = grid[0] * grid[1] + prefix;
+  const tokens = grid[0] * grid[1] + 1;
   const rows = layersOf(values.queries, layers).map((queries, layer) => ({
     queries: wholeSteps(queries, heads * tokens),
     keys: wholeSteps(layersOf(values.keys, layers)[layer], heads * tokens),
   }));
   const cls = rows.flatMap((row) =>
-    [...Array(heads).keys()].map((head) => attentionRow(row, head, 0, tokens, width, prefix)),
+    [...Array(heads).keys()].map((head) => attentionRow(row, head, 0, tokens, width)),
   );
   return {
     model: name,
     grid,
-    prefix,
     layers,
     heads,
     width,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ._indices import resolve_layers
 from .errors import InputError
-from .layers import MHSA, MSSA, attention_rows
+from .layers import CBSA, MHSA, MSSA, attention_rows
 from .layers.plain import oddity
 from .models import Block, ImageTransformer
 
@@ -24,7 +24,8 @@ class WithAttention(nn.Module):
 
     It holds the model and runs the model's own parts, as they are when it is made: hooks on the model itself are passed
     by. The row of [CLS] needs no second projection of all tokens where the projection is a plain Linear, so that a map
-    costs little however the model is run; an adapter in its place is called once more.
+    costs little however the model is run; an adapter in its place is called once more. Of CBSA, whose row of [CLS]
+    depends on all representatives, the projection and the contraction are computed twice.
 
     Args:
         model: A model of this package, folded or not, of any float dtype.
@@ -37,18 +38,13 @@ class WithAttention(nn.Module):
         - Input: (batch, in_chans, height, width), float.
         - Output: what the model returns, usually logits (batch, num_classes); and softmax(w w^T / sqrt(head_dim)) of
           [CLS] (arXiv 2308.16271, Eq. 5) in each asked layer, (batch, layers, heads, 1 + rows * columns): to [CLS]
-          first, then to the patches, rows of the grid first; it sums to 1.
+          first, then to the patches, rows of the grid first; it sums to 1. Of CBSA, the row of its mixing matrix, which
+          is signed.
 
     Raises:
         InputError: If `model` is not of this package or has a forward pass of its own, or `layers` are not a list of
             integers.
         UnknownNameError: If a layer does not exist.
-
-    Example:
-        >>> model = WithAttention(create_model("crate_nano", pretrained=True).eval(), layers=[-2])
-        >>> logits, maps = model(torch.zeros(1, 3, 96, 96))
-        >>> maps.shape
-        torch.Size([1, 1, 4, 257])
     """
 
     def __init__(self, model: ImageTransformer, layers: int | Sequence[int] | None = None) -> None:
@@ -70,6 +66,11 @@ class WithAttention(nn.Module):
                     f"layer {layer} is a {type(model.blocks[layer]).__name__}, not a Block: nothing says where its "
                     "attention is; leave that layer out"
                 )
+            if not isinstance(model.blocks[layer].attention, MSSA | MHSA | CBSA):
+                raise InputError(
+                    f"layer {layer} mixes tokens by {type(model.blocks[layer].attention).__name__}, which has no "
+                    "attention of [CLS]; leave that layer out"
+                )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         model = self.model
@@ -77,12 +78,12 @@ class WithAttention(nn.Module):
         blocks: Iterable[Any] = model.blocks
         for index, block in enumerate(blocks):
             if index in self.layers:
-                rows[index] = _cls_row(block.attention, block.norm1(tokens))
+                rows[index] = _cls_row(block.attention, block.norm1(tokens), grid)
             tokens = model._run_block(block, tokens, grid)
         return model.forward_head(model.norm(tokens)), torch.stack([rows[index] for index in self.layers], dim=1)
 
 
-def _cls_row(attention: MSSA | MHSA, tokens: Tensor) -> Tensor:
+def _cls_row(attention: MSSA | MHSA | CBSA, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """What `capture` reads of [CLS]: softmax(q k^T / sqrt(head_dim)), (batch, heads, tokens).
 
     With keys k = U^T z, the product q (U^T z) is (q U^T) z: one vector for each head instead of a key for each token. A
@@ -91,7 +92,11 @@ def _cls_row(attention: MSSA | MHSA, tokens: Tensor) -> Tensor:
     Args:
         attention: The operator.
         tokens: Its input, (batch, tokens, dim), [CLS] first.
+        grid: (rows, columns) of the patches.
     """
+    if isinstance(attention, CBSA):
+        mixing = attention.mixing(attention.qkv(tokens), grid)
+        return mixing.make(mixing.left[:, :, :1], mixing.right).squeeze(2)
     if oddity(attention.qkv, nn.Linear):  # an adapter, say: it is called, for its weights are not all that it is
         q, k, _ = attention.split_heads(attention.qkv(tokens))
         return attention_rows(q[:, :, :1], k).squeeze(2)

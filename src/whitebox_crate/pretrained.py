@@ -130,6 +130,23 @@ def _top1(percent: float) -> str:
     return f"{percent}% top-1 on ImageNet-1k, as its authors report."
 
 
+# CBT: a file host too. Resize(256) and CenterCrop(224) of its main.py.
+_CBT = PretrainedCfg(
+    tag="in1k",
+    interpolation="bilinear",
+    crop_pct=0.875,
+    first_conv="patch_embed.proj.0.0",
+    license="mit",
+    origin="CBT's authors, github.com/QishuaiWen/CBSA",
+    paper="arXiv 2509.16875",
+    checked="shapes",
+)
+
+
+def _cbt(file: str, percent: float) -> list[PretrainedCfg]:
+    return [replace(_CBT, url=f"https://drive.google.com/file/d/{file}/view", notes=_top1(percent))]
+
+
 # timm's conversions of the backbones that the segmentation paper compares with.
 _TIMM = PretrainedCfg(file="model.safetensors", crop_pct=0.9, checked="shapes", license="apache-2.0")
 _DINO = replace(
@@ -155,6 +172,10 @@ PRETRAINED: dict[str, list[PretrainedCfg]] = {
     "crate_small_patch16_224": [_CRATE_SMALL],
     "crate_demo_base_patch8_224": [_CRATE_DEMO],
     "crate_mae_base_patch16_224": [_CRATE_MAE],
+    "cbt_tiny_patch16_224": _cbt("1GovOGBPDkHJDpOYX8KVJJeDrjwQvHfhb", 63.2),
+    "cbt_small_patch16_224": _cbt("1sKZBbIxvgPJmfO89TKaggKD0EdUJ7jSu", 71.4),
+    "cbt_base_patch16_224": _cbt("1CouOjiy3T9YRhYJFk4gL8PVOgiJ-bFgn", 73.4),
+    "cbt_large_patch16_224": _cbt("1xdEClU6xb5qSwxvDZROKfLac8mJ7R6vb", 74.4),
     "crate_alpha_base_patch32_224": [
         replace(
             _ALPHA_IN21K,

@@ -12,7 +12,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LEAST_CROP = 0.01  # less of an image is nothing to see, and resizing it takes memory without end
 # timm's fields that are constants of `PretrainedCfg`.
-SAME_FOR_ALL = ("classifier", "first_conv", "fixed_input_size", "crop_mode", "pool_size")
+SAME_FOR_ALL = ("classifier", "fixed_input_size", "crop_mode", "pool_size")
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class PretrainedCfg(Mapping[str, Any]):
 
     It is a mapping as well, as code that was written for timm reads it: `cfg["mean"]`, `cfg.get("min_input_size")`,
     `dict(cfg)`. Besides the fields below it has those of timm that are the same for all weights here: `classifier`,
-    `first_conv`, `fixed_input_size` (models have an option `img_size`), `crop_mode` and `pool_size`.
+    `fixed_input_size` (models have an option `img_size`), `crop_mode` and `pool_size`.
 
     The weights lie in one of four places: on the Hub (`hf_hub_id` and `file`), in the package (`file` alone), on a page
     from which only a person can fetch them (`url` and `file`), or nowhere (none of these).
@@ -40,6 +40,7 @@ class PretrainedCfg(Mapping[str, Any]):
         crop_pct: Side of the centre crop over the shorter side of the resized image.
         num_classes: Number of classes of the head; 0 if the weights have none.
         label_names: Name of each class, empty if unknown.
+        first_conv: Name in the model of the module that reads the pixels, a convolution or a Linear.
         model_args: Options of the model that these weights need and its architecture does not have by default.
         attention_layer: The layer whose [CLS] attention shows objects, if measured.
         attention_head: The head of it that does so best, if measured.
@@ -56,7 +57,6 @@ class PretrainedCfg(Mapping[str, Any]):
     """
 
     classifier: ClassVar[str] = "head"
-    first_conv: ClassVar[str] = "patch_embed.proj"
     fixed_input_size: ClassVar[bool] = True
     crop_mode: ClassVar[str] = "center"
     pool_size: ClassVar[None] = None
@@ -74,6 +74,7 @@ class PretrainedCfg(Mapping[str, Any]):
     crop_pct: float = 1.0
     num_classes: int = 1000
     label_names: tuple[str, ...] = ()
+    first_conv: str = "patch_embed.proj"
     model_args: Mapping[str, Any] = field(default_factory=dict, hash=False)
     attention_layer: int | None = None
     attention_head: int | None = None

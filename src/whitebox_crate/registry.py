@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ._deprecated import ARCHITECTURES, current_architecture
-from .errors import InputError, UnknownNameError, UnknownOptionError, check_kind
+from .errors import InputError, UnknownNameError, UnknownOptionError
 from .layers.patch_embed import to_pair
 from .pretrained import PRETRAINED
 from .pretrained_cfg import PretrainedCfg
@@ -71,13 +71,21 @@ class Entry:
     def default_cfg(self) -> PretrainedCfg:
         """The facts about a model without weights: its own size and number of classes."""
         height, width = to_pair(self.defaults.get("img_size", 224))
-        return PretrainedCfg(input_size=(3, height, width), num_classes=self.defaults.get("num_classes", 1000))
+        return PretrainedCfg(
+            input_size=(3, height, width),
+            num_classes=self.defaults.get("num_classes", 1000),
+            first_conv=getattr(self._made_by, "first_conv", PretrainedCfg.first_conv),
+        )
+
+    @property
+    def _made_by(self) -> Any:
+        """Its class or function, without options that it is given."""
+        return self.entrypoint.func if isinstance(self.entrypoint, partial) else self.entrypoint
 
     @property
     def module(self) -> str:
         """The last name of the Python module in which its class or function is, as "vit"."""
-        made_by = self.entrypoint.func if isinstance(self.entrypoint, partial) else self.entrypoint
-        return str(getattr(made_by, "__module__", "")).rpartition(".")[2]
+        return str(getattr(self._made_by, "__module__", "")).rpartition(".")[2]
 
     def pretrained_cfg(self, tag: str = "") -> PretrainedCfg:
         """The facts about the weights of a tag, or about the first of its weights if none is given.
@@ -125,14 +133,6 @@ def register_model(
 
     Raises:
         InputError: If a name is taken, or holds a dot, which separates name and tag.
-
-    Example:
-        >>> from whitebox_crate.models import Crate
-        >>> @register_model
-        ... def crate_shallow(num_classes=10, depth=2):
-        ...     return Crate(32, 4, num_classes=num_classes, embed_dim=64, depth=depth, num_heads=4)
-        >>> len(create_model("crate_shallow").blocks)
-        2
     """
     if entrypoint is None:
         return lambda function: register_model(
@@ -165,9 +165,7 @@ def find_entry(name: str) -> tuple[Entry, str]:
     architecture, _, tag = name.partition(".")
     architecture = _aliases.get(architecture, current_architecture(architecture))
     if architecture not in _models:
-        raise UnknownNameError.of(
-            "model", name, [*_models, *_aliases], "whitebox-crate list, or list_models(), shows all."
-        )
+        raise UnknownNameError.of("model", name, [*_models, *_aliases], "whitebox-crate list shows all.")
     return _models[architecture], tag
 
 
@@ -178,23 +176,13 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def is_model(name: str) -> bool:
-    """Whether a model, or an alias of one, has this name; a tag is not looked at.
-
-    Example:
-        >>> is_model("crate_nano"), is_model("crate_giant")
-        (True, False)
-    """
+    """Whether a model, or an alias of one, has this name; a tag is not looked at."""
     architecture = name.partition(".")[0]
     return ARCHITECTURES.get(architecture, architecture) in _models or architecture in _aliases
 
 
 def is_model_pretrained(name: str) -> bool:
-    """Whether weights are known for a name: for its tag, or for the architecture if it has none.
-
-    Example:
-        >>> is_model_pretrained("crate_nano"), is_model_pretrained("crate_large")
-        (True, False)
-    """
+    """Whether weights are known for a name: for its tag, or for the architecture if it has none."""
     try:
         get_pretrained_cfg(name)
     except UnknownNameError:
@@ -207,10 +195,6 @@ def model_entrypoint(name: str) -> Entrypoint:
 
     Raises:
         UnknownNameError: If there is no such model.
-
-    Example:
-        >>> model_entrypoint("crate_nano")(num_classes=2).num_classes
-        2
     """
     return find_entry(name)[0].entrypoint
 
@@ -223,11 +207,6 @@ def get_pretrained_cfg(name: str) -> PretrainedCfg:
 
     Raises:
         UnknownNameError: If the model or the tag does not exist, or no weights do.
-
-    Example:
-        >>> cfg = get_pretrained_cfg("crate_nano")
-        >>> cfg.num_classes, cfg.license
-        (476, 'apache-2.0')
     """
     entry, tag = find_entry(name)
     return entry.pretrained_cfg(tag)
@@ -242,10 +221,6 @@ def get_pretrained_cfg_value(name: str, key: str) -> Any:
 
     Raises:
         UnknownNameError: If the model or the tag does not exist.
-
-    Example:
-        >>> get_pretrained_cfg_value("crate_nano", "num_classes")
-        476
     """
     entry, tag = find_entry(name)
     return (entry.pretrained_cfg(tag) if tag or entry.pretrained else entry.default_cfg).get(key)
@@ -270,50 +245,31 @@ def list_models(
         exclude_filters: Wildcards of which a name must match none.
         name_matches_cfg: timm's way to leave out aliases; none is ever listed here.
         include_tags: Whether to list "name.tag"; as `pretrained` if None.
-
-    Raises:
-        InputError: If a filter or a module is no text.
-
-    Example:
-        >>> list_models("vit_*_patch8_*")
-        ['vit_base_patch8_224', 'vit_small_patch8_224', 'vit_tiny_patch8_224']
     """
     with_tags = pretrained if include_tags is None else include_tags
-    wanted, unwanted = _patterns("filter", filter), _patterns("exclude_filters", exclude_filters)
-    modules = _patterns("module", module)
+    modules = [module] if isinstance(module, str) else list(module)
     names: list[str] = []
     for name, entry in _models.items():
-        if modules and entry.module not in modules:
+        if any(modules) and entry.module not in modules:
             continue
         if entry.pretrained and with_tags:
             names += [f"{name}.{tag}" for tag in entry.pretrained]
         elif not pretrained or entry.pretrained:
             names.append(name)
-    kept = [name for name in names if (not wanted or _matches(name, wanted)) and not _matches(name, unwanted)]
-    return sorted(kept, key=_natural)
+    kept = [name for name in names if _matches(name, filter, default=True)]
+    return sorted((name for name in kept if not _matches(name, exclude_filters, default=False)), key=_natural)
 
 
 def list_pretrained(filter: str | Sequence[str] = "", exclude_filters: str | Sequence[str] = "") -> list[str]:
-    """Names with tags of all weights, as `list_models` with `pretrained=True`.
-
-    Example:
-        >>> list_pretrained("crate_nano*")
-        ['crate_nano_patch6_96.scene_composites', 'crate_nano_patch6_96.tuxpaint_composites']
-    """
+    """Names with tags of all weights, as `list_models` with `pretrained=True`."""
     return list_models(filter, pretrained=True, exclude_filters=exclude_filters)
 
 
-def _patterns(argument: str, given: str | Sequence[str] | None) -> list[str]:
-    """What was given for an argument, without what is empty."""
-    advice = f"give text or a list of it, as {argument}='crate_*'"
-    check_kind(argument, given, str | Sequence | None, advice)
-    patterns = [given] if isinstance(given, str) else list(given or ())
-    for pattern in patterns:
-        check_kind(argument, pattern, str, advice)
-    return [pattern for pattern in patterns if pattern]
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
+def _matches(name: str, filters: str | Sequence[str], default: bool) -> bool:
+    patterns = [filters] if isinstance(filters, str) else list(filters or ())
+    patterns = [pattern for pattern in patterns if pattern]
+    if not patterns:
+        return default
     return any(fnmatch.fnmatchcase(name, p) or fnmatch.fnmatchcase(name, f"{p}.*") for p in patterns)
 
 

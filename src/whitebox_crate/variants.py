@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from .models._base import ImageTransformer
+from .models.cbt import CBT
 from .models.crate import Crate
 from .models.crate_ablations import CrateMhsa, CrateMlp
 from .models.crate_alpha import CrateAlpha
@@ -40,14 +41,14 @@ _VIT: dict[str, dict[str, Any]] = {
     "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
     "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
     "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
+}
+# Sizes of CBT (arXiv 2509.16875; github.com/QishuaiWen/CBSA, CBSA_image_classification/models.py).
+_CBT: dict[str, dict[str, Any]] = {
+    "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
+    "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
+    "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
     "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
 }
-# DINOv2 (arXiv 2304.07193), without and with registers (arXiv 2309.16588), in timm's form: with registers, the position
-# of [CLS] is part of `cls_token`, and patches alone have positions.
-_DINOV2: dict[str, Any] = {"patch_size": 14, "img_size": 518, "num_classes": 0, "init_values": 1e-5}
-_REGISTERS: dict[str, Any] = {"reg_tokens": 4, "no_embed_class": True}
-# SimDINOv2 (arXiv 2502.10385; github.com/RobinWu218/SimDINO, simdinov2/configs), of which base and large are published.
-_SIMDINOV2: dict[str, Any] = {"patch_size": 16, "num_classes": 0, "init_values": 0.1, **_REGISTERS}
 _NANO: dict[str, Any] = {
     "embed_dim": 128,
     "depth": 6,
@@ -76,6 +77,8 @@ def _table() -> dict[str, Callable[..., ImageTransformer]]:
             table[f"crate_{size}_patch{patch}_224"] = partial(Crate, patch_size=patch, **options)
         for size, options in _VIT.items():
             table[f"vit_{size}_patch{patch}_224"] = partial(ViT, patch_size=patch, **options)
+        for size, options in _CBT.items():
+            table[f"cbt_{size}_patch{patch}_224"] = partial(CBT, patch_size=patch, **options)
         small = {"patch_size": patch, **_PAPER_SMALL}
         table[f"crate_paper_tiny_patch{patch}_224"] = partial(Crate, patch_size=patch, **_PAPER_TINY)
         table[f"crate_paper_small_patch{patch}_224"] = partial(Crate, **small)
@@ -84,11 +87,6 @@ def _table() -> dict[str, Callable[..., ImageTransformer]]:
         table[f"crate_sth_paper_small_patch{patch}_224"] = partial(Crate, threshold="soft", **small)
         table[f"crate_mlp_paper_small_patch{patch}_224"] = partial(CrateMlp, **small)
         table[f"crate_mhsa_paper_small_patch{patch}_224"] = partial(CrateMhsa, **small)
-    for size in ("small", "base", "large"):
-        table[f"vit_{size}_patch14_dinov2"] = partial(ViT, **_VIT[size], **_DINOV2)
-        table[f"vit_{size}_patch14_reg4_dinov2"] = partial(ViT, **_VIT[size], **_DINOV2, **_REGISTERS)
-    for size in ("base", "large"):
-        table[f"vit_{size}_patch16_reg4_simdinov2"] = partial(ViT, **_VIT[size], **_SIMDINOV2)
     for size, options in _ALPHA.items():
         for patch in _ALPHA_PATCHES[size]:
             table[f"crate_alpha_{size}_patch{patch}_224"] = partial(CrateAlpha, patch_size=patch, **options)
@@ -117,6 +115,10 @@ ALIASES = {
     "crate_mae_small": "crate_mae_small_patch16_224",
     "crate_mae_base": "crate_mae_base_patch16_224",
     "crate_mae_large": "crate_mae_large_patch16_224",
+    "cbt_tiny": "cbt_tiny_patch16_224",
+    "cbt_small": "cbt_small_patch16_224",
+    "cbt_base": "cbt_base_patch16_224",
+    "cbt_large": "cbt_large_patch16_224",
     "crate_sth": "crate_sth_paper_small_patch8_224",
     "crate_mlp": "crate_mlp_paper_small_patch8_224",
     "crate_mhsa": "crate_mhsa_paper_small_patch8_224",

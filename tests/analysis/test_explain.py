@@ -44,7 +44,7 @@ def test_every_parameter_is_named_once_and_counted(name: str) -> None:
     model = small_model(name, depth=2)
     for text in (explain(model), explain(model, "markdown")):
         assert names_in(text, model) == Counter(dict.fromkeys(model.state_dict(), 1))
-        total = sum(tensor.numel() for tensor in model.state_dict().values())
+        total = sum(parameter.numel() for parameter in model.parameters())
         assert f"{name}: {total:,} parameters" in text.splitlines()[0]
         assert "not known here" not in text and "Other parameters" not in text
     rows = re.findall(

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from .._hooks import constant_of
-from ..layers import ISTA, MHSA, MLP, MSSA, ODL, DropPath, LayerScale
+from ..layers import CBSA, ISTA, MHSA, MLP, MSSA, ODL, DropPath
 from ..layers.plain import oddity
 from ..models import (
     CrateMae,
@@ -55,13 +55,9 @@ def layer(wrapped: nn.Module) -> Part:
     notes: list[Line] = []
     symbols: dict[str, Line] = {}
     norms: dict[str, nn.Module] = {}
-    middle = next((at for at, (name, _) in enumerate(modules) if name == "norm2"), len(modules))
-    steps = [("1", "H comes from Z", first, modules[:middle]), ("2", "Z' comes from H", second, modules[middle:])]
-    operators: list[str] = []
-    for index, way, step, half in steps if modules[middle:] else steps[:1]:
-        norm, operator = half[:2]
-        operators.append(type(unwrap(getattr(block, operator[0]))).__name__)
-        unknown = unknown_note(way, block, dict(half))
+    steps = [("1", "H comes from Z", first, modules[:2]), ("2", "Z' comes from H", second, modules[2:])]
+    for index, way, step, (norm, operator) in steps if modules[2:] else steps[:1]:
+        unknown = unknown_note(way, block, dict((norm, operator)))
         if unknown:
             notes += unknown
             continue
@@ -70,10 +66,10 @@ def layer(wrapped: nn.Module) -> Part:
         equations += own
         notes += constants
         symbols |= norm_symbols(norm[0], index) | {f"{name}.{entry}": symbol for entry, symbol in inner.items()}
-        symbols |= {f"ls{index}.gamma": Line(f"$s_{index}$")}
         norms[index] = getattr(block, norm[0])
+    title = ", then ".join(type(unwrap(getattr(block, name))).__name__ for name, _ in modules[1::2])
     return Part(
-        "MSSA taken away" if decodes else ", then ".join(operators),
+        "MSSA taken away" if decodes else title,
         tuple(equations),
         (
             *notes,
@@ -84,18 +80,12 @@ def layer(wrapped: nn.Module) -> Part:
     )
 
 
-def _compression(block: Any, attention: MSSA | MHSA) -> Step:
+def _compression(block: Any, attention: MSSA | MHSA | CBSA) -> Step:
     """From Z to H, which is Z' where nothing follows."""
     after = "H" if hasattr(block, "norm2") else "Z'"
     skip = ln("1", "Z") if getattr(block, "skip", "input") == "normalized" else "Z"
     heads, update, notes, symbols = _attention(attention, ln("1", "Z"))
-    return [*heads, Line(f"{after} = {skip} + {_scaled(block, '1', update)}")], notes, symbols
-
-
-def _scaled(block: Any, index: str, update: str) -> str:
-    """What a half of a layer adds, with its LayerScale if there is one."""
-    scaled = isinstance(unwrap(getattr(block, f"ls{index}", nn.Identity())), LayerScale)
-    return rf"\operatorname{{diag}}(s_{index}) \Bigl( {update} \Bigr)" if scaled else update
+    return [*heads, Line(f"{after} = {skip} + {update}")], notes, symbols
 
 
 def _expansion(_: Any, __: nn.Linear) -> Step:
@@ -109,8 +99,10 @@ def _removal(_: Any, mssa: MSSA) -> Step:
     return [*heads, Line(rf"Z' = H - \Bigl( {update} \Bigr)")], notes, symbols
 
 
-def _attention(attention: MSSA | MHSA, normed: str) -> tuple[list[Line], str, list[Line], Symbols]:
+def _attention(attention: MSSA | MHSA | CBSA, normed: str) -> tuple[list[Line], str, list[Line], Symbols]:
     """Equations before the sum over heads, the sum, notes, and symbols."""
+    if isinstance(attention, CBSA):
+        return _contraction_and_broadcast(attention, normed)
     count, p = attention.num_heads, attention.head_dim
     notes = [Line(rf"$k = {each('', count)}$: heads of $p = {p}$ dimensions")]
     proj_drop: Any = attention.proj_drop
@@ -138,12 +130,44 @@ def _attention(attention: MSSA | MHSA, normed: str) -> tuple[list[Line], str, li
     return heads, rf"\sum_k P_k {mixed}" + (r" + b \mathbf 1^\top" if bias else ""), notes, symbols
 
 
-def _coding(block: Any, coder: ISTA | ODL | MLP) -> Step:
+def _contraction_and_broadcast(cbsa: CBSA, normed: str) -> tuple[list[Line], str, list[Line], Symbols]:
+    """As `_attention`."""
+    count, (rows, columns) = cbsa.num_heads, cbsa.pool.representatives
+    heads = [
+        rf"W_k = U_k^\top {normed}",
+        r"R^0_k = W_k Q^\top",
+        "A_k = " + softmax(r"W_k^\top R^0_k"),
+        r"R_k = R^0_k + \rho_k W_k A_k",
+        "B_k = " + softmax(r"R_k^\top R_k"),
+    ]
+    where = f"$Q$ is fixed: it averages the grid to $m = {rows}$ x ${columns}$ representatives"
+    if cbsa.pool.kind == "released":
+        where += ", as if its first patch were column 0, [CLS], and without the last column"
+    proj_drop: Any = cbsa.proj_drop
+    notes = [
+        Line(rf"$k = {each('', count)}$: heads of $p = {cbsa.head_dim}$ dimensions"),
+        Line(where),
+        *drops_note((proj_drop.p, "of what attention adds")),
+    ]
+    contracts, broadcasts = each(r"\rho_", count), each(r"\tau_", count)
+    symbols = math_symbols(
+        qkv__weight=rf"[{each('U_', count)}]^\top",
+        step_rep=f"[{contracts}]",
+        step_x=f"[{broadcasts}]",
+        proj__weight=f"[{each('P_', count)}]",
+        proj__bias="b",
+    )
+    return list(map(Line, heads)), r"\sum_k P_k \tau_k R_k B_k A_k^\top + b \mathbf 1^\top", notes, symbols
+
+
+def _coding(_: Any, coder: ISTA | ODL | MLP) -> Step:
     """From H to Z'."""
     normed = Line("Y = " + ln("2", "H"))
     if isinstance(coder, MLP):
-        update = r"F_2 \operatorname{GELU}(F_1 Y + f_1 \mathbf 1^\top) + f_2 \mathbf 1^\top"
-        mlp = Line(rf"Z' = H + {_scaled(block, '2', update)}, \quad \operatorname{{GELU}}(x) = x \, \Phi(x)")
+        mlp = Line(
+            r"Z' = H + F_2 \operatorname{GELU}(F_1 Y + f_1 \mathbf 1^\top) + f_2 \mathbf 1^\top, \quad "
+            r"\operatorname{GELU}(x) = x \, \Phi(x)"
+        )
         drops = drops_note((coder.drop.p, "of the hidden entries, and of what the MLP adds"))
         return (
             [normed, mlp],
@@ -174,10 +198,7 @@ def _coding(block: Any, coder: ISTA | ODL | MLP) -> Step:
 
 _POOLS = {
     "token": (r"y = {} e_0 \quad \text{{([CLS])}}", "y = column 0 of {}"),
-    "avg": (
-        r"y = \tfrac{{1}}{{n - {prefix}}} \sum_{{i={prefix}}}^{{n-1}} {} e_i",
-        "y = mean of the columns {prefix}, ..., n - 1 of {}",
-    ),
+    "avg": (r"y = \tfrac{{1}}{{n - 1}} \sum_{{i=1}}^{{n-1}} {} e_i", "y = mean of the columns 1, ..., n - 1 of {}"),
     "mean": (r"y = \tfrac{{1}}{{n}} \sum_{{i=0}}^{{n-1}} {} e_i", "y = mean of all columns of {}"),
     "": (r"y = {} \quad \text{{(all columns)}}", "y = {}, all columns"),
 }
@@ -199,8 +220,7 @@ def output(core: ImageTransformer) -> Part:
     before, after = isinstance(core.norm, nn.LayerNorm), isinstance(core.fc_norm, nn.LayerNorm)
     tokens, pooled = Line(ln("c", "Z") if before else "Z"), ln("c", "y") if after else "y"
     pool, plain = _POOLS[core.global_pool]
-    prefix = core.num_prefix_tokens
-    equations = [Line(pool.format(tokens.markdown, prefix=prefix), plain.format(tokens.text, prefix=prefix))]
+    equations = [Line(pool.format(tokens.markdown), plain.format(tokens.text))]
     notes = [eps_note(c=core.norm if before else core.fc_norm)] if before or after else []
     if isinstance(core.head, nn.Linear):
         bias = " + g" if core.head.bias is not None else ""

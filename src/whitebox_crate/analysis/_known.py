@@ -7,9 +7,10 @@ from typing import TypeAlias
 
 from torch import nn
 
-from ..layers import ISTA, MHSA, MLP, MSSA, ODL, ConvPatchEmbed, LayerScale, NormedPatchEmbed
+from ..layers import CBSA, ISTA, MHSA, MLP, MSSA, ODL, ConvPatchEmbed, NormedPatchEmbed, RepresentativePool
 from ..layers.plain import oddity
 from ..models import (
+    CBTBlock,
     CrateAlphaBlock,
     CrateAttentionOnlyBlock,
     CrateBlock,
@@ -26,22 +27,23 @@ Kinds: TypeAlias = tuple[type[nn.Module], ...]
 NORM: Kinds = (nn.LayerNorm,)
 LINEAR: Kinds = (nn.Linear,)
 DROPOUT: Kinds = (nn.Dropout,)
-SCALE: Kinds = (LayerScale, nn.Identity)
-# The modules of what has a `forward` that is known here; those of a layer in the order in which they run: a norm, an
-# operator and perhaps a scale from Z to H, then from `norm2` on, if there is one, those from H to Z'. What is of
-# another class, a subclass included, may compute something else.
+# The modules of what has a `forward` that is known here; those of a layer in the order in which they run, the first two
+# from Z to H, the others, if there are any, from H to Z'. What is of another class, a subclass included, may compute
+# something else.
 LAYERS: dict[type[nn.Module], dict[str, Kinds]] = {
     CrateBlock: {"norm1": NORM, "mssa": (MSSA,), "norm2": NORM, "ista": (ISTA,)},
     CrateAlphaBlock: {"norm1": NORM, "mssa": (MSSA,), "norm2": NORM, "odl": (ODL,)},
     CrateAttentionOnlyBlock: {"norm1": NORM, "mssa": (MSSA,)},
+    CBTBlock: {"norm1": NORM, "cbsa": (CBSA,), "norm2": NORM, "ista": (ISTA,)},
     CrateMlpBlock: {"norm1": NORM, "mssa": (MSSA,), "norm2": NORM, "mlp": (MLP,)},
     CrateMhsaBlock: {"norm1": NORM, "attn": (MHSA,), "norm2": NORM, "ista": (ISTA,)},
-    ViTBlock: {"norm1": NORM, "attn": (MHSA,), "ls1": SCALE, "norm2": NORM, "mlp": (MLP,), "ls2": SCALE},
+    ViTBlock: {"norm1": NORM, "attn": (MHSA,), "norm2": NORM, "mlp": (MLP,)},
     CrateMaeDecoderBlock: {"norm1": NORM, "linear": LINEAR, "norm2": NORM, "mssa": (MSSA,)},
 }
 PARTS: dict[type[nn.Module], dict[str, Kinds]] = {
     MSSA: {"qkv": LINEAR, "proj": LINEAR, "proj_drop": DROPOUT},
     MHSA: {"qkv": LINEAR, "proj": LINEAR, "proj_drop": DROPOUT},
+    CBSA: {"qkv": LINEAR, "pool": (RepresentativePool,), "proj": LINEAR, "proj_drop": DROPOUT},
     MLP: {"fc1": LINEAR, "fc2": LINEAR, "drop": DROPOUT},
     NormedPatchEmbed: {"norm1": NORM, "proj": LINEAR, "norm2": NORM},
     ConvPatchEmbed: {"proj": (nn.Conv2d,)},

@@ -30,14 +30,14 @@ from ..models import ImageTransformer
 from ..models._wrappers import transformer_in
 from .batches import check_images
 from .interventions import intervene
-from .operators import attention_of, output_scale, output_weights
+from .operators import attention_of, output_weights
 
 Method: TypeAlias = Literal["ablation", "gradient"]
 
 
 @dataclass(frozen=True)
 class HeadOutputs:
-    """What attention adds, as a sum over heads; see `head_outputs`.
+    """Attention's output as a sum over heads; see `head_outputs`.
 
     Attributes:
         parts: (batch, layers, heads, queries, dim): what each head adds to each token.
@@ -51,7 +51,7 @@ class HeadOutputs:
 
     @property
     def total(self) -> Tensor:
-        """What attention adds to each token, up to rounding, (batch, layers, queries, dim)."""
+        """Attention's output up to rounding, (batch, layers, queries, dim)."""
         return self.parts.sum(2) + self.bias[:, None]
 
 
@@ -60,8 +60,8 @@ def head_outputs(
 ) -> HeadOutputs:
     """Splits the output of each layer's attention by head: `MSSA(z) = sum_k P_k w_k softmax(...) + b`.
 
-    The output projection P = [P_1, ..., P_K] is linear, so the split is exact up to rounding. LayerScale, where a ViT
-    has it, is counted in. It ends there: what follows (LayerNorm, then ISTA, ODL or MLP) is not linear.
+    The output projection P = [P_1, ..., P_K] is linear, so the split is exact up to rounding. It ends there: what
+    follows (LayerNorm, then ISTA, ODL or MLP) is not linear.
 
     Args:
         model: A model of this package, compiled or not; it runs as it is.
@@ -90,13 +90,12 @@ def head_outputs(
             of_heads = of_heads[:, :, resolve_indices("query token", queries, of_heads.shape[2])]
         elif queries == "cls":
             of_heads = of_heads[:, :, :1]
-        of_proj = torch.einsum("bhnp,dhp->bhnd", of_heads, output_weights(attention))
-        parts[index] = of_proj * output_scale(core, index)
+        parts[index] = torch.einsum("bhnp,dhp->bhnd", of_heads, output_weights(attention))
+    biases = [getattr(attention_of(core, index).proj, "bias", None) for index in indices]
     zero = parts[indices[0]].new_zeros(core.embed_dim)
-    biases = {index: getattr(attention_of(core, index).proj, "bias", None) for index in indices}
     return HeadOutputs(
         torch.stack([parts[index] for index in indices], dim=1),
-        torch.stack([zero if bias is None else bias.detach() * output_scale(core, i) for i, bias in biases.items()]),
+        torch.stack([zero if bias is None else bias.detach() for bias in biases]),
         tuple(indices),
     )
 
@@ -133,11 +132,6 @@ def head_contributions(
     Raises:
         InputError: If the model gives no logits, or the images are not finite or not of its shape.
         UnknownNameError: If a class, layer or the method does not exist.
-
-    Example:
-        >>> model = create_model("crate_nano", pretrained=True).eval()
-        >>> head_contributions(model, torch.rand(1, 3, 96, 96), classes=3, layers=[-1]).shape
-        torch.Size([1, 1, 4])
     """
     if method not in get_args(Method):
         raise UnknownNameError.of("method", method, get_args(Method))
@@ -159,12 +153,14 @@ def _by_ablation(core: ImageTransformer, images: Tensor, classes: Tensor, layers
     with capture(core, "tokens", layers=layers) as trace:
         whole = core(images)
     logits = whole.gather(1, classes[:, None])[:, 0]
-    result = []
+    grid, result = core.grid_of(images), []
     for layer in layers:
         without = []
         for head in range(attention_of(core, layer).num_heads):
             with intervene(core, mask_heads={layer: [head]}):
-                without.append(_logits_from(core, trace["tokens", layer], layer).gather(1, classes[:, None])[:, 0])
+                without.append(
+                    _logits_from(core, trace["tokens", layer], grid, layer).gather(1, classes[:, None])[:, 0]
+                )
         result.append(logits[:, None] - torch.stack(without, dim=1))
     return torch.stack(result, dim=1)
 
@@ -174,7 +170,7 @@ def _by_gradient(core: ImageTransformer, images: Tensor, classes: Tensor, layers
     hooks = [_keep_attended(core, layer, attended) for layer in layers]
     with torch.inference_mode(False), torch.enable_grad(), hooks_here(hooks):
         # The images need a gradient, so that a model whose parameters are frozen has one too.
-        logits = _logits_from(core, core.embed(images.detach().clone().requires_grad_()), 0)
+        logits = _logits_from(core, core.embed(images.detach().clone().requires_grad_()), core.grid_of(images))
         wanted = logits.gather(1, classes.clone()[:, None]).sum()  # images do not see each other: one pass for all
         gradients = torch.autograd.grad(wanted, [attended[layer] for layer in layers])
     # <dl/dh, P_k a_k> = <P_k^T dl/dh, a_k>, and the gradient for attention's heads a is P^T dl/dh already.
@@ -194,11 +190,9 @@ def _keep_attended(core: ImageTransformer, layer: int, attended: dict[int, Tenso
     return Hook(attention_of(core, layer).proj, "before", keep)
 
 
-def _logits_from(core: ImageTransformer, tokens: Tensor, layer: int) -> Tensor:
+def _logits_from(core: ImageTransformer, tokens: Tensor, grid: tuple[int, int], layer: int = 0) -> Tensor:
     """The rest of the model, from the input of this layer on."""
-    for block in core.blocks[layer:]:
-        tokens = block(tokens)
-    return core.forward_head(core.norm(tokens))
+    return core.forward_head(core.norm(core.run_layers(tokens, grid, layer)))
 
 
 def _classes(classes: int | Sequence[int] | Tensor, batch: int, num_classes: int) -> Tensor:

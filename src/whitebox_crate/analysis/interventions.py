@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from .._hooks import Hook, hooks_here, uncompiled
 from .._indices import resolve_index, resolve_indices, resolve_layers
 from ..errors import InputError
-from ..layers import ISTA, MHSA, MSSA, ODL
+from ..layers import ISTA, ODL
 from ..models import ImageTransformer
 from ..models._wrappers import transformer_in
-from .operators import attention_of, coder_of, refuse_folded
+from .operators import Heads, attention_of, coder_of, refuse_folded
 
 
 @contextmanager
@@ -49,13 +49,6 @@ def intervene(
         InputError: If nothing is to be changed, a constant is negative or no finite number, or a layer has no sparse
             coding.
         UnknownNameError: If a layer or head does not exist.
-
-    Example:
-        >>> model, images = create_model("crate_nano", pretrained=True).eval(), torch.zeros(1, 3, 96, 96)
-        >>> with torch.no_grad(), intervene(model, sparsity=0.5, mask_heads={4: [1]}):
-        ...     changed = model(images)
-        >>> torch.equal(changed, model(images))
-        False
     """
     core = transformer_in(model)
     constants = {"step_size": step_size, "sparsity": sparsity}
@@ -66,7 +59,7 @@ def intervene(
         raise InputError("layers says where step_size and sparsity hold, and neither is given; mask_heads has its own")
     where = resolve_layers(layers, len(core.blocks)) if given else []
     coders = [_sparse_coding(core, index) for index in where]
-    masked: list[tuple[MSSA | MHSA, list[int]]] = []
+    masked: list[tuple[Heads, list[int]]] = []
     if not isinstance(mask_heads, Mapping | None):
         raise InputError(f"mask_heads is a dict from layers to lists of heads, as {{-2: [0, 3]}}, not {mask_heads!r}")
     for layer, heads in (mask_heads or {}).items():

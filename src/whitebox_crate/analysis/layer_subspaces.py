@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .._indices import resolve_index, resolve_layers
 from ..capturing import capture
-from ..layers import MSSA
+from ..layers import MHSA
 from ..models._wrappers import transformer_in
 from ._report import Report
 from .operators import attention_of, block_of, key_weights, output_weights, plain_coder, refuse_folded
@@ -44,7 +44,7 @@ def subspace_matrices(model: nn.Module, layer: int) -> Tensor:
         Detached, the dtype and device of the weights.
 
     Raises:
-        InputError: If the model is not one of this package, its attention is neither MSSA nor MHSA, or its projection
+        InputError: If the model is not one of this package, its attention has no such matrices, or its projection
             is not a plain Linear: an adapter on it, a hook or a quantised weight computes something else.
         UnknownNameError: If there is no such layer.
     """
@@ -97,7 +97,7 @@ class LayerSubspaces:
         overlap: float64 (heads, heads), see `subspace_overlap`; 1 on the diagonal.
         drift: float64 (heads, heads): projection distance from each head (row) to each head of the next layer; None of
             the last one asked for. Heads have no order: the nearest one counts as much as the one of the same number.
-        alignment: Output projection and bases; None of attention that is not MSSA.
+        alignment: Output projection and bases; None of MHSA, which has keys in the place of bases.
         dictionary: D of ISTA or ODL; None of a layer without.
     """
 
@@ -119,7 +119,8 @@ class SubspaceReport(Report):
 
     Attributes:
         model: Its name, or its class.
-        bases: "MSSA", or "keys" where key projections stand in for bases (in any layer).
+        bases: Whose they are, "MSSA" or "CBSA" or both, or "keys" where key projections stand in for them (in any
+            layer).
         layers: Each layer asked for.
         random: The same of a layer of these sizes with independent normal entries, a fixed draw: what no training
             gives.
@@ -162,21 +163,17 @@ def subspace_report(model: nn.Module, layers: int | Sequence[int] | None = None)
         layers: As in `capture`; drift is from each to the next one in this list.
 
     Raises:
-        InputError: If the model is not one of this package, its attention is neither MSSA nor MHSA, weights are not
+        InputError: If the model is not one of this package, its attention has no such matrices, weights are not
             finite, or a module is not the plain one of the equations, whose weights say all that it computes.
         UnknownNameError: If there is no such layer.
-
-    Example:
-        >>> found = subspace_report(create_model("crate_nano", pretrained=True))
-        >>> found.layers[0].overlap.shape  # of each head with each head
-        torch.Size([4, 4])
     """
     core = transformer_in(model)
     indices = resolve_layers(layers, len(core.blocks))
     operators = [attention_of(core, index) for index in indices]
     matrices = [subspace_matrices(core, index) for index in indices]
+    kinds = dict.fromkeys("keys" if isinstance(one, MHSA) else type(one).__name__ for one in operators)
     # Of ViT's output projection the derivation says nothing.
-    written = [output_weights(one).detach().transpose(0, 1) if isinstance(one, MSSA) else None for one in operators]
+    written = [None if isinstance(one, MHSA) else output_weights(one).detach().transpose(0, 1) for one in operators]
     coders = [plain_coder(block_of(core, index)) for index in indices]
     dictionaries = [None if coder is None else coder.dictionary.detach() for coder in coders]
     bases = [orthonormal_bases(each) for each in matrices]
@@ -189,7 +186,7 @@ def subspace_report(model: nn.Module, layers: int | Sequence[int] | None = None)
     )
     return SubspaceReport(
         model=core.architecture or type(core).__name__,
-        bases="MSSA" if all(isinstance(operator, MSSA) for operator in operators) else "keys",
+        bases="keys" if "keys" in kinds else ", ".join(kinds),
         layers=tuple(map(_measure, indices, matrices, bases, following, written, dictionaries)),
         random=_measure(None, u, orthonormal_bases(u), orthonormal_bases(v), p, d),
     )

@@ -9,12 +9,15 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
+from .._indices import resolve_layers
 from ..errors import InputError, UnknownNameError
+from ..layers import CBSA
 from ..models import Block
+from ..models._wrappers import transformer_in
 from ._report import Report, as_table
 from .batches import STATES, LayerState, Measured, over_images
 from .moments import check_confidence
-from .operators import subspaces_of
+from .operators import attention_of, projected, subspaces_of
 from .rates import Convention, check_rate, coding_rate, effective_rank, exact_dtype, l0, l1, subspace_coding_rate
 
 Quantity: TypeAlias = Literal[
@@ -59,8 +62,7 @@ class RateSettings:
     def subspace_rate(self, block: Block, state: Tensor) -> Tensor:
         """Rc(Z; U) with the bases of this layer, (batch,); of three projections, with the keys in place of U^T Z."""
         attention = subspaces_of(block)
-        _, keys, _ = attention.split_heads(attention.qkv(self.seen(block, state)))
-        return subspace_coding_rate(keys, self._eps, self.convention)
+        return subspace_coding_rate(projected(attention, self.seen(block, state)), self._eps, self.convention)
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def layerwise_analysis(
     model: nn.Module,
     loader: Iterable[Any],
     *,
-    quantities: Sequence[Quantity] = QUANTITIES,
+    quantities: Sequence[Quantity] | None = None,
     layers: int | Sequence[int] | None = None,
     eps: float | None = None,
     convention: Convention = "paper",
@@ -159,6 +161,7 @@ def layerwise_analysis(
     - `token_norm`: mean length of the tokens.
     - `effective_rank`: of the tokens, as a matrix.
     - `attention_entropy`: of a row of attention, in nats, mean over rows and heads; of `tokens`, which attention sees.
+      Rows of CBSA's mixing matrix are no shares, and have none.
 
     Memory is bounded: one batch of the loader with its states is held at a time. No gradients are kept; the model stays
     in the mode it is in.
@@ -167,7 +170,7 @@ def layerwise_analysis(
         model: A model of this package.
         loader: Batches: images (batch, channels, height, width), normalised as the model expects, or a sequence whose
             first entry is images, as (images, labels). Each is moved to the model's device and dtype.
-        quantities: What to measure.
+        quantities: What to measure; None for all that the layers have (`measurable`).
         layers: Which layers, as in `capture`; None for all.
         eps: Precision; with None 0.1 for "paper", 0.01 for "released".
         convention: "paper" or "released", as of `coding_rate`. The published layer-wise figure is made with "released".
@@ -181,17 +184,25 @@ def layerwise_analysis(
             the model is not one of this package.
         UnknownNameError: If a layer, quantity or convention does not exist.
         ProcessError: With `gather`, if another process failed.
-
-    Example:
-        >>> model = create_model("crate_nano", pretrained=True).eval()
-        >>> found = layerwise_analysis(model, [torch.rand(4, 3, 96, 96)], quantities=["l0"], report=lambda line: None)
-        >>> len(found["l0", "output"].mean)  # one for each layer
-        6
     """
-    measurement = LayerQuantities(RateSettings(eps, convention, normed), tuple(dict.fromkeys(quantities)))
+    wanted = measurable(model, layers) if quantities is None else tuple(dict.fromkeys(quantities))
+    measurement = LayerQuantities(RateSettings(eps, convention, normed), wanted)
     check_confidence(confidence)
     (found,) = over_images(model, loader, measurement, layers=layers, gather=gather, report=report)
     return measurement.report(found, confidence)
+
+
+def measurable(model: nn.Module, layers: int | Sequence[int] | None = None) -> tuple[Quantity, ...]:
+    """The quantities of `layerwise_analysis` that all of these layers have.
+
+    Raises:
+        InputError: If the model is not one of this package, or nothing is known of a layer.
+        UnknownNameError: If a layer does not exist.
+    """
+    core = transformer_in(model)
+    kinds = [attention_of(core, index) for index in resolve_layers(layers, len(core.blocks))]
+    without = any(isinstance(attention, CBSA) for attention in kinds)
+    return tuple(quantity for quantity in QUANTITIES if quantity != "attention_entropy" or not without)
 
 
 @dataclass(frozen=True)
@@ -255,6 +266,11 @@ class LayerQuantities:
 def _attention_entropy(block: Block, tokens: Tensor) -> Tensor:
     """Entropy of the rows of attention, mean over rows and heads, (batch,)."""
     attention = subspaces_of(block)
+    if isinstance(attention, CBSA):
+        raise InputError(
+            "rows of CBSA's mixing matrix are signed, no shares, so that they have no attention_entropy; leave it out "
+            "of the quantities"
+        )
     q, k, _ = attention.split_heads(attention.qkv(block.norm1(tokens)))
     total = torch.zeros(len(tokens), device=tokens.device)
     for head in range(q.shape[1]):  # one at a time: tokens x tokens entries of every head may not fit

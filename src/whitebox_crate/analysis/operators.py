@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..layers import ISTA, MHSA, MSSA, ODL, LayerScale
+from ..layers import CBSA, ISTA, MHSA, MSSA, ODL
 from ..layers.plain import oddity
 from ..models import Block, ImageTransformer
 from ..models._wrappers import unwrap
+
+# Attention with heads whose weights say which subspaces, or keys, they have.
+Heads: TypeAlias = MSSA | MHSA | CBSA
 
 
 def refuse_folded(core: ImageTransformer) -> None:
@@ -43,20 +48,33 @@ def block_of(core: ImageTransformer, index: int) -> Block:
     return block
 
 
-def attention_of(core: ImageTransformer, index: int) -> MSSA | MHSA:
+def attention_of(core: ImageTransformer, index: int) -> Heads:
     """The attention of a layer, if its heads are known."""
     return subspaces_of(block_of(core, index), f"layer {index}")
 
 
-def subspaces_of(block: Block, name: str = "the layer") -> MSSA | MHSA:
+def subspaces_of(block: Block, name: str = "the layer") -> Heads:
     """The attention of a block, if its heads are known."""
     attention: object = block.attention
-    if not isinstance(attention, MSSA | MHSA):
+    if not isinstance(attention, MSSA | MHSA | CBSA):
         raise InputError(
-            f"{name} has no subspaces: its attention is {type(attention).__name__}, not MSSA or MHSA; give bases of "
-            "your own to orthonormal_bases"
+            f"{name} has no subspaces: its attention is {type(attention).__name__}, not MSSA, MHSA or CBSA; give bases "
+            "of your own to orthonormal_bases"
         )
     return attention
+
+
+def projected(attention: Heads, x: Tensor) -> Tensor:
+    """What attention projects its input to: w of each head, the keys of MHSA, (batch, heads, tokens, head_dim).
+
+    Args:
+        attention: The operator.
+        x: Its input, (batch, tokens, dim).
+    """
+    reading = attention.readings()["projections"]
+    found = reading.read(reading.module(x))
+    assert isinstance(found, Tensor)
+    return found
 
 
 def coder_of(block: nn.Module) -> ISTA | ODL | None:
@@ -82,8 +100,8 @@ def plain_coder(block: nn.Module) -> ISTA | ODL | None:
     return coder
 
 
-def key_weights(attention: MSSA | MHSA) -> Tensor:
-    """U_1, ..., U_K of MSSA, the key projections of MHSA: detached, (heads, dim, head_dim).
+def key_weights(attention: Heads) -> Tensor:
+    """U_1, ..., U_K of MSSA and CBSA, the key projections of MHSA: detached, (heads, dim, head_dim).
 
     Raises:
         InputError: If the joint projection is not a plain Linear.
@@ -97,13 +115,13 @@ def key_weights(attention: MSSA | MHSA) -> Tensor:
     return split.mT
 
 
-def output_weights(attention: MSSA | MHSA) -> Tensor:
+def output_weights(attention: Heads) -> Tensor:
     """The output projection by head, (dim, heads, head_dim), whatever hooks make of what goes into it.
 
     Raises:
         InputError: If it is not a plain Linear where there is one, or the identity where there is none.
     """
-    projects = isinstance(attention, MHSA) or attention.projects
+    projects = attention.projects if isinstance(attention, MSSA) else True
     require_plain(attention, "proj", nn.Linear if projects else nn.Identity, pre_hooks=False)
     if isinstance(attention.proj, nn.Linear):
         return rearrange(attention.proj.weight, "d (h p) -> d h p", h=attention.num_heads)
@@ -112,17 +130,3 @@ def output_weights(attention: MSSA | MHSA) -> Tensor:
         return rearrange(attention.qkv.weight, "(h p) d -> d h p", h=attention.num_heads)
     weight = attention.qkv.weight  # one head as wide as a token: the projection is the identity
     return torch.eye(attention.head_dim, dtype=weight.dtype, device=weight.device)[:, None]
-
-
-def output_scale(core: ImageTransformer, index: int) -> Tensor | float:
-    """What LayerScale multiplies the output of a layer's attention with, detached, (dim,); 1 if there is none.
-
-    Raises:
-        InputError: If something else stands in its place.
-    """
-    block = block_of(core, index)
-    if not hasattr(block, "ls1"):
-        return 1.0
-    require_plain(block, "ls1", LayerScale, nn.Identity)
-    scale = unwrap(block.get_submodule("ls1"))
-    return scale.gamma.detach() if isinstance(scale, LayerScale) else 1.0

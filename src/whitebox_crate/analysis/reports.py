@@ -20,7 +20,7 @@ from .batches import over_images
 from .descent import Claim, DescentReport, LayerClaims
 from .explanation import explain
 from .layer_subspaces import SubspaceReport, subspace_report
-from .layerwise import LayerQuantities, LayerwiseReport
+from .layerwise import LayerQuantities, LayerwiseReport, measurable
 from .moments import check_confidence
 
 if TYPE_CHECKING:
@@ -108,18 +108,11 @@ def report(
     Raises:
         InputError: If there are no pictures, or the model cannot take or be measured on them.
         MissingExtraError: If Pillow is not installed.
-
-    Example:
-        >>> from whitebox_crate.images import load_image
-        >>> model = create_model("crate_nano", pretrained=True).eval()
-        >>> page = report(model, [("cup", load_image("photo.jpg"))], short_side=48)
-        >>> page[:15]
-        '<!DOCTYPE html>'
     """
     check_confidence(confidence)
     subspaces = subspace_report(model)  # before the pictures: it may refuse the model
     batches = _Batches(model, photos, short_side, shown)
-    quantities, claims = LayerQuantities(), LayerClaims()
+    quantities, claims = LayerQuantities(quantities=measurable(model)), LayerClaims()
     found = over_images(model, batches, quantities, claims, layers=None, gather=False, report=progress)
     layerwise, descent = quantities.report(found[0], confidence), claims.report(found[1], confidence)
     layer = default_layer(model)
@@ -302,7 +295,7 @@ def _subspaces(found: SubspaceReport, model: ImageTransformer) -> Iterator[str]:
         "<p>The derivation has orthonormal bases U of incoherent subspaces, an output projection P that is U once "
         "more, and an orthogonal dictionary D; nothing holds a model to it. These numbers are of the weights alone. "
         "The last row is of random weights of the same sizes, for chance looks like structure too."
-        + ("" if found.bases == "MSSA" else " This model has no such bases: its key projections stand in.")
+        + (" This model has no such bases: its key projections stand in." if found.bases == "keys" else "")
         + "</p>"
     )
     yield from _table(found.rows(), f"{_count(model.num_heads, 'head')} in {model.embed_dim} dimensions")

@@ -9,6 +9,7 @@ from .._indices import resolve_index
 from ..backbones import readable
 from ..capturing import capture
 from ..errors import InputError
+from ..models._wrappers import unwrap
 from .batches import check_images
 
 
@@ -31,18 +32,22 @@ def attention_rollout(model: nn.Module, images: Tensor, layer: int = -1, skip: f
         (batch, tokens, tokens), [CLS] first, the dtype of the attention.
 
     Raises:
-        InputError: If nothing is known of the model, it does not take the images, or `skip` is no share.
+        InputError: If nothing is known of the model, it does not take the images, `skip` is no share, or the rows of a
+            layer are none, as those of CBSA.
         UnknownNameError: If there is no such layer.
-
-    Example:
-        >>> attention_rollout(create_model("crate_nano", pretrained=True).eval(), torch.rand(1, 3, 96, 96)).shape
-        torch.Size([1, 257, 257])
     """
     core = readable(model)
     last = resolve_index("layer", layer, len(core.layers()))
     if not 0 <= skip <= 1:
         raise InputError(f"skip is a share in [0, 1], not {skip!r}")
     check_images(core, images)
+    for index in range(last + 1):
+        attention = core.readings_of(unwrap(core.layers()[index])).get("attention")
+        if attention is not None and attention.signed:
+            raise InputError(
+                f"rows of the matrix by which layer {index} mixes tokens are signed and no shares, so that none can be "
+                "handed on; capture(model, 'attention') gives the matrix of each layer"
+            )
     rollout: Tensor | None = None
 
     def roll(rows: Tensor) -> Tensor:

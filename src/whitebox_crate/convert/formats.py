@@ -20,9 +20,7 @@ WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 @dataclass(frozen=True)
 class Format:
-    """A naming scheme; in names, # is the number of a layer, ? of a group of layers, * weight or bias, ** anything.
-
-    Our names have no groups: what stands for ? is left out of them.
+    """A naming scheme; in names, # is the number of a layer, * weight or bias, and ** anything.
 
     Attributes:
         name: What it is called.
@@ -43,7 +41,6 @@ class Format:
 JAX_PROJ = "Transformer/encoderblock_#/MultiHeadDotProductSubspaceAttention_0/proj/kernel"
 JAX_OUT = "Transformer/encoderblock_#/MultiHeadDotProductSubspaceAttention_0/out/kernel"
 CRATE, TWO_PART = "CRATE", "CRATE with a two-part head"
-DINOV2, IN_TRAINING = "DINOv2", "DINO or DINOv2 in training"
 # What official CRATE and CRATE-alpha have in common.
 _CRATE_NAMES = {
     "cls_token": "cls_token",
@@ -94,6 +91,24 @@ FORMATS = (
             "conv1.*": "patch_embed.proj.*",
             "transformer.layers.#.1.fn.D": "blocks.#.odl.dictionary",
             "transformer.layers.#.1.fn.D1": "blocks.#.odl.decoder",
+        },
+    ),
+    Format(  # github.com/QishuaiWen/CBSA, CBSA_image_classification/models.py
+        "CBT",
+        ("transformer.layers.#.0.fn.step_rep", "transformer.layers.#.0.fn.step_x"),
+        {
+            "cls_token": "cls_token",
+            "pos_embedding": "pos_embed",
+            "to_patch_embedding.proj.**": "patch_embed.proj.**",
+            "transformer.layers.#.0.norm.*": "blocks.#.norm1.*",
+            "transformer.layers.#.0.fn.proj.weight": "blocks.#.cbsa.qkv.weight",
+            "transformer.layers.#.0.fn.step_rep": "blocks.#.cbsa.step_rep",
+            "transformer.layers.#.0.fn.step_x": "blocks.#.cbsa.step_x",
+            "transformer.layers.#.0.fn.to_out.*": "blocks.#.cbsa.proj.*",
+            "transformer.layers.#.1.norm.*": "blocks.#.norm2.*",
+            "transformer.layers.#.1.fn.weight": "blocks.#.ista.dictionary",
+            "mlp_head.0.*": "{norm}.*",
+            "mlp_head.1.*": "head.*",
         },
     ),
     Format(  # github.com/Ma-Lab-Berkeley/CRATE; to_patch_embedding.0 is the rearrangement, head a demo's second Linear
@@ -158,24 +173,6 @@ FORMATS = (
             "head.*": "head.*",
         },
     ),
-    Format(  # the network between its heads; what comes of it is of a format of its own
-        IN_TRAINING,
-        ("backbone.**",),
-        {"backbone.**": "**", "head.**": "", "dino_head.**": "", "ibot_head.**": ""},
-    ),
-    Format(  # github.com/facebookresearch/dinov2, with registers, or layers in groups (BlockChunk), as SimDINOv2
-        DINOV2,
-        ("register_tokens", "blocks.?.#.**"),
-        {
-            "cls_token": "cls_token",
-            "register_tokens": "reg_token",
-            "pos_embed": "pos_embed",
-            "mask_token": "",
-            "patch_embed.proj.*": "patch_embed.proj.*",
-            "blocks.?.#.**": "blocks.#.**",
-            "blocks.#.**": "blocks.#.**",
-            "norm.*": "{norm}.*",
-        },
-    ),
+    Format("DINO in training", ("backbone.**",), {"backbone.**": "**", "head.**": ""}),
     Format("whitebox-crate, timm or DINO", ("pos_embed", "patch_embed.**", "blocks.#.**")),
 )

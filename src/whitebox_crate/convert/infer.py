@@ -12,22 +12,25 @@ from torch import Tensor
 from ..errors import InputError, WeightsError, listed
 from ..layers.patch_embed import to_pair
 from ..loading import MAX_DEPTH
-from ..models import Crate, CrateAlpha, CrateAttentionOnly, CrateMae, CrateMhsa, CrateMlp, ViT
+from ..models import CBT, Crate, CrateAlpha, CrateAttentionOnly, CrateMae, CrateMhsa, CrateMlp, ViT
 from ..registry import find_entry, list_models
 from .formats import TWO_PART
 from .rename import Converted, convert_checkpoint
 
-# What a model is made of: the parts of its blocks but for norms, and whether a convolution embeds the patches.
+# What a model is made of: what embeds the patches, and the parts of its blocks but for norms.
 _CLASSES = {
-    (frozenset({"mssa", "ista"}), False): Crate,
-    (frozenset({"mssa"}), False): CrateAttentionOnly,
-    (frozenset({"mssa", "mlp"}), False): CrateMlp,
-    (frozenset({"attn", "ista"}), False): CrateMhsa,
-    (frozenset({"mssa", "odl"}), True): CrateAlpha,
-    (frozenset({"mssa", "ista"}), True): CrateMae,
-    (frozenset({"attn", "mlp"}), True): ViT,
+    ("norms", frozenset({"mssa", "ista"})): Crate,
+    ("norms", frozenset({"mssa"})): CrateAttentionOnly,
+    ("norms", frozenset({"mssa", "mlp"})): CrateMlp,
+    ("norms", frozenset({"attn", "ista"})): CrateMhsa,
+    ("convolution", frozenset({"mssa", "odl"})): CrateAlpha,
+    ("convolution", frozenset({"mssa", "ista"})): CrateMae,
+    ("convolution", frozenset({"attn", "mlp"})): ViT,
+    ("stem", frozenset({"cbsa", "ista"})): CBT,
 }
-LAYER_SCALE = 1e-5  # timm's first values; trained weights do not show theirs
+_EMBEDDINGS = {"norms": "patches with norms", "convolution": "a convolution", "stem": "a convolutional stem"}
+# The convolutions of a stem have even numbers.
+_STEM = "patch_embed.proj.{}.0.weight"
 # Of B/8, the public demo has 6 heads and the released size 12.
 _DEMO = "crate_demo_base_patch8_224"
 
@@ -54,10 +57,6 @@ def infer_model(
         InputError: If names and shapes do not tell enough; the message says what to give.
         WeightsError: If the checkpoint is of no known format, or not complete.
         UnknownNameError: If there is no such model.
-
-    Example:
-        >>> infer_model(create_model("crate_base", num_classes=10).state_dict())
-        ('crate_base_patch16_224', {'num_classes': 10})
     """
     given = dict(options or {})
     converted = checkpoint
@@ -91,12 +90,14 @@ def _class_behind(name: str) -> Any:
 
 def _class_of(state: Mapping[str, Tensor]) -> Any:
     parts = {name.split(".")[2] for name in state if name.startswith("blocks.0.") and name.count(".") > 2}
-    by_convolution = "patch_embed.proj.weight" in state and state["patch_embed.proj.weight"].ndim == 4
-    kind = _CLASSES.get((frozenset(parts - {"norm1", "norm2", "ls1", "ls2"}), by_convolution))
+    proj = state.get("patch_embed.proj.weight")
+    embedding = "convolution" if proj is not None and proj.ndim == 4 else "norms"
+    embedding = "stem" if _STEM.format(0) in state else embedding
+    kind = _CLASSES.get((embedding, frozenset(parts - {"norm1", "norm2"})))
     if kind is None:
         raise InputError(
-            f"no model of this package has layers of {listed(sorted(parts))} after "
-            f"{'a convolution' if by_convolution else 'patches with norms'}; if you registered one, add --model NAME"
+            f"no model of this package has layers of {listed(sorted(parts))} after {_EMBEDDINGS[embedding]}; if you "
+            "registered one, add --model NAME"
         )
     return kind
 
@@ -109,8 +110,6 @@ def _differences(name: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """What of the wanted options the model of this name does not have by default."""
 
     def comparable(key: str, value: Any) -> Any:
-        if key == "init_values":  # what LayerScale began with does not show: it is there or not
-            return bool(value)
         return to_pair(value) if key in ("img_size", "patch_size") else value
 
     defaults = _defaults(name)
@@ -138,31 +137,31 @@ def _of_one_head_count(fits: list[str], wanted: Mapping[str, Any], sizes: tuple[
 def _visible_options(state: Mapping[str, Tensor], known: Mapping[str, Any], kind: Any) -> dict[str, Any]:
     """The options that names and shapes tell."""
     shapes = {name: tuple(value.shape) for name, value in state.items()}
-    cls_token, positions, proj = (shapes.get(n, ()) for n in ("cls_token", "pos_embed", "patch_embed.proj.weight"))
+    stem = _STEM.format(0) in shapes
+    first = _STEM.format(0) if stem else "patch_embed.proj.weight"
+    cls_token, positions, proj = (shapes.get(name, ()) for name in ("cls_token", "pos_embed", first))
     dim = cls_token[-1] if cls_token else 0
     depth = _count("blocks", shapes)
     whole = depth and dim and cls_token == (1, 1, dim) and positions[::2] == (1, dim)
     if not whole or len(proj) not in (2, 4) or 0 in proj:
         raise WeightsError(
-            f"the checkpoint is not complete: cls_token is {cls_token}, pos_embed {positions}, patch_embed.proj.weight "
-            f"{proj}, and there are {depth} layers; fetch or write it again"
+            f"the checkpoint is not complete: cls_token is {cls_token}, pos_embed {positions}, {first} {proj}, "
+            f" and there are {depth} layers; fetch or write it again"
         )
     if "fc_norm.weight" in shapes and "global_pool" not in known:
         raise InputError(
             "the file pools before its last norm: add --set global_pool=avg (patches) or mean (all tokens)"
         )
-    patch, chans = _patch_and_channels(proj, known)
+    patch, chans = (_patch_of_stem(shapes), proj[1]) if stem else _patch_and_channels(proj, known)
     options: dict[str, Any] = {"embed_dim": dim, "depth": depth, "patch_size": patch, "in_chans": chans}
     options["num_classes"] = shapes["head.weight"][0] if shapes.get("head.weight") else 0
-    if kind is ViT:
-        options["reg_tokens"] = (shapes.get("reg_token") or (1, 0))[1]
-        options["init_values"] = LAYER_SCALE if "blocks.0.ls1.gamma" in shapes else None
-        options["no_embed_class"] = _only_patches_have_positions(positions[1], 1 + options["reg_tokens"], patch, known)
-    without = known.get("no_embed_class", options.get("no_embed_class"))
-    prefix = 0 if without else 1 + options.get("reg_tokens", 0)
     if "img_size" not in known:
-        options["img_size"] = _square_image(positions[1] - prefix, to_pair(patch))
-    for part, matrices in (("mssa", 1), ("attn", 3)):
+        options["img_size"] = _square_image(positions[1] - 1, to_pair(patch))
+    steps = shapes.get("blocks.0.cbsa.step_rep")
+    if steps:
+        options["num_heads"] = steps[0]
+        known = {"num_heads": steps[0], **known}
+    for part, matrices in (("mssa", 1), ("cbsa", 1), ("attn", 3)):
         rows = (shapes.get(f"blocks.0.{part}.qkv.weight") or (matrices * dim,))[0]
         if rows != matrices * dim and "head_dim" not in known:
             options["head_dim"] = _head_dim(rows // matrices, known.get("num_heads"))
@@ -197,6 +196,14 @@ def _count(stack: str, names: Iterable[str]) -> int:
     return len(found)
 
 
+def _patch_of_stem(names: Iterable[str]) -> int:
+    """Each convolution halves the image."""
+    steps = 0
+    while _STEM.format(2 * steps) in names:
+        steps += 1
+    return int(2**steps)
+
+
 def _patch_and_channels(proj: tuple[int, ...], known: Mapping[str, Any]) -> tuple[Any, int]:
     """Patch size, one number if it is square, and channels, from the shape of the projection."""
     if len(proj) == 4:
@@ -216,24 +223,12 @@ def _patch_and_channels(proj: tuple[int, ...], known: Mapping[str, Any]) -> tupl
     return (patch[0] if patch[0] == patch[1] else tuple(patch)), chans
 
 
-def _only_patches_have_positions(positions: int, prefix: int, patch: Any, known: Mapping[str, Any]) -> bool:
-    """Whether there are as many positions as patches, of the image that is known or of a square one."""
-    if "img_size" not in known:
-        return not _is_square(positions - prefix) and _is_square(positions)
-    sides = zip(to_pair(known["img_size"]), to_pair(patch), strict=True)
-    return positions == math.prod(side // of_patch for side, of_patch in sides)
-
-
-def _is_square(patches: int) -> bool:
-    return patches > 0 and math.isqrt(patches) ** 2 == patches
-
-
 def _square_image(patches: int, patch: tuple[int, int]) -> Any:
-    if not _is_square(patches):
+    side = math.isqrt(max(patches, 0))
+    if not side or side * side != patches:
         raise InputError(
             f"there are positions for {patches} patches, which is no square: add --set img_size=HEIGHTxWIDTH"
         )
-    side = math.isqrt(patches)
     return side * patch[0] if patch[0] == patch[1] else (side * patch[0], side * patch[1])
 
 

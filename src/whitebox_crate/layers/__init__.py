@@ -1,5 +1,6 @@
 """The operators that the models are made of, each usable alone."""
 
+from .cbsa import CBSA, RepresentativePool
 from .class_attention import ClassAttention
 from .conv_stem import ConvStem
 from .drop import NO_DROP, DropPath, DropRates, PatchDropout, layer_drop_rates
@@ -8,7 +9,7 @@ from .layer_scale import LayerScale
 from .mhsa import MHSA
 from .mlp import MLP
 from .mssa import MSSA
-from .normed_product import NormedConvolution, NormedProduct, ScaledProduct
+from .normed_product import NormedConvolution, NormedProduct
 from .odl import ODL
 from .patch_embed import ConvPatchEmbed, NormedPatchEmbed, PatchEmbed, patchify, unpatchify
 from .pos_embed import FourierPosEmbed, resample_pos_embed, sincos_pos_embed
@@ -16,6 +17,7 @@ from .readings import Reading, Rows, attention_rows
 from .tssa import TSSA, second_moments
 
 __all__ = [
+    "CBSA",
     "ISTA",
     "MHSA",
     "MLP",
@@ -37,8 +39,8 @@ __all__ = [
     "PatchDropout",
     "PatchEmbed",
     "Reading",
+    "RepresentativePool",
     "Rows",
-    "ScaledProduct",
     "attention_rows",
     "layer_drop_rates",
     "patchify",

@@ -39,6 +39,7 @@ class Reading(NamedTuple):
             to give ("after"). None if the layer would not go on with that state alone.
         mixed: The module that is given the rows times their values, all heads side by side, (batch, tokens, heads *
             head_dim). None if there is none, or `read` gives no `Rows`.
+        signed: Whether rows may be negative, so that they are no shares.
         inside: Modules that run inside `module`. If there are any, `read` is called as soon as each of them has run,
             with the arguments of `module`, a dict by their names, and then with the outputs of these modules.
     """
@@ -50,6 +51,7 @@ class Reading(NamedTuple):
     rows: bool = False
     write: Callable[..., Tensor] | None = None
     mixed: nn.Module | None = None
+    signed: bool = False
     inside: tuple[nn.Module, ...] = ()
 
 

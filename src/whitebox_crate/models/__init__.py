@@ -3,6 +3,7 @@
 from ..pretrained_cfg import PretrainedCfg
 from ._base import Block, ImageTransformer
 from ._features import FeatureExtractor, FeatureInfo
+from .cbt import CBT, CBTBlock
 from .crate import Crate, CrateBlock
 from .crate_ablations import CrateMhsa, CrateMhsaBlock, CrateMlp, CrateMlpBlock
 from .crate_alpha import CrateAlpha, CrateAlphaBlock
@@ -12,7 +13,9 @@ from .tost import ClassAttentionBlock, Tost, TostBlock
 from .vit import ViT, ViTBlock
 
 __all__ = [
+    "CBT",
     "Block",
+    "CBTBlock",
     "ClassAttentionBlock",
     "Crate",
     "CrateAlpha",

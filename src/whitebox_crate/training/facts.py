@@ -82,6 +82,7 @@ def trained_cfg(model: ImageTransformer, source: Any, recipe: Recipe, start: str
         interpolation=cfg.interpolation,
         num_classes=model.num_classes,
         label_names=names,
+        first_conv=cfg.first_conv,
         license=cfg.license if start or not cfg.tag else "",
         origin=about + (f", from {start}" if start else ""),
     )

@@ -34,11 +34,8 @@ function unpackReading(packed) {
   };
 }
 
-/**
- * What a token attends to among the patches, in one head: softmax(q k^T / sqrt(width)) without the entries of the tokens
- * before the patches, [CLS] and registers, of which there are `prefix`.
- */
-function attentionRow(rows, head, token, tokens, width, prefix) {
+/** What a token attends to among the patches, in one head: softmax(q k^T / sqrt(width)) without the entry of [CLS]. */
+function attentionRow(rows, head, token, tokens, width) {
   const { queries, keys } = rows;
   const scale = queries.scales[head * tokens + token] / Math.sqrt(width);
   const query = queries.steps.subarray((head * tokens + token) * width, (head * tokens + token + 1) * width);
@@ -49,7 +46,7 @@ function attentionRow(rows, head, token, tokens, width, prefix) {
     for (let entry = 0; entry < width; entry++) product += query[entry] * keys.steps[start + entry];
     row[other] = product * scale * keys.scales[head * tokens + other];
   }
-  return softmax(row).subarray(prefix);
+  return softmax(row).subarray(1);
 }
 
 function softmax(values) {
@@ -61,7 +58,6 @@ function softmax(values) {
 
 /** Maps of all heads of a layer, and after them their mean; null where they were left out. Patch null is [CLS]. */
 function layerMaps(reading, layer, patch) {
-  const { prefix, width } = reading;
   const patches = reading.grid[0] * reading.grid[1];
   if (patch !== null && !reading.rows[layer]) return null;
   const maps = [];
@@ -70,7 +66,7 @@ function layerMaps(reading, layer, patch) {
     maps.push(
       patch === null
         ? reading.cls.subarray(start, start + patches)
-        : attentionRow(reading.rows[layer], head, prefix + patch, prefix + patches, width, prefix),
+        : attentionRow(reading.rows[layer], head, patch + 1, patches + 1, reading.width),
     );
   }
   maps.push(maps[0].map((_, at) => maps.reduce((sum, map) => sum + map[at], 0) / maps.length));

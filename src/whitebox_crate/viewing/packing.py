@@ -59,7 +59,6 @@ def _pack(reading: Reading) -> Packed:
     return {
         "model": reading.model,
         "grid": list(reading.grid),
-        "prefix": reading.prefix,
         "layers": layers,
         "heads": heads,
         "width": width,
