@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from backbones_read import check_attention, make_lively
 from timm_installed import timm_or_skip, version_of
-from torch import Tensor
+from torch import Tensor, nn
 
-from whitebox_crate import capture, create_model
+from whitebox_crate import InputError, UnknownNameError, capture, create_model, segment
+from whitebox_crate.backbones import readable
 from whitebox_crate.convert.rename import convert_state_dict
-from whitebox_crate.segmentation import cls_attention, maskcut_of, patch_features
+from whitebox_crate.preprocess import fit_photo, to_pillow
+from whitebox_crate.segmentation import METHODS, cls_attention, maskcut_of, patch_features
 
 timm: Any = timm_or_skip()
-NEW = version_of(timm) >= (1, 0, 20)
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 5}
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -86,6 +88,155 @@ def test_states_are_where_the_block_computes_them(block_fn: str) -> None:
         torch.testing.assert_close(h, z + attended)
         coded = block.ls2(block.mlp(block.norm2(h))) if block_fn == "Block" else block.norm2(block.mlp(h))
         torch.testing.assert_close(trace["output", layer], h + coded)
+
+
+def test_two_tokens_before_the_patches_of_a_distilled_model() -> None:
+    model = make_lively(timm.models.deit.VisionTransformerDistilled(**SMALL))
+    images = images_of(model)
+    check_attention(model, images, lambda: unfused(model, images))
+    with torch.no_grad():
+        assert cls_attention(model, images).shape == (2, 4, 4, 4)
+
+
+def test_patches_of_a_hybrid_are_those_of_its_convolutions() -> None:
+    model = timm.create_model("vit_tiny_r_s16_p8_224", img_size=64, depth=2, num_classes=0).eval()
+    with torch.no_grad():
+        assert cls_attention(model, images_of(model, (64, 64))).shape == (2, 3, 2, 2)
+    with pytest.raises(InputError, match="64 x 64, not of 32 x 64"):
+        cls_attention(model, images_of(model, (32, 64)))
+
+
+@torch.no_grad()
+def test_a_model_without_class_token_has_rows_of_patches() -> None:
+    model = vit(class_token=False, global_pool="avg")
+    images = images_of(model)
+    with pytest.raises(InputError, match=r"no \[CLS\].*queries"), capture(model, "attention"):
+        pass
+    with pytest.raises(InputError, match=r"no \[CLS\]"):
+        segment((255 * torch.rand(3, 40, 60)).byte(), model)
+    features, grid = patch_features(model, images)
+    assert (features.shape, grid) == ((2, 16, 32), (4, 4))
+    assert segment((255 * torch.rand(3, 40, 60)).byte(), model, "maskcut").map.shape == (4, 4)
+
+
+@pytest.mark.parametrize("options", [{"attn_layer": "diff"}, {"block_fn": "ParallelThingsBlock"}])
+@torch.no_grad()
+def test_other_attention_says_what_there_is(options: dict[str, Any]) -> None:
+    if "attn_layer" in options and version_of(timm) < (1, 0, 23):
+        pytest.skip("this timm has no differential attention")
+    model = vit(**options)
+    images = images_of(model)
+    with pytest.raises(UnknownNameError, match=r"'attention'.*'output', 'tokens'"), capture(model, "attention"):
+        pass
+    with capture(model, "tokens", "output") as trace:
+        model(images)
+    assert torch.equal(trace["output", 0], trace["tokens", 1])
+
+
+@torch.no_grad()
+def test_masks_are_refused() -> None:
+    if version_of(timm) < (1, 0, 20):
+        pytest.skip("this timm has no masks")
+    model = vit()
+    images = images_of(model)
+    for mask in ({"attn_mask": torch.ones(17, 17).bool()}, {"is_causal": True}):
+        if mask.get("is_causal") and version_of(timm) < (1, 0, 25):
+            continue
+        with capture(model, "attention"), pytest.raises(InputError, match="is not read"):
+            model(images, **mask)
+
+
+@torch.no_grad()
+def test_features_only_and_compiled() -> None:
+    model = vit(reg_tokens=2)
+    images = images_of(model)
+    expected = cls_attention(model, images, layer=1)
+    assert torch.equal(cls_attention(torch.compile(model, backend="eager"), images, layer=1), expected)
+    if version_of(timm) >= (1, 0, 20):
+        features = timm.models._features.FeatureGetterNet(copy.deepcopy(model), out_indices=[0, 1])
+        assert torch.equal(cls_attention(features, images, layer=1), expected)
+    for block in model.blocks:
+        block.attn = torch.compile(block.attn, backend="eager")
+    assert torch.equal(cls_attention(model, images, layer=1), expected)
+
+
+def test_gradient_checkpointing_is_not_disturbed() -> None:
+    model = vit(qk_norm=True).train()
+    images = images_of(model)
+
+    def gradients(reads: bool) -> list[Tensor]:
+        model.zero_grad()
+        with capture(model, "projections", "attention", "compressed") if reads else nullcontext():
+            model(images).square().sum().backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    plain = gradients(reads=False)
+    model.set_grad_checkpointing()
+    for own, read in zip(plain, gradients(reads=True), strict=True):
+        torch.testing.assert_close(read, own)
+
+
+def test_training_draws_the_same_dropout_with_and_without_reading() -> None:
+    model = vit(attn_drop_rate=0.3, proj_drop_rate=0.3, drop_path_rate=0.3, pos_drop_rate=0.3).train()
+    images, outputs = images_of(model), []
+    for context in (nullcontext(), capture(model, "tokens", "projections", "attention", "compressed", "output")):
+        torch.manual_seed(3)
+        with context:
+            outputs.append(model(images))
+    assert torch.equal(*outputs)
+
+
+@torch.no_grad()
+def test_pruned_heads() -> None:
+    model = vit(qkv_bias=True)
+    images = images_of(model)
+    for block in model.blocks:  # the first and the last of four heads stay
+        attention, kept = block.attn, torch.tensor([0, 3])
+        rows = (kept[:, None] * 8 + torch.arange(8)).flatten()
+        of_qkv = torch.cat([rows, 32 + rows, 64 + rows])
+        pruned = nn.Linear(32, 48)
+        pruned.weight.copy_(attention.qkv.weight[of_qkv])
+        pruned.bias.copy_(attention.qkv.bias[of_qkv])
+        out = nn.Linear(16, 32)
+        out.weight.copy_(attention.proj.weight[:, rows])
+        out.bias.copy_(attention.proj.bias)
+        attention.qkv, attention.proj, attention.num_heads, attention.attn_dim = pruned, out, 2, 16
+    if version_of(timm) < (1, 0, 24):
+        pytest.skip("attention of this timm takes all its heads for granted")
+    check_attention(model, images, lambda: unfused(model, images))
+    assert cls_attention(model, images).shape[1] == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_half_precision(dtype: torch.dtype) -> None:
+    model = vit(qk_norm=True).to(dtype)
+    images = images_of(model).to(dtype)
+    check_attention(model, images, lambda: unfused(model, images), atol=2e-2)
+    found = segment((255 * torch.rand(3, 40, 60)).byte(), model)
+    assert found.map.dtype == torch.float32
+
+
+def test_photographs_are_normalised_as_the_weights_ask() -> None:
+    model = vit()
+    model.pretrained_cfg = {"mean": [0.1, 0.2, 0.3], "std": (0.5, 0.5, 0.25), "crop_pct": None, "architecture": "mine"}
+    photo = torch.full((3, 32, 32), 255, dtype=torch.uint8)
+    seen = fit_photo(model, to_pillow(photo)).pixels
+    torch.testing.assert_close(seen[:, 0, 0], torch.tensor([0.9 / 0.5, 0.8 / 0.5, 0.7 / 0.25]))
+    assert readable(model).architecture == "mine"
+    del model.pretrained_cfg
+    torch.testing.assert_close(fit_photo(model, to_pillow(photo)).pixels[0, 0, 0], torch.tensor((1 - 0.485) / 0.229))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_segment_by_every_method(dynamic: bool) -> None:
+    model = vit(dynamic_img_size=dynamic, reg_tokens=2)
+    photo = (255 * torch.rand(3, 40, 60)).byte()
+    size = {"size": 40} if dynamic else {}
+    for method in METHODS:
+        found = segment(photo, model, method, **size)
+        assert found.map.shape == ((5, 8) if dynamic else (4, 4))
+        assert found.mask.shape == (40, 60)
 
 
 @torch.no_grad()

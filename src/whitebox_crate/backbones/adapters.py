@@ -12,14 +12,23 @@ from ..models import FeatureExtractor, ImageTransformer
 from ..models._wrappers import unwrap
 from ._names import names_of
 from .of_timm import timm_structure
+from .of_transformers import dino_structure, vit_structure
 from .structure import Backbone, Structure
 
 Adapter: TypeAlias = Callable[..., Structure]
 Readable: TypeAlias = ImageTransformer | Backbone
 
+REGISTERS = "transformers.models.dinov2_with_registers.modeling_dinov2_with_registers"
 # By the full name of a class; those that derive from it are known with it.
 _ADAPTERS: dict[str, Adapter] = {
     "timm.models.vision_transformer.VisionTransformer": timm_structure,
+    "transformers.models.vit.modeling_vit.ViTModel": vit_structure,
+    "transformers.models.dinov2.modeling_dinov2.Dinov2Model": dino_structure,
+    "transformers.models.dinov2.modeling_dinov2.Dinov2Backbone": dino_structure,
+    f"{REGISTERS}.Dinov2WithRegistersModel": dino_structure,
+    f"{REGISTERS}.Dinov2WithRegistersBackbone": dino_structure,
+    "transformers.models.dinov3_vit.modeling_dinov3_vit.DINOv3ViTModel": dino_structure,
+    "transformers.models.dinov3_vit.modeling_dinov3_vit.DINOv3ViTBackbone": dino_structure,
 }
 
 

@@ -31,8 +31,7 @@ def timm_structure(model: Any) -> Structure:
         layers=list(model.blocks),
         patch_embed=embed,
         readings=_readings,
-        # Of a hybrid, feat_ratio counts what its convolutions leave out too.
-        patch_size=to_pair(embed.feat_ratio(as_scalar=False) if hasattr(embed, "feat_ratio") else embed.patch_size),
+        patch_size=_patch_size(embed),
         img_size=to_pair(embed.img_size or cfg.input_size[1:]),
         num_prefix_tokens=model.num_prefix_tokens,
         has_class_token=model.cls_token is not None,
@@ -42,6 +41,14 @@ def timm_structure(model: Any) -> Structure:
         grad_checkpointing=model.grad_checkpointing,
         architecture=theirs.get("architecture", type(model).__name__),
     )
+
+
+def _patch_size(embed: Any) -> tuple[int, int]:
+    """(height, width) in pixels; those of a hybrid count what its convolutions leave out as well."""
+    if hasattr(embed, "feat_ratio"):
+        return to_pair(embed.feat_ratio(as_scalar=False))
+    height, width = (side // patches for side, patches in zip(embed.img_size, embed.grid_size, strict=True))
+    return height, width
 
 
 def _facts(theirs: Mapping[str, Any]) -> PretrainedCfg:

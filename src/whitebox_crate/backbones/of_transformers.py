@@ -1,0 +1,78 @@
+"""transformers' backbones: ViT, DINOv2 with and without registers, DINOv3 with its rotary positions."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..layers import Reading
+from ..layers.patch_embed import to_pair
+from ..models._wrappers import unwrap
+from ..pretrained_cfg import PretrainedCfg
+from .readings import attention_readings
+from .structure import Structure
+
+HALVES = PretrainedCfg(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), notes="mean and std are those of ViTImageProcessor")
+
+PROJECTIONS = (("q_proj", "query"), ("k_proj", "key"))  # as they are called, and as before release 5
+
+
+def vit_structure(model: Any) -> Structure:
+    """Where the parts of a `ViTModel` are. What its weights ask of photographs is in their image processor alone."""
+    config = model.config
+    height, width = size = to_pair(config.image_size)
+
+    def call(whole: nn.Module, images: Tensor) -> Any:
+        other = images.shape[-2:] != size
+        return whole(images, interpolate_pos_encoding=True) if other else whole(images)
+
+    # Its positions are taken to be of a square.
+    return _structure(model, pretrained_cfg=HALVES, dynamic_img_size=height == width, call=call)
+
+
+def dino_structure(model: Any) -> Structure:
+    """Where the parts of a `Dinov2Model`, `Dinov2WithRegistersModel`, `DINOv3ViTModel`, or the backbone of one, are."""
+    return _structure(model, dynamic_img_size=True)
+
+
+def _structure(model: Any, **facts: Any) -> Structure:
+    config = model.config
+    layers = next(module for module in model.modules() if isinstance(module, nn.ModuleList))
+    heads = config.num_attention_heads
+    return Structure(
+        layers=list(layers),
+        patch_embed=model.embeddings.patch_embeddings,
+        readings=partial(_readings, num_heads=heads),
+        patch_size=to_pair(config.patch_size),
+        img_size=to_pair(config.image_size),
+        num_prefix_tokens=1 + getattr(config, "num_register_tokens", 0),
+        in_chans=config.num_channels,
+        grad_checkpointing=any(getattr(layer, "gradient_checkpointing", False) for layer in layers),
+        architecture=type(model).__name__,
+        **facts,
+    )
+
+
+def _readings(layer: Any, num_heads: int) -> dict[str, Reading]:
+    attention = unwrap(layer.attention)
+    attention = unwrap(getattr(attention, "attention", attention))  # releases before 5 have one inside another
+    query, key = (getattr(attention, new if hasattr(attention, new) else old) for new, old in PROJECTIONS)
+    after = layer.norm2 if hasattr(layer, "norm2") else layer.layernorm_after
+    return {
+        **attention_readings(attention, query, key, num_heads, change=_rotated),
+        "compressed": Reading(after, "before", lambda tokens: tokens),
+    }
+
+
+def _rotated(given: Mapping[str, Any], q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys as DINOv3 turns them by the place of their patch; of others as they are."""
+    positions = given.get("position_embeddings")
+    if positions is None:
+        return q, k
+    rotate = importlib.import_module("transformers.models.dinov3_vit.modeling_dinov3_vit").apply_rotary_pos_emb
+    q, k = rotate(q, k, *positions)
+    return q, k
