@@ -34,17 +34,25 @@ html_theme_options = {
     "github_url": "https://github.com/whitebox-crate/whitebox-crate",
     "header_links_before_dropdown": 8,
     "show_prev_next": False,
+    "show_toc_level": 2,
     "footer_start": ["copyright"],
     "footer_end": [],
 }
 html_sidebars: dict[str, list[str]] = {"index": []}
+
+copybutton_prompt_text = r">>> |\.\.\. "  # is not copied, nor is what a line prints
+copybutton_prompt_is_regexp = True
 
 mathjax_path = "tex-svg.js"  # MathJax itself, in one file, from the wheel above: formulas need no network
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
 
 default_role = "code"  # `x` in a docstring is code, as in Markdown
+autodoc_default_options = {"members": True, "exclude-members": "extra_repr"}
 autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 80  # a longer signature has a line for each argument
+toc_object_entries_show_parents = "hide"
 autodoc_inherit_docstrings = False  # nn.Module says nothing of ours
 napoleon_custom_sections = ["Shape"]
 napoleon_use_ivar = True  # the fields of a NamedTuple are members already: described twice, they would be two links

@@ -20,13 +20,13 @@ from whitebox_crate.segmentation import (
     EDGES,
     Segments,
     all_cls_attention,
-    choose_method,
     connected_component,
     default_layer,
     dense_crf,
     maskcut_rounds,
     otsu_cut,
 )
+from whitebox_crate.segmentation.methods import choose_method
 
 Way: TypeAlias = Callable[["Photo"], Tensor]
 

@@ -25,6 +25,7 @@ FAMILIES = {
     "mlp": "crate_mlp_paper_small_patch8_224",
     "mhsa": "crate_mhsa_paper_small_patch8_224",
     "vit": "vit_nano_patch6_96",
+    "registers": "vit_small_patch14_reg4_dinov2",
     "cbt": "cbt_tiny_patch8_224",
 }
 
@@ -35,10 +36,13 @@ def mostly_slow(cases: Iterable[str], *quick: str) -> list[Any]:
 
 
 def one_of_each_kind(names: Iterable[str]) -> list[str]:
-    """The first model of every kind: sizes and patches of one kind are the same model once it is small."""
+    """The first model of every kind: sizes and patches of one kind are the same model once it is small.
+
+    What is left of a name without both is its kind, as "vit_reg4_dinov2".
+    """
     kinds: dict[str, str] = {}
     for name in names:
-        kinds.setdefault(re.sub(r"(_paper)?_(nano|pico|tiny|small|base|large)_patch.*", "", name), name)
+        kinds.setdefault(re.sub(r"(_paper)?_(nano|pico|tiny|small|base|large)_patch\d+(_\d+)?", "", name), name)
     return list(kinds.values())
 
 

@@ -262,6 +262,17 @@ class TestSaid:
         assert run(photo, "--out", tmp_path / "out") == 0
         assert "patches" not in capsys.readouterr().err
 
+    @pytest.mark.parametrize("name", ["segment", "compare", "attention"])
+    def test_a_size_of_hardly_a_patch_is_answered_with_a_hint(
+        self, name: str, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        hint = "--size 7 makes 1 x 1 patches of a square photograph, which show next to nothing"
+        for side, hints in ((7, 1), (48, 0)):
+            assert cli.main([name, str(photo), "--size", str(side), "--out", str(tmp_path / "out")]) == 0
+            assert (hint in capsys.readouterr().err) == hints
+        assert cli.main(["segment", str(photo), "--size", "7", "-q", "--out", str(tmp_path / "new")]) == 0
+        assert capsys.readouterr().err == ""
+
     def test_a_damaged_picture_does_not_stop_the_others(
         self, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -272,6 +272,8 @@ class TestOwnImages:
         (["--validation", "0.2", "--streaming", "--images", "18"], "cannot be held out"),
         (["--validation", "valdation"], "unknown split 'valdation'; did you mean 'validation'"),
         (["--validation", "./gone"], "gone"),
+        (["--validation", "train"], "--validation train has the very images that are trained on"),
+        (["--validation", "{data}/train", "--split", "train"], "has the very images that are trained on"),
         (["--epochs", "2", "--steps", "3"], "give one of them"),
         (["--data", "no/such_folder", "--label-names", "gone.txt"], "gone.txt"),
         (["--masks", "gone"], "gone"),
@@ -284,6 +286,7 @@ class TestOwnImages:
 def test_what_is_wrong_is_said(
     words: list[str], said: str, colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    words = [word.format(data=colours) for word in words]
     more = ["--steps", "3", "--batch-size", "4"] if "--preset" not in words and "--epochs" not in words else []
     assert run("train", "--data", colours, *more, *words, "--out", tmp_path / "out") == 1
     assert said in capsys.readouterr().err

@@ -317,6 +317,8 @@ def test_b8_with_a_two_part_head_is_the_demo() -> None:
         ("crate_attention_only", {"proj": "tied"}),
         ("crate_mlp", {"mlp_ratio": 2.0}),
         ("vit_small_patch8_224", {"qkv_bias": False, "in_chans": 1}),
+        ("vit_small_patch8_224", {"no_embed_class": True, "init_values": 1e-5}),
+        ("vit_small_patch8_224", {"reg_tokens": 1, "img_size": 64}),
         ("crate_alpha_base", {"expansion": 2, "img_size": 64}),
         ("crate_mae_base", {"decoder_depth": 8}),
         ("crate_mae_base", {"decoder_depth": 0, "num_classes": 10}),
@@ -336,6 +338,8 @@ def test_options_that_shapes_show(name: str, options: dict[str, Any]) -> None:
         ("crate_tiny", {"in_chans": 4, "num_heads": 6}),
         ("crate_tiny", {"patch_size": (16, 8), "num_heads": 6, "img_size": (32, 48)}),
         ("vit_tiny_patch16_224", {"img_size": (32, 48)}),
+        ("vit_tiny_patch16_224", {"img_size": (32, 48), "reg_tokens": 2, "no_embed_class": True}),
+        ("vit_tiny_patch16_224", {"img_size": (32, 48), "reg_tokens": 2}),
         ("crate_tiny", {"global_pool": "mean"}),
         ("crate_mae_tiny", {"embed_dim": 24, "num_heads": 2, "decoder_num_heads": 3}),
     ],
@@ -420,6 +424,6 @@ def test_an_incomplete_checkpoint_is_an_error(changed: dict[str, Tensor | None],
 
 
 def test_layers_of_another_network_are_named() -> None:
-    state = {**state_of("timm_vit"), "blocks.0.ls1.gamma": torch.ones(32)}
-    with pytest.raises(InputError, match="'ls1'"):
+    state = {**state_of("timm_vit"), "blocks.0.gate.weight": torch.ones(32)}
+    with pytest.raises(InputError, match="'gate'"):
         infer_model(state)

@@ -73,7 +73,7 @@ def test_the_output_is_the_models_and_the_maps_are_those_of_capture(family: str)
     module = WithAttention(model, [-1, 0])
     assert module.layers == (2, 0)
     logits, maps = module(images)
-    assert maps.shape == (3, 2, 2, 7)
+    assert maps.shape == (3, 2, 2, model.num_prefix_tokens + 6)
     assert_same((logits, maps), reference(model, images, layers), rtol=2e-6)
 
 

@@ -108,8 +108,21 @@ def test_an_unknown_model_is_answered_with_its_neighbours(look_up: object) -> No
 
 
 def test_a_name_like_no_other_is_answered_with_what_exists() -> None:
-    with pytest.raises(UnknownNameError, match=r"known: 'cbt_base'.*whitebox-crate list"):
+    with pytest.raises(
+        UnknownNameError, match=r"none of the \d+ known names is close. whitebox-crate list, or list_models"
+    ) as raised:
         split_name("0123456789")
+    assert "crate_alpha_base" not in str(raised.value)  # thirty names in a row tell nobody what to take
+
+
+@pytest.mark.parametrize("argument", ["filter", "module", "exclude_filters"])
+@pytest.mark.parametrize("value", [3, None, ["crate_*", 3]])
+def test_filters_are_text(argument: str, value: object) -> None:
+    if value is None:
+        assert list_models(**{argument: value}) == list_models()
+        return
+    with pytest.raises(InputError, match=rf"{argument} .*'crate_\*'"):
+        list_models(**{argument: value})
 
 
 def test_register_as_decorator_with_and_without_arguments() -> None:

@@ -53,17 +53,19 @@ async function readPhoto(photo, shortSide) {
 
 function readingOf(values, grid) {
   const { name, layers, heads, width, dim, start } = model;
-  const tokens = grid[0] * grid[1] + 1;
+  const prefix = 1; // [CLS]
+  const tokens = grid[0] * grid[1] + prefix;
   const rows = layersOf(values.queries, layers).map((queries, layer) => ({
     queries: wholeSteps(queries, heads * tokens),
     keys: wholeSteps(layersOf(values.keys, layers)[layer], heads * tokens),
   }));
   const cls = rows.flatMap((row) =>
-    [...Array(heads).keys()].map((head) => attentionRow(row, head, 0, tokens, width)),
+    [...Array(heads).keys()].map((head) => attentionRow(row, head, 0, tokens, width, prefix)),
   );
   return {
     model: name,
     grid,
+    prefix,
     layers,
     heads,
     width,

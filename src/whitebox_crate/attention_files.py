@@ -56,6 +56,13 @@ def save_attention(
         UnknownNameError: If a layer, a head or the dtype does not exist.
         InputError: If the images are not the model's, or `chunk` is not positive.
         OutputError: If the files do not fit on the disk or cannot be written.
+
+    Example:
+        >>> import numpy
+        >>> model = create_model("crate_nano", pretrained=True).eval()
+        >>> files = save_attention(model, torch.zeros(1, 3, 96, 96), "attention", layers=[-2])
+        >>> numpy.load(files[4], mmap_mode="r").shape
+        (1, 4, 257, 257)
     """
     if dtype not in get_args(FileType):
         raise UnknownNameError.of("dtype of the file", dtype, get_args(FileType))

@@ -173,6 +173,15 @@ def capture(
         InputError: If nothing is known of the model, no state is named, it has no [CLS] and no `queries` are given,
             indices are no list of integers, `chunk` is no positive integer, `chunk`, `reduce` or `heads` is given for
             states that have no such thing, or `reduce` gives something else.
+
+    Example:
+        >>> model = create_model("crate_nano", pretrained=True).eval()
+        >>> with torch.inference_mode(), capture(model, "attention", "output", layers=[-2]) as trace:
+        ...     logits = model(torch.zeros(1, 3, 96, 96))
+        >>> trace["attention", -2].shape  # (batch, heads, [CLS], [CLS] and 16 x 16 patches)
+        torch.Size([1, 4, 1, 257])
+        >>> trace["output", -2].shape
+        torch.Size([1, 257, 128])
     """
     core = readable(model)
     if not states:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+MANY_NAMES = 30  # more are not listed in a message
 LONGEST = 4000  # characters of a message: what was given may be a file
 
 
@@ -60,14 +61,16 @@ class UnknownNameError(WhiteboxCrateError, LookupError, RuntimeError):
             kind: What was looked up, for example "model".
             name: The name that was asked for.
             known: The names that exist.
-            hint: A sentence to append, the next step.
+            hint: A sentence to append, the next step. Where there are many names, it says how to list them.
         """
         names = sorted(str(k) for k in known)
         close = difflib.get_close_matches(str(name), names, n=5, cutoff=0.5)
         if close:
             rest = f"did you mean {', '.join(repr(c) for c in close)}?"
+        elif hint and len(names) > MANY_NAMES:
+            rest = f"none of the {len(names)} known names is close."
         else:
-            rest = f"known: {listed(names, 30)}." if names else "none exists."
+            rest = f"known: {listed(names, MANY_NAMES)}." if names else "none exists."
         return cls(f"unknown {kind} {name!r}; {rest}" + (f" {hint}" if hint else ""))
 
 

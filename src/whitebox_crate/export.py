@@ -45,6 +45,12 @@ class WithAttention(nn.Module):
         InputError: If `model` is not of this package or has a forward pass of its own, or `layers` are not a list of
             integers.
         UnknownNameError: If a layer does not exist.
+
+    Example:
+        >>> model = WithAttention(create_model("crate_nano", pretrained=True).eval(), layers=[-2])
+        >>> logits, maps = model(torch.zeros(1, 3, 96, 96))
+        >>> maps.shape
+        torch.Size([1, 1, 4, 257])
     """
 
     def __init__(self, model: ImageTransformer, layers: int | Sequence[int] | None = None) -> None:

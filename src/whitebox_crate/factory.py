@@ -83,6 +83,12 @@ def create_model(
             `features_only`.
         WeightsError: If weights are asked for and absent, broken or of other shapes. With `pretrained`, a changed
             `num_classes` leaves the head fresh, and nothing but the head; `checkpoint_path` takes no other shapes.
+
+    Example:
+        >>> model = create_model("crate_small_patch8_224", num_classes=10, img_size=(32, 48), depth=3)
+        >>> model(torch.zeros(2, 3, 32, 48)).shape
+        torch.Size([2, 10])
+        >>> model = create_model("crate_nano", pretrained=True).eval()
     """
     if (out_indices is not None or feature_cls is not None) and not features_only:
         raise InputError("out_indices and feature_cls are of the maps of features_only=True; without it there are none")

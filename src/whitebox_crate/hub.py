@@ -244,6 +244,10 @@ def save_pretrained(model: ImageTransformer, folder: str | Path, *, repo_id: str
             know their types, or parts of it were taken out or exchanged since, or it is quantised, or spread over
             processes (FSDP).
         OutputError: If the folder cannot be written; a file that was there stays whole.
+
+    Example:
+        >>> folder = save_pretrained(create_model("crate_nano", pretrained=True), "saved")
+        >>> model = create_model("local-dir:saved", pretrained=True)
     """
     whole = unwrap(model)
     if not isinstance(whole, ImageTransformer):

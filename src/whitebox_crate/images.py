@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO")
 # A picture of more pixels than this has a byte for so many of them at least; photographs and drawings are far above.
 FEW_PIXELS, MOST_PER_BYTE = 1 << 24, 100
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # pathlib makes one slash of two; C:/ is a disk
 
 
 def image_suffixes() -> frozenset[str]:
@@ -68,6 +70,11 @@ def load_image(path: str | os.PathLike[str], *, upright: bool = True) -> Image:
         InputError: If the file is absent, unreadable, damaged, cut short, no image, or larger than Pillow
             deems safe; the message names the file.
         MissingExtraError: If Pillow is not installed.
+
+    Example:
+        >>> photo = load_image("photo.jpg")
+        >>> photo.size, photo.mode
+        ((420, 280), 'RGB')
     """
     require("PIL.Image", extra="images")
     check_kind("a photograph", path, str | os.PathLike, "give the path of its file")
@@ -80,9 +87,20 @@ def load_image(path: str | os.PathLike[str], *, upright: bool = True) -> Image:
             raise OSError("it is a directory; give the pictures in it")
         file = open(name, "rb")  # noqa: SIM115, so that its errors are told from those of the decoder
     except (OSError, ValueError) as error:
+        check_is_no_address(name)
         raise InputError(f"{name!r} cannot be opened: {error}; look at the path") from error
     with file, reading(file, name) as image:
         return to_rgb(image, upright=upright)
+
+
+def check_is_no_address(name: str) -> None:
+    """Refuses what is no file but an address of the web.
+
+    Raises:
+        InputError: If it is one.
+    """
+    if ADDRESS.match(name) and not os.path.exists(name):
+        raise InputError(f"{name!r} is an address, and addresses are not fetched; download it, and give the file")
 
 
 @contextmanager

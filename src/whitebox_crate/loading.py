@@ -255,7 +255,7 @@ def _grid_of_positions(
     own = model.patch_embed.grid_size
     if pos_embed is None or pos_embed.ndim != 3 or pos_embed.shape[::2] != (1, model.embed_dim):
         return own
-    patches = pos_embed.shape[1] - model.num_prefix_tokens
+    patches = pos_embed.shape[1] - model.num_prefix_positions
     side = math.isqrt(max(patches, 0))
     patch_height, patch_width = model.patch_embed.patch_size
     told = own if img_size is None else (img_size[0] // patch_height, img_size[1] // patch_width)

@@ -54,6 +54,12 @@ def resolve_data_config(
 
     Raises:
         InputError: If there is no model that is known and no facts, or the facts have no mean or std.
+
+    Example:
+        >>> config = resolve_data_config(create_model("crate_nano"))
+        >>> config["input_size"]
+        (3, 96, 96)
+        >>> transform = create_transform(**config)
     """
     asked: dict[str, Any] = {}
     if isinstance(args, PretrainedCfg):
@@ -113,6 +119,11 @@ def create_transform(
     Raises:
         UnknownNameError: If there is no such interpolation or crop mode; the message lists close matches.
         InputError: If a value is out of range, there are neither 1 nor 3 channels, or it is for training.
+
+    Example:
+        >>> from whitebox_crate.images import load_image
+        >>> create_transform(input_size=96, crop_pct=0.9)(load_image("photo.jpg")).shape
+        torch.Size([3, 96, 96])
     """
     if crop_mode != PretrainedCfg.crop_mode:
         raise UnknownNameError.of("crop_mode", crop_mode, (PretrainedCfg.crop_mode,))
@@ -248,10 +259,11 @@ def _check_patches(rows: int, columns: int, patch: tuple[int, int], short_side: 
     """Refuses a picture that would fill the memory, before any is taken."""
     patches, pixels = rows * columns, rows * columns * patch[0] * patch[1]
     if (share := max(patches / MOST_PATCHES, pixels / MOST_PIXELS)) > 1:
+        most = min(MOST_PATCHES, MOST_PIXELS // (patch[0] * patch[1]))
         raise InputError(
-            f"a shorter side of {short_side} pixels makes {rows} x {columns} = {patches} patches, a token each: "
-            f"{15 * pixels / 2**30:.1f} GiB for the picture, and {4 * 768 * patches / 2**30:.1f} GiB for each state of "
-            f"a model of width 768; give a size (--size) of at most {max(1, int(short_side / math.sqrt(share)))}"
+            f"a shorter side of {short_side} pixels makes {rows} x {columns} = {patches:,} patches of {patch[0]} x "
+            f"{patch[1]} pixels, of which at most {most:,} are taken; "
+            f"give a size (--size) of at most {max(1, int(short_side / math.sqrt(share)))}"
         )
 
 
@@ -292,6 +304,12 @@ def fit_photo(model: nn.Module, photo: Image, short_side: int | None = None) -> 
         InputError: If the model takes another number of channels than a photograph has, or the side is not positive, or
             is not that of the one size that the model takes.
         MissingExtraError: If Pillow is not installed.
+
+    Example:
+        >>> from whitebox_crate.images import load_image
+        >>> model = create_model("crate_nano", pretrained=True)
+        >>> fit_photo(model, load_image("photo.jpg"), short_side=96).pixels.shape
+        torch.Size([3, 96, 144])
     """
     core = readable(model)
     check_takes_photos(core)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from ._deprecated import ARCHITECTURES, current_architecture
-from .errors import InputError, UnknownNameError, UnknownOptionError
+from .errors import InputError, UnknownNameError, UnknownOptionError, check_kind
 from .layers.patch_embed import to_pair
 from .pretrained import PRETRAINED
 from .pretrained_cfg import PretrainedCfg
@@ -133,6 +133,14 @@ def register_model(
 
     Raises:
         InputError: If a name is taken, or holds a dot, which separates name and tag.
+
+    Example:
+        >>> from whitebox_crate.models import Crate
+        >>> @register_model
+        ... def crate_shallow(num_classes=10, depth=2):
+        ...     return Crate(32, 4, num_classes=num_classes, embed_dim=64, depth=depth, num_heads=4)
+        >>> len(create_model("crate_shallow").blocks)
+        2
     """
     if entrypoint is None:
         return lambda function: register_model(
@@ -165,7 +173,9 @@ def find_entry(name: str) -> tuple[Entry, str]:
     architecture, _, tag = name.partition(".")
     architecture = _aliases.get(architecture, current_architecture(architecture))
     if architecture not in _models:
-        raise UnknownNameError.of("model", name, [*_models, *_aliases], "whitebox-crate list shows all.")
+        raise UnknownNameError.of(
+            "model", name, [*_models, *_aliases], "whitebox-crate list, or list_models(), shows all."
+        )
     return _models[architecture], tag
 
 
@@ -176,13 +186,23 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def is_model(name: str) -> bool:
-    """Whether a model, or an alias of one, has this name; a tag is not looked at."""
+    """Whether a model, or an alias of one, has this name; a tag is not looked at.
+
+    Example:
+        >>> is_model("crate_nano"), is_model("crate_giant")
+        (True, False)
+    """
     architecture = name.partition(".")[0]
     return ARCHITECTURES.get(architecture, architecture) in _models or architecture in _aliases
 
 
 def is_model_pretrained(name: str) -> bool:
-    """Whether weights are known for a name: for its tag, or for the architecture if it has none."""
+    """Whether weights are known for a name: for its tag, or for the architecture if it has none.
+
+    Example:
+        >>> is_model_pretrained("crate_nano"), is_model_pretrained("crate_large")
+        (True, False)
+    """
     try:
         get_pretrained_cfg(name)
     except UnknownNameError:
@@ -195,6 +215,10 @@ def model_entrypoint(name: str) -> Entrypoint:
 
     Raises:
         UnknownNameError: If there is no such model.
+
+    Example:
+        >>> model_entrypoint("crate_nano")(num_classes=2).num_classes
+        2
     """
     return find_entry(name)[0].entrypoint
 
@@ -207,6 +231,11 @@ def get_pretrained_cfg(name: str) -> PretrainedCfg:
 
     Raises:
         UnknownNameError: If the model or the tag does not exist, or no weights do.
+
+    Example:
+        >>> cfg = get_pretrained_cfg("crate_nano")
+        >>> cfg.num_classes, cfg.license
+        (476, 'apache-2.0')
     """
     entry, tag = find_entry(name)
     return entry.pretrained_cfg(tag)
@@ -221,6 +250,10 @@ def get_pretrained_cfg_value(name: str, key: str) -> Any:
 
     Raises:
         UnknownNameError: If the model or the tag does not exist.
+
+    Example:
+        >>> get_pretrained_cfg_value("crate_nano", "num_classes")
+        476
     """
     entry, tag = find_entry(name)
     return (entry.pretrained_cfg(tag) if tag or entry.pretrained else entry.default_cfg).get(key)
@@ -245,31 +278,50 @@ def list_models(
         exclude_filters: Wildcards of which a name must match none.
         name_matches_cfg: timm's way to leave out aliases; none is ever listed here.
         include_tags: Whether to list "name.tag"; as `pretrained` if None.
+
+    Raises:
+        InputError: If a filter or a module is no text.
+
+    Example:
+        >>> list_models("vit_*_patch8_*")
+        ['vit_base_patch8_224', 'vit_small_patch8_224', 'vit_tiny_patch8_224']
     """
     with_tags = pretrained if include_tags is None else include_tags
-    modules = [module] if isinstance(module, str) else list(module)
+    wanted, unwanted = _patterns("filter", filter), _patterns("exclude_filters", exclude_filters)
+    modules = _patterns("module", module)
     names: list[str] = []
     for name, entry in _models.items():
-        if any(modules) and entry.module not in modules:
+        if modules and entry.module not in modules:
             continue
         if entry.pretrained and with_tags:
             names += [f"{name}.{tag}" for tag in entry.pretrained]
         elif not pretrained or entry.pretrained:
             names.append(name)
-    kept = [name for name in names if _matches(name, filter, default=True)]
-    return sorted((name for name in kept if not _matches(name, exclude_filters, default=False)), key=_natural)
+    kept = [name for name in names if (not wanted or _matches(name, wanted)) and not _matches(name, unwanted)]
+    return sorted(kept, key=_natural)
 
 
 def list_pretrained(filter: str | Sequence[str] = "", exclude_filters: str | Sequence[str] = "") -> list[str]:
-    """Names with tags of all weights, as `list_models` with `pretrained=True`."""
+    """Names with tags of all weights, as `list_models` with `pretrained=True`.
+
+    Example:
+        >>> list_pretrained("crate_nano*")
+        ['crate_nano_patch6_96.scene_composites', 'crate_nano_patch6_96.tuxpaint_composites']
+    """
     return list_models(filter, pretrained=True, exclude_filters=exclude_filters)
 
 
-def _matches(name: str, filters: str | Sequence[str], default: bool) -> bool:
-    patterns = [filters] if isinstance(filters, str) else list(filters or ())
-    patterns = [pattern for pattern in patterns if pattern]
-    if not patterns:
-        return default
+def _patterns(argument: str, given: str | Sequence[str] | None) -> list[str]:
+    """What was given for an argument, without what is empty."""
+    advice = f"give text or a list of it, as {argument}='crate_*'"
+    check_kind(argument, given, str | Sequence | None, advice)
+    patterns = [given] if isinstance(given, str) else list(given or ())
+    for pattern in patterns:
+        check_kind(argument, pattern, str, advice)
+    return [pattern for pattern in patterns if pattern]
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, p) or fnmatch.fnmatchcase(name, f"{p}.*") for p in patterns)
 
 

@@ -180,6 +180,14 @@ def segment(
         UnknownNameError: If there is no such model, method, setting, layer, head or kind of edges.
         WeightsError: If there are no weights, or they give numbers that are not finite.
         MissingExtraError: If Pillow is not installed.
+
+    Example:
+        >>> found = segment("photo.jpg")  # a photograph of 420 x 280 pixels
+        >>> found.mask.shape
+        torch.Size([280, 420])
+        >>> found.overlay().save("overlay.png")
+        >>> for found in segment(["photo.jpg", "photo.jpg"], method="maskcut", n=2):
+        ...     boxes = found.boxes.tolist()  # x, y, width, height of each object
     """
     settings = {name: value for name, value in settings.items() if value is not None}
     find = choose_method(method_with(settings) if method is None else method, **settings)

@@ -41,7 +41,14 @@ _VIT: dict[str, dict[str, Any]] = {
     "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
     "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
     "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
+    "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
 }
+# DINOv2 (arXiv 2304.07193), without and with registers (arXiv 2309.16588), in timm's form: with registers, the position
+# of [CLS] is part of `cls_token`, and patches alone have positions.
+_DINOV2: dict[str, Any] = {"patch_size": 14, "img_size": 518, "num_classes": 0, "init_values": 1e-5}
+_REGISTERS: dict[str, Any] = {"reg_tokens": 4, "no_embed_class": True}
+# SimDINOv2 (arXiv 2502.10385; github.com/RobinWu218/SimDINO, simdinov2/configs), of which base and large are published.
+_SIMDINOV2: dict[str, Any] = {"patch_size": 16, "num_classes": 0, "init_values": 0.1, **_REGISTERS}
 # Sizes of CBT (arXiv 2509.16875; github.com/QishuaiWen/CBSA, CBSA_image_classification/models.py).
 _CBT: dict[str, dict[str, Any]] = {
     "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
@@ -87,6 +94,11 @@ def _table() -> dict[str, Callable[..., ImageTransformer]]:
         table[f"crate_sth_paper_small_patch{patch}_224"] = partial(Crate, threshold="soft", **small)
         table[f"crate_mlp_paper_small_patch{patch}_224"] = partial(CrateMlp, **small)
         table[f"crate_mhsa_paper_small_patch{patch}_224"] = partial(CrateMhsa, **small)
+    for size in ("small", "base", "large"):
+        table[f"vit_{size}_patch14_dinov2"] = partial(ViT, **_VIT[size], **_DINOV2)
+        table[f"vit_{size}_patch14_reg4_dinov2"] = partial(ViT, **_VIT[size], **_DINOV2, **_REGISTERS)
+    for size in ("base", "large"):
+        table[f"vit_{size}_patch16_reg4_simdinov2"] = partial(ViT, **_VIT[size], **_SIMDINOV2)
     for size, options in _ALPHA.items():
         for patch in _ALPHA_PATCHES[size]:
             table[f"crate_alpha_{size}_patch{patch}_224"] = partial(CrateAlpha, patch_size=patch, **options)

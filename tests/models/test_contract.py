@@ -29,7 +29,7 @@ from whitebox_crate import ImageTransformer, create_model, list_models, save_pre
 from whitebox_crate.errors import InputError, UnknownNameError
 from whitebox_crate.models import CrateMae, FeatureExtractor
 
-TOKENS = 1 + GRID[0] * GRID[1]
+PATCHES = GRID[0] * GRID[1]
 
 
 @pytest.fixture(params=mostly_slow(list_models(), *one_of_each_kind(list_models())))
@@ -71,15 +71,16 @@ def test_at_its_own_size_it_is_what_its_cfg_says(name: str) -> None:
     assert model.pretrained_cfg.num_classes == model.num_classes
     assert model.default_cfg is model.pretrained_cfg
     assert logits.shape == (2, model.num_classes or model.embed_dim)
-    patch, size = re.findall(r"patch(\d+)_(\d+)", name)[0]
+    patch, size = re.findall(r"patch(\d+)(?:_(\d+))?", name)[0]
+    side = int(size or {"dinov2": 518, "simdinov2": 224}[name.rpartition("_")[2]])
     assert model.patch_embed.patch_size == (int(patch), int(patch))
-    assert model.img_size == (int(size), int(size))
+    assert model.img_size == (side, side)
 
 
 @torch.no_grad()
 def test_forward_is_head_of_features(model: ImageTransformer, images: Tensor) -> None:
     features = model.forward_features(images)
-    assert features.shape == (2, TOKENS, DIM)
+    assert features.shape == (2, model.num_prefix_tokens + PATCHES, DIM)
     torch.testing.assert_close(features, model.norm(layer_outputs(model, images)[-1]))
     pre_logits = model.forward_head(features, pre_logits=True)
     assert pre_logits.shape == (2, DIM)
@@ -112,7 +113,7 @@ def test_attributes(name: str, model: ImageTransformer) -> None:
     patch = patch_of(name)
     assert model.num_classes == CLASSES
     assert model.num_features == model.head_hidden_size == model.embed_dim == DIM
-    assert model.num_prefix_tokens == 1
+    assert model.num_prefix_tokens == (5 if "reg4" in name else 1)
     assert model.global_pool == "token"
     assert model.img_size == (GRID[0] * patch, GRID[1] * patch)
     assert model.in_chans == 3
@@ -120,11 +121,17 @@ def test_attributes(name: str, model: ImageTransformer) -> None:
 
 
 @torch.no_grad()
-def test_the_class_token_comes_first_and_positions_are_added(model: ImageTransformer, images: Tensor) -> None:
+def test_the_class_token_comes_first_then_registers_and_positions_are_added(
+    model: ImageTransformer, images: Tensor
+) -> None:
+    prefix, with_position = model.num_prefix_tokens, model.num_prefix_positions
+    assert with_position == (0 if model.no_embed_class else prefix)
     tokens = model.embed(images)
     patches = model.patch_embed(images)
-    torch.testing.assert_close(tokens[:, 1:], patches + model.pos_embed[:, 1:])
-    torch.testing.assert_close(tokens[:, :1], (model.cls_token + model.pos_embed[:, :1]).expand(2, -1, -1))
+    torch.testing.assert_close(tokens[:, prefix:], patches + model.pos_embed[:, with_position:])
+    learned = model.cls_token if prefix == 1 else torch.cat([model.cls_token, model.reg_token], dim=1)
+    positions = model.pos_embed[:, :with_position] if with_position else 0
+    torch.testing.assert_close(tokens[:, :prefix], (learned + positions).expand(2, -1, -1))
 
 
 @torch.no_grad()
@@ -135,8 +142,8 @@ def test_pools(name: str) -> None:
         last = layer_outputs(model, images)[-1]
         expected = {
             "token": lambda m, t: m.norm(t)[:, 0],
-            "avg": lambda m, t: m.fc_norm(t[:, 1:].sum(dim=1) / (TOKENS - 1)),
-            "mean": lambda m, t: m.fc_norm(t.sum(dim=1) / TOKENS),
+            "avg": lambda m, t: m.fc_norm(t[:, m.num_prefix_tokens :].sum(dim=1) / PATCHES),
+            "mean": lambda m, t: m.fc_norm(t.sum(dim=1) / (m.num_prefix_tokens + PATCHES)),
             "": lambda m, t: m.norm(t),
         }[pool](model, last)
         pre_logits = model.forward_head(model.forward_features(images), pre_logits=True)
@@ -167,7 +174,7 @@ def test_reset_classifier(name: str) -> None:
     model.reset_classifier(0, "")
     torch.testing.assert_close(model(images), model.norm(layer_outputs(model, images)[-1]))
     model.reset_classifier(7, "")
-    assert model(images).shape == (2, TOKENS, 7)
+    assert model(images).shape == (2, model.num_prefix_tokens + PATCHES, 7)
     with pytest.raises(UnknownNameError, match="'avg'"):
         model.reset_classifier(7, "average")  # type: ignore[arg-type]
     assert model.global_pool == ""
@@ -197,7 +204,7 @@ INDICES: list[tuple[Any, list[int]]] = [
 
 @torch.no_grad()
 def test_forward_intermediates_in_every_combination(model: ImageTransformer, images: Tensor) -> None:
-    outputs = layer_outputs(model, images)
+    outputs, count = layer_outputs(model, images), model.num_prefix_tokens
     final = model.norm(outputs[-1])
     flags = list(itertools.product([False, True], repeat=5))
     for number, (with_prefix, norm, stop_early, only, as_dict) in enumerate(flags):
@@ -213,8 +220,8 @@ def test_forward_intermediates_in_every_combination(model: ImageTransformer, ima
                 "output_dict": as_dict,
             }
             taken = [model.norm(outputs[layer]) if norm else outputs[layer] for layer in layers]
-            patches = [t[:, 1:] if fmt == "NLC" else as_map(t[:, 1:]) for t in taken]
-            prefix = [t[:, :1] for t in taken]
+            patches = [t[:, count:] if fmt == "NLC" else as_map(t[:, count:]) for t in taken]
+            prefix = [t[:, :count] for t in taken]
             end = model.norm(outputs[max(layers)]) if stop_early else final
 
             result = model.forward_intermediates(images, **options)
@@ -253,7 +260,7 @@ def test_intermediates_are_the_hooked_ones_and_stopping_early_runs_no_more(
         block.register_forward_hook(lambda _, __, out: seen.append(out))
     _, [first] = model.forward_intermediates(images, [0], output_fmt="NLC")
     assert len(seen) == DEPTH
-    assert torch.equal(first, seen[0][:, 1:])
+    assert torch.equal(first, seen[0][:, model.num_prefix_tokens :])
     seen.clear()
     model.forward_intermediates(images, [1], stop_early=True)
     assert len(seen) == 2
@@ -274,16 +281,16 @@ def test_layers_and_formats_that_do_not_exist(model: ImageTransformer, images: T
 
 @torch.no_grad()
 def test_get_intermediate_layers(model: ImageTransformer, images: Tensor) -> None:
-    outputs = layer_outputs(model, images)
+    outputs, count = layer_outputs(model, images), model.num_prefix_tokens
     for n, layers in [(1, [2]), (2, [1, 2]), ([0, 2], [0, 2])]:
         got = model.get_intermediate_layers(images, n)  # type: ignore[arg-type]
         assert isinstance(got, tuple)
-        same(list(got), [outputs[layer][:, 1:] for layer in layers], {"n": n})
+        same(list(got), [outputs[layer][:, count:] for layer in layers], {"n": n})
     [only] = model.get_intermediate_layers(images)
-    assert torch.equal(only, outputs[-1][:, 1:])
+    assert torch.equal(only, outputs[-1][:, count:])
     [(patches, prefix)] = model.get_intermediate_layers(images, reshape=True, return_prefix_tokens=True, norm=True)
-    torch.testing.assert_close(patches, as_map(model.norm(outputs[-1])[:, 1:]))
-    torch.testing.assert_close(prefix, model.norm(outputs[-1])[:, :1])
+    torch.testing.assert_close(patches, as_map(model.norm(outputs[-1])[:, count:]))
+    torch.testing.assert_close(prefix, model.norm(outputs[-1])[:, :count])
 
 
 @torch.no_grad()
@@ -301,7 +308,7 @@ def test_features_only(name: str, model: ImageTransformer, images: Tensor) -> No
     assert info.module_name() == ["blocks.0", "blocks.1"]
     assert features.default_cfg is features.pretrained_cfg
     outputs = layer_outputs(model, images)
-    same(features(images), [as_map(outputs[0][:, 1:]), as_map(outputs[1][:, 1:])], {})
+    same(features(images), [as_map(output[:, model.num_prefix_tokens :]) for output in outputs[:2]], {})
     for module in info.module_name():
         features.model.get_submodule(module)
 
@@ -325,7 +332,10 @@ def test_pruned_layers_are_gone_and_the_others_as_they_were(model: ImageTransfor
     assert model.prune_intermediate_layers(1, prune_norm=True) == [1]
     torch.testing.assert_close(model.forward_features(images), outputs[1])
     assert model.num_classes == 0
-    assert {key.split(".")[0] for key in model.state_dict()} == {"cls_token", "pos_embed", "patch_embed", "blocks"}
+    left = {"cls_token", "pos_embed", "patch_embed", "blocks"} | (
+        {"reg_token"} if model.num_prefix_tokens > 1 else set()
+    )
+    assert {key.split(".")[0] for key in model.state_dict()} == left
     torch.testing.assert_close(model(images), outputs[1])  # all tokens: pooling went with the head
     with pytest.raises(UnknownNameError, match="layer 2"):
         model.prune_intermediate_layers([2])
@@ -333,20 +343,20 @@ def test_pruned_layers_are_gone_and_the_others_as_they_were(model: ImageTransfor
 
 @torch.no_grad()
 def test_set_input_size(name: str, model: ImageTransformer, images: Tensor) -> None:
-    patch, before = patch_of(name), model.pos_embed.detach().clone()
+    patch, before, prefix = patch_of(name), model.pos_embed.detach().clone(), model.num_prefix_positions
     model.pos_embed.requires_grad_(False)
     model.set_input_size((3 * patch, 2 * patch))
     assert model.img_size == (3 * patch, 2 * patch)
-    assert model.pos_embed.shape == (1, 1 + 6, DIM)
+    assert model.pos_embed.shape == (1, prefix + 6, DIM)
     assert not model.pos_embed.requires_grad
     if isinstance(model, CrateMae):  # the rule that came with it
-        grid = nn.functional.interpolate(as_map(before[:, 1:]), scale_factor=(3.1 / 2, 2.1 / 3), mode="bicubic")
+        grid = nn.functional.interpolate(as_map(before[:, prefix:]), scale_factor=(3.1 / 2, 2.1 / 3), mode="bicubic")
     else:
         grid = nn.functional.interpolate(
-            as_map(before[:, 1:]), size=(3, 2), mode="bicubic", antialias=True, align_corners=False
+            as_map(before[:, prefix:]), size=(3, 2), mode="bicubic", antialias=True, align_corners=False
         )
-    torch.testing.assert_close(model.pos_embed[:, 1:], grid.flatten(2).mT)
-    assert torch.equal(model.pos_embed[:, :1], before[:, :1])
+    torch.testing.assert_close(model.pos_embed[:, prefix:], grid.flatten(2).mT)
+    assert torch.equal(model.pos_embed[:, :prefix], before[:, :prefix])
     tall = images_for(model)
     assert tall.shape[-2:] == (3 * patch, 2 * patch)
     assert model(tall).shape == (2, CLASSES)
@@ -373,7 +383,7 @@ def test_dynamic_img_size_is_set_input_size_for_one_call(name: str) -> None:
         torch.testing.assert_close(dynamic(images), fixed(images), rtol=0, atol=1e-6)
         maps = dynamic.forward_intermediates(images, [0], intermediates_only=True)
         assert maps[0].shape[-2:] == grid
-    assert dynamic.pos_embed.shape[1] == TOKENS
+    assert dynamic.pos_embed.shape[1] == dynamic.num_prefix_positions + PATCHES
     with pytest.raises(InputError, match="divisible"):
         dynamic(torch.zeros(1, 3, patch_of(name) + 1, patch_of(name)))
 
@@ -440,7 +450,7 @@ def test_gradient_checkpointing_changes_memory_and_not_gradients(model: ImageTra
 
 def test_no_weight_decay_names_parameters(model: ImageTransformer) -> None:
     names = model.no_weight_decay()
-    assert names == {"pos_embed", "cls_token"}
+    assert names == {"pos_embed", "cls_token"} | ({"reg_token"} if model.num_prefix_tokens > 1 else set())
     assert names <= dict(model.named_parameters()).keys()
 
 
@@ -454,7 +464,7 @@ def test_group_matcher_covers_all_but_what_follows_the_blocks(name: str, pool: s
             stem = re.match(groups["stem"], key) is not None
             numbers = [match.groups() for pattern, _ in blocks if (match := re.match(pattern, key))]
             parts = key.split(".")
-            assert stem == (parts[0] in ("cls_token", "pos_embed", "patch_embed")), key
+            assert stem == (parts[0] in ("cls_token", "reg_token", "pos_embed", "patch_embed")), key
             if parts[0] == "blocks":
                 assert numbers == [(parts[1],)], key
             elif parts[0] == "norm" and not coarse:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from whitebox_crate import InputError, UnknownNameError
-from whitebox_crate.segmentation import EDGES, choose_edges, mask_iou, upsample
+from whitebox_crate.segmentation import EDGES, mask_iou, upsample
+from whitebox_crate.segmentation.edges import choose_edges
 
 PHOTO = torch.zeros(3, 40, 60, dtype=torch.uint8)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from whitebox_crate import InputError
-from whitebox_crate.segmentation import add_colours, guided_filter
+from whitebox_crate.segmentation.guided import add_colours, guided_filter
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

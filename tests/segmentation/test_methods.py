@@ -14,15 +14,13 @@ from whitebox_crate.models import ImageTransformer
 from whitebox_crate.segmentation import (
     METHODS,
     attention_masks,
-    choose_method,
     clearness,
     cls_attention,
     maskcut,
-    method_with,
     otsu_cut,
     patch_features,
-    settings_of,
 )
+from whitebox_crate.segmentation.methods import choose_method, method_with, settings_of
 
 GRID = (5, 7)
 

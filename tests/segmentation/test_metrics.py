@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from whitebox_crate.errors import InputError
-from whitebox_crate.segmentation import best_head_iou, group_means, mask_iou, mean_iou
+from whitebox_crate.segmentation import best_head_iou, mask_iou, mean_iou
+from whitebox_crate.segmentation.metrics import group_means
 
 
 @st.composite

@@ -30,7 +30,7 @@ Open = Callable[..., Any]
 @pytest.fixture(scope="module")
 def models() -> list[ImageTransformer]:
     torch.manual_seed(0)
-    vit = create_model("vit_nano", dynamic_img_size=True, depth=4).eval()
+    vit = create_model("vit_nano", dynamic_img_size=True, depth=4, reg_tokens=2).eval()
     return [create_model("crate_nano.tuxpaint_composites", pretrained=True, dynamic_img_size=True).eval(), vit]
 
 
@@ -122,9 +122,11 @@ def test_a_click_shows_what_the_patch_attends_to(
     page = opened()
     click_patch(page, 5, 7, which)
     layer, head = page.evaluate(f"[panels[{which}].layer, panels[{which}].head]")
-    with capture(models[which], "attention", layers=[layer], queries=[1 + 5 * GRID[1] + 7]) as trace, torch.no_grad():
+    prefix = models[which].num_prefix_tokens
+    query = prefix + 5 * GRID[1] + 7
+    with capture(models[which], "attention", layers=[layer], queries=[query]) as trace, torch.no_grad():
         models[which](images)
-    heads = trace["attention", layer][0, :, 0, 1:]
+    heads = trace["attention", layer][0, :, 0, prefix:]
     truth = heads.mean(0) if head == len(heads) else heads[head]
     assert torch.allclose(shown(page, which).flatten(), truth, atol=5e-4 * float(truth.max()))
     for panel in (0, 1):  # the same patch in both

@@ -221,6 +221,9 @@ class TestCommand:
         assert cli.main(["view", str(tmp_path / "notes.txt"), "--out", str(out)]) == 1
         assert capsys.readouterr().err.endswith("none of 1 images can be read; see above\n")
         assert not out.exists()
+        out.write_text("<!DOCTYPE html>the one before")
+        assert cli.main(["view", str(tmp_path / "notes.txt"), "--out", str(out)]) == 1
+        assert "replaced" not in capsys.readouterr().err and out.read_text().endswith("the one before")
         words = [str(tmp_path / "notes.txt"), str(SAMPLES / "cat.jpg"), "--size", "24", "--out", str(out)]
         assert cli.main(["view", *words]) == 1
         assert "notes.txt" in capsys.readouterr().err

@@ -17,7 +17,8 @@ def notation(core: ImageTransformer) -> Part:
     """What holds for all equations."""
     (height, width), (p, q) = core.img_size, core.patch_embed.patch_size
     rows, columns = core.patch_embed.grid_size
-    n, d = 1 + rows * columns, core.embed_dim
+    prefix = core.num_prefix_tokens
+    n, d = prefix + rows * columns, core.embed_dim
     sizes = f"images of {height} x {width} pixels, {core.in_chans} channels; patches of {p} x {q}"
     sizes += f", a grid of {rows} x {columns}"
     other = "; images of other sizes are taken, with the positions resampled" if core.dynamic_img_size else ""
@@ -26,10 +27,11 @@ def notation(core: ImageTransformer) -> Part:
         r"{\sqrt{\operatorname{var}(x) + \epsilon}} + \beta \quad \text{for each column } x",
         "LN(x) = gamma * (x - mean(x)) / sqrt(var(x) + eps) + beta, for each column x",
     )
+    first = "column 0 is [CLS]; " + ("" if prefix == 1 else f"registers follow, {prefix - 1} of them; ")
     tokens = Line(
-        f"$Z$ is $d \\times n$: a column for each of $n = {n}$ tokens of width $d = {d}$; column 0 is [CLS]; "
+        f"$Z$ is $d \\times n$: a column for each of $n = {n}$ tokens of width $d = {d}$; {first}"
         "$e_i$ picks column $i$, $\\mathbf 1$ is a vector of ones",
-        f"Z is d x n: a column for each of n = {n} tokens of width d = {d}; column 0 is [CLS]; 1 is a vector of ones",
+        f"Z is d x n: a column for each of n = {n} tokens of width d = {d}; {first}1 is a vector of ones",
     )
     return Part("Notation", (norm,), (Line(f"{sizes}{other}"), tokens))
 
@@ -107,9 +109,12 @@ def _stem(stem: ConvStem) -> Part:
 
 def positions(core: ImageTransformer) -> Part:
     """T to the Z of the first layer."""
-    symbols = math_symbols(cls_token="c", pos_embed=r"\Pi")
+    symbols = math_symbols(cls_token="c", reg_token="R", pos_embed=r"\Pi")
     own = named(core, "", symbols, only=symbols)
+    title = "[CLS] and positions" if core.reg_token is None else "[CLS], registers and positions"
     if unknown := unknown_note("Z comes from T", core, {"patch_drop": (PatchDropout,)}):
-        return Part("[CLS] and positions", (), tuple(unknown), own)
+        return Part(title, (), tuple(unknown), own)
+    learned = "c" if core.reg_token is None else r"c, \; R"
+    equation = rf"Z = [{learned}, \; T + \Pi]" if core.no_embed_class else rf"Z = [{learned}, \; T] + \Pi"
     notes = tuple(drops_note((core.patch_drop.rate, "of the columns of patches")))
-    return Part("[CLS] and positions", (Line(r"Z = [c, \; T] + \Pi"),), notes, own)
+    return Part(title, (Line(equation),), notes, own)

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from .._hooks import constant_of
-from ..layers import CBSA, ISTA, MHSA, MLP, MSSA, ODL, DropPath
+from ..layers import CBSA, ISTA, MHSA, MLP, MSSA, ODL, DropPath, LayerScale
 from ..layers.plain import oddity
 from ..models import (
     CrateMae,
@@ -55,9 +55,13 @@ def layer(wrapped: nn.Module) -> Part:
     notes: list[Line] = []
     symbols: dict[str, Line] = {}
     norms: dict[str, nn.Module] = {}
-    steps = [("1", "H comes from Z", first, modules[:2]), ("2", "Z' comes from H", second, modules[2:])]
-    for index, way, step, (norm, operator) in steps if modules[2:] else steps[:1]:
-        unknown = unknown_note(way, block, dict((norm, operator)))
+    middle = next((at for at, (name, _) in enumerate(modules) if name == "norm2"), len(modules))
+    steps = [("1", "H comes from Z", first, modules[:middle]), ("2", "Z' comes from H", second, modules[middle:])]
+    operators: list[str] = []
+    for index, way, step, half in steps if modules[middle:] else steps[:1]:
+        norm, operator = half[:2]
+        operators.append(type(unwrap(getattr(block, operator[0]))).__name__)
+        unknown = unknown_note(way, block, dict(half))
         if unknown:
             notes += unknown
             continue
@@ -66,10 +70,10 @@ def layer(wrapped: nn.Module) -> Part:
         equations += own
         notes += constants
         symbols |= norm_symbols(norm[0], index) | {f"{name}.{entry}": symbol for entry, symbol in inner.items()}
+        symbols |= {f"ls{index}.gamma": Line(f"$s_{index}$")}
         norms[index] = getattr(block, norm[0])
-    title = ", then ".join(type(unwrap(getattr(block, name))).__name__ for name, _ in modules[1::2])
     return Part(
-        "MSSA taken away" if decodes else title,
+        "MSSA taken away" if decodes else ", then ".join(operators),
         tuple(equations),
         (
             *notes,
@@ -85,7 +89,13 @@ def _compression(block: Any, attention: MSSA | MHSA | CBSA) -> Step:
     after = "H" if hasattr(block, "norm2") else "Z'"
     skip = ln("1", "Z") if getattr(block, "skip", "input") == "normalized" else "Z"
     heads, update, notes, symbols = _attention(attention, ln("1", "Z"))
-    return [*heads, Line(f"{after} = {skip} + {update}")], notes, symbols
+    return [*heads, Line(f"{after} = {skip} + {_scaled(block, '1', update)}")], notes, symbols
+
+
+def _scaled(block: Any, index: str, update: str) -> str:
+    """What a half of a layer adds, with its LayerScale if there is one."""
+    scaled = isinstance(unwrap(getattr(block, f"ls{index}", nn.Identity())), LayerScale)
+    return rf"\operatorname{{diag}}(s_{index}) \Bigl( {update} \Bigr)" if scaled else update
 
 
 def _expansion(_: Any, __: nn.Linear) -> Step:
@@ -160,14 +170,12 @@ def _contraction_and_broadcast(cbsa: CBSA, normed: str) -> tuple[list[Line], str
     return list(map(Line, heads)), r"\sum_k P_k \tau_k R_k B_k A_k^\top + b \mathbf 1^\top", notes, symbols
 
 
-def _coding(_: Any, coder: ISTA | ODL | MLP) -> Step:
+def _coding(block: Any, coder: ISTA | ODL | MLP) -> Step:
     """From H to Z'."""
     normed = Line("Y = " + ln("2", "H"))
     if isinstance(coder, MLP):
-        mlp = Line(
-            r"Z' = H + F_2 \operatorname{GELU}(F_1 Y + f_1 \mathbf 1^\top) + f_2 \mathbf 1^\top, \quad "
-            r"\operatorname{GELU}(x) = x \, \Phi(x)"
-        )
+        update = r"F_2 \operatorname{GELU}(F_1 Y + f_1 \mathbf 1^\top) + f_2 \mathbf 1^\top"
+        mlp = Line(rf"Z' = H + {_scaled(block, '2', update)}, \quad \operatorname{{GELU}}(x) = x \, \Phi(x)")
         drops = drops_note((coder.drop.p, "of the hidden entries, and of what the MLP adds"))
         return (
             [normed, mlp],
@@ -198,7 +206,10 @@ def _coding(_: Any, coder: ISTA | ODL | MLP) -> Step:
 
 _POOLS = {
     "token": (r"y = {} e_0 \quad \text{{([CLS])}}", "y = column 0 of {}"),
-    "avg": (r"y = \tfrac{{1}}{{n - 1}} \sum_{{i=1}}^{{n-1}} {} e_i", "y = mean of the columns 1, ..., n - 1 of {}"),
+    "avg": (
+        r"y = \tfrac{{1}}{{n - {prefix}}} \sum_{{i={prefix}}}^{{n-1}} {} e_i",
+        "y = mean of the columns {prefix}, ..., n - 1 of {}",
+    ),
     "mean": (r"y = \tfrac{{1}}{{n}} \sum_{{i=0}}^{{n-1}} {} e_i", "y = mean of all columns of {}"),
     "": (r"y = {} \quad \text{{(all columns)}}", "y = {}, all columns"),
 }
@@ -220,7 +231,8 @@ def output(core: ImageTransformer) -> Part:
     before, after = isinstance(core.norm, nn.LayerNorm), isinstance(core.fc_norm, nn.LayerNorm)
     tokens, pooled = Line(ln("c", "Z") if before else "Z"), ln("c", "y") if after else "y"
     pool, plain = _POOLS[core.global_pool]
-    equations = [Line(pool.format(tokens.markdown), plain.format(tokens.text))]
+    prefix = core.num_prefix_tokens
+    equations = [Line(pool.format(tokens.markdown, prefix=prefix), plain.format(tokens.text, prefix=prefix))]
     notes = [eps_note(c=core.norm if before else core.fc_norm)] if before or after else []
     if isinstance(core.head, nn.Linear):
         bias = " + g" if core.head.bias is not None else ""

@@ -7,7 +7,18 @@ from typing import TypeAlias
 
 from torch import nn
 
-from ..layers import CBSA, ISTA, MHSA, MLP, MSSA, ODL, ConvPatchEmbed, NormedPatchEmbed, RepresentativePool
+from ..layers import (
+    CBSA,
+    ISTA,
+    MHSA,
+    MLP,
+    MSSA,
+    ODL,
+    ConvPatchEmbed,
+    LayerScale,
+    NormedPatchEmbed,
+    RepresentativePool,
+)
 from ..layers.plain import oddity
 from ..models import (
     CBTBlock,
@@ -27,9 +38,10 @@ Kinds: TypeAlias = tuple[type[nn.Module], ...]
 NORM: Kinds = (nn.LayerNorm,)
 LINEAR: Kinds = (nn.Linear,)
 DROPOUT: Kinds = (nn.Dropout,)
-# The modules of what has a `forward` that is known here; those of a layer in the order in which they run, the first two
-# from Z to H, the others, if there are any, from H to Z'. What is of another class, a subclass included, may compute
-# something else.
+SCALE: Kinds = (LayerScale, nn.Identity)
+# The modules of what has a `forward` that is known here; those of a layer in the order in which they run: a norm, an
+# operator and perhaps a scale from Z to H, then from `norm2` on, if there is one, those from H to Z'. What is of
+# another class, a subclass included, may compute something else.
 LAYERS: dict[type[nn.Module], dict[str, Kinds]] = {
     CrateBlock: {"norm1": NORM, "mssa": (MSSA,), "norm2": NORM, "ista": (ISTA,)},
     CrateAlphaBlock: {"norm1": NORM, "mssa": (MSSA,), "norm2": NORM, "odl": (ODL,)},
@@ -37,7 +49,7 @@ LAYERS: dict[type[nn.Module], dict[str, Kinds]] = {
     CBTBlock: {"norm1": NORM, "cbsa": (CBSA,), "norm2": NORM, "ista": (ISTA,)},
     CrateMlpBlock: {"norm1": NORM, "mssa": (MSSA,), "norm2": NORM, "mlp": (MLP,)},
     CrateMhsaBlock: {"norm1": NORM, "attn": (MHSA,), "norm2": NORM, "ista": (ISTA,)},
-    ViTBlock: {"norm1": NORM, "attn": (MHSA,), "norm2": NORM, "mlp": (MLP,)},
+    ViTBlock: {"norm1": NORM, "attn": (MHSA,), "ls1": SCALE, "norm2": NORM, "mlp": (MLP,), "ls2": SCALE},
     CrateMaeDecoderBlock: {"norm1": NORM, "linear": LINEAR, "norm2": NORM, "mssa": (MSSA,)},
 }
 PARTS: dict[type[nn.Module], dict[str, Kinds]] = {

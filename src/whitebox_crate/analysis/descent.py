@@ -124,6 +124,12 @@ def verify_descent(
         InputError: As of `layerwise_analysis`.
         UnknownNameError: If a layer or convention does not exist.
         ProcessError: With `gather`, if another process failed.
+
+    Example:
+        >>> model = create_model("crate_nano", pretrained=True).eval()
+        >>> found = verify_descent(model, [torch.rand(4, 3, 96, 96)], layers=[-2], report=lambda line: None)
+        >>> [verdict.claim for verdict in found.verdicts]
+        ['compression', 'sparsity', 'coding']
     """
     measurement = LayerClaims(RateSettings(eps, convention, normed))
     check_confidence(confidence)

@@ -43,6 +43,11 @@ def explain(model: nn.Module, format: Format = "text") -> str:
     Raises:
         InputError: If the model is not one of this package, or is folded.
         UnknownNameError: If the format is neither of the two.
+
+    Example:
+        >>> text = explain(create_model("crate_nano"))
+        >>> [line.strip() for line in text.splitlines() if line.strip().startswith("Z' =")]
+        ["Z' = ReLU(Y + eta D^T (Y - D Y) - eta lambda)"]
     """
     if format not in get_args(Format):
         raise UnknownNameError.of("format", format, get_args(Format))

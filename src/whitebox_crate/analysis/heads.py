@@ -30,14 +30,14 @@ from ..models import ImageTransformer
 from ..models._wrappers import transformer_in
 from .batches import check_images
 from .interventions import intervene
-from .operators import attention_of, output_weights
+from .operators import attention_of, output_scale, output_weights
 
 Method: TypeAlias = Literal["ablation", "gradient"]
 
 
 @dataclass(frozen=True)
 class HeadOutputs:
-    """Attention's output as a sum over heads; see `head_outputs`.
+    """What attention adds, as a sum over heads; see `head_outputs`.
 
     Attributes:
         parts: (batch, layers, heads, queries, dim): what each head adds to each token.
@@ -51,7 +51,7 @@ class HeadOutputs:
 
     @property
     def total(self) -> Tensor:
-        """Attention's output up to rounding, (batch, layers, queries, dim)."""
+        """What attention adds to each token, up to rounding, (batch, layers, queries, dim)."""
         return self.parts.sum(2) + self.bias[:, None]
 
 
@@ -60,8 +60,8 @@ def head_outputs(
 ) -> HeadOutputs:
     """Splits the output of each layer's attention by head: `MSSA(z) = sum_k P_k w_k softmax(...) + b`.
 
-    The output projection P = [P_1, ..., P_K] is linear, so the split is exact up to rounding. It ends there: what
-    follows (LayerNorm, then ISTA, ODL or MLP) is not linear.
+    The output projection P = [P_1, ..., P_K] is linear, so the split is exact up to rounding. LayerScale, where a ViT
+    has it, is counted in. It ends there: what follows (LayerNorm, then ISTA, ODL or MLP) is not linear.
 
     Args:
         model: A model of this package, compiled or not; it runs as it is.
@@ -90,12 +90,13 @@ def head_outputs(
             of_heads = of_heads[:, :, resolve_indices("query token", queries, of_heads.shape[2])]
         elif queries == "cls":
             of_heads = of_heads[:, :, :1]
-        parts[index] = torch.einsum("bhnp,dhp->bhnd", of_heads, output_weights(attention))
-    biases = [getattr(attention_of(core, index).proj, "bias", None) for index in indices]
+        of_proj = torch.einsum("bhnp,dhp->bhnd", of_heads, output_weights(attention))
+        parts[index] = of_proj * output_scale(core, index)
     zero = parts[indices[0]].new_zeros(core.embed_dim)
+    biases = {index: getattr(attention_of(core, index).proj, "bias", None) for index in indices}
     return HeadOutputs(
         torch.stack([parts[index] for index in indices], dim=1),
-        torch.stack([zero if bias is None else bias.detach() for bias in biases]),
+        torch.stack([zero if bias is None else bias.detach() * output_scale(core, i) for i, bias in biases.items()]),
         tuple(indices),
     )
 
@@ -132,6 +133,11 @@ def head_contributions(
     Raises:
         InputError: If the model gives no logits, or the images are not finite or not of its shape.
         UnknownNameError: If a class, layer or the method does not exist.
+
+    Example:
+        >>> model = create_model("crate_nano", pretrained=True).eval()
+        >>> head_contributions(model, torch.rand(1, 3, 96, 96), classes=3, layers=[-1]).shape
+        torch.Size([1, 1, 4])
     """
     if method not in get_args(Method):
         raise UnknownNameError.of("method", method, get_args(Method))

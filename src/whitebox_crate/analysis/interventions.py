@@ -49,6 +49,13 @@ def intervene(
         InputError: If nothing is to be changed, a constant is negative or no finite number, or a layer has no sparse
             coding.
         UnknownNameError: If a layer or head does not exist.
+
+    Example:
+        >>> model, images = create_model("crate_nano", pretrained=True).eval(), torch.zeros(1, 3, 96, 96)
+        >>> with torch.no_grad(), intervene(model, sparsity=0.5, mask_heads={4: [1]}):
+        ...     changed = model(images)
+        >>> torch.equal(changed, model(images))
+        False
     """
     core = transformer_in(model)
     constants = {"step_size": step_size, "sparsity": sparsity}

@@ -166,6 +166,11 @@ def subspace_report(model: nn.Module, layers: int | Sequence[int] | None = None)
         InputError: If the model is not one of this package, its attention has no such matrices, weights are not
             finite, or a module is not the plain one of the equations, whose weights say all that it computes.
         UnknownNameError: If there is no such layer.
+
+    Example:
+        >>> found = subspace_report(create_model("crate_nano", pretrained=True))
+        >>> found.layers[0].overlap.shape  # of each head with each head
+        torch.Size([4, 4])
     """
     core = transformer_in(model)
     indices = resolve_layers(layers, len(core.blocks))

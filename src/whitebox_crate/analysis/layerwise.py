@@ -184,6 +184,12 @@ def layerwise_analysis(
             the model is not one of this package.
         UnknownNameError: If a layer, quantity or convention does not exist.
         ProcessError: With `gather`, if another process failed.
+
+    Example:
+        >>> model = create_model("crate_nano", pretrained=True).eval()
+        >>> found = layerwise_analysis(model, [torch.rand(4, 3, 96, 96)], quantities=["l0"], report=lambda line: None)
+        >>> len(found["l0", "output"].mean)  # one for each layer
+        6
     """
     wanted = measurable(model, layers) if quantities is None else tuple(dict.fromkeys(quantities))
     measurement = LayerQuantities(RateSettings(eps, convention, normed), wanted)

@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..layers import CBSA, ISTA, MHSA, MSSA, ODL
+from ..layers import CBSA, ISTA, MHSA, MSSA, ODL, LayerScale
 from ..layers.plain import oddity
 from ..models import Block, ImageTransformer
 from ..models._wrappers import unwrap
@@ -130,3 +130,17 @@ def output_weights(attention: Heads) -> Tensor:
         return rearrange(attention.qkv.weight, "(h p) d -> d h p", h=attention.num_heads)
     weight = attention.qkv.weight  # one head as wide as a token: the projection is the identity
     return torch.eye(attention.head_dim, dtype=weight.dtype, device=weight.device)[:, None]
+
+
+def output_scale(core: ImageTransformer, index: int) -> Tensor | float:
+    """What LayerScale multiplies the output of a layer's attention with, detached, (dim,); 1 if there is none.
+
+    Raises:
+        InputError: If something else stands in its place.
+    """
+    block = block_of(core, index)
+    if not hasattr(block, "ls1"):
+        return 1.0
+    require_plain(block, "ls1", LayerScale, nn.Identity)
+    scale = unwrap(block.get_submodule("ls1"))
+    return scale.gamma.detach() if isinstance(scale, LayerScale) else 1.0

@@ -39,6 +39,11 @@ def coding_rate(tokens: Tensor, eps: float, convention: Convention = "paper") ->
     Raises:
         InputError: If the tokens are not as above or not finite, or `eps` is not above 0.
         UnknownNameError: If the convention is neither of the two.
+
+    Example:
+        >>> one, many = torch.ones(8, 4), torch.eye(4).repeat(2, 1)  # 8 tokens in one direction, and in four
+        >>> coding_rate(one, eps=0.5) < coding_rate(many, eps=0.5)
+        tensor(True)
     """
     check_rate(eps, convention)
     _check_shape(tokens)
@@ -69,6 +74,13 @@ def subspace_coding_rate(
     Raises:
         InputError: If the projections are not as above or not finite, or `eps` is not above 0.
         UnknownNameError: If the convention is neither of the two.
+
+    Example:
+        >>> model = create_model("crate_nano", pretrained=True).eval()
+        >>> with torch.no_grad(), capture(model, "projections", layers=[-2]) as trace:
+        ...     logits = model(torch.rand(2, 3, 96, 96))
+        >>> subspace_coding_rate(trace["projections", -2], eps=0.1).shape  # of each image
+        torch.Size([2])
     """
     if projections.ndim < 3 or projections.shape[-3] == 0:
         raise InputError(f"projections are (..., heads, tokens, head_dim), not {tuple(projections.shape)}")
@@ -161,6 +173,11 @@ def sparse_rate_reduction(
     Raises:
         InputError: If tensors are not as above, `eps` is not above 0, or `sparsity` is not from 0 on.
         UnknownNameError: If the convention or the norm is unknown.
+
+    Example:
+        >>> tokens, bases = torch.rand(10, 6), torch.rand(2, 6, 3)  # 10 tokens; 2 subspaces of 3 dimensions
+        >>> sparse_rate_reduction(tokens, tokens @ bases, eps=0.5).shape
+        torch.Size([])
     """
     if norm not in get_args(SparsityNorm):
         raise UnknownNameError.of("norm", norm, get_args(SparsityNorm))

@@ -108,6 +108,13 @@ def report(
     Raises:
         InputError: If there are no pictures, or the model cannot take or be measured on them.
         MissingExtraError: If Pillow is not installed.
+
+    Example:
+        >>> from whitebox_crate.images import load_image
+        >>> model = create_model("crate_nano", pretrained=True).eval()
+        >>> page = report(model, [("cup", load_image("photo.jpg"))], short_side=48)
+        >>> page[:15]
+        '<!DOCTYPE html>'
     """
     check_confidence(confidence)
     subspaces = subspace_report(model)  # before the pictures: it may refuse the model

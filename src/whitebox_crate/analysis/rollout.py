@@ -35,6 +35,10 @@ def attention_rollout(model: nn.Module, images: Tensor, layer: int = -1, skip: f
         InputError: If nothing is known of the model, it does not take the images, `skip` is no share, or the rows of a
             layer are none, as those of CBSA.
         UnknownNameError: If there is no such layer.
+
+    Example:
+        >>> attention_rollout(create_model("crate_nano", pretrained=True).eval(), torch.rand(1, 3, 96, 96)).shape
+        torch.Size([1, 257, 257])
     """
     core = readable(model)
     last = resolve_index("layer", layer, len(core.layers()))

@@ -43,6 +43,17 @@ def register_adapter(kind: type[nn.Module] | str) -> Callable[[Adapter], Adapter
 
     Raises:
         InputError: If it is neither.
+
+    Example:
+        >>> @register_adapter("my_package.Network")
+        ... def structure(model):
+        ...     return Structure(
+        ...         layers=list(model.layers),
+        ...         patch_embed=model.stem,
+        ...         readings=lambda layer: attention_readings(layer, layer.q, layer.k, num_heads=4),
+        ...         patch_size=(8, 8),
+        ...         img_size=(64, 64),
+        ...     )
     """
     if not isinstance(kind, type | str) or (isinstance(kind, str) and "." not in kind):
         raise InputError(f"an adapter is for a class, or its full name as 'package.module.Class', not {kind!r}")

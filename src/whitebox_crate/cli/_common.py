@@ -22,14 +22,16 @@ from .._files import is_folder, make_folder, write_whole
 from ..errors import InputError, OutputError, shown
 from ..evaluation.processes import device_of
 from ..factory import create_model
-from ..images import image_files
+from ..images import check_is_no_address, image_files
 from ..models import ImageTransformer
+from ..preprocess import best_short_side
 from ..ready import check_layers_known
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 MANY_TOKENS = 10_000
+FEW_PATCHES = 4  # on the shorter side: a map of fewer shows no object
 
 
 def load(options: argparse.Namespace, any_size: bool = True) -> ImageTransformer:
@@ -49,14 +51,28 @@ def make(options: argparse.Namespace, any_size: bool = True) -> ImageTransformer
         options.model, pretrained=own_weights, checkpoint_path=options.checkpoint, dynamic_img_size=any_size or None
     )
     model = check_layers_known(made, options.model)
-    if getattr(options, "run", "") != "segmenting.segment":  # which tells of each photograph
-        _tell_of_tokens(model, getattr(options, "size", None))
+    size = getattr(options, "size", None)
+    if size and not getattr(options, "quiet", False):
+        _tell_of_few_patches(model, size)
+    if size and getattr(options, "run", "") != "segmenting.segment":  # which tells of each photograph
+        _tell_of_tokens(model, size)
     return model.eval().to(device_for(options))
 
 
-def _tell_of_tokens(model: ImageTransformer, size: int | None) -> None:
+def _tell_of_few_patches(model: ImageTransformer, size: int) -> None:
+    """Says beforehand that a small --size shows nothing."""
+    rows, columns = (max(1, round(size / patch)) for patch in model.patch_embed.patch_size)
+    if min(rows, columns) < FEW_PATCHES:
+        print(
+            f"--size {size} makes {rows} x {columns} patches of a square photograph, which show next to nothing; "
+            f"without --size it would be {best_short_side(model)}",
+            file=sys.stderr,
+        )
+
+
+def _tell_of_tokens(model: ImageTransformer, size: int) -> None:
     """Says beforehand what a large --size comes to: work grows with the square of the tokens."""
-    tokens = math.prod(-(-(size or 0) // patch) for patch in model.patch_embed.patch_size)
+    tokens = math.prod(-(-size // patch) for patch in model.patch_embed.patch_size)
     if tokens > MANY_TOKENS:
         print(
             f"--size {size} makes {tokens:,} patches or more of each photograph, and each attends to all: this takes "
@@ -88,8 +104,10 @@ def photographs(named: Sequence[Path]) -> list[Path]:
     """Each file that is named, and the photographs of each folder, sorted; those of the package if none is named.
 
     Raises:
-        InputError: If a folder has none.
+        InputError: If a folder has none, or an address of the web is named.
     """
+    for path in named:
+        check_is_no_address(str(path))
     return [file for path in named for file in (image_files(path) if path.is_dir() else [path])] or samples()
 
 
@@ -114,7 +132,7 @@ def save_picture(picture: Image, target: Path) -> None:
 
 
 def place_of_page(out: str, name: str) -> Path:
-    """Where a page goes, before anything is measured: --out, or a file in it if that is a folder or ends like one.
+    """Where a page goes: --out, or a file in it if that is a folder or ends like one. It is asked before all work.
 
     Raises:
         OutputError: If something is there that is no page.
@@ -125,9 +143,16 @@ def place_of_page(out: str, name: str) -> Path:
         start = file.read(100).lstrip().lower()
     if start and not start.startswith((b"<!doctype html", b"<html")):
         raise OutputError(f"{page} is there and is no page of HTML; give another with --out")
-    if start:
-        print(f"{page} was there and will be replaced", file=sys.stderr)
     return page
+
+
+def save_page(page: str, target: Path) -> None:
+    """Writes a page, whole or not at all, and says so if there was another."""
+    out_folder(target.parent)
+    replaces = target.is_file()
+    write_whole(target, lambda path: path.write_text(page, encoding="utf-8", errors="backslashreplace"))
+    if replaces:
+        print(f"{target} was there and is replaced", file=sys.stderr)
 
 
 def option(text: str) -> tuple[str, Any]:

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .._files import write_whole
 from ..analysis.reports import report
 from ..errors import InputError
 from ..images import load_image
-from ._common import make, out_folder, photographs, place_of_page, report_error
+from ._common import make, photographs, place_of_page, report_error, save_page
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,7 +34,6 @@ def write_page(options: argparse.Namespace) -> int:
 
     weights = "" if options.checkpoint is None else f" with {options.checkpoint.name}"
     page = report(model, photos(), title=f"{options.model}{weights}", short_side=options.size)
-    out_folder(target.parent)
-    write_whole(target, lambda path: path.write_text(page, encoding="utf-8", errors="backslashreplace"))
+    save_page(page, target)
     print(f"{target}  ({options.model}, {len(page) / 1e6:.1f} MB)")
     return 1 if failed else 0

@@ -10,7 +10,7 @@ from ..errors import require
 from ..evaluation import Curves, find_checkpoints, load_checkpoint, read_folder, read_voc
 from ..evaluation.curves import Curve
 from ..models import ImageTransformer
-from ..segmentation import resolve_layer
+from ..segmentation.states import resolve_layer
 from ._common import device_for, load
 from .evaluate import run_of
 

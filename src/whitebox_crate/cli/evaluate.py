@@ -18,7 +18,7 @@ from ..evaluation import (
 )
 from ..evaluation.attention import RULES
 from ..evaluation.coco import check_images, read_annotations
-from ..segmentation import choose_method
+from ..segmentation.methods import choose_method
 from ._common import load
 
 

@@ -14,8 +14,8 @@ from ..evaluation.figures import Photograph, heads_sheet, noise_sheet, pca_sheet
 from ..evaluation.noise import check_noise
 from ..models import ImageTransformer
 from ..preprocess import check_takes_photos
-from ..segmentation import resolve_layer
 from ..segmentation.attention import rule_and_keep
+from ..segmentation.states import resolve_layer
 from ._common import free_name, load, photographs, report_error, save_picture
 
 if TYPE_CHECKING:

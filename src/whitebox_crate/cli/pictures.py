@@ -11,7 +11,8 @@ from ..errors import InputError, WeightsError, printable
 from ..evaluation.figures import maps_sheet, read_photograph
 from ..images import load_image
 from ..preprocess import check_takes_photos, create_transform, resolve_data_config
-from ..segmentation import cls_attention, resolve_layer
+from ..segmentation import cls_attention
+from ..segmentation.states import resolve_layer
 from ._common import free_name, load, photographs, report_error, save_picture
 
 

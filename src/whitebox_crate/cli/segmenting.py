@@ -17,8 +17,9 @@ from ..evaluation.runs import model_settings
 from ..images import load_image
 from ..models import ImageTransformer
 from ..preprocess import best_short_side, check_takes_photos
-from ..segmentation import choose_method, method_with, resolve_layer, settings_of
 from ..segmentation.draw import blank_panel, draw_panels
+from ..segmentation.methods import choose_method, method_with, settings_of
+from ..segmentation.states import resolve_layer
 from ..segmenting import Segmentation
 from ..segmenting import segment as segment_photo
 from ._common import free_name, load, load_each, photographs, report_error, save_picture

@@ -19,7 +19,7 @@ from ..errors import InputError, UnknownNameError, require
 from ..evaluation.folders import LabelledImages, read_folder, read_voc
 from ..training.batches import Source, Stream
 from ..training.datasets import ImageDataset, StreamedImageDataset, open_images
-from ..training.facts import count_of, name_of, settled
+from ..training.facts import count_of, fingerprint_of, name_of, settled
 from ..training.model_folder import push_to_hub
 from ..training.recipe import Recipe
 from ..training.run import fit_batch, make_model, recipe_of, train_and_save
@@ -50,6 +50,11 @@ def train_model(options: argparse.Namespace) -> int:
         images, to_validate = images.hold_out(share, recipe.seed)
     elif options.validation:
         to_validate = _to_validate(options, recipe, images.class_names)
+        if (known := fingerprint_of(images)) and known == fingerprint_of(to_validate):
+            raise InputError(
+                f"--validation {options.validation} has the very images that are trained on, which a model may know by "
+                "heart: hold a share of them out, as --validation 0.2, or give others"
+            )
     return train_on(options, images, recipe, preset, to_validate)
 
 

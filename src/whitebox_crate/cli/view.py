@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..errors import InputError
 from ..images import load_image
 from ..viewing import view_photographs
-from ._common import load_each, out_folder, photographs, place_of_page, report_error
+from ._common import load_each, photographs, place_of_page, report_error, save_page
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,7 +29,6 @@ def write_page(options: argparse.Namespace) -> int:
     if not photos:
         raise InputError(f"none of {len(paths)} images can be read; see above")
     page = view_photographs(photos, models, options.size, options.megabytes)
-    out_folder(target.parent)
-    page.save(target)
+    save_page(page.html, target)
     print(f"{target}  ({', '.join(names)}, {len(page.html) / 1e6:.1f} MB)")
     return 1 if len(photos) < len(paths) else 0

@@ -45,6 +45,11 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
     Raises:
         WeightsError: If the file is missing, of another kind, damaged, made to do harm, or written to while it is
             read; it says what to do.
+
+    Example:
+        >>> torch.save({"state_dict": create_model("crate_nano").state_dict(), "epoch": 3}, "checkpoint.pth")
+        >>> list(read_checkpoint("checkpoint.pth"))  # tensors alone
+        ['state_dict']
     """
     path = Path(path)
     if is_folder(path):

@@ -20,7 +20,9 @@ WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 @dataclass(frozen=True)
 class Format:
-    """A naming scheme; in names, # is the number of a layer, * weight or bias, and ** anything.
+    """A naming scheme; in names, # is the number of a layer, ? of a group of layers, * weight or bias, ** anything.
+
+    Our names have no groups: what stands for ? is left out of them.
 
     Attributes:
         name: What it is called.
@@ -41,6 +43,7 @@ class Format:
 JAX_PROJ = "Transformer/encoderblock_#/MultiHeadDotProductSubspaceAttention_0/proj/kernel"
 JAX_OUT = "Transformer/encoderblock_#/MultiHeadDotProductSubspaceAttention_0/out/kernel"
 CRATE, TWO_PART = "CRATE", "CRATE with a two-part head"
+DINOV2, IN_TRAINING = "DINOv2", "DINO or DINOv2 in training"
 # What official CRATE and CRATE-alpha have in common.
 _CRATE_NAMES = {
     "cls_token": "cls_token",
@@ -173,6 +176,24 @@ FORMATS = (
             "head.*": "head.*",
         },
     ),
-    Format("DINO in training", ("backbone.**",), {"backbone.**": "**", "head.**": ""}),
+    Format(  # the network between its heads; what comes of it is of a format of its own
+        IN_TRAINING,
+        ("backbone.**",),
+        {"backbone.**": "**", "head.**": "", "dino_head.**": "", "ibot_head.**": ""},
+    ),
+    Format(  # github.com/facebookresearch/dinov2, with registers, or layers in groups (BlockChunk), as SimDINOv2
+        DINOV2,
+        ("register_tokens", "blocks.?.#.**"),
+        {
+            "cls_token": "cls_token",
+            "register_tokens": "reg_token",
+            "pos_embed": "pos_embed",
+            "mask_token": "",
+            "patch_embed.proj.*": "patch_embed.proj.*",
+            "blocks.?.#.**": "blocks.#.**",
+            "blocks.#.**": "blocks.#.**",
+            "norm.*": "{norm}.*",
+        },
+    ),
     Format("whitebox-crate, timm or DINO", ("pos_embed", "patch_embed.**", "blocks.#.**")),
 )

@@ -31,6 +31,7 @@ _CLASSES = {
 _EMBEDDINGS = {"norms": "patches with norms", "convolution": "a convolution", "stem": "a convolutional stem"}
 # The convolutions of a stem have even numbers.
 _STEM = "patch_embed.proj.{}.0.weight"
+LAYER_SCALE = 1e-5  # timm's first values; trained weights do not show theirs
 # Of B/8, the public demo has 6 heads and the released size 12.
 _DEMO = "crate_demo_base_patch8_224"
 
@@ -57,6 +58,10 @@ def infer_model(
         InputError: If names and shapes do not tell enough; the message says what to give.
         WeightsError: If the checkpoint is of no known format, or not complete.
         UnknownNameError: If there is no such model.
+
+    Example:
+        >>> infer_model(create_model("crate_base", num_classes=10).state_dict())
+        ('crate_base_patch16_224', {'num_classes': 10})
     """
     given = dict(options or {})
     converted = checkpoint
@@ -93,7 +98,7 @@ def _class_of(state: Mapping[str, Tensor]) -> Any:
     proj = state.get("patch_embed.proj.weight")
     embedding = "convolution" if proj is not None and proj.ndim == 4 else "norms"
     embedding = "stem" if _STEM.format(0) in state else embedding
-    kind = _CLASSES.get((embedding, frozenset(parts - {"norm1", "norm2"})))
+    kind = _CLASSES.get((embedding, frozenset(parts - {"norm1", "norm2", "ls1", "ls2"})))
     if kind is None:
         raise InputError(
             f"no model of this package has layers of {listed(sorted(parts))} after {_EMBEDDINGS[embedding]}; if you "
@@ -110,6 +115,8 @@ def _differences(name: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """What of the wanted options the model of this name does not have by default."""
 
     def comparable(key: str, value: Any) -> Any:
+        if key == "init_values":  # what LayerScale began with does not show: it is there or not
+            return bool(value)
         return to_pair(value) if key in ("img_size", "patch_size") else value
 
     defaults = _defaults(name)
@@ -155,8 +162,14 @@ def _visible_options(state: Mapping[str, Tensor], known: Mapping[str, Any], kind
     patch, chans = (_patch_of_stem(shapes), proj[1]) if stem else _patch_and_channels(proj, known)
     options: dict[str, Any] = {"embed_dim": dim, "depth": depth, "patch_size": patch, "in_chans": chans}
     options["num_classes"] = shapes["head.weight"][0] if shapes.get("head.weight") else 0
+    if kind is ViT:
+        options["reg_tokens"] = (shapes.get("reg_token") or (1, 0))[1]
+        options["init_values"] = LAYER_SCALE if "blocks.0.ls1.gamma" in shapes else None
+        options["no_embed_class"] = _only_patches_have_positions(positions[1], 1 + options["reg_tokens"], patch, known)
+    without = known.get("no_embed_class", options.get("no_embed_class"))
+    prefix = 0 if without else 1 + options.get("reg_tokens", 0)
     if "img_size" not in known:
-        options["img_size"] = _square_image(positions[1] - 1, to_pair(patch))
+        options["img_size"] = _square_image(positions[1] - prefix, to_pair(patch))
     steps = shapes.get("blocks.0.cbsa.step_rep")
     if steps:
         options["num_heads"] = steps[0]
@@ -223,12 +236,24 @@ def _patch_and_channels(proj: tuple[int, ...], known: Mapping[str, Any]) -> tupl
     return (patch[0] if patch[0] == patch[1] else tuple(patch)), chans
 
 
+def _only_patches_have_positions(positions: int, prefix: int, patch: Any, known: Mapping[str, Any]) -> bool:
+    """Whether there are as many positions as patches, of the image that is known or of a square one."""
+    if "img_size" not in known:
+        return not _is_square(positions - prefix) and _is_square(positions)
+    sides = zip(to_pair(known["img_size"]), to_pair(patch), strict=True)
+    return positions == math.prod(side // of_patch for side, of_patch in sides)
+
+
+def _is_square(patches: int) -> bool:
+    return patches > 0 and math.isqrt(patches) ** 2 == patches
+
+
 def _square_image(patches: int, patch: tuple[int, int]) -> Any:
-    side = math.isqrt(max(patches, 0))
-    if not side or side * side != patches:
+    if not _is_square(patches):
         raise InputError(
             f"there are positions for {patches} patches, which is no square: add --set img_size=HEIGHTxWIDTH"
         )
+    side = math.isqrt(patches)
     return side * patch[0] if patch[0] == patch[1] else (side * patch[0], side * patch[1])
 
 

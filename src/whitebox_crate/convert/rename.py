@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import zip_longest
 from typing import Any
 
+import torch
 from einops import EinopsError, rearrange
 from torch import Tensor
 
 from ..errors import WeightsError, listed
-from .formats import CRATE, FORMATS, JAX_PROJ, PREFIXES, TWO_PART, WRAPPED, WRAPPERS, Format
+from .formats import CRATE, DINOV2, FORMATS, IN_TRAINING, JAX_PROJ, PREFIXES, TWO_PART, WRAPPED, WRAPPERS, Format
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ def convert_checkpoint(checkpoint: Mapping[str, Any], *, global_pool: str = "tok
     """A checkpoint of any known format in the names of this package.
 
     Known are official CRATE (with the demo's two-part head, which becomes one), CRATE-MAE, CRATE-alpha of PyTorch and
-    JAX, DINO, timm's ViT, and our own. The weights may be in one of `WRAPPERS`, as a dict or as names that begin so,
-    with `PREFIXES` before all names and `WRAPPED` in any.
+    JAX, DINO, DINOv2, timm's ViT, and our own. The weights may be in one of `WRAPPERS`, as a dict or as names that
+    begin so, with `PREFIXES` before all names and `WRAPPED` in any.
 
     Args:
         checkpoint: What `read_checkpoint` gives: name -> tensor, perhaps nested.
@@ -82,7 +83,13 @@ def convert_checkpoint(checkpoint: Mapping[str, Any], *, global_pool: str = "tok
             f"{listed(unknown)} cannot be in a checkpoint of {form.name}, as the other names are; remove what is not "
             "of the network"
         )
+    if form.name == IN_TRAINING:
+        inside = convert_checkpoint(state, global_pool=global_pool)
+        return replace(inside, unused=(*unused, *inside.unused))
     options = dict(form.options)
+    if form.name == DINOV2 and "reg_token" in state:
+        _move_class_position(state)
+        options["no_embed_class"] = True
     heads = theirs.get(JAX_PROJ.replace("#", "0"))
     if heads is not None:
         options["num_heads"] = heads.shape[1]
@@ -97,12 +104,18 @@ def convert_state_dict(
 
     Returns:
         Our name -> tensor.
+
+    Example:
+        >>> model = create_model("crate_nano")
+        >>> theirs = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}  # as DataParallel saves
+        >>> convert_state_dict(theirs).keys() == model.state_dict().keys()
+        True
     """
     return convert_checkpoint(checkpoint, global_pool=global_pool, weights=weights).state
 
 
-_WILD = re.compile(r"#|\*\*|\*")
-_MEANING = {"#": r"(\d+)", "*": "(weight|bias)", "**": "(.+)"}
+_WILD = re.compile(r"#|\?|\*\*|\*")
+_MEANING = {"#": r"(\d+)", "?": r"\d+", "*": "(weight|bias)", "**": "(.+)"}
 
 
 @cache
@@ -202,6 +215,18 @@ def _stripped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     while prefix := next((prefix for prefix in PREFIXES if state and all(n.startswith(prefix) for n in state)), ""):
         state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
+
+
+def _move_class_position(state: dict[str, Tensor]) -> None:
+    """The position of [CLS] goes into `cls_token`, as timm has it with registers: patches alone have positions."""
+    token, positions = (state.get(name, torch.empty(0)) for name in ("cls_token", "pos_embed"))
+    of_class = positions[:, :1] if positions.ndim == 3 else positions
+    if not token.numel() or token.shape != of_class.shape:
+        raise WeightsError(
+            f"cls_token {tuple(token.shape)} and pos_embed {tuple(positions.shape)} are not those of a DINOv2 with "
+            "registers, which has a position for [CLS] before those of the patches; fetch the file again"
+        )
+    state.update({"cls_token": token + of_class, "pos_embed": positions[:, 1:]})
 
 
 def _fold_two_part_head(state: dict[str, Tensor]) -> bool:

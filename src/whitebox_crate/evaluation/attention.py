@@ -51,6 +51,13 @@ def score_maps(
     Raises:
         InputError: If the maps or labels are not as above.
         UnknownNameError: If there is no such rule.
+
+    Example:
+        >>> maps = torch.rand(6, 4, 16, 16)  # of 6 layers and 4 heads
+        >>> labels = torch.zeros(96, 96, dtype=torch.int64)
+        >>> labels[32:64, 32:64] = 7  # one object
+        >>> score_maps(maps, labels)[7]["mean"].shape  # IoU of each layer and head
+        torch.Size([6, 4])
     """
     if labels.ndim != 2 or labels.numel() == 0 or labels.is_floating_point() or labels.is_complex():
         raise InputError(f"expected integer labels (height, width), got {labels.dtype} of {tuple(labels.shape)}")

@@ -56,6 +56,13 @@ def evaluate_attention(
         WeightsError: If the model's attention is not finite.
         OutputError: If a record or result cannot be written.
         ProcessError: If another process failed.
+
+    Example:
+        >>> from pathlib import Path
+        >>> model = create_model("crate_nano", pretrained=True, dynamic_img_size=True).eval()
+        >>> found = evaluate_attention(Run(Path("scores")), model, read_folder("data"), name="crate_nano", size=48)
+        >>> sorted(path.name for path in Path("scores").glob("results.*"))
+        ['results.json', 'results.md']
     """
     run.check_files(data.check_files)
     layer, size = resolve_layer(model, layer), best_short_side(model) if size is None else size

@@ -179,6 +179,11 @@ def read_folder(root: str | os.PathLike[str], void: int | None = None) -> Labell
     Raises:
         InputError: If a folder is missing, there is no image, two images or masks have one name, or classes.txt is no
             such list.
+
+    Example:
+        >>> data = read_folder("data")  # data/images/photo.jpg and data/masks/photo.png
+        >>> [name for name, files in data.items]
+        ['photo']
     """
     home = Path(root)
     for folder in (home / "images", home / "masks"):

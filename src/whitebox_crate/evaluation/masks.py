@@ -63,6 +63,12 @@ def evaluate_masks(
         WeightsError: If the model gives numbers that are not finite.
         OutputError: If a record or result cannot be written.
         ProcessError: If another process failed.
+
+    Example:
+        >>> from pathlib import Path
+        >>> model = create_model("crate_nano", pretrained=True, dynamic_img_size=True).eval()
+        >>> run, data = Run(Path("scores")), read_folder("data")
+        >>> found = evaluate_masks(run, model, data, name="crate_nano", method="attention")
     """
     find, to_pixels = choose_method(method, **settings), choose_edges(edges)
     run.check_files(data.check_files)

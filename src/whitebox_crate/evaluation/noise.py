@@ -81,6 +81,11 @@ def noisy(model: nn.Module, strength: float, share: float, generator: torch.Gene
 
     Raises:
         InputError: As of `add_noise`.
+
+    Example:
+        >>> model = create_model("crate_nano", pretrained=True).eval()
+        >>> with torch.no_grad(), noisy(model, strength=0.5, share=0.2, generator=torch.Generator().manual_seed(0)):
+        ...     logits = model(torch.zeros(1, 3, 96, 96))
     """
     check_noise(strength, share)
     core = readable(model)

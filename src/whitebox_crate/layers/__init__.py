@@ -9,7 +9,7 @@ from .layer_scale import LayerScale
 from .mhsa import MHSA
 from .mlp import MLP
 from .mssa import MSSA
-from .normed_product import NormedConvolution, NormedProduct
+from .normed_product import NormedConvolution, NormedProduct, ScaledProduct
 from .odl import ODL
 from .patch_embed import ConvPatchEmbed, NormedPatchEmbed, PatchEmbed, patchify, unpatchify
 from .pos_embed import FourierPosEmbed, resample_pos_embed, sincos_pos_embed
@@ -41,6 +41,7 @@ __all__ = [
     "Reading",
     "RepresentativePool",
     "Rows",
+    "ScaledProduct",
     "attention_rows",
     "layer_drop_rates",
     "patchify",

@@ -81,27 +81,30 @@ class DropPath(nn.Module):
 
 
 class PatchDropout(nn.Module):
-    """In training, some patches of each image are left out (arXiv 2208.07220); [CLS] stays, and so does the order.
+    """In training, some patches of each image are left out (arXiv 2208.07220); the order stays, and so does [CLS].
 
     Args:
         rate: Share of the patches; one at least stays.
+        num_prefix_tokens: How many tokens come before the patches and stay: [CLS], registers.
 
     Shape:
-        - Input: (batch, 1 + patches, dim), any float dtype, [CLS] first.
-        - Output: in training (batch, 1 + those that stay, dim), else as the input.
+        - Input: (batch, num_prefix_tokens + patches, dim), any float dtype.
+        - Output: in training (batch, num_prefix_tokens + those that stay, dim), else as the input.
     """
 
-    def __init__(self, rate: float = 0.0) -> None:
+    def __init__(self, rate: float = 0.0, num_prefix_tokens: int = 1) -> None:
         super().__init__()
         self.rate = check_rate("patch_drop_rate", rate)
+        self.num_prefix_tokens = num_prefix_tokens
 
     def forward(self, tokens: Tensor) -> Tensor:
         if not self.training or not self.rate:
             return tokens
-        batch, patches = tokens.shape[0], tokens.shape[1] - 1
+        batch, prefix = tokens.shape[0], self.num_prefix_tokens
+        patches = tokens.shape[1] - prefix
         kept = max(1, int(patches * (1 - self.rate)))
         chosen = torch.rand(batch, patches, device=tokens.device).topk(kept).indices.sort().values
-        rows = torch.cat([chosen.new_zeros(batch, 1), 1 + chosen], dim=1)
+        rows = torch.cat([torch.arange(prefix, device=tokens.device).expand(batch, -1), prefix + chosen], dim=1)
         return tokens.gather(1, rows[..., None].expand(-1, -1, tokens.shape[2]))
 
     def extra_repr(self) -> str:

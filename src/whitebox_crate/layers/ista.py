@@ -39,6 +39,11 @@ class ISTA(nn.Module):
 
     Raises:
         UnknownNameError: If `threshold` is neither of the two.
+
+    Example:
+        >>> codes = ISTA(dim=128, step_size=0.1, sparsity=0.1)(torch.randn(2, 257, 128))
+        >>> bool((codes >= 0).all())
+        True
     """
 
     def __init__(self, dim: int, step_size: float = 0.1, sparsity: float = 0.1, threshold: Threshold = "relu") -> None:

@@ -28,6 +28,10 @@ class MHSA(nn.Module):
 
     Raises:
         InputError: If the heads cannot share the width equally.
+
+    Example:
+        >>> MHSA(dim=128, num_heads=4)(torch.rand(2, 257, 128)).shape
+        torch.Size([2, 257, 128])
     """
 
     def __init__(

@@ -40,6 +40,10 @@ class MSSA(nn.Module):
     Raises:
         InputError: If the heads cannot share the width equally.
         UnknownNameError: If `proj` is neither of the two.
+
+    Example:
+        >>> MSSA(dim=128, num_heads=4)(torch.rand(2, 257, 128)).shape
+        torch.Size([2, 257, 128])
     """
 
     def __init__(

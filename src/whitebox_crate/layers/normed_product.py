@@ -1,4 +1,4 @@
-"""Norms whose scale and shift only one product needs, so that `whitebox_crate.fold_for_inference` may put them there.
+"""Norms and scales that only one product needs, so that `whitebox_crate.fold_for_inference` may put them there.
 
 The module that computes both says so of itself, in a method `normed_products` beside its `forward`.
 """
@@ -34,3 +34,19 @@ class NormedConvolution(NamedTuple):
     """
 
     parts: nn.Sequential
+
+
+class ScaledProduct(NamedTuple):
+    """A product, and the LayerScale that alone reads it.
+
+    Attributes:
+        scaler: The module that has the LayerScale.
+        scale: The LayerScale's name in it.
+        writer: The module that has the product, a module in `scaler`.
+        product: The product's name in that, an nn.Linear.
+    """
+
+    scaler: nn.Module
+    scale: str
+    writer: nn.Module
+    product: str

@@ -29,6 +29,11 @@ class ODL(nn.Module):
 
     Raises:
         InputError: If `expansion` is not positive.
+
+    Example:
+        >>> odl = ODL(dim=128, expansion=4)
+        >>> odl.encode(torch.rand(2, 257, 128)).shape
+        torch.Size([2, 257, 512])
     """
 
     def __init__(self, dim: int, expansion: int = 4, step_size: float = 0.1, sparsity: float = 0.1) -> None:

@@ -39,6 +39,10 @@ def patchify(images: Tensor, patch_size: Size) -> Tensor:
 
     Raises:
         InputError: If the rank is another, or the patch does not divide the image.
+
+    Example:
+        >>> patchify(torch.rand(2, 3, 32, 48), patch_size=16).shape
+        torch.Size([2, 6, 768])
     """
     p, q = to_pair(patch_size)
     if images.ndim != 4 or images.shape[2] % p or images.shape[3] % q:

@@ -45,6 +45,25 @@ class Block(nn.Module, ABC):
     Shape:
         - Input: (batch, tokens, dim), any float dtype.
         - Output: as the input.
+
+    Example:
+        >>> from whitebox_crate.layers import ISTA, MSSA
+        >>> class Plain(Block):
+        ...     def __init__(self, dim, heads):
+        ...         super().__init__()
+        ...         self.norm1, self.norm2 = torch.nn.LayerNorm(dim), torch.nn.LayerNorm(dim)
+        ...         self.mssa, self.ista = MSSA(dim, heads), ISTA(dim)
+        ...     @property
+        ...     def attention(self):
+        ...         return self.mssa
+        ...     def forward(self, tokens):
+        ...         return self.ista(self.norm2(tokens + self.mssa(self.norm1(tokens))))
+        >>> model = create_model("crate_nano")
+        >>> model.blocks[0] = Plain(128, 4)
+        >>> with capture(model, "attention", layers=[0]) as trace:
+        ...     logits = model(torch.zeros(1, 3, 96, 96))
+        >>> trace["attention", 0].shape
+        torch.Size([1, 4, 1, 257])
     """
 
     takes_grid = False
@@ -66,7 +85,7 @@ class Block(nn.Module, ABC):
 
 
 class ImageTransformer(nn.Module, HubVerbs):
-    """Patches, [CLS] and positions; blocks; norm; head.
+    """Patches, [CLS], registers and positions; blocks; norm; head.
 
     With `global_pool` "token" or "", `norm` is applied to all tokens and the head reads [CLS] or everything; with
     "avg" (mean of the patch tokens) and "mean" (mean of all tokens, [CLS] included, as CRATE was released)
@@ -82,6 +101,8 @@ class ImageTransformer(nn.Module, HubVerbs):
         pos_embed: Makes the positions of a grid (rows, columns); None for a learned table, resampled for other grids.
         drop_rate: Share of the head's input that training leaves out.
         patch_drop_rate: Share of the patches that training leaves out, in `forward` and `forward_features`.
+        reg_tokens: Number of registers: learned tokens between [CLS] and the patches (arXiv 2309.16588).
+        no_embed_class: Whether patches alone have positions, and [CLS] and registers have none.
 
     Shape:
         - Input: (batch, in_chans, height, width), float.
@@ -89,7 +110,7 @@ class ImageTransformer(nn.Module, HubVerbs):
 
     Raises:
         UnknownNameError: If `global_pool` is none of the four.
-        InputError: If there is no layer, `num_classes` is negative, or a rate is no share below 1.
+        InputError: If there is no layer, `num_classes` or `reg_tokens` is negative, or a rate is no share below 1.
     """
 
     first_conv = PretrainedCfg.first_conv  # timm's name of the module that reads the pixels
@@ -106,15 +127,20 @@ class ImageTransformer(nn.Module, HubVerbs):
         pos_embed: nn.Module | None = None,
         drop_rate: float = 0.0,
         patch_drop_rate: float = 0.0,
+        reg_tokens: int = 0,
+        no_embed_class: bool = False,
     ) -> None:
         super().__init__()
         if not blocks or num_classes < 0:
             raise InputError(f"depth is at least 1 and num_classes at least 0, not {len(blocks)} and {num_classes}")
+        if reg_tokens < 0:
+            raise InputError(f"reg_tokens is a number of registers, at least 0, not {reg_tokens}")
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.num_heads = blocks[0].attention.num_heads
-        self.num_prefix_tokens = 1
+        self.num_prefix_tokens = 1 + reg_tokens
         self.has_class_token = True
+        self.no_embed_class = no_embed_class
         self.global_pool = known_pool(global_pool)
         self.grad_checkpointing = False
         self.pretrained_cfg = PretrainedCfg(num_classes=num_classes, first_conv=self.first_conv)
@@ -126,13 +152,15 @@ class ImageTransformer(nn.Module, HubVerbs):
 
         self.patch_embed = patch_embed
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
+        self.reg_token = nn.Parameter(torch.empty(1, reg_tokens, embed_dim)) if reg_tokens else None
         nn.init.normal_(self.cls_token)
         if pos_embed is None:
-            self.pos_embed: Any = nn.Parameter(torch.empty(1, 1 + patch_embed.num_patches, embed_dim))
+            positions = self.num_prefix_positions + patch_embed.num_patches
+            self.pos_embed: Any = nn.Parameter(torch.empty(1, positions, embed_dim))
             nn.init.normal_(self.pos_embed)
         else:
             self.pos_embed = pos_embed
-        self.patch_drop = PatchDropout(patch_drop_rate)
+        self.patch_drop = PatchDropout(patch_drop_rate, self.num_prefix_tokens)
         self.blocks = nn.ModuleList(blocks)
         pool_first = global_pool in ("avg", "mean")
         self.norm = nn.Identity() if pool_first else nn.LayerNorm(embed_dim, eps=norm_eps)
@@ -161,6 +189,11 @@ class ImageTransformer(nn.Module, HubVerbs):
         return self.patch_embed.dynamic_img_size
 
     @property
+    def num_prefix_positions(self) -> int:
+        """Leading entries of the position embedding that belong to no patch."""
+        return 0 if self.no_embed_class else self.num_prefix_tokens
+
+    @property
     def default_cfg(self) -> PretrainedCfg:
         """timm's other name of `pretrained_cfg`."""
         return self.pretrained_cfg
@@ -184,10 +217,13 @@ class ImageTransformer(nn.Module, HubVerbs):
         return self.patch_embed.check(images)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Tokens that enter the first block, (batch, 1 + rows * columns, embed_dim), [CLS] first.
+        """Tokens that enter the first block: [CLS], then registers, then the patches, rows of the grid first.
 
         Args:
             images: (batch, in_chans, height, width).
+
+        Returns:
+            (batch, num_prefix_tokens + rows * columns, embed_dim).
 
         Raises:
             InputError: If the channels or the size are not those of the model.
@@ -198,26 +234,30 @@ class ImageTransformer(nn.Module, HubVerbs):
         return self._add_cls_and_positions(self.patch_embed(images), self.grid_of(images))
 
     def _add_cls_and_positions(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Puts [CLS] before the patch tokens of this grid and adds the positions."""
-        cls_token = self.cls_token.expand(patches.shape[0], -1, -1)
+        """Puts [CLS] and the registers before the patch tokens of this grid and adds the positions."""
+        learned = [token for token in (self.cls_token, self.reg_token) if token is not None]
+        prefix = [token.expand(patches.shape[0], -1, -1).to(patches.dtype) for token in learned]
         positions = self.resample_positions(self.pos_embed, self.patch_embed.grid_size, grid)
-        return torch.cat([cls_token.to(patches.dtype), patches], dim=1) + positions
+        if self.no_embed_class:
+            return torch.cat([*prefix, patches + positions], dim=1)
+        return torch.cat([*prefix, patches], dim=1) + positions
 
     def resample_positions(self, pos_embed: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
         """A position embedding of this model on another patch grid.
 
         Args:
-            pos_embed: (1, 1 + rows * columns, embed_dim), [CLS] first.
+            pos_embed: (1, num_prefix_positions + rows * columns, embed_dim).
             old_grid: (rows, columns) of `pos_embed`.
             new_grid: (rows, columns) wanted.
 
         Returns:
-            (1, 1 + new rows * new columns, embed_dim), same dtype; `pos_embed` itself if the grid is the same.
+            (1, num_prefix_positions + new rows * new columns, embed_dim), same dtype; `pos_embed` itself if the grid
+            is the same.
 
         Raises:
             InputError: If `pos_embed` does not have the length that `old_grid` says.
         """
-        return resample_pos_embed(pos_embed, old_grid, new_grid, self.num_prefix_tokens)
+        return resample_pos_embed(pos_embed, old_grid, new_grid, self.num_prefix_positions)
 
     def layers(self) -> list[nn.Module]:
         """All layers in the order in which they run; `capture` and all readings count them so."""
@@ -269,7 +309,7 @@ class ImageTransformer(nn.Module, HubVerbs):
         return tokens
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Normed tokens after the last block, (batch, 1 + rows * columns, embed_dim), [CLS] first."""
+        """Normed tokens after the last block, (batch, num_prefix_tokens + rows * columns, embed_dim), [CLS] first."""
         tokens = self.patch_drop(self.embed(images))
         normed: Tensor = self.norm(self.run_layers(tokens, self.grid_of(images)))
         return normed
@@ -456,12 +496,12 @@ class ImageTransformer(nn.Module, HubVerbs):
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay must leave alone."""
-        return {"pos_embed", "cls_token"}
+        return {"pos_embed", "cls_token"} | ({"reg_token"} if self.reg_token is not None else set())
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that group parameters by depth, for layer-wise learning rates (timm's form)."""
         return {
-            "stem": r"^cls_token|pos_embed|patch_embed",
+            "stem": r"^cls_token|reg_token|pos_embed|patch_embed",
             "blocks": r"^blocks\.(\d+)" if coarse else [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
         }
 

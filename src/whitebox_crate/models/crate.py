@@ -120,6 +120,11 @@ class Crate(ImageTransformer):
     Shape:
         - Input: (batch, in_chans, height, width), float.
         - Output: (batch, num_classes).
+
+    Example:
+        >>> model = Crate(img_size=32, patch_size=4, num_classes=10, embed_dim=64, depth=4, num_heads=4)
+        >>> model(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(

@@ -185,7 +185,7 @@ class CrateMae(ImageTransformer):
 
     def resample_positions(self, pos_embed: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
         """As `ImageTransformer.resample_positions`, by the rule that was released with CRATE-MAE ("scale")."""
-        return resample_pos_embed(pos_embed, old_grid, new_grid, self.num_prefix_tokens, rule="scale")
+        return resample_pos_embed(pos_embed, old_grid, new_grid, self.num_prefix_positions, rule="scale")
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True

@@ -12,8 +12,8 @@ from .cuts import (
     maskcut_of,
     maskcut_rounds,
 )
-from .edges import EDGES, Edges, choose_edges, colour_edges, guided_edges, patch_edges, smooth_edges
-from .guided import add_colours, guided_filter
+from .edges import EDGES, Edges, colour_edges, guided_edges, patch_edges, smooth_edges
+from .guided import guided_filter
 from .methods import (
     METHODS,
     Method,
@@ -22,15 +22,12 @@ from .methods import (
     by_features,
     by_maskcut,
     by_multiscale,
-    choose_method,
     clearness,
-    method_with,
-    settings_of,
 )
-from .metrics import best_head_iou, group_means, mask_iou, mean_iou
+from .metrics import best_head_iou, mask_iou, mean_iou
 from .ncut import affinity, ncut_eigenvector
 from .otsu import otsu_cut
-from .states import all_cls_attention, cls_attention, default_layer, patch_features, resolve_layer
+from .states import all_cls_attention, cls_attention, default_layer, patch_features
 
 __all__ = [
     "EDGES",
@@ -41,7 +38,6 @@ __all__ = [
     "MaskRule",
     "Method",
     "Segments",
-    "add_colours",
     "affinity",
     "all_cls_attention",
     "attention_masks",
@@ -51,15 +47,12 @@ __all__ = [
     "by_features",
     "by_maskcut",
     "by_multiscale",
-    "choose_edges",
-    "choose_method",
     "clearness",
     "cls_attention",
     "colour_edges",
     "connected_component",
     "default_layer",
     "dense_crf",
-    "group_means",
     "guided_edges",
     "guided_filter",
     "mask_boxes",
@@ -68,13 +61,10 @@ __all__ = [
     "maskcut_of",
     "maskcut_rounds",
     "mean_iou",
-    "method_with",
     "ncut_eigenvector",
     "otsu_cut",
     "patch_edges",
     "patch_features",
-    "resolve_layer",
-    "settings_of",
     "smooth_edges",
     "upsample",
 ]

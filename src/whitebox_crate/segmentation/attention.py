@@ -38,6 +38,11 @@ def attention_masks(maps: Tensor, keep: float = 0.6, rule: MaskRule = "mass") ->
     Raises:
         InputError: If `keep` or the maps are outside of the above.
         UnknownNameError: If the rule does not exist.
+
+    Example:
+        >>> attention_masks(torch.tensor([[0.5, 0.2], [0.2, 0.1]]), rule="mean")
+        tensor([[ True, False],
+                [False, False]])
     """
     if rule not in get_args(MaskRule):
         raise UnknownNameError.of("rule", rule, get_args(MaskRule))
@@ -81,6 +86,11 @@ def upsample(maps: Tensor, size: tuple[int, int], mode: UpsampleMode = "nearest"
     Raises:
         InputError: If `maps` or `size` are not as above.
         UnknownNameError: If the mode does not exist.
+
+    Example:
+        >>> upsample(torch.tensor([[True, False]]), (2, 4)).int()
+        tensor([[1, 1, 0, 0],
+                [1, 1, 0, 0]], dtype=torch.int32)
     """
     if mode not in get_args(UpsampleMode):
         raise UnknownNameError.of("mode", mode, get_args(UpsampleMode))

@@ -91,6 +91,13 @@ def maskcut(
     Raises:
         InputError: If an argument is not as above.
         UnknownNameError: If the solver does not exist.
+
+    Example:
+        >>> features = torch.eye(2)[[0] * 8 + [1] * 4]  # 12 patches of two kinds
+        >>> maskcut(features, grid=(3, 4), n=1).int()
+        tensor([[[0, 0, 0, 0],
+                 [0, 0, 0, 0],
+                 [1, 1, 1, 1]]], dtype=torch.int32)
     """
     rounds = maskcut_rounds(features, grid, n, tau, solver=solver)
     return torch.stack([cut.accepted & ~cut.painted for cut in rounds]).to(features.device)
@@ -148,6 +155,15 @@ def maskcut_of(
     Raises:
         InputError: If an argument is not as above, the features are not finite, or `refine` returns no mask.
         UnknownNameError: If there is no such layer, state or solver.
+
+    Example:
+        >>> from whitebox_crate.images import load_image
+        >>> from whitebox_crate.preprocess import fit_photo
+        >>> model = create_model("crate_nano", pretrained=True).eval()
+        >>> pixels = fit_photo(model, load_image("photo.jpg"), short_side=96).pixels
+        >>> found = maskcut_of(model, pixels[None], n=2)
+        >>> found.masks.shape
+        torch.Size([1, 2, 96, 144])
     """
     _check_count(n)
     with torch.no_grad():

@@ -41,6 +41,10 @@ def draw_map(attention: Tensor, size: tuple[int, int], mode: UpsampleMode = "bil
 
     Raises:
         InputError: If the map is not two-dimensional.
+
+    Example:
+        >>> draw_map(torch.rand(16, 24), size=(280, 420)).size
+        (420, 280)
     """
     if attention.ndim != 2:
         raise InputError(f"expected one map (grid_h, grid_w), got {tuple(attention.shape)}")

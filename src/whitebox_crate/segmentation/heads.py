@@ -65,6 +65,11 @@ def rank_heads(maps: Tensor | Sequence[Tensor], features: Tensor | Sequence[Tens
     Raises:
         InputError: If there are fewer than two images, shapes do not fit, or a value is NaN, infinite, or (of a map)
             negative, or a map is zero everywhere.
+
+    Example:
+        >>> maps, features = torch.rand(3, 4, 8, 8), torch.rand(3, 64, 16)  # of 3 images, 4 heads, 64 patches
+        >>> rank_heads(maps, features).score.shape
+        torch.Size([4])
     """
     weights, patches = _checked(list(maps), list(features))
     heads = len(weights[0])

@@ -25,6 +25,11 @@ def mask_iou(masks: Tensor, target: Tensor, *, valid: Tensor | None = None) -> T
 
     Raises:
         InputError: If an argument is not bool, or the shapes do not fit.
+
+    Example:
+        >>> mask, target = torch.tensor([[True, True]]), torch.tensor([[True, False]])
+        >>> mask_iou(mask, target)
+        tensor(0.5000)
     """
     for name, tensor in {"masks": masks, "target": target, "valid": valid}.items():
         _check_mask(name, tensor)
@@ -52,6 +57,11 @@ def best_head_iou(masks: Tensor, target: Tensor, *, valid: Tensor | None = None)
     Raises:
         InputError: If an argument is not bool, the shapes do not fit, or a target is empty: there is nothing
             to find then, and a number would only dilute the mean.
+
+    Example:
+        >>> heads = torch.tensor([[[True, True]], [[True, False]]])
+        >>> best_head_iou(heads, torch.tensor([[True, False]]))
+        (tensor(1.), tensor(1))
     """
     _check_mask("target", target)
     _check_mask("valid", valid)
@@ -113,6 +123,10 @@ def mean_iou(ious: Tensor, groups: Tensor) -> float:
 
     Raises:
         InputError: If there are no values, the shapes differ, or a value is not in [0, 1].
+
+    Example:
+        >>> mean_iou(torch.tensor([0.25, 0.5, 0.625]), groups=torch.tensor([0, 0, 1]))
+        0.5
     """
     return fmean(group_means(ious, groups).values())
 

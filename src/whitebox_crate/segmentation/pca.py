@@ -84,6 +84,11 @@ def patch_pca(features: Features, grids: Grid | Sequence[Grid], threshold: float
 
     Raises:
         InputError: As of `pca_maps`, or if the threshold is not finite.
+
+    Example:
+        >>> found = patch_pca(torch.rand(3, 64, 16), grids=(8, 8))  # of 3 images
+        >>> found.foreground[0].shape, found.rgb[0].shape
+        (torch.Size([8, 8]), torch.Size([3, 8, 8]))
     """
     stacked, grids = _stack(features, grids)
     first = _scores(stacked, grids, 1)

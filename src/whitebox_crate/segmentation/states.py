@@ -40,6 +40,13 @@ def cls_attention(model: nn.Module, images: Tensor, layer: int = -2) -> Tensor:
         InputError: If nothing is known of the model, it has no [CLS], or the images are not of its shape, or hold NaN
             or infinity.
         UnknownNameError: If there is no such layer.
+
+    Example:
+        >>> model = create_model("crate_nano", pretrained=True).eval()
+        >>> with torch.no_grad():
+        ...     maps = cls_attention(model, torch.zeros(1, 3, 96, 96), layer=-2)
+        >>> maps.shape
+        torch.Size([1, 4, 16, 16])
     """
     return _cls_maps(model, images, [layer])[:, 0]
 
@@ -77,6 +84,12 @@ def patch_features(
     Raises:
         InputError: If nothing is known of the model, or the images are not of its shape.
         UnknownNameError: If there is no such layer or state.
+
+    Example:
+        >>> model = create_model("crate_nano", pretrained=True).eval()
+        >>> features, grid = patch_features(model, torch.zeros(1, 3, 96, 96))
+        >>> features.shape, grid
+        (torch.Size([1, 256, 128]), (16, 16))
     """
     if state not in PATCH_STATES:
         raise UnknownNameError.of("state of patches", state, PATCH_STATES)

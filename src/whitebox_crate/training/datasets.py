@@ -339,6 +339,11 @@ def open_images(
         UnknownNameError: If there is no such split, column or crop; the message lists those there are.
         InputError: If there is nothing to be read, no image, one class, a class without images that `label_names` does
             not ask for, or a label that is no class.
+
+    Example:
+        >>> source = open_images("pictures", split="all", size=32)  # pictures/cup/1.jpg, pictures/rocket/2.jpg, ...
+        >>> source.class_names
+        ('cup', 'rocket')
     """
     check_kind("a data set", where, str | os.PathLike, "give a folder, files, or a name on the Hub, as text or a Path")
     decoder, called = Decoder(crop, flip), f"{os.fspath(where)} ({split})"

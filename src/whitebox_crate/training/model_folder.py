@@ -119,7 +119,7 @@ def last_metrics(run: str | Path) -> dict[str, Any]:
     """The last of each number that `train` measured, from the folder of the run; of pictures left out, the sum.
 
     Returns:
-        Those of `Validation` by their names, and those of training itself with "training_" before them. Nothing if the
+        Those of `Validation` by their names, and those of training itself with `training_` before them. Nothing if the
         run has measured nothing.
 
     Raises:

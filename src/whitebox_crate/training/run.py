@@ -151,6 +151,13 @@ def train_and_save(
 
     Raises:
         WhiteboxCrateError: As `train` and `finish`.
+
+    Example:
+        >>> source = open_images("pictures", split="all", size=32)
+        >>> recipe = recipe_of("finetune", "crate_pico", steps=2, batch_size=4)
+        >>> model = make_model("crate_pico", source, recipe)
+        >>> folder = train_and_save(model, source, recipe, "run")
+        >>> model = create_model(f"local-dir:{folder}", pretrained=True)
     """
     accelerate = require("accelerate", "train")
     recipe, words = settled(recipe, source), described(source)

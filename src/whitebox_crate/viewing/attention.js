@@ -34,8 +34,11 @@ function unpackReading(packed) {
   };
 }
 
-/** What a token attends to among the patches, in one head: softmax(q k^T / sqrt(width)) without the entry of [CLS]. */
-function attentionRow(rows, head, token, tokens, width) {
+/**
+ * What a token attends to among the patches, in one head: softmax(q k^T / sqrt(width)) without the entries of the tokens
+ * before the patches, [CLS] and registers, of which there are `prefix`.
+ */
+function attentionRow(rows, head, token, tokens, width, prefix) {
   const { queries, keys } = rows;
   const scale = queries.scales[head * tokens + token] / Math.sqrt(width);
   const query = queries.steps.subarray((head * tokens + token) * width, (head * tokens + token + 1) * width);
@@ -46,7 +49,7 @@ function attentionRow(rows, head, token, tokens, width) {
     for (let entry = 0; entry < width; entry++) product += query[entry] * keys.steps[start + entry];
     row[other] = product * scale * keys.scales[head * tokens + other];
   }
-  return softmax(row).subarray(1);
+  return softmax(row).subarray(prefix);
 }
 
 function softmax(values) {
@@ -58,6 +61,7 @@ function softmax(values) {
 
 /** Maps of all heads of a layer, and after them their mean; null where they were left out. Patch null is [CLS]. */
 function layerMaps(reading, layer, patch) {
+  const { prefix, width } = reading;
   const patches = reading.grid[0] * reading.grid[1];
   if (patch !== null && !reading.rows[layer]) return null;
   const maps = [];
@@ -66,7 +70,7 @@ function layerMaps(reading, layer, patch) {
     maps.push(
       patch === null
         ? reading.cls.subarray(start, start + patches)
-        : attentionRow(reading.rows[layer], head, patch + 1, patches + 1, reading.width),
+        : attentionRow(reading.rows[layer], head, prefix + patch, prefix + patches, width, prefix),
     );
   }
   maps.push(maps[0].map((_, at) => maps.reduce((sum, map) => sum + map[at], 0) / maps.length));

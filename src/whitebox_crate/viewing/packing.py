@@ -59,6 +59,7 @@ def _pack(reading: Reading) -> Packed:
     return {
         "model": reading.model,
         "grid": list(reading.grid),
+        "prefix": reading.prefix,
         "layers": layers,
         "heads": heads,
         "width": width,

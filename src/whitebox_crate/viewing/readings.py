@@ -32,9 +32,10 @@ class Reading:
     Attributes:
         model: What it is called.
         grid: (rows, columns) of patches.
+        prefix: How many tokens come before those of the patches: [CLS] and registers.
         start: The layer and the head that show objects best; None for the mean of the heads.
         cls_maps: [CLS] attention to patches, float32 (layers, heads, rows, columns).
-        queries: float32 (layers, heads, tokens, head_dim), [CLS] first.
+        queries: float32 (layers, heads, tokens, head_dim), the prefix first.
         keys: As `queries`; the same tensor where one projection is both, as in MSSA.
         colours: The first three principal components of the tokens after each layer, each 0 to 1; float32 (layers, 3,
             rows, columns).
@@ -44,6 +45,7 @@ class Reading:
 
     model: str
     grid: Grid
+    prefix: int
     start: tuple[int, int | None]
     cls_maps: Tensor
     queries: Tensor
@@ -79,6 +81,7 @@ def read(model: ImageTransformer, name: str, photo: Image, size: int | None = No
     return Reading(
         model=name,
         grid=grid,
+        prefix=prefix,
         start=(default_layer(model), model.pretrained_cfg.attention_head),
         cls_maps=rows.unflatten(-1, grid).cpu(),
         queries=queries,

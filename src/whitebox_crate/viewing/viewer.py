@@ -61,6 +61,10 @@ def view(
         UnknownNameError: If there is no such model.
         WeightsError: If it has no weights.
         MissingExtraError: If Pillow is not installed.
+
+    Example:
+        >>> page = view("photo.jpg", ["crate_nano", "vit_nano"])
+        >>> path = page.save("page.html")
     """
     photos = [_photo(image, index) for index, image in enumerate(_several(images))]
     return view_photographs(photos, [_model(model, device) for model in _several(models)], size, megabytes)
@@ -72,7 +76,13 @@ def view_photographs(
     size: int | None = None,
     megabytes: float = MEGABYTES,
 ) -> Page:
-    """`view` of photographs and models that are there and have names."""
+    """`view` of photographs and models that are there and have names.
+
+    Example:
+        >>> from whitebox_crate.images import load_image
+        >>> model = create_model("crate_nano", pretrained=True).eval()
+        >>> path = view_photographs([("cup", load_image("photo.jpg"))], [("mine", model)], size=48).save("page.html")
+    """
     if not photos or not models:
         raise InputError(f"give at least one photograph and one model, not {len(photos)} and {len(models)}")
     if not 0 < megabytes < math.inf:
