@@ -62,6 +62,14 @@ def test_every_state_of_a_folded_model_can_be_read(family: str) -> None:
             close(trace[state, layer], expected[state, layer])
 
 
+@torch.no_grad()
+def test_bases_that_are_read_twice_keep_their_norm() -> None:
+    model = make("attention_only", proj="tied")
+    folded = fold_for_inference(model)
+    close(folded(images_for(model)), model(images_for(model)))
+    assert torch.equal(folded.blocks[0].norm1.weight, model.blocks[0].norm1.weight)
+
+
 @given(
     dim=st.sampled_from([4, 8, 12]),
     heads=st.sampled_from([1, 2, 4]),
@@ -69,18 +77,19 @@ def test_every_state_of_a_folded_model_can_be_read(family: str) -> None:
     sparsity=st.floats(0, 2),
     threshold=st.sampled_from(["relu", "soft"]),
     skip=st.sampled_from(["input", "normalized"]),
+    proj=st.sampled_from(["learned", "tied"]),
     pool=st.sampled_from(["token", "avg", "mean", ""]),
     chans=st.integers(1, 4),
 )
 @settings(max_examples=40, deadline=None)
 def test_folding_is_exact_for_all_options(
-    dim: int, heads: int, step_size: float, sparsity: float, threshold: str, skip: str, pool: str, chans: int
+    dim: int, heads: int, step_size: float, sparsity: float, threshold: str, skip: str, proj: str, pool: str, chans: int
 ) -> None:
     torch.manual_seed(0)
     options = {"img_size": (8, 4), "patch_size": 2, "in_chans": chans, "num_classes": 3, "depth": 2}
     model = create_model(
         "crate_tiny", embed_dim=dim, num_heads=heads, step_size=step_size, sparsity=sparsity, threshold=threshold,
-        skip=skip, global_pool=pool, **options,
+        skip=skip, proj=proj, global_pool=pool, **options,
     )  # fmt: skip
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.5)
