@@ -27,6 +27,7 @@ FAMILIES = {
     "vit": "vit_nano_patch6_96",
     "registers": "vit_small_patch14_reg4_dinov2",
     "cbt": "cbt_tiny_patch8_224",
+    "crate_cbt": "crate_cbt_paper_small_patch8_224",
 }
 
 

@@ -315,6 +315,7 @@ def test_b8_with_a_two_part_head_is_the_demo() -> None:
         ("crate_small", {"num_classes": 0, "img_size": 384}),
         ("crate_small", {"proj": "tied"}),
         ("crate_attention_only", {"proj": "tied"}),
+        ("crate_cbt", {"cbt_depth": 3}),
         ("crate_mlp", {"mlp_ratio": 2.0}),
         ("vit_small_patch8_224", {"qkv_bias": False, "in_chans": 1}),
         ("vit_small_patch8_224", {"no_embed_class": True, "init_values": 1e-5}),

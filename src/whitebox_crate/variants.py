@@ -12,6 +12,7 @@ from .models.crate import Crate
 from .models.crate_ablations import CrateMhsa, CrateMlp
 from .models.crate_alpha import CrateAlpha
 from .models.crate_attention_only import CrateAttentionOnly
+from .models.crate_cbt import CrateCBT
 from .models.crate_mae import CrateMae
 from .models.vit import ViT
 
@@ -90,6 +91,7 @@ def _table() -> dict[str, Callable[..., ImageTransformer]]:
         table[f"crate_paper_tiny_patch{patch}_224"] = partial(Crate, patch_size=patch, **_PAPER_TINY)
         table[f"crate_paper_small_patch{patch}_224"] = partial(Crate, **small)
         table[f"crate_tied_paper_small_patch{patch}_224"] = partial(Crate, proj="tied", **small)
+        table[f"crate_cbt_paper_small_patch{patch}_224"] = partial(CrateCBT, **small)
         table[f"crate_attention_only_paper_small_patch{patch}_224"] = partial(CrateAttentionOnly, **small)
         table[f"crate_sth_paper_small_patch{patch}_224"] = partial(Crate, threshold="soft", **small)
         table[f"crate_mlp_paper_small_patch{patch}_224"] = partial(CrateMlp, **small)
@@ -135,6 +137,7 @@ ALIASES = {
     "crate_mlp": "crate_mlp_paper_small_patch8_224",
     "crate_mhsa": "crate_mhsa_paper_small_patch8_224",
     "crate_tied": "crate_tied_paper_small_patch8_224",
+    "crate_cbt": "crate_cbt_paper_small_patch8_224",
     "crate_attention_only": "crate_attention_only_paper_small_patch8_224",
     "crate_nano": "crate_nano_patch6_96",
     "crate_pico": "crate_pico_patch4_32",

@@ -26,7 +26,7 @@ PATCHES = GRID[0] * GRID[1]
 
 def rates_of(name: str) -> dict[str, float]:
     """The rates that a model of this name has; CBT needs all patches, and has no attention whose entries could go."""
-    lacking = ("patch_drop_rate", "attn_drop_rate") if name.startswith("cbt") else ()
+    lacking = ("patch_drop_rate", "attn_drop_rate") if "cbt" in name else ()
     return {rate: value for rate, value in RATES.items() if rate not in lacking}
 
 

@@ -312,6 +312,8 @@ OFFICIAL_COUNTS = {
     "crate_tied_paper_small_patch8_224": PARAM_COUNTS["crate_patch8"]["dim384_heads6"] - 12 * 384 * (384 + 1),
     "crate_attention_only_paper_small_patch8_224": PARAM_COUNTS["crate_patch8"]["dim384_heads6"]
     - 12 * 384 * (384 + 2),  # D, and the norm before it
+    # CBSA has two step sizes a head more than MSSA.
+    "crate_cbt_paper_small_patch8_224": PARAM_COUNTS["crate_patch8"]["dim384_heads6"] + 6 * 2 * 6,
     "crate_sth_paper_small_patch8_224": PARAM_COUNTS["crate_patch8"]["dim384_heads6"],
     "crate_paper_small_patch16_224": PARAM_COUNTS["crate"]["CRATE_tiny"],
     # Heads share the width, so their number does not show: B/8 with 21,842 classes instead of 1,000.

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import InputError, WeightsError, listed
 from ..layers.patch_embed import to_pair
 from ..loading import MAX_DEPTH
-from ..models import CBT, Crate, CrateAlpha, CrateAttentionOnly, CrateMae, CrateMhsa, CrateMlp, ViT
+from ..models import CBT, Crate, CrateAlpha, CrateAttentionOnly, CrateCBT, CrateMae, CrateMhsa, CrateMlp, ViT
 from ..registry import find_entry, list_models
 from .formats import TWO_PART
 from .rename import Converted, convert_checkpoint
@@ -21,6 +21,7 @@ from .rename import Converted, convert_checkpoint
 _CLASSES = {
     ("norms", frozenset({"mssa", "ista"})): Crate,
     ("norms", frozenset({"mssa"})): CrateAttentionOnly,
+    ("norms", frozenset({"mssa", "cbsa", "ista"})): CrateCBT,
     ("norms", frozenset({"mssa", "mlp"})): CrateMlp,
     ("norms", frozenset({"attn", "ista"})): CrateMhsa,
     ("convolution", frozenset({"mssa", "odl"})): CrateAlpha,
@@ -94,7 +95,7 @@ def _class_behind(name: str) -> Any:
 
 
 def _class_of(state: Mapping[str, Tensor]) -> Any:
-    parts = {name.split(".")[2] for name in state if name.startswith("blocks.0.") and name.count(".") > 2}
+    parts = {name.split(".")[2] for name in state if name.startswith("blocks.") and name.count(".") > 2}
     proj = state.get("patch_embed.proj.weight")
     embedding = "convolution" if proj is not None and proj.ndim == 4 else "norms"
     embedding = "stem" if _STEM.format(0) in state else embedding
@@ -170,7 +171,7 @@ def _visible_options(state: Mapping[str, Tensor], known: Mapping[str, Any], kind
     prefix = 0 if without else 1 + options.get("reg_tokens", 0)
     if "img_size" not in known:
         options["img_size"] = _square_image(positions[1] - prefix, to_pair(patch))
-    steps = shapes.get("blocks.0.cbsa.step_rep")
+    steps = shapes.get(f"blocks.{depth - 1}.cbsa.step_rep")
     if steps:
         options["num_heads"] = steps[0]
         known = {"num_heads": steps[0], **known}
@@ -187,6 +188,9 @@ def _visible_options(state: Mapping[str, Tensor], known: Mapping[str, Any], kind
         options["mlp_ratio"] = shapes["blocks.0.mlp.fc1.weight"][0] / dim
     if shapes.get("blocks.0.odl.dictionary"):
         options["expansion"] = shapes["blocks.0.odl.dictionary"][-1] // dim
+    upper = sum(name.endswith(".cbsa.step_rep") for name in shapes)
+    if kind is CrateCBT and upper != depth // 2:
+        options["cbt_depth"] = upper
     if kind is CrateMae and _count("decoder_blocks", shapes) != depth:
         options["decoder_depth"] = _count("decoder_blocks", shapes)
     return options

@@ -8,6 +8,7 @@ from .crate import Crate, CrateBlock
 from .crate_ablations import CrateMhsa, CrateMhsaBlock, CrateMlp, CrateMlpBlock
 from .crate_alpha import CrateAlpha, CrateAlphaBlock
 from .crate_attention_only import CrateAttentionOnly, CrateAttentionOnlyBlock
+from .crate_cbt import CrateCBT
 from .crate_mae import CrateMae, CrateMaeDecoderBlock, Reconstruction
 from .tost import ClassAttentionBlock, Tost, TostBlock
 from .vit import ViT, ViTBlock
@@ -23,6 +24,7 @@ __all__ = [
     "CrateAttentionOnly",
     "CrateAttentionOnlyBlock",
     "CrateBlock",
+    "CrateCBT",
     "CrateMae",
     "CrateMaeDecoderBlock",
     "CrateMhsa",
