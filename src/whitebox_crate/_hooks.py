@@ -37,6 +37,7 @@ class Hook(NamedTuple):
         function: As hooks of torch, but without the module; what it returns other than None is put in place.
         changes: Whether what it returns is something else than what it was given.
         with_kwargs: Whether the function gets keyword arguments, a dict, after the arguments.
+        first: Whether it runs before the hooks that are there already.
     """
 
     module: nn.Module
@@ -44,6 +45,7 @@ class Hook(NamedTuple):
     function: Callable[..., Any]
     changes: bool = False
     with_kwargs: bool = False
+    first: bool = False
 
 
 @contextmanager
@@ -66,7 +68,7 @@ def hooks_here(hooks: list[Hook], constants: Constants | None = None) -> Iterato
                 hook.module.register_forward_pre_hook if hook.when == "before" else hook.module.register_forward_hook
             )
             with _registering:
-                handle = register(_OwnHook(block, hook), with_kwargs=hook.with_kwargs)
+                handle = register(_OwnHook(block, hook), with_kwargs=hook.with_kwargs, prepend=hook.first)
             stack.callback(_remove, handle)
         _open.set((*_open.get(), block))
         stack.callback(_leave, block)

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from ._files import make_folder
 from ._indices import resolve_indices, resolve_layers
+from ._rows import check_chunk
 from .backbones import readable
-from .capturing import capture, check_chunk
+from .capturing import capture
 from .errors import OutputError, UnknownNameError
 
 FileType = Literal["float16", "float32"]

@@ -1,7 +1,7 @@
 """capture: reads attention and every other inner state while a model runs, and leaves nothing behind.
 
 A model keeps its fused attention: the attention rows that were asked for are computed once more, from the projections,
-in a forward hook. Its output does not change by a bit.
+in a forward hook (`_rows`). Its output does not change by a bit.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ._hooks import Hook, hooks_here, uncompiled
 from ._indices import resolve_index, resolve_indices, resolve_layers
+from ._rows import Queries, Reduce, RowChoice, through_rows
 from .backbones import Backbone, Readable, readable
 from .errors import CaptureError, InputError, UnknownNameError, WhiteboxCrateError
 from .layers import Reading, Rows
@@ -28,8 +29,6 @@ from .models._wrappers import unwrap
 # What operators and adapters name their states is theirs (`Block.readings`); these are the names in this package.
 State: TypeAlias = str
 LAYER_STATES = ("tokens", "output")  # of whatever is a layer
-Queries: TypeAlias = Literal["cls", "all"] | Sequence[int]
-Reduce: TypeAlias = Callable[[Tensor], Tensor | tuple[Tensor, ...]]
 
 
 class Trace(Mapping[tuple[str, int], Any]):
@@ -125,6 +124,7 @@ def capture(
     queries: Queries = "cls",
     chunk: int | None = None,
     reduce: Reduce | None = None,
+    eager: bool = False,
 ) -> Iterator[Trace]:
     """Reads inner states of a model while it runs.
 
@@ -148,7 +148,10 @@ def capture(
 
     `tokens`, `projections` of all heads, `compressed` and `output` are the model's own tensors, so that gradients of
     the logits reach them. `attention` is computed beside the model, for a fused kernel does not show it: its gradients
-    reach parameters and images, but no gradient of the logits reaches it.
+    reach parameters and images, but no gradient of the logits reaches it. With `eager` one does: what comes after
+    attention gets its gradient through the rows that are kept, times the values. The output still is that of the fused
+    kernel, to the bit; gradients are those of eager attention, equal up to rounding. This takes one more product, and
+    memory for rows and gradients, batch * heads * queries * tokens values each in every layer.
 
     All rows of attention at high resolution are more than memory holds; with `chunk` and `reduce` they are never there
     at once: `reduce=lambda rows: rows.mean(dim=1, keepdim=True)` for the mean over heads, `lambda rows: rows.topk(8)`
@@ -164,6 +167,7 @@ def capture(
         chunk: How many rows of `attention` are computed at once; None for all.
         reduce: What to keep of each chunk (batch, heads, rows, tokens): a tensor or a tuple of tensors, of which those
             of all chunks are put together along dimension 2; None to keep the rows.
+        eager: Whether gradients of the logits reach `attention`.
 
     Yields:
         The trace: the states of the last forward pass of the whole model, still there after the block.
@@ -171,8 +175,10 @@ def capture(
     Raises:
         UnknownNameError: If a state, layer, head or query does not exist.
         InputError: If nothing is known of the model, no state is named, it has no [CLS] and no `queries` are given,
-            indices are no list of integers, `chunk` is no positive integer, `chunk`, `reduce` or `heads` is given for
-            states that have no such thing, or `reduce` gives something else.
+            indices are no list of integers, `chunk` is no positive integer, `chunk`, `reduce`, `eager` or `heads` is
+            given for states that have no such thing, or `reduce` gives something else. With `eager`, if `reduce` is
+            given, the model checkpoints gradients, or a layer does not go on with rows times values, as with dropout of
+            attention in training.
 
     Example:
         >>> model = create_model("crate_nano", pretrained=True).eval()
@@ -186,19 +192,31 @@ def capture(
     core = readable(model)
     if not states:
         raise InputError(f"name at least one state to capture: {', '.join(known_states(core))}")
-    if isinstance(queries, str) and queries not in ("cls", "all"):
-        raise UnknownNameError.of("queries", queries, ("cls", "all"), "Token indices are fine too.")
+    rows = RowChoice(queries, chunk, reduce)
     plan = _Plan.of(core, states, layers)
     if isinstance(queries, str) and queries == "cls" and plan.any_of_rows and not core.has_class_token:
         raise InputError("this backbone has no [CLS], whose row is asked for; give queries='all', or token indices")
-    if not plan.any_of_rows and (chunk is not None or reduce is not None):
-        raise InputError(f"chunk and reduce are for rows of attention, and only {', '.join(states)} is captured")
+    if not plan.any_of_rows and (chunk is not None or reduce is not None or eager):
+        raise InputError(f"chunk, reduce and eager are for rows of attention, and only {', '.join(states)} is captured")
     if heads is not None and not plan.any_of_heads:
         raise InputError(f"heads are of projections and attention, and only {', '.join(states)} is captured")
-    rows = _Rows(queries, None if chunk is None else check_chunk(chunk), reduce)
+    if eager:
+        _check_eager(core, plan, reduce)
     trace = Trace(states, plan.layers, len(plan.modules))
-    with hooks_here(_Recorder(trace, core, plan, heads, rows).hooks()), uncompiled:
+    with hooks_here(_Recorder(trace, core, plan, heads, rows, eager).hooks()), uncompiled:
         yield trace
+
+
+def _check_eager(core: Readable, plan: _Plan, reduce: Reduce | None) -> None:
+    """Raises InputError unless gradients of the output can be led through the rows."""
+    if reduce is not None:
+        raise InputError("eager leads gradients to the rows themselves, and reduce keeps something else: leave one out")
+    if core.grad_checkpointing:
+        raise InputError("eager keeps rows for the backward pass, which checkpointing does not: set_grad_checkpointing")
+    for layer, readings in plan.readings.items():
+        for state, reading in readings.items():
+            if reading.rows and reading.mixed is None:
+                raise InputError(f"{state!r} of layer {layer} shows no product with values: read it without eager")
 
 
 def known_states(model: nn.Module) -> tuple[str, ...]:
@@ -278,8 +296,18 @@ class _Plan:
 class _Recorder:
     """Puts what comes by into a trace, under the layer that runs."""
 
-    def __init__(self, trace: Trace, core: Readable, plan: _Plan, heads: Sequence[int] | None, rows: _Rows) -> None:
-        self.trace, self.core, self.plan, self.heads, self.rows = trace, core, plan, heads, rows
+    def __init__(
+        self,
+        trace: Trace,
+        core: Readable,
+        plan: _Plan,
+        heads: Sequence[int] | None,
+        rows: RowChoice,
+        eager: bool,
+    ) -> None:
+        self.trace, self.core, self.plan = trace, core, plan
+        self.heads, self.rows, self.eager = heads, rows, eager
+        self.mixing: dict[str, Rows] = {}  # the rows that were kept last, whose product with values comes next
         self.last, self.running = -1, False
 
     def hooks(self) -> list[Hook]:
@@ -327,13 +355,11 @@ class _Recorder:
 
     def _hooks_of(self, state: str, reading: Reading) -> list[Hook]:
         """The hooks that read one state inside a layer."""
-        chosen = None
-        if self.heads is not None and reading.num_heads:
-            chosen = resolve_indices("head", self.heads, reading.num_heads)
+        chosen = self._heads_of(reading)
 
         def keep(*seen: Any) -> None:
             with _unseen_by_checkpointing(self.core):
-                self._keep(state, lambda: self._part(reading.read(*seen), chosen, bool(reading.num_heads)))
+                self._keep(state, lambda: self._part(state, reading.read(*seen), chosen, bool(reading.num_heads)))
 
         def keep_and_write(_: Any, out: Tensor) -> Tensor | None:
             """Hands the layer the very heads that are kept, so that gradients of the logits reach them."""
@@ -345,16 +371,45 @@ class _Recorder:
             return reading.write(out, kept)
 
         if reading.inside:
-            return _hooks_inside(reading, keep)
-        if reading.when == "before":
-            return [Hook(reading.module, "before", lambda args: keep(*args))]
-        return [Hook(reading.module, "after", keep_and_write)]
+            hooks = _hooks_inside(reading, keep)
+        elif reading.when == "before":
+            hooks = [Hook(reading.module, "before", lambda args: keep(*args))]
+        else:
+            hooks = [Hook(reading.module, "after", keep_and_write)]
+        mixed = reading.mixed if self.eager else None
+        return (
+            hooks if mixed is None else [*hooks, self._hook_of_mixed(state, mixed, chosen or range(reading.num_heads))]
+        )
 
-    def _part(self, found: Tensor | Rows, chosen: Sequence[int] | None, of_heads: bool) -> Any:
+    def _hook_of_mixed(self, state: str, mixed: nn.Module, heads: Sequence[int]) -> Hook:
+        """The hook that leads gradients of the output through the rows that are kept."""
+
+        def lead(args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+            if not self.running or not (rows := self.trace[state, self.last]).requires_grad:
+                return None
+            left, _, _, values = self.mixing.pop(state)
+            if values is None:
+                raise InputError(
+                    f"layer {self.last} does not go on with rows of {state!r} times values, as training with dropout "
+                    "of attention does not: call model.eval(), or capture without eager"
+                )
+            return through_rows(args[0], rows, values, heads, self.rows.tokens(left.shape[2])), *args[1:]
+
+        return Hook(mixed, "before", lead, first=True)
+
+    def _heads_of(self, reading: Reading) -> list[int] | None:
+        """Which heads of a state were asked for; None for all, or if it is not of heads."""
+        asked = self.heads if reading.num_heads else None
+        return None if asked is None else resolve_indices("head", asked, reading.num_heads)
+
+    def _part(self, state: str, found: Tensor | Rows, chosen: Sequence[int] | None, of_heads: bool) -> Any:
         """What was asked for of a state."""
         if isinstance(found, Rows):
             if chosen is not None:
-                found = Rows(found.left[:, chosen], found.right[:, chosen], found.make)
+                left, right, make, values = found
+                found = Rows(left[:, chosen], right[:, chosen], make, None if values is None else values[:, chosen])
+            if self.eager:
+                self.mixing[state] = found
             return self.rows.of(found)
         if chosen is not None:
             return found[:, chosen]
@@ -388,52 +443,6 @@ def _unseen_by_checkpointing(core: Readable) -> Any:
 
 def _same(tensor: Tensor) -> Tensor:
     return tensor
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Which rows of attention are computed, how many at once, and what is kept of them."""
-
-    queries: Queries
-    chunk: int | None
-    reduce: Reduce | None
-
-    def of(self, found: Rows) -> Any:
-        """The rows, (batch, heads, queries, tokens), or what is kept of them."""
-        left = found.left
-        if not isinstance(self.queries, str):
-            left = left[:, :, resolve_indices("query token", self.queries, left.shape[2])]
-        elif self.queries == "cls":
-            left = left[:, :, :1]
-        parts = left.split(self.chunk or left.shape[2], dim=2)
-        kept = [self._keep(found.make(part, found.right)) for part in parts]
-        if isinstance(kept[0], Tensor):
-            return torch.cat(kept, dim=2) if len(kept) > 1 else kept[0]
-        return tuple(torch.cat(parts, dim=2) for parts in zip(*kept, strict=True))
-
-    def _keep(self, rows: Tensor) -> Any:
-        if self.reduce is None:
-            return rows
-        kept: object = self.reduce(rows)
-        parts = kept if isinstance(kept, tuple) else (kept,)
-        if not parts or not all(isinstance(p, Tensor) and p.ndim > 2 and p.shape[2] == rows.shape[2] for p in parts):
-            found = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
-            raise InputError(
-                f"reduce makes of rows {tuple(rows.shape)} a tensor, or a tuple of them, with {rows.shape[2]} rows in "
-                f"dimension 2, not {found}"
-            )
-        return kept
-
-
-def check_chunk(chunk: int) -> int:
-    """A number of rows.
-
-    Raises:
-        InputError: If it is no positive integer.
-    """
-    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-        raise InputError(f"chunk is a number of rows, at least 1, not {chunk!r}")
-    return chunk
 
 
 def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from .._hooks import Hook, hooks_here, uncompiled
 from .._indices import resolve_index, resolve_indices, resolve_layers
-from ..capturing import Queries, capture
+from .._rows import Queries
+from ..capturing import capture
 from ..errors import InputError, UnknownNameError
 from ..models import ImageTransformer
 from ..models._wrappers import transformer_in

@@ -1,0 +1,104 @@
+"""Which rows of attention a capture keeps, and how gradients of the output reach them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ._indices import resolve_indices
+from .errors import InputError, UnknownNameError
+from .layers import Rows
+
+Queries: TypeAlias = Literal["cls", "all"] | Sequence[int]
+Reduce: TypeAlias = Callable[[Tensor], Tensor | tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class RowChoice:
+    """Which rows of attention are computed, how many at once, and what is kept of them.
+
+    Raises:
+        UnknownNameError: If `queries` is another word than "cls" and "all".
+        InputError: If `chunk` is no positive integer.
+    """
+
+    queries: Queries
+    chunk: int | None
+    reduce: Reduce | None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.queries, str) and self.queries not in ("cls", "all"):
+            raise UnknownNameError.of("queries", self.queries, ("cls", "all"), "Token indices are fine too.")
+        if self.chunk is not None:
+            check_chunk(self.chunk)
+
+    def tokens(self, count: int) -> list[int]:
+        """Whose rows they are, of so many tokens."""
+        if isinstance(self.queries, str):
+            return [0] if self.queries == "cls" else list(range(count))
+        return resolve_indices("query token", self.queries, count)
+
+    def of(self, found: Rows) -> Any:
+        """The rows, (batch, heads, queries, tokens), or what is kept of them."""
+        left = found.left
+        if not isinstance(self.queries, str):
+            left = left[:, :, self.tokens(left.shape[2])]
+        elif self.queries == "cls":
+            left = left[:, :, :1]
+        parts = left.split(self.chunk or left.shape[2], dim=2)
+        kept = [self._keep(found.make(part, found.right)) for part in parts]
+        if isinstance(kept[0], Tensor):
+            return torch.cat(kept, dim=2) if len(kept) > 1 else kept[0]
+        return tuple(torch.cat(parts, dim=2) for parts in zip(*kept, strict=True))
+
+    def _keep(self, rows: Tensor) -> Any:
+        if self.reduce is None:
+            return rows
+        kept: object = self.reduce(rows)
+        parts = kept if isinstance(kept, tuple) else (kept,)
+        if not parts or not all(isinstance(p, Tensor) and p.ndim > 2 and p.shape[2] == rows.shape[2] for p in parts):
+            found = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
+            raise InputError(
+                f"reduce makes of rows {tuple(rows.shape)} a tensor, or a tuple of them, with {rows.shape[2]} rows in "
+                f"dimension 2, not {found}"
+            )
+        return kept
+
+
+def check_chunk(chunk: int) -> int:
+    """A number of rows.
+
+    Raises:
+        InputError: If it is no positive integer.
+    """
+    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
+        raise InputError(f"chunk is a number of rows, at least 1, not {chunk!r}")
+    return chunk
+
+
+def through_rows(mixed: Tensor, rows: Tensor, values: Tensor, heads: Sequence[int], tokens: Sequence[int]) -> Tensor:
+    """What attention gave, with the gradient that it has as rows times values: a fused kernel shows no rows.
+
+    The values stay those of the kernel, to the bit, for what is added is 0: the product less itself.
+
+    Args:
+        mixed: What attention gave, all heads side by side, (batch, tokens, all heads * head_dim).
+        rows: (batch, heads, queries, tokens).
+        values: (batch, heads, tokens, head_dim).
+        heads: Which heads these are.
+        tokens: Whose rows these are; what attention gave all others keeps its own gradient.
+
+    Returns:
+        As `mixed`.
+    """
+    made = (rows @ values).transpose(1, 2).to(mixed.dtype)
+    given = mixed.unflatten(-1, (-1, values.shape[-1]))
+    where = (slice(None), torch.tensor(tokens, device=mixed.device)[:, None], torch.tensor(heads, device=mixed.device))
+    replaced = given.clone()
+    replaced[where] = given.detach()[where] + (made - made.detach())
+    out: Tensor = replaced.flatten(-2)
+    return out
