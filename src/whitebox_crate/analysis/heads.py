@@ -16,18 +16,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from .._hooks import Hook, hooks_here, uncompiled
-from .._indices import resolve_index, resolve_indices, resolve_layers
+from .._indices import resolve_indices, resolve_layers
 from .._rows import Queries
 from ..capturing import capture
-from ..errors import InputError, UnknownNameError
+from ..errors import UnknownNameError
 from ..models import ImageTransformer
+from ..models._classes import Class, check_classifies, class_indices
 from ..models._wrappers import transformer_in
 from .batches import check_images
 from .interventions import intervene
@@ -105,7 +106,7 @@ def head_outputs(
 def head_contributions(
     model: nn.Module,
     images: Tensor,
-    classes: int | Sequence[int] | Tensor,
+    classes: Class | Sequence[Class] | Tensor,
     *,
     layers: int | Sequence[int] | None = None,
     method: Method = "ablation",
@@ -124,7 +125,7 @@ def head_contributions(
     Args:
         model: A model of this package with a head, compiled or not.
         images: (batch, in_chans, height, width), float, finite.
-        classes: One class for all images, or one for each.
+        classes: By index or name: one for all images, or one for each.
         layers: As in `capture`.
         method: "ablation" or "gradient".
 
@@ -144,13 +145,9 @@ def head_contributions(
         raise UnknownNameError.of("method", method, get_args(Method))
     core = transformer_in(model)
     indices = resolve_layers(layers, len(core.blocks))
-    if not core.num_classes or not core.global_pool:
-        raise InputError(
-            f"one logit for each image and class is needed, but the model has {core.num_classes} classes and "
-            f"the pooling {core.global_pool!r}; see reset_classifier"
-        )
+    check_classifies(core)
     check_images(core, images)
-    chosen = _classes(classes, len(images), core.num_classes).to(images.device)
+    chosen = class_indices(core, classes, len(images)).to(images.device)
     with uncompiled:
         return (_by_gradient if method == "gradient" else _by_ablation)(core, images, chosen, indices)
 
@@ -200,14 +197,3 @@ def _keep_attended(core: ImageTransformer, layer: int, attended: dict[int, Tenso
 def _logits_from(core: ImageTransformer, tokens: Tensor, grid: tuple[int, int], layer: int = 0) -> Tensor:
     """The rest of the model, from the input of this layer on."""
     return core.forward_head(core.norm(core.run_layers(tokens, grid, layer)))
-
-
-def _classes(classes: int | Sequence[int] | Tensor, batch: int, num_classes: int) -> Tensor:
-    """One class index for each image, int64 (batch,)."""
-    listed: Any = classes.tolist() if isinstance(classes, Tensor) else classes
-    if not isinstance(listed, Sequence):
-        return torch.full((batch,), resolve_index("class", listed, num_classes))
-    found = resolve_indices("class", listed, num_classes)
-    if len(found) != batch:
-        raise InputError(f"{batch} images have one class each, or one in common, not {len(found)}")
-    return torch.tensor(found)

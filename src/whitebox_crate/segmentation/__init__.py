@@ -1,6 +1,7 @@
 """Segmentation without a segmentation head: attention maps, masks, and how good they are."""
 
 from .attention import MaskRule, attention_masks, upsample
+from .class_maps import class_maps, positive_attention, relevance
 from .crf import dense_crf
 from .cuts import (
     CutRound,
@@ -47,6 +48,7 @@ __all__ = [
     "by_features",
     "by_maskcut",
     "by_multiscale",
+    "class_maps",
     "clearness",
     "cls_attention",
     "colour_edges",
@@ -65,6 +67,8 @@ __all__ = [
     "otsu_cut",
     "patch_edges",
     "patch_features",
+    "positive_attention",
+    "relevance",
     "smooth_edges",
     "upsample",
 ]

@@ -130,14 +130,15 @@ def _cls_maps(model: nn.Module, images: Tensor, layers: Sequence[int] | None) ->
     core = readable(model)
     with capture(model, "attention", layers=layers, queries="cls") as trace:
         grid = core.grid_of(images)
-        _check_finite_images(images)
+        check_finite_images(images)
         core(images)
     rows = torch.stack([trace["attention", layer][:, :, 0] for layer in trace.layers], dim=1)
     patches = rows[..., core.num_prefix_tokens :]
     return patches.reshape(*patches.shape[:-1], *grid)
 
 
-def _check_finite_images(images: Tensor) -> None:
+def check_finite_images(images: Tensor) -> None:
+    """Raises InputError if values of the images are NaN or infinite."""
     bad = (~images.isfinite()).flatten(1).sum(dim=1)
     if bad.any():
         which = bad.nonzero().flatten().tolist()

@@ -1,0 +1,68 @@
+"""Classes of a model's head: by name or index, one for each image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .._indices import resolve_index
+from ..errors import InputError, UnknownNameError
+from ._base import ImageTransformer
+
+Class: TypeAlias = int | str  # its index, or its name
+
+
+def check_classifies(core: ImageTransformer) -> None:
+    """Raises InputError unless the model gives one logit for each image and class."""
+    if not core.num_classes or not core.global_pool:
+        raise InputError(
+            f"one logit for each image and class is needed, but the model has {core.num_classes} classes and "
+            f"the pooling {core.global_pool!r}; see reset_classifier"
+        )
+
+
+def class_names(core: ImageTransformer) -> tuple[str, ...]:
+    """The names of the head's classes in their order; those that are not known are "class 0", "class 1" and so on."""
+    names = core.pretrained_cfg.label_names
+    return names if len(names) == core.num_classes else tuple(f"class {index}" for index in range(core.num_classes))
+
+
+def class_index(core: ImageTransformer, class_: Class) -> int:
+    """The index of a class, counted from 0, by its name or its index; negative ones count from the end.
+
+    Raises:
+        UnknownNameError: If there is none; the message lists close matches.
+        InputError: If it is neither text nor an integer, or several classes have the name.
+    """
+    if not isinstance(class_, str):
+        return resolve_index("class", class_, core.num_classes)
+    found = [index for index, name in enumerate(class_names(core)) if name == class_]
+    if len(found) > 1:
+        raise InputError(f"{len(found)} classes are called {class_!r}: {found}; give the index of one")
+    if not found:
+        raise UnknownNameError.of("class", class_, class_names(core), "An index is fine too.")
+    return found[0]
+
+
+def class_indices(core: ImageTransformer, classes: Class | Sequence[Class] | Tensor, batch: int) -> Tensor:
+    """One class for each image, int64 (batch,).
+
+    Args:
+        core: A model that classifies.
+        classes: One for all images, or one for each.
+        batch: How many images.
+
+    Raises:
+        InputError: If the model does not classify, there is another number of classes, or as of `class_index`.
+        UnknownNameError: If there is no such class.
+    """
+    check_classifies(core)
+    listed: Any = classes.tolist() if isinstance(classes, Tensor) else classes
+    if isinstance(listed, str) or not isinstance(listed, Sequence):
+        return torch.full((batch,), class_index(core, listed))
+    if len(listed) != batch:
+        raise InputError(f"{batch} images have one class each, or one in common, not {len(listed)}")
+    return torch.tensor([class_index(core, one) for one in listed])
