@@ -137,6 +137,45 @@ def test_attention_shows_every_head(photo: Path, tmp_path: Path, capsys: pytest.
     assert sheet.width > 5 * SHORT_SIDE
 
 
+def test_attention_shows_what_speaks_for_classes(
+    photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sheets = {}
+    for words in (("cup",), ("cup", "spoon"), ("spoon", "cup"), ("cup", "spoon", "--layer", "-2")):
+        labels = [word for label in words[:2] for word in ("--label", label)]
+        assert cli.main(["attention", str(photo), *labels, *words[2:], "--out", str(tmp_path)]) == 0
+        sheets[words] = np.asarray(Image.open(tmp_path / "photo.png"))
+    assert "(crate_nano, layer 4, classes cup, spoon, 24 x" in capsys.readouterr().out.splitlines()[-1]
+    one, two, turned, of_layer = sheets.values()
+    assert np.array_equal(two[:, : one.shape[1] - 8], one[:, :-8]) and two.shape[1] > 1.4 * one.shape[1]
+    assert not np.array_equal(two, turned) and not np.array_equal(two, of_layer)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["attention", "--label", "cupp"], "did you mean 'cup'"),
+        (["segment", "--label", "476"], "there are 476"),
+        (["segment", "--label", "cup", "--layer", "1"], "no method has all of the settings"),
+    ],
+)
+def test_classes_that_are_none_are_said_before_anything_is_drawn(
+    words: list[str], message: str, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*words, str(photo), "--out", str(tmp_path / "out")]) == 1
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["attention", "segment"])
+def test_a_model_without_classes_has_no_class_maps(
+    command: str, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_pretrained(create_model("vit_nano", depth=1, num_classes=0), tmp_path / "vit")
+    words = [command, str(photo), "--label", "0", "--model", f"local-dir:{folder}", "--out", str(tmp_path / "out")]
+    assert cli.main(words) == 1
+    assert {"attention": "num_classes 0", "segment": "has 0 classes"}[command] in capsys.readouterr().err
+
+
 def numbered(state: dict[str, Tensor], path: Path) -> None:
     """As JAX scripts save: the arrays by name, and those of the optimizer with them."""
     arrays = {name: value.numpy() for name, value in state.items()}

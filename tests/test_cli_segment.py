@@ -100,6 +100,18 @@ class TestFiles:
         sheets = [(tmp_path / str(index) / "photo.png").read_bytes() for index in range(len(options))]
         assert len(set(sheets)) == len(options)
 
+    def test_a_class_is_looked_for_by_name_or_index(
+        self, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for label in ("cup", "325", "dog"):
+            assert run(photo, "--label", label, "--save", "map", "--out", tmp_path / label) == 0
+        names = create_model("crate_nano", pretrained=True).pretrained_cfg.label_names
+        maps = {label: np.load(tmp_path / label / "maps" / "photo.npy") for label in ("cup", "325", "dog")}
+        assert names[325] == "cup" and np.array_equal(maps["cup"], maps["325"])
+        assert np.array_equal(maps["cup"], segment(photo, label="cup").maps.numpy())
+        assert not np.array_equal(maps["cup"], maps["dog"])
+        assert "(crate_nano, class, cup, 24 x" in capsys.readouterr().out
+
     def test_keep_widens_the_mask(self, photo: Path, tmp_path: Path) -> None:
         kept = []
         for keep in ("0.2", "0.9"):

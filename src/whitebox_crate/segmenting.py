@@ -169,7 +169,8 @@ def segment(
         device: Where the model runs, to which it is moved; if None, a model that is already made stays where it is,
             and any other runs on the best device there is (CUDA, then MPS, then CPU).
         **settings: Of the method: layer and scales of "multiscale"; layer, head, rule and keep of "attention"; n,
-            layer, state and tau of "maskcut"; layer and state of a function. `segmentation.settings_of` lists them.
+            layer, state and tau of "maskcut"; label of "class"; layer and state of a function.
+            `segmentation.settings_of` lists them.
 
     Returns:
         Of one photograph its `Segmentation`; of several an iterator, which looks at each one when it is asked for, so

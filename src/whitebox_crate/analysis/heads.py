@@ -28,7 +28,7 @@ from .._rows import Queries
 from ..capturing import capture
 from ..errors import UnknownNameError
 from ..models import ImageTransformer
-from ..models._classes import Class, check_classifies, class_indices
+from ..models._classes import Class, class_indices
 from ..models._wrappers import transformer_in
 from .batches import check_images
 from .interventions import intervene
@@ -145,7 +145,6 @@ def head_contributions(
         raise UnknownNameError.of("method", method, get_args(Method))
     core = transformer_in(model)
     indices = resolve_layers(layers, len(core.blocks))
-    check_classifies(core)
     check_images(core, images)
     chosen = class_indices(core, classes, len(images)).to(images.device)
     with uncompiled:

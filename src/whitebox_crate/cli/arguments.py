@@ -16,7 +16,7 @@ from ..training.recipe import Recipe
 from .parser import Parser, command, cosine, group, positive, share
 
 RULES = ("mass", "entries", "mean")  # those of `segmentation.attention_masks`
-METHODS = ("multiscale", "attention", "maskcut")  # those of `segmentation.METHODS`
+METHODS = ("multiscale", "attention", "maskcut", "class")  # those of `segmentation.METHODS`
 EDGES = ("colours", "guided", "smooth", "patches")  # those of `segmentation.EDGES`
 COMPARED = ("crate_nano", "vit_nano")  # taught the same names on the same scenes
 SAVED = ("mask", "panel", "overlay", "map", "boxes", "coco")
@@ -121,6 +121,7 @@ def _add_method(parser: Parser) -> None:
     add("--head", type=_heads, help="which head of attention, several as 0,2, or all (the weights' best, else all)")
     add("--rule", choices=RULES, help="what attention keeps (default: mean)")
     add("--keep", type=share, help="share kept (0.6) by mass, the rule if this is given, or entries")
+    add("--label", metavar="CLASS", help="what to look for, of class: a name or an index (the likeliest)")
     add("--tau", type=cosine, help="patches of a larger cosine are linked, of maskcut (0.15)")
     add("--edges", choices=EDGES, default="colours", help="from patches to pixels (%(default)s)")
 
@@ -128,6 +129,14 @@ def _add_method(parser: Parser) -> None:
 def _add_attention(commands: Any) -> None:
     attention = command(commands, "attention", "pictures.attention", "the [CLS] maps of all heads of a layer, as a PNG")
     _add_picture(attention, "attention")
+    attention.add_argument(
+        "--label",
+        action="append",
+        default=[],
+        metavar="CLASS",
+        help="what speaks for a class in place of heads, by name or index; again for another (by --layer if it is "
+        "given, else by all layers)",
+    )
 
 
 def _add_picture(parser: Parser, out: str) -> None:

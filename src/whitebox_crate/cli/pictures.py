@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from ..errors import InputError, WeightsError, printable
 from ..evaluation.figures import maps_sheet, read_photograph
 from ..images import load_image
+from ..models import ImageTransformer
+from ..models._classes import class_index, class_names
 from ..preprocess import check_takes_photos, create_transform, resolve_data_config
-from ..segmentation import cls_attention
+from ..segmentation import class_maps, cls_attention
+from ..segmentation.class_maps import ClassMap
 from ..segmentation.states import resolve_layer
 from ._common import free_name, load, photographs, report_error, save_picture
 
@@ -20,11 +25,7 @@ from ._common import free_name, load, photographs, report_error, save_picture
 def classify(options: argparse.Namespace) -> int:
     """Names each image as the weights were evaluated: at the model's own size, cropped and normalised as they say."""
     paths, model = photographs(options.images), load(options, any_size=False)
-    if not model.num_classes or not model.global_pool:
-        raise InputError(
-            f"{options.model} has no head that classifies (num_classes {model.num_classes}, global_pool "
-            f"{model.global_pool!r}); choose weights with one: whitebox-crate list --pretrained"
-        )
+    _check_classifies(model, options)
     transform = create_transform(**resolve_data_config(model))
     names = model.pretrained_cfg.label_names
     failed = 0
@@ -53,15 +54,27 @@ def classify(options: argparse.Namespace) -> int:
 
 
 def attention(options: argparse.Namespace) -> int:
-    """Draws each image and the maps of all heads; one that fails is reported, and the others are drawn all the same."""
+    """Draws each image and its maps, of all heads or of the classes that --label names.
+
+    One that fails is reported, and the others are drawn all the same.
+    """
     paths, model = photographs(options.images), load(options)
     check_takes_photos(model, options.model)
+    if options.label:
+        _check_classifies(model, options)
+    classes = [class_index(model, label) for label in options.label]
+    names = [class_names(model)[index] for index in classes]
     layer, failed, taken = resolve_layer(model, options.layer), 0, set[str]()
+    of_layer = f"layer {layer}" if options.layer is not None or not classes else "all layers"
+    says = f"classes {', '.join(map(printable, names))}" if classes else f"{model.num_heads} heads"
     for path in paths:
         try:
             photo = read_photograph(path, model, options.size, alone=True)
-            maps = cls_attention(model, photo.batch, layer)[0]
-            sheet = maps_sheet(photo, maps, layer)
+            if classes:
+                maps = _maps_of(model, photo.batch, classes, options.layer)
+            else:
+                maps = cls_attention(model, photo.batch, layer)[0]
+            sheet = maps_sheet(photo, maps, f"image ({of_layer})", names)
             target = free_name(options.out, path.stem, taken)
             save_picture(sheet, target)
         except InputError as error:
@@ -69,5 +82,19 @@ def attention(options: argparse.Namespace) -> int:
             failed += 1
         else:
             grid = f"{maps.shape[-2]} x {maps.shape[-1]} patches"
-            print(f"{target}  ({options.model}, layer {layer}, {model.num_heads} heads, {grid})")
+            print(f"{target}  ({options.model}, {of_layer}, {says}, {grid})")
     return 1 if failed else 0
+
+
+def _maps_of(model: ImageTransformer, image: Tensor, classes: Sequence[int], layer: int | None) -> Tensor:
+    """The maps of classes in one image, (classes, rows, columns): by all layers, or by the one that is given."""
+    method: ClassMap = "relevance" if layer is None else "gradient_attention"
+    return torch.cat([class_maps(model, image, index, method, layer) for index in classes])
+
+
+def _check_classifies(model: ImageTransformer, options: argparse.Namespace) -> None:
+    if not model.num_classes or not model.global_pool:
+        raise InputError(
+            f"{options.model} has no head that classifies (num_classes {model.num_classes}, global_pool "
+            f"{model.global_pool!r}); choose weights with one: whitebox-crate list --pretrained"
+        )

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._indices import resolve_indices
-from ..errors import InputError
+from ..errors import InputError, printable
 from ..evaluation.records import Progress, content_of, to_stderr
 from ..evaluation.runs import model_settings
 from ..images import load_image
 from ..models import ImageTransformer
+from ..models._classes import class_index, class_names
 from ..preprocess import best_short_side, check_takes_photos
 from ..segmentation.draw import blank_panel, draw_panels
 from ..segmentation.methods import choose_method, method_with, settings_of
@@ -31,7 +32,7 @@ from .arguments import COMPARED
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SETTINGS = ("n", "layer", "head", "rule", "keep", "tau")  # of methods, that are options
+SETTINGS = ("n", "layer", "head", "rule", "keep", "tau", "label")  # of methods, that are options
 MOST = 255  # objects that an 8-bit mask can number
 
 
@@ -118,6 +119,8 @@ def _settings(options: argparse.Namespace, model: ImageTransformer) -> dict[str,
     choose_method(options.method, **given)
     if given.get("head", "all") != "all":
         given["head"] = resolve_indices("head", given["head"], model.num_heads)
+    if "label" in given:
+        given["label"] = class_index(model, given["label"])
     if given.get("n", 1) > MOST:
         raise InputError(f"--n is at most {MOST}, for more do not fit into a mask of 8 bits, not {given['n']}")
     if "layer" in settings_of(options.method):
@@ -134,7 +137,9 @@ def _what(options: argparse.Namespace, model: ImageTransformer, settings: dict[s
         head = settings.get("head", model.pretrained_cfg.attention_head)
         heads = head if isinstance(head, list) else [head]
         parts.append("mean of the heads" if head in (None, "all") else f"head {' and '.join(map(str, heads))}")
-    return ", ".join(parts)
+    if "label" in settings:
+        parts.append(class_names(model)[settings["label"]])
+    return printable(", ".join(parts))
 
 
 def _digest(options: argparse.Namespace, model: ImageTransformer, settings: dict[str, Any], size: int) -> str:

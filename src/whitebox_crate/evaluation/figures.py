@@ -88,15 +88,16 @@ def read_photograph(
     return Photograph(Path(path), picture, pixels, short_side)
 
 
-def maps_sheet(photo: Photograph, maps: Tensor, layer: int) -> Image:
-    """A photograph and the maps of all heads.
+def maps_sheet(photo: Photograph, maps: Tensor, title: str, names: Sequence[str] = ()) -> Image:
+    """A photograph and maps of it.
 
     Args:
         photo: The photograph.
-        maps: (heads, grid_h, grid_w): its [CLS] attention, as `cls_attention` gives it.
-        layer: Which layer's, for the caption.
+        maps: (maps, grid_h, grid_w): its [CLS] attention, say, as `cls_attention` gives it.
+        title: The caption of the photograph.
+        names: Those of the maps; of heads in their order if there are none.
     """
-    panels, captions = _with_maps(photo, maps, f"image (layer {layer})")
+    panels, captions = _with_maps(photo, maps, title, names)
     return draw_panels(panels, captions, min(len(panels), 5))
 
 
@@ -240,9 +241,9 @@ def noise_sheet(
     return draw_panels(panels, captions, core.num_heads + 1)
 
 
-def _with_maps(photo: Photograph, maps: Tensor, title: str) -> tuple[list[Image], list[str]]:
+def _with_maps(photo: Photograph, maps: Tensor, title: str, names: Sequence[str] = ()) -> tuple[list[Image], list[str]]:
     panels = [photo.picture, *(draw_map(map_, photo.size) for map_ in maps)]
-    return panels, [title, *(f"head {head}" for head in range(len(maps)))]
+    return panels, [title, *(names or [f"head {head}" for head in range(len(maps))])]
 
 
 def _features(model: nn.Module, photos: Sequence[Photograph], layer: int) -> tuple[list[Tensor], list[Grid]]:

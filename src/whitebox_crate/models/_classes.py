@@ -31,17 +31,20 @@ def class_names(core: ImageTransformer) -> tuple[str, ...]:
 
 
 def class_index(core: ImageTransformer, class_: Class) -> int:
-    """The index of a class, counted from 0, by its name or its index; negative ones count from the end.
+    """The index of a class, counted from 0, by its name or its index, which text may be too; negative from the end.
 
     Raises:
         UnknownNameError: If there is none; the message lists close matches.
-        InputError: If it is neither text nor an integer, or several classes have the name.
+        InputError: If it is neither text nor an integer, several classes have the name, or the model does not classify.
     """
+    check_classifies(core)
     if not isinstance(class_, str):
         return resolve_index("class", class_, core.num_classes)
     found = [index for index, name in enumerate(class_names(core)) if name == class_]
     if len(found) > 1:
         raise InputError(f"{len(found)} classes are called {class_!r}: {found}; give the index of one")
+    if not found and class_.removeprefix("-").isdecimal():
+        return class_index(core, int(class_))
     if not found:
         raise UnknownNameError.of("class", class_, class_names(core), "An index is fine too.")
     return found[0]
@@ -56,10 +59,9 @@ def class_indices(core: ImageTransformer, classes: Class | Sequence[Class] | Ten
         batch: How many images.
 
     Raises:
-        InputError: If the model does not classify, there is another number of classes, or as of `class_index`.
+        InputError: If there is another number of classes, or as of `class_index`.
         UnknownNameError: If there is no such class.
     """
-    check_classifies(core)
     listed: Any = classes.tolist() if isinstance(classes, Tensor) else classes
     if isinstance(listed, str) or not isinstance(listed, Sequence):
         return torch.full((batch,), class_index(core, listed))

@@ -18,7 +18,9 @@ from .._indices import resolve_indices
 from ..backbones import readable
 from ..capturing import State
 from ..errors import InputError, UnknownNameError, WeightsError
+from ..models._classes import Class
 from .attention import MaskRule, attention_masks, rule_and_keep
+from .class_maps import class_maps
 from .cuts import maskcut_rounds
 from .otsu import otsu_cut
 from .states import Grid, all_cls_attention, cls_attention, patch_features, resolve_layer
@@ -162,6 +164,25 @@ def by_maskcut(
     return _segments(maps[0], maps, list(zip(maps, masks, strict=True)))
 
 
+def by_class(model: nn.Module, pixels: Tensor, *, label: Class | None = None) -> Segments:
+    """One mask: what speaks for a class, by Otsu's cut of its relevance (`class_maps`).
+
+    Args:
+        model: A model of this package that classifies.
+        pixels: (in_chans, height, width), normalised.
+        label: The class, by name or index; the likeliest if None.
+
+    Raises:
+        InputError: If the model does not classify, or the pixels are not as above.
+        UnknownNameError: If there is no such class.
+        WeightsError: If the map is not finite.
+    """
+    map_ = class_maps(model, pixels[None], label)[0].float()
+    if not map_.isfinite().all():
+        raise WeightsError("attention or its gradients are not finite; the weights are damaged")
+    return _segments(map_, map_[None], [(map_, map_ > otsu_cut(map_))])
+
+
 def by_features(
     model: nn.Module,
     pixels: Tensor,
@@ -198,7 +219,12 @@ def by_features(
     return _segments(maps.sum(0), maps, [(map_, map_ > 0) for map_ in maps])
 
 
-METHODS: dict[str, Method] = {"multiscale": by_multiscale, "attention": by_attention, "maskcut": by_maskcut}
+METHODS: dict[str, Method] = {
+    "multiscale": by_multiscale,
+    "attention": by_attention,
+    "maskcut": by_maskcut,
+    "class": by_class,
+}
 
 
 def choose_method(method: str | Masker, **settings: Any) -> Callable[[nn.Module, Tensor], Segments]:

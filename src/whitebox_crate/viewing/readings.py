@@ -13,6 +13,7 @@ from ..analysis import LayerwiseReport, layerwise_analysis
 from ..analysis.layerwise import Quantity
 from ..capturing import capture
 from ..models import ImageTransformer
+from ..models._classes import class_names
 from ..preprocess import fit_photo
 from ..segmentation import default_layer
 from ..segmentation.pca import pca_maps, unit_range
@@ -103,7 +104,6 @@ def _names(model: ImageTransformer, logits: Tensor) -> list[tuple[str, float]]:
     if not model.num_classes or not model.global_pool:
         return []
     top = logits[0].float().softmax(-1).topk(min(NAMED, model.num_classes))
-    known = model.pretrained_cfg.label_names
-    named = len(known) == model.num_classes
-    labels = [known[index] if named else f"class {index}" for index in top.indices.tolist()]
+    names = class_names(model)
+    labels = [names[index] for index in top.indices.tolist()]
     return list(zip(labels, top.values.tolist(), strict=True))
