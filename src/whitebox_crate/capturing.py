@@ -22,13 +22,13 @@ from ._indices import resolve_index, resolve_indices, resolve_layers
 from ._rows import Queries, Reduce, RowChoice, through_rows
 from .backbones import Backbone, Readable, readable
 from .errors import CaptureError, InputError, UnknownNameError, WhiteboxCrateError
-from .layers import Reading, Rows
+from .layers import Reading, Rows, layer_readings
 from .models import Block
 from .models._wrappers import unwrap
 
 # What operators and adapters name their states is theirs (`Block.readings`); these are the names in this package.
 State: TypeAlias = str
-LAYER_STATES = ("tokens", "output")  # of whatever is a layer
+LAYER_STATES = ("tokens", "output")  # those of `layer_readings`
 
 
 class Trace(Mapping[tuple[str, int], Any]):
@@ -243,7 +243,7 @@ class _Plan:
     Attributes:
         modules: All layers of the model, unwrapped.
         layers: Which of them are read.
-        readings: Of each of these, the readings of the states that a layer's operators have.
+        readings: Of each of these, those of the states that are read.
     """
 
     modules: Sequence[nn.Module]
@@ -265,7 +265,8 @@ class _Plan:
         having = [index for index in asked if set(inner) <= set(found[index])]
         if not having or (layers is not None and len(having) < len(asked)):
             cls._refuse(inner, {index: in_order(found[index]) for index in asked})
-        return cls(modules, having, {i: {state: found[i][state] for state in inner} for i in having})
+        whole = {index: {**layer_readings(modules[index]), **found[index]} for index in having}
+        return cls(modules, having, {i: {state: of_layer[state] for state in states} for i, of_layer in whole.items()})
 
     @staticmethod
     def _refuse(states: Sequence[str], has: Mapping[int, Sequence[str]]) -> NoReturn:
@@ -323,8 +324,7 @@ class _Recorder:
             hooks.append(Hook(block, "before", partial(self._enter, indices)))
             readings = next(self.plan.readings[index] for index in indices if index in self.plan.readings)
             for state in self.trace.states:
-                own = self._hooks_of(state, readings[state]) if state in readings else [self._of_layer(block, state)]
-                for hook in own:
+                for hook in self._hooks_of(state, readings[state]):
                     parts.setdefault((hook.module, hook.when, state), hook)
         hooks += parts.values()
         return hooks + [Hook(block, "after", self._leave) for block in places]
@@ -347,14 +347,8 @@ class _Recorder:
         if self.running:
             self.trace._tensors[state, self.last] = make()
 
-    def _of_layer(self, block: nn.Module, state: str) -> Hook:
-        """The hook that reads what goes into a layer, or what comes out."""
-        if state == "tokens":
-            return Hook(block, "before", lambda args: self._keep(state, lambda: args[0]))
-        return Hook(block, "after", lambda _, out: self._keep(state, lambda: out[0] if isinstance(out, tuple) else out))
-
     def _hooks_of(self, state: str, reading: Reading) -> list[Hook]:
-        """The hooks that read one state inside a layer."""
+        """The hooks that read one state of a layer."""
         chosen = self._heads_of(reading)
 
         def keep(*seen: Any) -> None:
@@ -368,18 +362,18 @@ class _Recorder:
                 return None
             kept = reading.read(out)
             self._keep(state, lambda: kept)
-            return reading.write(out, kept)
+            written: Tensor = reading.write(out, kept)
+            return written
 
         if reading.inside:
             hooks = _hooks_inside(reading, keep)
         elif reading.when == "before":
             hooks = [Hook(reading.module, "before", lambda args: keep(*args))]
         else:
-            hooks = [Hook(reading.module, "after", keep_and_write)]
-        mixed = reading.mixed if self.eager else None
-        return (
-            hooks if mixed is None else [*hooks, self._hook_of_mixed(state, mixed, chosen or range(reading.num_heads))]
-        )
+            hooks = [Hook(reading.module, "after", keep_and_write if reading.num_heads else lambda _, out: keep(out))]
+        if self.eager and reading.mixed is not None:
+            hooks.append(self._hook_of_mixed(state, reading.mixed, chosen or range(reading.num_heads)))
+        return hooks
 
     def _hook_of_mixed(self, state: str, mixed: nn.Module, heads: Sequence[int]) -> Hook:
         """The hook that leads gradients of the output through the rows that are kept."""

@@ -36,8 +36,9 @@ def by_hand(model: ImageTransformer, images: Tensor, class_: int, method: str) -
             matrix = matrix - torch.eye(len(matrix), dtype=images.dtype)
         else:
             matrix = weighted[default_layer(model)]
-        pooled = {"token": matrix[0], "avg": matrix[1:].mean(0), "mean": matrix.mean(0)}[model.global_pool]
-        maps.append(pooled[1:].reshape(GRID).detach())
+        first = model.num_prefix_tokens
+        pooled = {"token": matrix[0], "avg": matrix[first:].mean(0), "mean": matrix.mean(0)}[model.global_pool]
+        maps.append(pooled[first:].reshape(GRID).detach())
     return torch.stack(maps)
 
 

@@ -24,6 +24,7 @@ from .rates import (
     subspace_coding_rate,
     variational_coding_rate,
 )
+from .replacing import replace_states
 from .reports import report
 from .rollout import attention_rollout, cls_rollout
 from .subspaces import (
@@ -70,6 +71,7 @@ __all__ = [
     "principal_angles",
     "projection_alignment",
     "rate_reduction",
+    "replace_states",
     "report",
     "sparse_rate_reduction",
     "subspace_coding_rate",

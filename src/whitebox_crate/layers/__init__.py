@@ -13,7 +13,7 @@ from .normed_product import NormedConvolution, NormedProduct, ScaledProduct
 from .odl import ODL
 from .patch_embed import ConvPatchEmbed, NormedPatchEmbed, PatchEmbed, patchify, unpatchify
 from .pos_embed import FourierPosEmbed, resample_pos_embed, sincos_pos_embed
-from .readings import Reading, Rows, attention_rows
+from .readings import Reading, Rows, attention_rows, layer_readings
 from .tssa import TSSA, second_moments
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "ScaledProduct",
     "attention_rows",
     "layer_drop_rates",
+    "layer_readings",
     "patchify",
     "resample_pos_embed",
     "second_moments",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -49,10 +49,25 @@ class Reading(NamedTuple):
     read: Callable[..., Tensor | Rows]
     num_heads: int = 0
     rows: bool = False
-    write: Callable[..., Tensor] | None = None
+    write: Callable[..., Any] | None = None
     mixed: nn.Module | None = None
     signed: bool = False
     inside: tuple[nn.Module, ...] = ()
+
+
+def layer_readings(layer: nn.Module) -> dict[str, Reading]:
+    """`tokens`, what goes into a layer, and `output`, what comes out: tokens, or a tuple that begins with them."""
+
+    def first(out: Any) -> Tensor:
+        tokens: Tensor = out[0] if isinstance(out, tuple) else out
+        return tokens
+
+    return {
+        "tokens": Reading(layer, "before", lambda tokens, *_: tokens, write=lambda _, tokens: tokens),
+        "output": Reading(
+            layer, "after", first, write=lambda out, tokens: (tokens, *out[1:]) if isinstance(out, tuple) else tokens
+        ),
+    }
 
 
 def attention_rows(q: Tensor, k: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from ..layers import (
     FoldedISTA,
     NormedPatchEmbed,
     NormedProduct,
+    Reading,
     layer_drop_rates,
 )
 from ..layers.ista import Threshold
@@ -77,6 +78,11 @@ class CrateBlock(Block):
     def attention(self) -> MSSA:
         """MSSA."""
         return self.mssa
+
+    def readings(self) -> dict[str, Reading]:
+        """As `Block.readings`; no skip leads around ISTA, so that `compressed` is all that it goes on with."""
+        found = super().readings()
+        return {**found, "compressed": found["compressed"]._replace(write=lambda _, tokens: tokens)}
 
     def normed_products(self) -> list[NormedProduct]:
         """Both norms; the first stays where the skip adds its output as well, or the bases are read twice."""

@@ -18,6 +18,7 @@ from ..layers import (
     FoldedISTA,
     NormedPatchEmbed,
     NormedProduct,
+    Reading,
     layer_drop_rates,
 )
 from ..layers.patch_embed import Size
@@ -81,6 +82,11 @@ class CrateMhsaBlock(Block):
     def attention(self) -> MHSA:
         """ViT's attention."""
         return self.attn
+
+    def readings(self) -> dict[str, Reading]:
+        """As `Block.readings`; no skip leads around ISTA, so that `compressed` is all that it goes on with."""
+        found = super().readings()
+        return {**found, "compressed": found["compressed"]._replace(write=lambda _, tokens: tokens)}
 
     def normed_products(self) -> list[NormedProduct]:
         """Both norms."""

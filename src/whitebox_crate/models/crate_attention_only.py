@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..layers import MSSA, NO_DROP, DropPath, DropRates, NormedPatchEmbed, NormedProduct, Reading, layer_drop_rates
+from ..layers import (
+    MSSA,
+    NO_DROP,
+    DropPath,
+    DropRates,
+    NormedPatchEmbed,
+    NormedProduct,
+    Reading,
+    layer_drop_rates,
+    layer_readings,
+)
 from ..layers.mssa import Proj
 from ..layers.patch_embed import Size
 from ._base import Block, GlobalPool, ImageTransformer
@@ -48,7 +58,7 @@ class CrateAttentionOnlyBlock(Block):
 
     def readings(self) -> dict[str, Reading]:
         """As `Block.readings`."""
-        return {**self.mssa.readings(), "compressed": Reading(self, "after", lambda tokens: tokens)}
+        return {**self.mssa.readings(), "compressed": layer_readings(self)["output"]}
 
     def normed_products(self) -> list[NormedProduct]:
         """The norm; it stays if the bases are read twice."""
