@@ -12,7 +12,14 @@ from whitebox_crate import ImageTransformer, InputError, Trace, UnknownNameError
 from whitebox_crate.analysis import intervene, replace_states
 
 STATES = ("tokens", "projections", "compressed", "output")
-WITHOUT_SKIP = ("crate", "sth", "tied", "attention_only", "mae", "mhsa")  # around the coding, so that `compressed` is all that it goes on with
+WITHOUT_SKIP = (
+    "crate",
+    "sth",
+    "tied",
+    "attention_only",
+    "mae",
+    "mhsa",
+)  # around the coding, so that `compressed` is all that it goes on with
 
 
 def make(family: str = "crate", **options: Any) -> ImageTransformer:

@@ -121,7 +121,7 @@ BAD: dict[str, tuple[Callable[[ImageTransformer, Tensor], Any], type[Exception],
     "size": (lambda m, x: class_maps(m, x[..., :-1], 0), InputError, "not divisible"),
     "no head": (lambda m, x: class_maps(m.reset_classifier(0) or m, x, 0), InputError, "reset_classifier"),  # type: ignore[func-returns-value]
     "no pooling": (lambda m, x: class_maps(m.reset_classifier(5, "") or m, x, 0), InputError, "pooling ''"),  # type: ignore[func-returns-value]
-    "no model": (lambda m, x: class_maps(nn.Linear(2, 2), x, 0), InputError, "not Linear"),
+    "no model": (lambda m, x: class_maps(nn.Linear(2, 2), x, 0), InputError, "not of a Linear"),
 }
 
 

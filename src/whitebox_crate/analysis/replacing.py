@@ -49,6 +49,17 @@ def replace_states(
         InputError: If nothing is to be replaced, a state cannot be, or is no tensor of the layer's shape; `heads` is
             given for a state without heads; or one module is several layers.
         UnknownNameError: If a state, layer, token or head does not exist.
+
+    Example:
+        >>> model = create_model("crate_nano", pretrained=True).eval()
+        >>> one, other = torch.zeros(1, 3, 96, 96), torch.ones(1, 3, 96, 96)
+        >>> with torch.inference_mode():
+        ...     with capture(model, "output", layers=[3]) as trace:
+        ...         theirs = model(other)
+        ...     with replace_states(model, trace):
+        ...         logits = model(one)
+        >>> torch.equal(logits, theirs)
+        True
     """
     core = readable(model)
     if not isinstance(states, Mapping) or not states:

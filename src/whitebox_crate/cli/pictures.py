@@ -16,7 +16,7 @@ from ..models import ImageTransformer
 from ..models._classes import class_index, class_names
 from ..preprocess import check_takes_photos, create_transform, resolve_data_config
 from ..segmentation import class_maps, cls_attention
-from ..segmentation.class_maps import ClassMap
+from ..segmentation.gradients import ClassMap
 from ..segmentation.states import resolve_layer
 from ._common import free_name, load, photographs, report_error, save_picture
 

@@ -1,7 +1,6 @@
 """Segmentation without a segmentation head: attention maps, masks, and how good they are."""
 
 from .attention import MaskRule, attention_masks, upsample
-from .class_maps import class_maps, positive_attention, relevance
 from .crf import dense_crf
 from .cuts import (
     CutRound,
@@ -14,6 +13,7 @@ from .cuts import (
     maskcut_rounds,
 )
 from .edges import EDGES, Edges, colour_edges, guided_edges, patch_edges, smooth_edges
+from .gradients import class_maps, positive_attention, relevance
 from .guided import guided_filter
 from .methods import (
     METHODS,

@@ -20,8 +20,8 @@ from ..capturing import State
 from ..errors import InputError, UnknownNameError, WeightsError
 from ..models._classes import Class
 from .attention import MaskRule, attention_masks, rule_and_keep
-from .class_maps import class_maps
 from .cuts import maskcut_rounds
+from .gradients import class_maps
 from .otsu import otsu_cut
 from .states import Grid, all_cls_attention, cls_attention, patch_features, resolve_layer
 

@@ -54,6 +54,11 @@ def class_maps(
         InputError: If the model gives no logits, does not take the images, or checkpoints gradients; if the images are
             not finite, a layer does not go on with its attention times values, or `layer` is given for "relevance".
         UnknownNameError: If there is no such class, layer or method, or a layer has no attention.
+
+    Example:
+        >>> model = create_model("crate_nano", pretrained=True).eval()
+        >>> class_maps(model, torch.zeros(1, 3, 96, 96), "cup").shape
+        torch.Size([1, 16, 16])
     """
     if method not in get_args(ClassMap):
         raise UnknownNameError.of("method", method, get_args(ClassMap))
