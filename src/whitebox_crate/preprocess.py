@@ -219,7 +219,9 @@ class Transform:
         return _normalised(image, self._resized, self.interpolation, self.mean, self.std, self.input_size[1:])
 
 
-def resize_to_grid(image: Image, patch_size: Size, short_side: int, long_side: int | None = None) -> Image:
+def resize_to_grid(
+    image: Image, patch_size: Size, short_side: int, long_side: int | None = None, *, square: bool = False
+) -> Image:
     """Scales an image so that patches tile it: nothing is cut off, and sides are rounded to whole patches.
 
     Args:
@@ -228,6 +230,7 @@ def resize_to_grid(image: Image, patch_size: Size, short_side: int, long_side: i
         short_side: Length that the shorter side gets, pixels, before rounding to whole patches.
         long_side: Length that the longer side does not exceed; the whole image is scaled down further for it.
             Default 4 * `short_side`, so that no panorama asks for any amount of memory.
+        square: Whether both sides get `short_side`, whatever the image's proportions.
 
     Returns:
         A Pillow image in mode RGB, resampled by Pillow's antialiased bicubic filter; each side is a multiple
@@ -238,17 +241,19 @@ def resize_to_grid(image: Image, patch_size: Size, short_side: int, long_side: i
     """
     pillow: Any = require("PIL.Image", extra="images")
     patch_height, patch_width = to_pair(patch_size)
-    rows, columns = grid_for(image, patch_size, short_side, long_side)
+    rows, columns = grid_for(image, patch_size, short_side, long_side, square=square)
     return to_rgb(image).resize((columns * patch_width, rows * patch_height), pillow.Resampling.BICUBIC)
 
 
-def grid_for(image: Image, patch_size: Size, short_side: int, long_side: int | None = None) -> tuple[int, int]:
+def grid_for(
+    image: Image, patch_size: Size, short_side: int, long_side: int | None = None, *, square: bool = False
+) -> tuple[int, int]:
     """The (rows, columns) of patches that `resize_to_grid` makes of an image; arguments and errors are the same."""
     patch_height, patch_width = to_pair(patch_size)
     longest = 4 * short_side if long_side is None else long_side
     if not all(1 <= side <= 4 * MOST_PIXELS for side in (short_side, longest)):
         raise InputError(f"sides are from 1 to {4 * MOST_PIXELS} pixels, not {short_side!r:.50} and {longest!r:.50}")
-    width, height = image.size
+    width, height = (1, 1) if square else image.size
     scale = min(short_side / min(width, height), longest / max(width, height))
     rows, columns = max(1, round(height * scale / patch_height)), max(1, round(width * scale / patch_width))
     _check_patches(rows, columns, (patch_height, patch_width), short_side)
@@ -293,7 +298,7 @@ def fit_photo(model: nn.Module, photo: Image, short_side: int | None = None) -> 
     """The one way from a photograph to a model's tensor: whole patches, nothing cut off, the weights' mean and std.
 
     A model that takes images of one size alone (`dynamic_img_size=False`) sees the photograph resized to that, whatever
-    its proportions.
+    its proportions, and one that takes squares alone (`square_images`, as CBT's released pooling) sees it as a square.
 
     Args:
         model: A model that `capture` reads.
@@ -315,7 +320,7 @@ def fit_photo(model: nn.Module, photo: Image, short_side: int | None = None) -> 
     check_takes_photos(core)
     side = best_short_side(core) if short_side is None else short_side
     if core.dynamic_img_size:
-        image = resize_to_grid(photo, core.patch_size, side)
+        image = resize_to_grid(photo, core.patch_size, side, square=core.square_images)
     elif short_side in (None, min(core.img_size)):
         pillow: Any = require("PIL.Image", extra="images")
         image = to_rgb(photo).resize(core.img_size[::-1], pillow.Resampling.BICUBIC)

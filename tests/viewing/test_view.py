@@ -25,6 +25,7 @@ from whitebox_crate.images import load_image
 from whitebox_crate.models import ImageTransformer
 from whitebox_crate.preprocess import fit_photo
 from whitebox_crate.segmentation import all_cls_attention
+from whitebox_crate.segmentation.states import map_state
 from whitebox_crate.viewing import Page
 
 SAMPLES = Path(cli.__file__).parents[1] / "samples"
@@ -65,10 +66,12 @@ def attention(found: dict[str, Any], layer: int) -> Tensor:
     rows = found["rows"][layer]
     queries = tokens(rows["queries"], found["heads"], found["bits"])
     keys = tokens(rows["keys"], found["heads"], found["bits"]) if "keys" in rows else queries
+    if rows.get("plain"):
+        return queries @ keys.mT
     return (queries @ keys.mT / found["width"] ** 0.5).softmax(-1)
 
 
-@pytest.mark.parametrize("family", mostly_slow(FAMILIES, "crate", "mhsa", "vit"))
+@pytest.mark.parametrize("family", mostly_slow(FAMILIES, "crate", "mhsa", "vit", "cbt"))
 def test_the_page_holds_what_the_library_computes(family: str) -> None:
     model, picture = small_model(FAMILIES[family], dynamic_img_size=True), photo()
     found = reading(view(picture, model, size=SIDE))
@@ -78,10 +81,11 @@ def test_the_page_holds_what_the_library_computes(family: str) -> None:
     shown = unpacked(found["cls"]["steps"], "<u2").view(maps.shape) / 65535 * peaks.view(3, -1, 1, 1)
     assert (shown - maps).abs().amax() <= peaks.max() / 65535
 
-    with capture(model, "attention", queries="all") as trace, torch.no_grad():
+    state = map_state(model, 0)
+    with capture(model, state, queries="all") as trace, torch.no_grad():
         model(images)
     for layer in range(found["layers"]):
-        truth = trace["attention", layer][0]
+        truth = trace[state, layer][0]
         assert (attention(found, layer) - truth).abs().amax() < 5e-4 * truth.max()
 
     report = layerwise_analysis(model, [images], report=lambda _: None)

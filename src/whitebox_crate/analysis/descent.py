@@ -96,8 +96,8 @@ def verify_descent(
     With z the tokens at a layer's input, h after attention, z' its output, each claim is that something falls:
 
     - `compression`: Rc(LN(h); U) < Rc(LN(z); U), with the layer's own bases U and first norm. This is what MSSA is
-      derived to do, with bases tied or not, and the one claim about a layer of attention alone; of ViT's attention,
-      keys stand for U^T Z, and nothing was derived.
+      derived to do, with bases tied or not, and the one claim about a layer of attention alone; CBSA is derived to do
+      it by way of a few representatives. Of ViT's attention, keys stand for U^T Z, and nothing was derived.
     - `sparsity`, where something follows attention: the share of entries that are not zero is lower in z' than in h. A
       threshold at zero does this by itself, whatever the dictionary, and an MLP never does. In CRATE-alpha, whose z'
       are decoded, it is that of the codes.

@@ -1,6 +1,6 @@
 """Heads: what each one adds to its layer, and to the logit of a class.
 
-Three statements of different strength, for MSSA and ViT's attention alike:
+Three statements of different strength, for MSSA, CBSA and ViT's attention alike:
 
 - `head_outputs`: the output projection is linear, so attention's output is exactly a sum over heads, and a bias.
 - `head_contributions(..., method="ablation")`: the logit with less the logit without a head. Exact as an answer to that
@@ -60,7 +60,7 @@ class HeadOutputs:
 def head_outputs(
     model: nn.Module, images: Tensor, layers: int | Sequence[int] | None = None, queries: Queries = "cls"
 ) -> HeadOutputs:
-    """Splits the output of each layer's attention by head: `MSSA(z) = sum_k P_k w_k softmax(...) + b`.
+    """Splits the output of each layer's attention by head: `MSSA(z) = sum_k P_k w_k softmax(...) + b`, or CBSA's.
 
     The output projection P = [P_1, ..., P_K] is linear, so the split is exact up to rounding. LayerScale, where a ViT
     has it, is counted in. It ends there: what follows (LayerNorm, then ISTA, ODL or MLP) is not linear.

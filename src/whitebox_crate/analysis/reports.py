@@ -57,7 +57,7 @@ _CLAIMS: Mapping[Claim, tuple[str, str]] = {
     "compression": (
         "Attention compresses",
         "The coding rate Rc of the tokens on the layer's own subspaces, in nats a token, falls from before attention "
-        "to after it. This is the step that MSSA is derived to be.",
+        "to after it. This is the step that MSSA, and CBSA by way of a few representatives, are derived to be.",
     ),
     "sparsity": (
         "Coding makes sparse",
@@ -245,19 +245,21 @@ def _layers(found: LayerwiseReport) -> Iterator[str]:
     yield "<p>Each cell: at the layer's input → after attention → at its output (entropy: of the attention itself).</p>"
     yield from _table(found.rows(), f"Means over {_count(found.images, 'picture')}")
     where = "LN(state), by the layer's first norm" if found.settings.normed else "the state"
-    yield from definitions(
-        {
-            "Rc, R": f"Coding rates of {where}, in nats a token, at precision {found.settings.eps:g}: on the layer's "
-            "own subspaces, summed over heads, and of the tokens as a whole. Of attention with separate keys, the keys "
-            "stand for the subspaces.",
-            "Not zero": "Share of all entries of the tokens, from 0 to 1.",
-            "Mean magnitude, token length": "Of the entries and of the tokens as vectors, in the model's own scale; "
-            "no unit.",
-            "Effective rank": "How many directions the tokens fill: k, if they fill k equally.",
-            "Attention entropy": "Of a row of attention, mean over rows and heads, in nats; log of the number of "
-            "tokens, if a row looks everywhere equally.",
-        }
-    )
+    meanings = {
+        "Rc, R": f"Coding rates of {where}, in nats a token, at precision {found.settings.eps:g}: on the layer's "
+        "own subspaces, summed over heads, and of the tokens as a whole. Of attention with separate keys, the keys "
+        "stand for the subspaces.",
+        "Not zero": "Share of all entries of the tokens, from 0 to 1.",
+        "Mean magnitude, token length": "Of the entries and of the tokens as vectors, in the model's own scale; "
+        "no unit.",
+        "Effective rank": "How many directions the tokens fill: k, if they fill k equally.",
+    }
+    if "attention_entropy" in found.series:
+        meanings["Attention entropy"] = (
+            "Of a row of attention, mean over rows and heads, in nats; log of the number of tokens, if a row looks "
+            "everywhere equally."
+        )
+    yield from definitions(meanings)
 
 
 def _verdicts(found: DescentReport) -> Iterator[str]:

@@ -89,6 +89,8 @@ class Backbone(nn.Module):
     grad_checkpointing: bool
     architecture: str
 
+    square_images = False  # as of `ImageTransformer`
+
     def __init__(self, model: nn.Module, structure: Structure) -> None:
         super().__init__()
         self.model = model

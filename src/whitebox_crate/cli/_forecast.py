@@ -40,7 +40,7 @@ class Forecast:
     @contextmanager
     def of(self, photo: Image, name: str, size: int) -> Iterator[None]:
         """Says what is ahead if it is much, and inside the block how far the model has come."""
-        rows, columns = grid_for(photo, self._model.patch_embed.patch_size, size)
+        rows, columns = self._grid(photo, size)
         if rows * columns < MANY:
             yield
             return
@@ -66,7 +66,7 @@ class Forecast:
         return max(0.0, took[1] / large - by_square * large), by_square
 
     def _grid(self, photo: Image, side: int) -> tuple[int, int]:
-        return grid_for(photo, self._model.patch_embed.patch_size, side)
+        return grid_for(photo, self._model.patch_embed.patch_size, side, square=self._model.square_images)
 
 
 def _progress(model: ImageTransformer) -> list[Hook]:

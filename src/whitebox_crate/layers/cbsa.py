@@ -114,13 +114,13 @@ class CBSA(nn.Module):
             grid: (rows, columns); None for a square one.
         """
         w = self.split_heads(projected)
-        attention, representatives = self._contracted(projected, grid)
+        attention, representatives = self.contraction(projected, grid)
         pooling = self.pool.matrix(projected, grid)
         shared = self.step_x * (self.exchange(representatives) @ (pooling + self.step_rep * attention))
         return Rows(attention.mT, shared, torch.matmul, w)
 
-    def _contracted(self, projected: Tensor, grid: Grid | None) -> tuple[Tensor, Tensor]:
-        """A and R, beside a forward pass: not by the pool itself, whose hooks call this."""
+    def contraction(self, projected: Tensor, grid: Grid | None = None) -> tuple[Tensor, Tensor]:
+        """As `contract`, of the output of `qkv`; beside a forward pass, for hooks of the pool are not called."""
         return self.contract(self.split_heads(self.pool.forward(projected, grid)), self.split_heads(projected))
 
     def readings(self) -> dict[str, Reading]:
@@ -134,13 +134,13 @@ class CBSA(nn.Module):
         heads = self.num_heads
 
         def authors_rows(projected: Tensor, grid: Grid | None) -> Rows:
-            attention, _ = self._contracted(projected, grid)
+            attention, _ = self.contraction(projected, grid)
             return Rows(attention.mT, attention, torch.matmul)
 
         at_pool = partial(Reading, self.pool, "before", num_heads=heads)
         return {
             "projections": Reading(self.qkv, "after", self.split_heads, heads, write=lambda _, w: self.join_heads(w)),
-            "representatives": at_pool(lambda *given: self._contracted(*given)[1]),
+            "representatives": at_pool(lambda *given: self.contraction(*given)[1]),
             "attention": at_pool(self.mixing, rows=True, mixed=self.proj, signed=True),
             "authors_attention": at_pool(authors_rows, rows=True),
         }

@@ -194,6 +194,11 @@ class ImageTransformer(nn.Module, HubVerbs):
         return 0 if self.no_embed_class else self.num_prefix_tokens
 
     @property
+    def square_images(self) -> bool:
+        """Whether patches must fill a square grid: photographs are resized to a square then."""
+        return False
+
+    @property
     def default_cfg(self) -> PretrainedCfg:
         """timm's other name of `pretrained_cfg`."""
         return self.pretrained_cfg

@@ -16,6 +16,7 @@ from ..layers import (
     DropRates,
     FoldedISTA,
     NormedProduct,
+    Reading,
     layer_drop_rates,
 )
 from ..layers.cbsa import Grid, Pool, check_grid
@@ -69,6 +70,11 @@ class CBTBlock(Block):
     def attention(self) -> CBSA:
         """CBSA."""
         return self.cbsa
+
+    def readings(self) -> dict[str, Reading]:
+        """As `Block.readings`; no skip leads around ISTA, so that `compressed` is all that it goes on with."""
+        found = super().readings()
+        return {**found, "compressed": found["compressed"]._replace(write=lambda _, tokens: tokens)}
 
     def normed_products(self) -> list[NormedProduct]:
         """Both norms."""
@@ -155,6 +161,17 @@ class CBT(ImageTransformer):
             drop_rate=drop_rate,
         )
 
+    @property
+    def _pool(self) -> Pool:
+        first: Any = unwrap(self.blocks[0])
+        kind: Pool = first.cbsa.pool.kind
+        return kind
+
+    @property
+    def square_images(self) -> bool:
+        """Whether patches must fill a square grid, as they must for the released pooling."""
+        return self._pool == "released"
+
     def set_input_size(self, img_size: Size | None = None, patch_size: Size | None = None) -> None:
         """As `ImageTransformer.set_input_size`.
 
@@ -162,6 +179,5 @@ class CBT(ImageTransformer):
             InputError: As there, and if the released pooling is to take an image that is not square.
         """
         if img_size is not None:
-            first: Any = unwrap(self.blocks[0])
-            check_grid(first.cbsa.pool.kind, self.patch_embed.grid_of(*to_pair(img_size)))
+            check_grid(self._pool, self.patch_embed.grid_of(*to_pair(img_size)))
         super().set_input_size(img_size, patch_size)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from .._indices import resolve_index
+from .._indices import resolve_index, resolve_layers
 from ..backbones import Backbone, readable
 from ..capturing import State, capture
 from ..errors import InputError, UnknownNameError
 from ..models import ViT
+from ..models._wrappers import unwrap
 
 Grid: TypeAlias = tuple[int, int]
 
@@ -26,7 +28,8 @@ def cls_attention(model: nn.Module, images: Tensor, layer: int = -2) -> Tensor:
     the maps: matplotlib takes no tensor that belongs to an autograd graph. The values are those of the
     layer's softmax, without the entries of [CLS] and other prefix tokens, so that a map sums to less than 1.
     Equations 10 and 11 are a softmax over the patches alone: divide a map by its sum to get that. The factor
-    makes no difference to `attention_masks`.
+    makes no difference to `attention_masks`. The mixing matrix of CBSA has entries of both signs: of such a layer, the
+    map is the row of `A^T A`, which CBSA's authors look at (`authors_attention` of `capture`).
 
     Args:
         model: A model that `capture` reads.
@@ -116,6 +119,18 @@ def default_layer(model: nn.Module) -> int:
     return max(0, depth - (1 if isinstance(core, ViT | Backbone) else 2))
 
 
+def map_state(model: nn.Module, layer: int) -> State:
+    """The state whose row of [CLS] is the map of a layer: its `attention`, or `authors_attention` if that is signed.
+
+    Args:
+        model: A model that `capture` reads.
+        layer: Counted from 0.
+    """
+    core = readable(model)
+    attention = core.readings_of(unwrap(core.layers()[layer])).get("attention")
+    return "authors_attention" if attention is not None and attention.signed else "attention"
+
+
 def resolve_layer(model: nn.Module, layer: int | None) -> int:
     """A layer by its number, from 0; negative from the end; `default_layer` if None.
 
@@ -128,11 +143,19 @@ def resolve_layer(model: nn.Module, layer: int | None) -> int:
 def _cls_maps(model: nn.Module, images: Tensor, layers: Sequence[int] | None) -> Tensor:
     """(batch, layers, heads, grid_h, grid_w); of all layers if None."""
     core = readable(model)
-    with capture(model, "attention", layers=layers, queries="cls") as trace:
+    states: dict[State, list[int]] = {}  # which layers have their maps in which state
+    for index in resolve_layers(layers, len(core.layers())):
+        states.setdefault(map_state(core, index), []).append(index)
+    with ExitStack() as stack:
+        traces = [
+            stack.enter_context(capture(model, state, layers=layers if len(states) == 1 else having, queries="cls"))
+            for state, having in states.items()
+        ]
         grid = core.grid_of(images)
         check_finite_images(images)
         core(images)
-    rows = torch.stack([trace["attention", layer][:, :, 0] for layer in trace.layers], dim=1)
+    found = {layer: rows[:, :, 0] for trace in traces for (_, layer), rows in trace.items()}
+    rows = torch.stack([found[layer] for layer in sorted(found)], dim=1)
     patches = rows[..., core.num_prefix_tokens :]
     return patches.reshape(*patches.shape[:-1], *grid)
 

@@ -18,7 +18,7 @@ function unpackTokens(packed, bits) {
 function unpackRows(packed, bits) {
   if (!packed) return null;
   const queries = unpackTokens(packed.queries, bits);
-  return { queries, keys: packed.keys ? unpackTokens(packed.keys, bits) : queries };
+  return { queries, keys: packed.keys ? unpackTokens(packed.keys, bits) : queries, plain: packed.plain };
 }
 
 /** A reading as the page works with it: [CLS] maps (layers, heads, patches), colours (layers, patches, 3). */
@@ -35,12 +35,12 @@ function unpackReading(packed) {
 }
 
 /**
- * What a token attends to among the patches, in one head: softmax(q k^T / sqrt(width)) without the entries of the tokens
- * before the patches, [CLS] and registers, of which there are `prefix`.
+ * What a token attends to among the patches, in one head: softmax(q k^T / sqrt(width)), or of plain rows q k^T, without
+ * the entries of the tokens before the patches, [CLS] and registers, of which there are `prefix`.
  */
 function attentionRow(rows, head, token, tokens, width, prefix) {
-  const { queries, keys } = rows;
-  const scale = queries.scales[head * tokens + token] / Math.sqrt(width);
+  const { queries, keys, plain } = rows;
+  const scale = queries.scales[head * tokens + token] / (plain ? 1 : Math.sqrt(width));
   const query = queries.steps.subarray((head * tokens + token) * width, (head * tokens + token + 1) * width);
   const row = new Float64Array(tokens);
   for (let other = 0; other < tokens; other++) {
@@ -49,7 +49,7 @@ function attentionRow(rows, head, token, tokens, width, prefix) {
     for (let entry = 0; entry < width; entry++) product += query[entry] * keys.steps[start + entry];
     row[other] = product * scale * keys.scales[head * tokens + other];
   }
-  return softmax(row).subarray(prefix);
+  return (plain ? row : softmax(row)).subarray(prefix);
 }
 
 function softmax(values) {

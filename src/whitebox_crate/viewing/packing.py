@@ -1,7 +1,7 @@
 """Readings as JSON for a page: quantised, and so much of them as a number of bytes holds.
 
-A row of attention is softmax(q k^T / sqrt(head_dim)), so that queries and keys hold all rows in a fraction of the room:
-16 bits an entry if that fits, else 8. The maps of [CLS] have 16.
+A row of attention is softmax(q k^T / sqrt(head_dim)), or q k^T, so that queries and keys hold all rows in a fraction of
+the room: 16 bits an entry if that fits, else 8. The maps of [CLS] have 16.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ def _pack(reading: Reading) -> Packed:
 
 def _pack_rows(reading: Reading, layer: int, bits: int) -> Packed:
     """Queries and keys of a layer; without keys where they are the queries."""
-    packed = {"queries": _pack_tokens(reading.queries[layer], bits)}
+    packed: Packed = {"queries": _pack_tokens(reading.queries[layer], bits)}
+    if reading.plain[layer]:
+        packed["plain"] = True
     if reading.keys is not reading.queries:
         packed["keys"] = _pack_tokens(reading.keys[layer], bits)
     return packed

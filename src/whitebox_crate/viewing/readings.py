@@ -12,12 +12,14 @@ from torch import Tensor
 from ..analysis import LayerwiseReport, layerwise_analysis
 from ..analysis.layerwise import Quantity
 from ..capturing import capture
+from ..errors import InputError
+from ..layers import CBSA
 from ..models import ImageTransformer
 from ..models._classes import class_names
 from ..preprocess import fit_photo
-from ..segmentation import default_layer
+from ..segmentation import all_cls_attention, default_layer
 from ..segmentation.pca import pca_maps, unit_range
-from ..segmentation.states import Grid
+from ..segmentation.states import Grid, map_state
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,6 +40,7 @@ class Reading:
         cls_maps: [CLS] attention to patches, float32 (layers, heads, rows, columns).
         queries: float32 (layers, heads, tokens, head_dim), the prefix first.
         keys: As `queries`; the same tensor where one projection is both, as in MSSA.
+        plain: Of each layer, whether rows of attention are q k^T, and not softmax(q k^T / sqrt(head_dim)).
         colours: The first three principal components of the tokens after each layer, each 0 to 1; float32 (layers, 3,
             rows, columns).
         measures: Coding rates and sparsity of each layer.
@@ -51,6 +54,7 @@ class Reading:
     cls_maps: Tensor
     queries: Tensor
     keys: Tensor
+    plain: Sequence[bool]
     colours: Tensor
     measures: LayerwiseReport
     names: Sequence[tuple[str, float]]
@@ -72,10 +76,12 @@ def read(model: ImageTransformer, name: str, photo: Image, size: int | None = No
     images = fit_photo(model, photo, size).pixels[None].to(model.cls_token)
     measures = layerwise_analysis(model, [images], quantities=QUANTITIES, report=lambda _: None)
     grid, prefix = model.grid_of(images), model.num_prefix_tokens
-    with capture(model, "tokens", "attention", "output") as trace:
+    maps = all_cls_attention(model, images)[0].float()
+    with capture(model, "tokens", "output") as trace:
         logits = model(images)
-    rows = torch.stack([trace["attention", layer][0, :, 0, prefix:].float() for layer in trace.layers])
-    projected = [_queries_and_keys(block, trace["tokens", layer]) for layer, block in enumerate(model.blocks)]
+    projected = [_queries_and_keys(block, trace["tokens", layer], grid) for layer, block in enumerate(model.blocks)]
+    if len({q.shape for q, _ in projected}) > 1:
+        raise InputError("heads of different layers are of different widths here: the page shows layers that are alike")
     queries = torch.stack([q for q, _ in projected])
     shared = all(q is k for q, k in projected)
     outputs = [trace["output", layer][0, prefix:] for layer in trace.layers]
@@ -84,17 +90,21 @@ def read(model: ImageTransformer, name: str, photo: Image, size: int | None = No
         grid=grid,
         prefix=prefix,
         start=(default_layer(model), model.pretrained_cfg.attention_head),
-        cls_maps=rows.unflatten(-1, grid).cpu(),
+        cls_maps=maps.cpu(),
         queries=queries,
         keys=queries if shared else torch.stack([k for _, k in projected]),
+        plain=[map_state(model, layer) != "attention" for layer in trace.layers],
         colours=torch.stack([unit_range(pca_maps(z[None], grid, 3))[0] for z in outputs]).cpu(),
         measures=measures,
         names=_names(model, logits),
     )
 
 
-def _queries_and_keys(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def _queries_and_keys(block: Any, tokens: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """float32 (heads, tokens, head_dim) each on the CPU; one tensor twice if the layer makes no difference."""
+    if isinstance(block.attention, CBSA):  # what is shown of it is A^T A
+        queries = block.attention.contraction(block.attention.qkv(block.norm1(tokens)), grid)[0][0].mT.float().cpu()
+        return queries, queries
     q, k, _ = block.attention.split_heads(block.attention.qkv(block.norm1(tokens)))
     queries = q[0].float().cpu()
     return queries, queries if k is q else k[0].float().cpu()
