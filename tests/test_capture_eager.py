@@ -93,6 +93,27 @@ def test_the_output_stays_and_gradients_differ_by_rounding(kind: str, queries: A
         torch.testing.assert_close(found, asked, rtol=1e-4, atol=1e-5 * float(all_rows.abs().max()))
 
 
+@pytest.mark.parametrize("name", ["cbt_tiny_patch8_224", "crate_cbt_paper_small_patch8_224"])
+def test_the_matrix_that_is_never_formed_has_its_gradient(name: str) -> None:
+    """CBSA's mixing matrix M of tokens W: dy/dM = dy/d(M W) W^T, and parameters have the gradients that they have."""
+    model = small_model(name).double()
+    images, parameters = images_for(model).double(), list(trained(model).values())
+    block, mixed = model.blocks[-1], []
+    handle = block.attention.proj.register_forward_pre_hook(lambda _, args: mixed.append(args[0]))
+    with capture(model, "projections", layers=[-1]) as trace:
+        usual = model(images)
+    handle.remove()
+    (of_mixed,) = torch.autograd.grad(usual.sum(), mixed[0], retain_graph=True)
+    expected = of_mixed.unflatten(-1, (2, -1)).transpose(1, 2) @ trace["projections", -1].mT
+    with capture(model, "attention", queries="all", eager=True) as trace:
+        logits = model(images)
+    assert torch.equal(logits, usual)
+    (found,) = torch.autograd.grad(logits.sum(), trace["attention", -1], retain_graph=True)
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-9, atol=1e-12)
+    for eager, own in zip(*(torch.autograd.grad(of.square().sum(), parameters) for of in (logits, usual)), strict=True):
+        torch.testing.assert_close(eager, own, rtol=1e-8, atol=1e-10 * float(own.abs().max() + 1))
+
+
 def test_without_it_no_gradient_reaches_attention() -> None:
     model = make()
     with capture(model, "attention") as trace:

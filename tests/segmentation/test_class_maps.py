@@ -7,6 +7,7 @@ from small_models import DEPTH, FAMILIES, GRID, images_for, small_model
 from torch import Tensor, nn
 
 from whitebox_crate import ImageTransformer, InputError, UnknownNameError, capture
+from whitebox_crate.models import Tost
 from whitebox_crate.segmentation import class_maps, default_layer
 
 METHODS: list[Any] = ["relevance", "gradient_attention"]
@@ -106,6 +107,28 @@ def test_any_mode_and_nothing_left(method: Any) -> None:
     assert all(p.grad is None for p in model.parameters()) and not images.requires_grad
     compiled = torch.compile(model, backend="eager")
     assert torch.equal(class_maps(compiled, images, 1, method), expected)
+
+
+def test_of_a_network_with_class_attention_alone_one_layer_has_maps() -> None:
+    torch.manual_seed(0)
+    model = Tost(img_size=32, patch_size=8, num_classes=5, embed_dim=48, depth=2, num_heads=4).double().eval()
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    found = class_maps(model, images, 1, "gradient_attention", -1)
+    with torch.no_grad(), capture(model, "attention", "tokens", layers=[-1]) as trace:
+        model(images)
+    rows, block = trace["attention", -1], model.cls_attn_blocks[-1]
+    values = block.attn.split_heads(block.attn.qkv(block.norm1(trace["tokens", -1])))[2]
+    attended: list[Tensor] = []
+    handle = block.attn.proj.register_forward_pre_hook(lambda _, args: attended.append(args[0]))
+    logits = model(images)
+    handle.remove()
+    (gradient,) = torch.autograd.grad(logits[:, 1].sum(), attended[0])
+    of_rows = gradient.unflatten(-1, (4, -1)).transpose(1, 2) @ values.mT  # dy/dA = dy/d(A V) V^T
+    expected = torch.relu(of_rows * rows).mean(1)[:, 0, 1:].reshape(2, 4, 4)
+    assert expected.max() > 1e-6
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-9, atol=1e-12)
+    with pytest.raises(InputError, match="choose gradient_attention"):
+        class_maps(model, images, 1)
 
 
 BAD: dict[str, tuple[Callable[[ImageTransformer, Tensor], Any], type[Exception], str]] = {

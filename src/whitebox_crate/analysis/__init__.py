@@ -13,6 +13,7 @@ from .layer_subspaces import (
     token_energy,
 )
 from .layerwise import LayerwiseReport, RateSettings, Series, layerwise_analysis
+from .lens import LogitLens, logit_lens
 from .plots import plot_layerwise
 from .rates import (
     coding_rate,
@@ -47,6 +48,7 @@ __all__ = [
     "HeadOutputs",
     "LayerSubspaces",
     "LayerwiseReport",
+    "LogitLens",
     "ProjectionAlignment",
     "RateSettings",
     "Series",
@@ -66,6 +68,7 @@ __all__ = [
     "l0",
     "l1",
     "layerwise_analysis",
+    "logit_lens",
     "orthonormal_bases",
     "plot_layerwise",
     "principal_angles",

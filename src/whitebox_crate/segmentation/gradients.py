@@ -12,7 +12,7 @@ from ..capturing import capture
 from ..errors import InputError, UnknownNameError
 from ..models import ImageTransformer
 from ..models._classes import Class, check_classifies, class_indices
-from ..models._wrappers import transformer_in
+from ..models._wrappers import transformer_in, unwrap
 from .states import check_finite_images, resolve_layer
 
 ClassMap: TypeAlias = Literal["relevance", "gradient_attention"]
@@ -70,6 +70,10 @@ def class_maps(
     check_finite_images(images)
     chosen = None if classes is None else class_indices(core, classes, len(images)).to(images.device)
     layers = range(len(core.layers())) if method == "relevance" else [resolve_layer(core, layer)]
+    if method == "relevance" and not all("attention" in core.readings_of(unwrap(each)) for each in core.layers()):
+        raise InputError(
+            "relevance goes by the attention of every layer, and not all layers have any: choose gradient_attention"
+        )
     of_cls = core.global_pool == "token" and method == "gradient_attention"
     with (
         torch.inference_mode(False),

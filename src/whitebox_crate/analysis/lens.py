@@ -1,0 +1,110 @@
+"""logit_lens: what the head would say after each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from .._indices import resolve_indices, resolve_layers
+from ..capturing import capture
+from ..errors import InputError, UnknownNameError
+from ..models._classes import check_classifies, class_names
+from ..models._wrappers import transformer_in
+from .batches import check_images
+
+Tokens: TypeAlias = Literal["pooled", "all"] | Sequence[int]
+
+
+@dataclass(frozen=True)
+class LogitLens:
+    """What the head says of the tokens after each layer; see `logit_lens`.
+
+    Attributes:
+        logits: (batch, layers, classes), or of single tokens (batch, layers, tokens, classes).
+        layers: Which layers, from 0.
+        class_names: The name of each class.
+    """
+
+    logits: Tensor
+    layers: tuple[int, ...]
+    class_names: tuple[str, ...]
+
+    def top(self, count: int = 1) -> Any:
+        """The likeliest classes, the first one first.
+
+        Returns:
+            Lists in lists, as deep as `logits` has dimensions before the classes: in the place of each row of logits a
+            list of pairs, a name and its probability. `top(3)[0][-1]` is of the first image after the last layer.
+
+        Raises:
+            InputError: If `count` is no number of classes.
+        """
+        if type(count) is not int or not 1 <= count <= len(self.class_names):
+            raise InputError(f"count is a number of classes, 1 to {len(self.class_names)}, not {count!r}")
+        found = self.logits.detach().float().softmax(-1).topk(count)
+        return self._named(found.indices.tolist(), found.values.tolist())
+
+    def _named(self, indices: list[Any], shares: list[Any]) -> list[Any]:
+        if isinstance(indices[0], list):
+            return [self._named(*both) for both in zip(indices, shares, strict=True)]
+        return [(self.class_names[index], share) for index, share in zip(indices, shares, strict=True)]
+
+
+def logit_lens(
+    model: nn.Module, images: Tensor, layers: int | Sequence[int] | None = None, tokens: Tokens = "pooled"
+) -> LogitLens:
+    """What the model would answer if it ended after each layer: its last norm and head, on the output of that layer.
+
+    The logit lens is from language models (nostalgebraist 2020). That a layer before the last one writes what the head
+    can read is an assumption: where a residual stream leads to the head, as in ViT, there is a reason for it; in CRATE
+    each output is a sparse code in the dictionary of its own layer. After the last layer these are the model's logits,
+    to the bit.
+
+    Args:
+        model: A model of this package with a head, compiled or not; it runs as it is.
+        images: (batch, in_chans, height, width), float, finite.
+        layers: As in `capture`; None for all whose output has the tokens that the head reads.
+        tokens: "pooled" for what the head reads, [CLS] or a mean; "all", or token indices, for each of these tokens as
+            if it were all that is pooled.
+
+    Returns:
+        Logits by layer, and by token if tokens are asked for.
+
+    Raises:
+        InputError: If the model gives no logits, does not take the images, or a layer has other tokens than the last
+            one, as those of ToST before [CLS] joins.
+        UnknownNameError: If a layer or token does not exist.
+
+    Example:
+        >>> model = create_model("crate_nano", pretrained=True).eval()
+        >>> with torch.inference_mode():
+        ...     lens = logit_lens(model, torch.zeros(1, 3, 96, 96))
+        >>> lens.logits.shape  # (batch, layers, classes)
+        torch.Size([1, 6, 476])
+        >>> len(lens.top(3)[0][-1])  # of the first image, after the last layer
+        3
+    """
+    core = transformer_in(model)
+    check_classifies(core)
+    if isinstance(tokens, str) and tokens not in ("pooled", "all"):
+        raise UnknownNameError.of("tokens", tokens, ("pooled", "all"), "Token indices are fine too.")
+    check_images(core, images)
+    asked = resolve_layers(layers, len(core.layers()))
+    with capture(core, "output") as trace:
+        core(images)
+    count = trace["output", -1].shape[1]
+    having = [layer for layer in asked if trace["output", layer].shape[1] == count]
+    if not having or (layers is not None and len(having) < len(asked)):
+        lacking = next(layer for layer in asked if layer not in having)
+        raise InputError(f"layer {lacking} does not have the {count} tokens that the head reads: leave it out")
+    normed = [core.norm(trace["output", layer]) for layer in having]
+    if isinstance(tokens, str) and tokens == "pooled":
+        logits = [core.forward_head(of_layer) for of_layer in normed]
+    else:
+        at = list(range(count)) if isinstance(tokens, str) else resolve_indices("token", tokens, count)
+        logits = [core.head(core.fc_norm(of_layer[:, at])) for of_layer in normed]
+    return LogitLens(torch.stack(logits, dim=1), tuple(having), class_names(core))
