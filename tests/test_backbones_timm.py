@@ -72,6 +72,80 @@ def test_attention_of_blocks_with_norms_after() -> None:
     check_attention(model, images, lambda: unfused(model, images))
 
 
+EVA: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "rotary, normed inside": {"use_rot_pos_emb": True, "scale_attn_inner": True, "swiglu_mlp": True},
+    "rotary, projections apart": {"use_rot_pos_emb": True, "qkv_fused": False, "init_values": 0.5},
+    "rotary by halves, registers, norms of q and k": {
+        "use_rot_pos_emb": True,
+        "rope_rotate_half": True,
+        "num_reg_tokens": 2,
+        "qk_norm": True,
+    },
+    "as DINOv3": {
+        "use_abs_pos_emb": False,
+        "use_rot_pos_emb": True,
+        "rope_type": "dinov3",
+        "rope_rotate_half": True,
+        "num_reg_tokens": 4,
+        "init_values": 0.5,
+        "dynamic_img_size": True,
+        "attn_type": "rope",
+    },
+    "rotations of each layer and head": {"use_rot_pos_emb": True, "rope_type": "mixed", "attn_type": "rope"},
+    "fewer heads of keys": {"use_rot_pos_emb": True, "attn_type": "rope", "num_kv_heads": 2, "qkv_fused": False},
+    "norms after": {"use_post_norm": True, "use_rot_pos_emb": True},
+}
+
+
+def eva(**options: Any) -> Any:
+    if version_of(timm) < (1, 0, 31):
+        pytest.skip("Eva of this timm has no norms of q and k")
+    torch.manual_seed(0)
+    return make_lively(timm.models.eva.Eva(**{**SMALL, **options}))
+
+
+@pytest.mark.parametrize("variant", EVA)
+def test_attention_of_eva_is_timms_own(variant: str) -> None:
+    model = eva(**EVA[variant])
+    images = images_of(model, (40, 24) if EVA[variant].get("dynamic_img_size") else None)
+    check_attention(model, images, lambda: unfused(model, images))
+    with torch.no_grad():
+        grid = (5, 3) if EVA[variant].get("dynamic_img_size") else (4, 4)
+        assert cls_attention(model, images).shape == (2, 4, *grid)
+        assert patch_features(model, images)[1] == grid
+
+
+def test_gradients_of_eva_reach_keys_with_and_without_checkpointing() -> None:
+    model = eva(**EVA["as DINOv3"]).train()
+    images = images_of(model)
+    model(images).square().sum().backward()
+    plain = [parameter.grad.clone() for parameter in model.parameters()]
+    with capture(model, "projections", "compressed") as trace:
+        out = model(images).square().sum()
+    for state in trace.states:
+        gradients = torch.autograd.grad(out, [trace[state, layer] for layer in trace.layers], retain_graph=True)
+        assert all(gradient.abs().sum() > 0 for gradient in gradients)
+    model.set_grad_checkpointing()
+    model.zero_grad()
+    with capture(model, "projections", "attention", "compressed"):
+        model(images).square().sum().backward()
+    for own, parameter in zip(plain, model.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, own)
+
+
+@torch.no_grad()
+def test_eva_of_an_early_release_says_what_there_is() -> None:
+    if version_of(timm) >= (1, 0, 0):
+        pytest.skip("this timm is later")
+    model = timm.models.eva.Eva(**SMALL).eval()
+    with pytest.raises(UnknownNameError, match=r"'attention'.*compressed"), capture(model, "attention"):
+        pass
+    with capture(model, "compressed") as trace:
+        model(images_of(model))
+    assert len(trace) == 3
+
+
 @pytest.mark.parametrize("block_fn", ["Block", "ResPostBlock"])
 @torch.no_grad()
 def test_states_are_where_the_block_computes_them(block_fn: str) -> None:

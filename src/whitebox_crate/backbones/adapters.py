@@ -22,6 +22,7 @@ REGISTERS = "transformers.models.dinov2_with_registers.modeling_dinov2_with_regi
 # By the full name of a class; those that derive from it are known with it.
 _ADAPTERS: dict[str, Adapter] = {
     "timm.models.vision_transformer.VisionTransformer": timm_structure,
+    "timm.models.eva.Eva": timm_structure,
     "transformers.models.vit.modeling_vit.ViTModel": vit_structure,
     "transformers.models.dinov2.modeling_dinov2.Dinov2Model": dino_structure,
     "transformers.models.dinov2.modeling_dinov2.Dinov2Backbone": dino_structure,

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from ..layers import Reading
 from ..layers.patch_embed import to_pair
@@ -16,6 +21,8 @@ from .structure import Structure
 # Attention whose output is softmax(q k^T / sqrt(head_dim)) v, with q and k out of `q_norm` and `k_norm`.
 ATTENTION = (
     "timm.layers.attention.Attention",
+    "timm.layers.attention.AttentionRope",
+    "timm.models.eva.EvaAttention",
     "timm.models.vision_transformer.Attention",  # where it was in earlier releases
 )
 PRE_NORM = ("timm.models.vision_transformer.Block", "timm.models.eva.EvaBlock")
@@ -61,10 +68,28 @@ def _facts(theirs: Mapping[str, Any]) -> PretrainedCfg:
 def _readings(block: Any) -> dict[str, Reading]:
     found: dict[str, Reading] = {}
     attention: Any = unwrap(getattr(block, "attn", block))
-    if is_a(attention, ATTENTION):
-        found |= attention_readings(attention, attention.q_norm, attention.k_norm, attention.num_heads)
+    if is_a(attention, ATTENTION) and hasattr(attention, "q_norm"):  # Eva of early releases has none
+        found |= attention_readings(
+            attention,
+            attention.q_norm,
+            attention.k_norm,
+            attention.num_heads,
+            num_key_heads=getattr(attention, "num_kv_heads", None),
+            change=partial(_turned, attention),
+        )
     if is_a(block, PRE_NORM):
         found["compressed"] = Reading(block.norm2, "before", lambda tokens: tokens)
     elif is_a(block, POST_NORM):
         found["compressed"] = Reading(block.mlp, "before", lambda tokens: tokens)
     return found
+
+
+def _turned(attention: Any, given: Mapping[str, Any], q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys, turned by the place of their patch if there are rotary positions; keys for each head of q."""
+    rope = given.get("rope")
+    if rope is not None:
+        rotate = importlib.import_module("timm.layers").apply_rot_embed_cat
+        half = {"half": True} if getattr(attention, "rotate_half", False) else {}
+        first = attention.num_prefix_tokens
+        q, k = (torch.cat([z[:, :, :first], rotate(z[:, :, first:], rope, **half)], dim=2).to(z.dtype) for z in (q, k))
+    return q, k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
