@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -139,6 +140,15 @@ def test_arguments_of_the_attention_are_heeded_however_they_are_given(model: Toy
         model(images, attn_mask=mask)  # keys are what they are
 
 
+@torch.no_grad()
+def test_nothing_is_held_but_what_was_asked_for(model: Toy, images: Tensor) -> None:
+    projected: list[weakref.ref[Tensor]] = []
+    model.encoder[0].mix.q.register_forward_hook(lambda module, args, out: projected.append(weakref.ref(out)))
+    with capture(model, "attention", layers=[0]):
+        model(images)
+        assert projected[0]() is None
+
+
 def test_gradients_of_the_output_reach_the_keys(model: Toy, images: Tensor) -> None:
     with capture(model, "projections", "compressed") as trace:
         out = model(images)["tokens"]
@@ -233,6 +243,8 @@ def test_wrapped_and_inside_others(model: Toy, images: Tensor) -> None:
     with pytest.raises(InputError, match=r"2 backbones inside: give one of student, teacher"):
         readable(nn.ModuleDict({"student": model, "teacher": copy.deepcopy(model)}))
     assert isinstance(readable(nn.ModuleDict({"student": model, "teacher": model})), Backbone)
+    model.inner = Toy()  # the outermost counts
+    assert torch.equal(cls_attention(model, images), expected)
 
 
 def test_the_view_is_the_model_and_leaves_it_as_it_is(model: Toy) -> None:

@@ -151,7 +151,7 @@ def test_gradients(name: str) -> None:
     plain = gradients(reads=False)
     for checkpointing in (False, True):
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         for own, read in zip(plain, gradients(reads=True), strict=True):
             torch.testing.assert_close(read, own)
 
