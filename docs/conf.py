@@ -18,6 +18,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
+    "code_lines",
     "readme_parts",
 ]
 exclude_patterns = ["_build", "_extensions", "_static", "demo"]

@@ -149,6 +149,18 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
     assert not dead
 
 
+def test_each_equation_leads_to_the_one_line_of_code_that_computes_it() -> None:
+    page = (ROOT / "docs" / "mathematics.md").read_text(encoding="utf-8")
+    on_the_way = {"gradient", "series", "cover", "mssa", "dictionary"}  # steps of the derivation that no layer computes
+    for label, after in re.findall(r"^\$\$ \((.+)\)\n\n(.+)", page, re.MULTILINE):
+        assert ("{line}`" in after) == (label not in on_the_way), label
+    asked = re.findall(r"\{line\}`([\w/]+\.py): ([^`]+)`", page)
+    for file, code in asked:
+        lines = (ROOT / "src" / "whitebox_crate" / file).read_text(encoding="utf-8").splitlines()
+        assert sum(code in line for line in lines) == 1, f"{file}: {code}"
+    assert len(asked) > 20
+
+
 def test_files_that_the_pages_on_the_code_name_are_there() -> None:
     pages = [
         ROOT / "CONTRIBUTING.md",

@@ -18,7 +18,7 @@ class TSSA(nn.Module):
 
     With `w_j` the projection of token j on the subspace of head k, each channel c of a head shrinks by what is there:
 
-    - membership: `Pi_kj = softmax over heads of tau_k sum_c (w_j[c] / |w[c]|)^2`, with |w[c]| the norm over tokens;
+    - membership: `Pi_kj = softmax over heads of tau_k sum_c (w_j[c] / |w[c]|)^2`, with `|w[c]|` the norm over tokens;
     - moments: `m_k[c] = sum_j Pi_kj w_j[c]^2 / sum_j Pi_kj`;
     - statistics: `D_k[c] = 1 / (1 + m_k[c])`;
     - output: `-Pi_kj w_j[c] D_k[c]` of all heads side by side, through a learned projection.
