@@ -283,8 +283,8 @@ def list_models(
         InputError: If a filter or a module is no text.
 
     Example:
-        >>> list_models("vit_*_patch8_*")
-        ['vit_base_patch8_224', 'vit_small_patch8_224', 'vit_tiny_patch8_224']
+        >>> list_models("crate_small_*")
+        ['crate_small_patch8_224', 'crate_small_patch16_224']
     """
     with_tags = pretrained if include_tags is None else include_tags
     wanted, unwanted = _patterns("filter", filter), _patterns("exclude_filters", exclude_filters)
