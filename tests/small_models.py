@@ -25,7 +25,7 @@ FAMILIES = {
     "mlp": "crate_mlp_paper_small_patch8_224",
     "mhsa": "crate_mhsa_paper_small_patch8_224",
     "vit": "vit_nano_patch6_96",
-    "registers": "vit_small_patch14_reg4_dinov2",
+    "registers": "vit_base_patch16_reg4_simdinov2",
     "cbt": "cbt_tiny_patch8_224",
     "crate_cbt": "crate_cbt_paper_small_patch8_224",
 }

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import re
 import struct
 from collections.abc import Mapping
 from itertools import pairwise
@@ -151,6 +152,27 @@ def timm_vit(width: int, depth: int, patch: int, classes: int, *, side: int = 22
         shapes |= {**_linear(f"{at}.mlp.fc1", width, 4 * width), **_linear(f"{at}.mlp.fc2", 4 * width, width)}
     shapes |= _norm("norm", width)
     return {**shapes, **_linear("head", width, classes)} if classes else shapes
+
+
+def timm_dinov2(width: int, depth: int, patch: int, registers: int, *, side: int = 518) -> Shapes:
+    """timm's ViT with LayerScale; with registers, patches alone have positions."""
+    shapes = timm_vit(width, depth, patch, 0, side=side)
+    for layer in range(depth):
+        shapes |= {f"blocks.{layer}.ls1.gamma": (width,), f"blocks.{layer}.ls2.gamma": (width,)}
+    if registers:
+        shapes |= {"reg_token": (1, registers, width), "pos_embed": (1, _tokens(side, patch) - 1, width)}
+    return shapes
+
+
+def simdinov2(width: int, depth: int, patch: int, *, registers: int = 4, groups: int = 4, side: int = 224) -> Shapes:
+    """The teacher's network of SimDINOv2, as DINOv2's code names it: layers in groups, a mask token, and [CLS] has a
+    position."""
+    shapes: Shapes = {}
+    for name, shape in timm_dinov2(width, depth, patch, registers, side=side).items():
+        layer = re.match(r"blocks\.(\d+)", name)
+        shapes[f"blocks.{int(layer[1]) * groups // depth}{name[6:]}" if layer else name] = shape
+    shapes["register_tokens"] = shapes.pop("reg_token")
+    return {**shapes, "pos_embed": (1, _tokens(side, patch), width), "mask_token": (1, width)}
 
 
 # Files

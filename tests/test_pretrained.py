@@ -1,5 +1,6 @@
 """Every set of weights of the registry: its facts agree with what is published, and a file like it loads whole."""
 
+import argparse
 import re
 import shlex
 import shutil
@@ -32,7 +33,7 @@ from whitebox_crate.pretrained import PRETRAINED
 
 
 class Published(NamedTuple):
-    """A published checkpoint in numbers; each is for three channels and 224 x 224 pixels."""
+    """A published checkpoint in numbers; each is for three channels and square images, of 224 pixels if not of 518."""
 
     kind: str
     width: int
@@ -70,11 +71,23 @@ PUBLISHED = {
     "vit_base_patch16_224.augreg_in21k": Published("timm", 768, 12, 12, 16, AUGREG_IN21K),
     "vit_base_patch8_224.dino": Published("timm", 768, 12, 12, 8, 0),
     "vit_base_patch8_224.augreg_in21k": Published("timm", 768, 12, 12, 8, AUGREG_IN21K),
+    "vit_small_patch14_dinov2.lvd142m": Published("dinov2", 384, 12, 6, 14, 0),
+    "vit_base_patch14_dinov2.lvd142m": Published("dinov2", 768, 12, 12, 14, 0),
+    "vit_large_patch14_dinov2.lvd142m": Published("dinov2", 1024, 24, 16, 14, 0),
+    "vit_small_patch14_reg4_dinov2.lvd142m": Published("registers", 384, 12, 6, 14, 0),
+    "vit_base_patch14_reg4_dinov2.lvd142m": Published("registers", 768, 12, 12, 14, 0),
+    "vit_large_patch14_reg4_dinov2.lvd142m": Published("registers", 1024, 24, 16, 14, 0),
+    "vit_base_patch16_224.simdino": Published("simdino", 768, 12, 12, 16, 0),
+    "vit_large_patch16_224.simdino": Published("simdino", 1024, 24, 16, 16, 0),
+    "vit_base_patch16_reg4_simdinov2.in1k": Published("simdinov2", 768, 12, 12, 16, 0),
+    "vit_large_patch16_reg4_simdinov2.in1k": Published("simdinov2", 1024, 24, 16, 16, 0),
 }
 # eps of the last LayerNorm in the code that the weights were made or released with.
-NORM_EPS = {"crate": 1e-5, "demo": 1e-5, "cbt": 1e-5, "mae": 1e-6, "alpha": 1e-5, "jax": 1e-6, "timm": 1e-6}
+NORM_EPS = {"crate": 1e-5, "demo": 1e-5, "cbt": 1e-5, "alpha": 1e-5}  # of all others 1e-6
 UNUSED_OF_MAE = {"pos_embed", "decoder_embed.weight", "decoder_embed.bias"}
-ON_PAGES = [name for name, published in PUBLISHED.items() if published.kind in ("crate", "demo", "cbt", "mae")]
+PAGES = ("crate", "demo", "cbt", "mae", "simdino", "simdinov2")
+OF_TIMM = ("timm", "dinov2", "registers")
+ON_PAGES = [name for name, published in PUBLISHED.items() if published.kind in PAGES]
 ON_THE_HUB = [name for name in PUBLISHED if name not in ON_PAGES]
 
 # What the pages of the files say of their size.
@@ -103,11 +116,14 @@ def shapes_of(published: Published) -> Shapes:
     kind, width, depth, heads, patch, classes = published
     if kind == "jax":
         return files.crate_alpha_jax(width, depth, heads, patch, classes)
-    if kind == "mae":
-        return files.crate_mae(width, depth, patch)
+    if kind in ("mae", "simdinov2"):
+        return {"mae": files.crate_mae, "simdinov2": files.simdinov2}[kind](width, depth, patch)
+    if kind in ("dinov2", "registers"):
+        return files.timm_dinov2(width, depth, patch, registers=4 if kind == "registers" else 0)
     if kind == "cbt":
         return files.cbt(width, depth, heads, patch, classes)
-    of = {"crate": files.crate, "demo": files.crate_demo, "alpha": files.crate_alpha, "timm": files.timm_vit}
+    of = {"crate": files.crate, "demo": files.crate_demo, "alpha": files.crate_alpha}
+    of |= {"timm": files.timm_vit, "simdino": files.timm_vit}
     return of[kind](width, depth, patch, classes)
 
 
@@ -117,8 +133,10 @@ def write(path: Path, published: Published, wrapped: str = "") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if published.kind == "jax":
         files.write_npz(path, shapes)
-    elif published.kind == "timm":
+    elif published.kind in OF_TIMM:
         files.write_safetensors(path, shapes)
+    elif wrapped == "teacher":
+        files.write_torch(path, dino_state(shapes))
     elif wrapped:
         best = np.float64(63.2) if published.kind == "cbt" else torch.tensor(69.2)
         files.write_torch(path, training_state(shapes, wrapped, best))
@@ -140,6 +158,18 @@ def training_state(shapes: Shapes, wrapped: str, best: object) -> dict[str, Any]
     }
 
 
+HEADS_OF_DINO = {"head.mlp.0.weight", "dino_head.mlp.0.weight"}
+
+
+def dino_state(shapes: Shapes) -> dict[str, Any]:
+    """What the training of DINO, DINOv2 and SimDINO saves: a teacher with its heads, compiled or not, and more."""
+    heads = {name: torch.zeros(2, 2) for name in HEADS_OF_DINO}
+    teacher = {**hollow(shapes, "backbone."), **heads}
+    student = {f"_orig_mod.module.{name}": value for name, value in teacher.items()}
+    arguments = argparse.Namespace(arch="vit_base", patch_size=16)
+    return {"teacher": teacher, "student": student, "epoch": 100, "args": arguments, "optimizer": {"state": {}}}
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     """A folder that is gone after the test: what commands write there is as large as it says."""
@@ -157,6 +187,11 @@ def in_the_cache(cache: Path, cfg: PretrainedCfg) -> Path:
     return repo / "snapshots" / commit / cfg.file
 
 
+def side_of(published: Published) -> int:
+    """Of its images, pixels."""
+    return 518 if published.patch == 14 and published.kind in OF_TIMM else 224
+
+
 def check_whole(model: ImageTransformer, published: Published) -> None:
     """Every parameter is that of the file, and the model is the one that was published."""
     report, parameters = model.load_report, dict(model.named_parameters())
@@ -166,17 +201,19 @@ def check_whole(model: ImageTransformer, published: Published) -> None:
     assert report.adapted == {}
     assert report.reinitialised == ()
     assert all(not value.is_meta and value.dtype == torch.float32 for value in parameters.values())
-    assert (model.in_chans, *model.img_size) == (3, 224, 224)
+    assert (model.in_chans, *model.img_size) == (3, side_of(published), side_of(published))
     assert model.num_classes == published.classes
     assert (model.embed_dim, len(model.blocks), model.num_heads) == published[1:4]
     assert model.patch_embed.patch_size == (published.patch, published.patch)
     assert isinstance(model.norm, nn.LayerNorm)
-    assert model.norm.eps == NORM_EPS[published.kind]
+    assert model.norm.eps == NORM_EPS.get(published.kind, 1e-6)
     numbers = count(shapes_of(published))
     if published.kind == "mae":
         numbers -= count({name: shape for name, shape in shapes_of(published).items() if name in UNUSED_OF_MAE})
     if published.kind == "demo":  # the first Linear of its head went into the second
         numbers -= count({"weight": (published.width, published.width), "bias": (published.width,)})
+    if published.kind == "simdinov2":  # the position of [CLS] went into its token, and the mask token nowhere
+        numbers -= 2 * published.width
     assert sum(value.numel() for value in model.state_dict().values()) == numbers
 
 
@@ -243,9 +280,7 @@ def test_no_other_number_of_classes_that_imagenet_21k_has_fits_the_published_siz
 # They load
 
 
-@pytest.mark.parametrize(
-    "name", mostly_slow(ON_THE_HUB, *(n for n in ON_THE_HUB if "alpha_large" not in n or "jax" in n))
-)
+@pytest.mark.parametrize("name", mostly_slow(ON_THE_HUB, *(n for n in ON_THE_HUB if "_large" not in n or "jax" in n)))
 def test_a_file_like_the_one_on_the_hub_loads_whole(name: str, folder: Path) -> None:
     """From the client's cache, by the entry's own repository, file and revision; only the hash is of other numbers."""
     published, cfg = PUBLISHED[name], get_pretrained_cfg(name)
@@ -307,6 +342,8 @@ def test_the_optimizer_in_a_jax_file_is_not_read(folder: Path) -> None:
         ("crate_mae_base_patch16_224.in1k", "model"),
         ("crate_mae_base_patch16_224.in1k", ""),
         *((f"cbt_{size}_patch16_224.in1k", "state_dict") for size in ("tiny", "small", "base", "large")),
+        ("vit_base_patch16_224.simdino", "teacher"),
+        ("vit_base_patch16_reg4_simdinov2.in1k", "teacher"),
     ],
 )
 def test_a_file_from_a_page_loads_after_the_command_that_the_error_gives(
@@ -330,10 +367,9 @@ def test_a_file_from_a_page_loads_after_the_command_that_the_error_gives(
     then = re.search(r"create_model\('(local-dir:[^']+)', pretrained=True\)", said)
     assert then
     assert then[0] in report
-    unused = (UNUSED_OF_MAE if published.kind == "mae" else set()) | (
-        {"best_acc1"} if wrapped and published.kind != "cbt" else set()
-    )
-    assert set(re.findall(r"unused ([\w.]+)", report)) == unused
+    of_kind = {"mae": UNUSED_OF_MAE, "simdinov2": {"mask_token"}}.get(published.kind, set())
+    beside = HEADS_OF_DINO if wrapped == "teacher" else {"best_acc1"} if wrapped and published.kind != "cbt" else set()
+    assert set(re.findall(r"unused ([\w.]+)", report)) == of_kind | beside
     check_whole(create_model(then[1], pretrained=True), published)
 
 
@@ -364,7 +400,7 @@ def test_an_entry_says_what_and_where_its_weights_are(name: str) -> None:
     assert cfg.file or cfg.url
     assert re.fullmatch(r"([\w.-]+/[\w.-]+)?", cfg.hf_hub_id)
     assert re.fullmatch(r"(https://\S+)?", cfg.url)
-    assert cfg.license in ("mit", "apache-2.0")
+    assert cfg.license in ("mit", "apache-2.0") or (not cfg.license and "Licence: see there" in cfg.notes)
     assert cfg.origin
     assert re.fullmatch(r"arXiv \d{4}\.\d{5}", cfg.paper)
     assert cfg.checked == ("shapes" if is_elsewhere(cfg) else "file")
@@ -382,10 +418,10 @@ def test_an_entry_says_what_and_where_its_weights_are(name: str) -> None:
 def test_an_entry_has_the_numbers_of_what_is_published(name: str) -> None:
     published, cfg = PUBLISHED[name], get_pretrained_cfg(name)
     assert cfg.num_classes == published.classes
-    assert cfg.input_size == (3, 224, 224)
+    assert cfg.input_size == (3, side_of(published), side_of(published))
     assert cfg.model_args == ({"norm_eps": 1e-6} if published.kind == "jax" else {})
     assert bool(cfg.url) == (name in ON_PAGES)
-    if published.kind == "timm":
+    if published.kind in OF_TIMM:
         assert (cfg.hf_hub_id, cfg.file) == (f"timm/{name}", "model.safetensors")
 
 
@@ -409,7 +445,8 @@ def test_wildcards_over_tags() -> None:
     assert sorted(found) == sorted(ALPHA_FILES.values())
     assert list_models("crate_alpha_*", pretrained=True, include_tags=False) == alphas
     assert list_models("crate_alpha_*", pretrained=True, exclude_filters="*.in21k*") == []
-    assert list_pretrained(["*.dino", "vit_*.augreg*", "vit_nano*"]) == list_models("vit_*", pretrained=True)
+    of_vit = ["*.dino", "vit_*.augreg*", "vit_nano*", "*dinov2*", "*.simdino"]
+    assert list_pretrained(of_vit) == list_models("vit_*", pretrained=True)
     assert list_pretrained("*.nothing") == []
 
 

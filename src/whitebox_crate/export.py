@@ -37,9 +37,9 @@ class WithAttention(nn.Module):
     Shape:
         - Input: (batch, in_chans, height, width), float.
         - Output: what the model returns, usually logits (batch, num_classes); and softmax(w w^T / sqrt(head_dim)) of
-          [CLS] (arXiv 2308.16271, Eq. 5) in each asked layer, (batch, layers, heads, 1 + rows * columns): to [CLS]
-          first, then to the patches, rows of the grid first; it sums to 1. Of CBSA, the row of its mixing matrix, which
-          is signed.
+          [CLS] (arXiv 2308.16271, Eq. 5) in each asked layer, (batch, layers, heads, tokens): to [CLS] first, then
+          to registers if there are any, then to the patches, rows of the grid first; it sums to 1. Of CBSA, the row of
+          its mixing matrix, which is signed.
 
     Raises:
         InputError: If `model` is not of this package or has a forward pass of its own, or `layers` are not a list of

@@ -156,6 +156,17 @@ _DINO = replace(
     origin="DINO's authors, github.com/facebookresearch/dino, converted by timm",
     paper="arXiv 2104.14294",
 )
+# With registers, the position of [CLS] is part of its token, as timm converts it.
+_DINOV2 = replace(
+    _TIMM,
+    tag="lvd142m",
+    input_size=(3, 518, 518),
+    crop_pct=1.0,
+    num_classes=0,
+    origin="DINOv2's authors, github.com/facebookresearch/dinov2, converted by timm",
+    paper="arXiv 2304.07193",
+)
+_DINOV2_REG = replace(_DINOV2, paper="arXiv 2309.16588")
 _AUGREG = replace(
     _TIMM,
     tag="augreg_in21k",
@@ -165,6 +176,25 @@ _AUGREG = replace(
     origin="github.com/google-research/vision_transformer, converted by timm",
     paper="arXiv 2106.10270",
 )
+
+# SimDINO: a file host that serves people, not programs.
+_SIMDINO = PretrainedCfg(
+    crop_pct=0.875,  # Resize(256) and CenterCrop(224) of its evaluations
+    num_classes=0,
+    origin="SimDINO's authors, github.com/RobinWu218/SimDINO",
+    paper="arXiv 2502.10385",
+    checked="shapes",
+)
+
+
+def _simdino(tag: str, file_id: str, knn: float, linear: float) -> PretrainedCfg:
+    return replace(
+        _SIMDINO,
+        tag=tag,
+        url=f"https://drive.google.com/file/d/{file_id}/view",
+        notes=f"ImageNet-1k: {knn}% by k-NN, {linear}% by a linear head, as its authors report. Licence: see there.",
+    )
+
 
 PRETRAINED: dict[str, list[PretrainedCfg]] = {
     "crate_nano_patch6_96": [_NANO_SCENES, _NANO],
@@ -246,6 +276,7 @@ PRETRAINED: dict[str, list[PretrainedCfg]] = {
             sha256="93181583427d6de3e18ab0e6ee4df35736cfc51a3c1bf9ae0e9b53b1316598dc",
         ),
         replace(_AUGREG, hf_hub_id="timm/vit_base_patch16_224.augreg_in21k"),
+        _simdino("simdino", "1nqcX0IgKQ8H3ZFJKaEx_O5wTVqdorLyQ", 74.9, 77.3),
     ],
     "vit_base_patch8_224": [
         replace(
@@ -256,5 +287,15 @@ PRETRAINED: dict[str, list[PretrainedCfg]] = {
         ),
         replace(_AUGREG, hf_hub_id="timm/vit_base_patch8_224.augreg_in21k"),
     ],
+    "vit_large_patch16_224": [_simdino("simdino", "1jy27VYHHSxllMqWr5DiKk80y9ZBrKkPV", 75.6, 77.4)],
+    "vit_base_patch16_reg4_simdinov2": [_simdino("in1k", "1g_f3aEFdfiKCn8IH11Y4FwtEDu1pPbQv", 78.1, 79.7)],
+    "vit_large_patch16_reg4_simdinov2": [_simdino("in1k", "1IotEWszh1chGtzwl8X_ul6j3ACT7Tn6i", 81.1, 82.4)],
     "vit_nano_patch6_96": [_VIT_NANO],
+    **{
+        f"vit_{size}_patch14_{registers}dinov2": [
+            replace(facts, hf_hub_id=f"timm/vit_{size}_patch14_{registers}dinov2.lvd142m")
+        ]
+        for registers, facts in (("", _DINOV2), ("reg4_", _DINOV2_REG))
+        for size in ("small", "base", "large")
+    },
 }

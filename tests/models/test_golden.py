@@ -371,11 +371,3 @@ def test_the_constants_of_crate_are_the_released_ones() -> None:
     mae = {name: p.default for name, p in inspect.signature(CrateMae).parameters.items()}
     assert (mae["step_size"], mae["sparsity"], mae["num_classes"], mae["norm_pix_loss"]) == (0.1, 0.5, 0, False)
     assert (defaults["skip"], defaults["threshold"], defaults["global_pool"]) == ("input", "relu", "token")
-
-
-def test_vit_has_the_names_and_shapes_of_the_installed_timm() -> None:
-    timm = pytest.importorskip("timm")
-    with torch.device("meta"):
-        theirs = timm.create_model("vit_small_patch16_224").state_dict()
-    ours = on_meta("vit_small_patch16_224").state_dict()
-    assert {name: t.shape for name, t in ours.items()} == {name: t.shape for name, t in theirs.items()}

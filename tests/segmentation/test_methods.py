@@ -36,7 +36,7 @@ def pixels(model: ImageTransformer) -> Tensor:
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("family", ["crate", "vit"])
+@pytest.mark.parametrize("family", ["crate", "vit", "registers"])
 def test_every_method_gives_segments_on_the_grid(name: str, family: str) -> None:
     model = small_model(FAMILIES[family], dynamic_img_size=True)
     found = choose_method(name)(model, images_for(model, batch=1, grid=GRID)[0])
