@@ -51,6 +51,25 @@ def check_attention(
         assert torch.equal(one, other)
 
 
+def check_gradients_at_attention(model: nn.Module, images: Tensor, theirs: Callable[[], Sequence[Tensor]]) -> None:
+    """Gradients of what a model gives reach attention: they are those of the library's own, and the output is the same.
+
+    Args:
+        model: As a user has it, with fused attention.
+        images: (batch, channels, height, width).
+        theirs: Gives the gradients of the sum of squares of the first output at the library's own attention.
+    """
+    plain = tensors_of(model(images))[0]
+    with capture(model, "attention", queries="all", eager=True) as trace:
+        out = tensors_of(model(images))[0]
+    assert torch.equal(out, plain)
+    attention = [trace["attention", layer] for layer in trace.layers]
+    gradients = torch.autograd.grad(out.square().sum(), attention)
+    for own, expected in zip(gradients, theirs(), strict=True):
+        assert expected.abs().max() > 1e-3
+        torch.testing.assert_close(own, expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-4)
+
+
 def make_lively(model: nn.Module) -> nn.Module:
     """Weights so large that attention prefers some tokens, and nothing that starts at zero stays there."""
     generator = torch.Generator().manual_seed(0)

@@ -6,6 +6,7 @@ import copy
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,21 @@ class Attention(nn.Module):
         q = q if scale is None else q * scale
         self.rows = (q @ k.mT * k.shape[-1] ** -0.5).softmax(-1).detach()
         return self.out(nn.functional.scaled_dot_product_attention(q, k, v, attn_mask).transpose(1, 2).flatten(2))
+
+
+class Fused(nn.Module):
+    """As the attention that it is made of, with one projection."""
+
+    def __init__(self, apart: Attention) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(DIM, 3 * DIM), apart.out
+        with torch.no_grad():
+            self.qkv.weight.copy_(torch.cat([apart.q.weight, apart.k.weight, apart.v.weight]))
+            self.qkv.bias.copy_(torch.cat([apart.q.bias, apart.k.bias, apart.v.bias]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+        return self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class Layer(nn.Module):
@@ -74,7 +90,9 @@ def toy_structure(model: Toy) -> Structure:
         def scaled(given: Any, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
             return (q if given.get("scale") is None else q * given["scale"]), k
 
-        found = attention_readings(layer.mix, layer.mix.q, layer.mix.k, HEADS, change=scaled)
+        mix = layer.mix
+        projections = mix.qkv if isinstance(mix, Fused) else (mix.q, mix.k, mix.v)
+        found = attention_readings(mix, projections, HEADS, change=scaled, mixed=mix.out)
         return {**found, "compressed": Reading(layer.ln2, "before", lambda tokens: tokens)}
 
     return Structure(
@@ -157,6 +175,45 @@ def test_gradients_of_the_output_reach_the_keys(model: Toy, images: Tensor) -> N
         assert all(gradient.abs().sum() > 0 for gradient in gradients)
     with torch.no_grad():
         assert torch.equal(out, model(images)["tokens"])
+
+
+def test_one_projection_of_all_three_is_read_as_three(model: Toy, images: Tensor) -> None:
+    def states(model: Toy) -> tuple[Any, tuple[Tensor, ...]]:
+        with capture(model, *STATES, queries="all", eager=True) as trace:
+            out = model(images)["tokens"]
+        with torch.no_grad():
+            assert torch.equal(out, model(images)["tokens"])
+        inner = [trace[state, layer] for state in ("projections", "attention") for layer in range(DEPTH)]
+        return trace, torch.autograd.grad(out.square().sum(), inner)
+
+    apart, gradients_apart = states(model)
+    for layer in model.encoder:
+        layer.mix = Fused(layer.mix)
+    fused, gradients_fused = states(model)
+    for key, value in apart.items():
+        torch.testing.assert_close(fused[key], value)
+    for one, other in zip(gradients_fused, gradients_apart, strict=True):
+        assert other.abs().max() > 0
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_eager_is_refused_where_it_would_not_be_true(model: Toy, images: Tensor) -> None:
+    def known(values: bool, dropout: float) -> None:
+        def readings(layer: Layer) -> dict[str, Reading]:
+            mix = layer.mix
+            parts = (mix.q, mix.k, mix.v) if values else (mix.q, mix.k)
+            return attention_readings(mix, parts, HEADS, mixed=mix.out, dropout=dropout)
+
+        register_adapter(Toy)(lambda model: replace(toy_structure(model), readings=readings))
+
+    known(values=False, dropout=0)
+    with pytest.raises(InputError, match="without eager"), capture(model, "attention", eager=True):
+        pass
+    known(values=True, dropout=0.1)
+    with capture(model, "attention", eager=True):
+        model(images)
+    with capture(model.train(), "attention", eager=True), pytest.raises(InputError, match="dropout"):
+        model(images)
 
 
 def test_with_checkpointing_gradients_are_the_same(model: Toy, images: Tensor) -> None:

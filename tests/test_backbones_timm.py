@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from backbones_read import check_attention, make_lively
+from backbones_read import check_attention, check_gradients_at_attention, make_lively
 from timm_installed import timm_or_skip, version_of
 from torch import Tensor, nn
 
@@ -16,7 +16,7 @@ from whitebox_crate import InputError, UnknownNameError, capture, create_model, 
 from whitebox_crate.backbones import readable
 from whitebox_crate.convert.rename import convert_state_dict
 from whitebox_crate.preprocess import fit_photo, to_pillow
-from whitebox_crate.segmentation import METHODS, cls_attention, maskcut_of, patch_features
+from whitebox_crate.segmentation import METHODS, class_maps, cls_attention, maskcut_of, patch_features
 
 timm: Any = timm_or_skip()
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 5}
@@ -58,6 +58,35 @@ def test_attention_is_timms_own(variant: str) -> None:
     images = images_of(model)
     assert all(block.attn.fused_attn for block in model.blocks)
     check_attention(model, images, lambda: unfused(model, images))
+
+
+def gradients_unfused(model: Any, images: Tensor) -> list[Tensor]:
+    """Those of the sum of squares of the logits at the attention of each layer, without a fused kernel."""
+    model, seen = copy.deepcopy(model), []
+    for block in model.blocks:
+        block.attn.fused_attn = False
+        block.attn.attn_drop.register_forward_hook(lambda module, args, out: seen.append(out))
+    out = model(images).square().sum()
+    return list(torch.autograd.grad(out, seen))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_reach_the_rows_that_make_the_output(variant: str) -> None:
+    model = vit(**VARIANTS[variant])
+    images = images_of(model)
+    check_gradients_at_attention(model, images, lambda: gradients_unfused(model, images))
+
+
+def test_gradients_reach_rows_before_a_norm_and_a_gate() -> None:
+    if version_of(timm) < (1, 0, 31):
+        pytest.skip("this timm has no gates")
+    model = vit(scale_attn_norm=True)
+    for block in model.blocks:
+        block.attn.gate = make_lively(nn.Linear(32, 32))
+    assert isinstance(model.blocks[0].attn.norm, nn.LayerNorm)
+    images = images_of(model)
+    check_attention(model, images, lambda: unfused(model, images))
+    check_gradients_at_attention(model, images, lambda: gradients_unfused(model, images))
 
 
 def test_attention_of_images_of_any_size() -> None:
@@ -132,6 +161,19 @@ def test_gradients_of_eva_reach_keys_with_and_without_checkpointing() -> None:
         model(images).square().sum().backward()
     for own, parameter in zip(plain, model.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, own)
+
+
+@pytest.mark.parametrize("variant", ["as DINOv3", "rotary, projections apart", "fewer heads of keys"])
+def test_gradients_reach_the_rows_of_eva(variant: str) -> None:
+    model = eva(**EVA[variant])
+    images = images_of(model)
+    check_gradients_at_attention(model, images, lambda: gradients_unfused(model, images))
+
+
+def test_values_that_eva_does_not_show_are_told() -> None:
+    model = eva(use_rot_pos_emb=True)
+    with pytest.raises(InputError, match="without eager"), capture(model, "attention", eager=True):
+        pass
 
 
 @torch.no_grad()
@@ -302,12 +344,25 @@ def test_photographs_are_normalised_as_the_weights_ask() -> None:
     torch.testing.assert_close(fit_photo(model, to_pillow(photo)).pixels[0, 0, 0], torch.tensor((1 - 0.485) / 0.229))
 
 
+def test_class_maps_are_those_of_the_same_weights_here() -> None:
+    options = {"img_size": (64, 96), "depth": 3, "num_classes": 5}
+    theirs = make_lively(timm.create_model("vit_tiny_patch16_224", **options))
+    ours = create_model("vit_tiny_patch16_224", **options).eval()
+    ours.load_state_dict(convert_state_dict(theirs.state_dict()))
+    images = torch.randn(2, 3, 64, 96)
+    for method in ("relevance", "gradient_attention"):
+        maps, expected = (class_maps(model, images, 3, method) for model in (theirs, ours))
+        torch.testing.assert_close(maps, expected, atol=1e-4 * float(expected.max()), rtol=1e-3)
+    with pytest.raises(InputError, match="one logit"):
+        class_maps(vit(num_classes=0), torch.randn(1, 3, 32, 32))
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_segment_by_every_method(dynamic: bool) -> None:
     model = vit(dynamic_img_size=dynamic, reg_tokens=2)
     photo = (255 * torch.rand(3, 40, 60)).byte()
     size = {"size": 40} if dynamic else {}
-    for method in METHODS:
+    for method in METHODS:  # "class" among them, by the logits
         found = segment(photo, model, method, **size)
         assert found.map.shape == ((5, 8) if dynamic else (4, 4))
         assert found.mask.shape == (40, 60)

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from backbones_read import check_attention, make_lively, tensors_of
+from backbones_read import check_attention, check_gradients_at_attention, make_lively, tensors_of
 from torch import Tensor, nn
 
 from whitebox_crate import InputError, capture, segment
 from whitebox_crate.backbones import Backbone, readable
 from whitebox_crate.preprocess import fit_photo, to_pillow
 from whitebox_crate.pretrained_cfg import PretrainedCfg
-from whitebox_crate.segmentation import METHODS, cls_attention, maskcut_of, patch_features
+from whitebox_crate.segmentation import METHODS, class_maps, cls_attention, maskcut_of, patch_features
 
 if importlib.util.find_spec("transformers") is None:
     pytest.skip("transformers is not installed", allow_module_level=True)
@@ -88,6 +88,32 @@ def test_attention_of_images_of_other_sizes(name: str) -> None:
             model(images, **options)
     assert maps.shape == (2, 4, 5, 3)
     assert torch.equal(maps.flatten(2), trace["attention", -2][:, :, 0, -15:])
+
+
+@pytest.mark.parametrize("name", ["ViTModel", "Dinov2WithRegistersModel", "DINOv3ViTModel"])
+def test_gradients_reach_the_rows_that_make_the_output(name: str) -> None:
+    model, images = make(name), images_of()
+
+    def theirs() -> list[Tensor]:
+        eager = copy.deepcopy(model)
+        eager.set_attn_implementation("eager")
+        out = eager(images, output_attentions=True)
+        return list(torch.autograd.grad(tensors_of(out)[0].square().sum(), out.attentions))
+
+    check_gradients_at_attention(model, images, theirs)
+
+
+def test_class_maps_and_names_of_classes() -> None:
+    names = {0: "cup", 1: "cat", 2: "rocket"}
+    model, images = make("ViTForImageClassification", id2label=names, num_labels=3), images_of()
+    by_name, by_index = class_maps(model, images, "cat"), class_maps(model, images, 1)
+    assert torch.equal(by_name, by_index)
+    assert by_name.shape == (2, 4, 4)
+    assert not torch.allclose(by_name, class_maps(model, images, 2))
+    assert torch.equal(readable(model)(images), model(images).logits)
+    assert segment((255 * torch.rand(3, 40, 60)).byte(), model, size=40, label="rocket").map.shape == (5, 8)
+    with pytest.raises(InputError, match="one logit"):
+        class_maps(make("ViTModel"), images)
 
 
 @pytest.mark.parametrize("name", ["ViTModel", "Dinov2WithRegistersModel", "DINOv3ViTModel"])
@@ -174,7 +200,7 @@ def test_masks_are_refused() -> None:
 @pytest.mark.parametrize("name", ["ViTModel", "ViTForImageClassification", "Dinov2Model", "DINOv3ViTModel"])
 def test_segment_by_every_method(name: str) -> None:
     model, photo = make(name), (255 * torch.rand(3, 40, 60)).byte()
-    for method in METHODS:
+    for method in METHODS if name == "ViTForImageClassification" else set(METHODS) - {"class"}:
         found = segment(photo, model, method, size=40)
         assert found.map.shape == (5, 8)
         assert found.mask.shape == (40, 60)

@@ -12,7 +12,7 @@ from ..models import FeatureExtractor, ImageTransformer
 from ..models._wrappers import unwrap
 from ._names import names_of
 from .of_timm import timm_structure
-from .of_transformers import dino_structure, vit_structure
+from .of_transformers import classifier_structure, dino_structure, vit_structure
 from .structure import Backbone, Structure
 
 Adapter: TypeAlias = Callable[..., Structure]
@@ -24,6 +24,7 @@ _ADAPTERS: dict[str, Adapter] = {
     "timm.models.vision_transformer.VisionTransformer": timm_structure,
     "timm.models.eva.Eva": timm_structure,
     "transformers.models.vit.modeling_vit.ViTModel": vit_structure,
+    "transformers.models.vit.modeling_vit.ViTForImageClassification": classifier_structure,
     "transformers.models.dinov2.modeling_dinov2.Dinov2Model": dino_structure,
     "transformers.models.dinov2.modeling_dinov2.Dinov2Backbone": dino_structure,
     f"{REGISTERS}.Dinov2WithRegistersModel": dino_structure,

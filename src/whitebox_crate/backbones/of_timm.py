@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..layers import Reading
 from ..layers.patch_embed import to_pair
@@ -46,8 +46,17 @@ def timm_structure(model: Any) -> Structure:
         in_chans=getattr(model, "in_chans", cfg.input_size[0]),
         pretrained_cfg=cfg,
         grad_checkpointing=model.grad_checkpointing,
+        num_classes=model.num_classes,
+        global_pool=_pool(model),
         architecture=theirs.get("architecture", type(model).__name__),
     )
+
+
+def _pool(model: Any) -> str:
+    """Which tokens the head reads, as models of this package name it; "" for all else."""
+    if model.global_pool == "avg":
+        return "mean" if getattr(model, "pool_include_prefix", False) else "avg"
+    return "token" if model.global_pool == "token" and not hasattr(model, "head_dist") else ""
 
 
 def _patch_size(embed: Any) -> tuple[int, int]:
@@ -71,11 +80,12 @@ def _readings(block: Any) -> dict[str, Reading]:
     if is_a(attention, ATTENTION) and hasattr(attention, "q_norm"):  # Eva of early releases has none
         found |= attention_readings(
             attention,
-            attention.q_norm,
-            attention.k_norm,
+            (attention.q_norm, attention.k_norm, *_values(attention)),
             attention.num_heads,
             num_key_heads=getattr(attention, "num_kv_heads", None),
             change=partial(_turned, attention),
+            mixed=getattr(attention, "norm", attention.proj),
+            dropout=attention.attn_drop.p,
         )
     if is_a(block, PRE_NORM):
         found["compressed"] = Reading(block.norm2, "before", lambda tokens: tokens)
@@ -84,12 +94,20 @@ def _readings(block: Any) -> dict[str, Reading]:
     return found
 
 
+def _values(attention: Any) -> list[nn.Module]:
+    """The module whose output ends with the values, if there is one: with biases apart, Eva never calls its `qkv`."""
+    if attention.qkv is None:
+        return [attention.v_proj]
+    return [attention.qkv] if getattr(attention, "q_bias", None) is None else []
+
+
 def _turned(attention: Any, given: Mapping[str, Any], q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries and keys, turned by the place of their patch if there are rotary positions; keys for each head of q."""
+    """Queries and keys, turned by the place of their patch if there are rotary positions."""
     rope = given.get("rope")
-    if rope is not None:
-        rotate = importlib.import_module("timm.layers").apply_rot_embed_cat
-        half = {"half": True} if getattr(attention, "rotate_half", False) else {}
-        first = attention.num_prefix_tokens
-        q, k = (torch.cat([z[:, :, :first], rotate(z[:, :, first:], rope, **half)], dim=2).to(z.dtype) for z in (q, k))
-    return q, k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    if rope is None:
+        return q, k
+    rotate = importlib.import_module("timm.layers").apply_rot_embed_cat
+    half = {"half": True} if getattr(attention, "rotate_half", False) else {}
+    first = attention.num_prefix_tokens
+    q, k = (torch.cat([z[:, :, :first], rotate(z[:, :, first:], rope, **half)], dim=2).to(z.dtype) for z in (q, k))
+    return q, k

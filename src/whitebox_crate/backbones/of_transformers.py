@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,11 @@ from .structure import Structure
 
 HALVES = PretrainedCfg(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), notes="mean and std are those of ViTImageProcessor")
 
-PROJECTIONS = (("q_proj", "query"), ("k_proj", "key"))  # as they are called, and as before release 5
+PROJECTIONS = (
+    ("q_proj", "query"),
+    ("k_proj", "key"),
+    ("v_proj", "value"),
+)  # as they are called, and as before release 5
 
 
 def vit_structure(model: Any) -> Structure:
@@ -34,6 +39,24 @@ def vit_structure(model: Any) -> Structure:
     return _structure(model, pretrained_cfg=HALVES, dynamic_img_size=height == width, call=call)
 
 
+def classifier_structure(model: Any) -> Structure:
+    """Where the parts of a `ViTForImageClassification` are; run as a backbone, it gives its logits alone."""
+    backbone, config = vit_structure(model.vit), model.config
+    names = tuple(config.id2label[index] for index in range(config.num_labels))
+
+    def call(whole: nn.Module, images: Tensor) -> Any:
+        out = backbone.call(whole, images)
+        return getattr(out, "logits", out)
+
+    return replace(
+        backbone,
+        call=call,
+        num_classes=config.num_labels,
+        pretrained_cfg=replace(HALVES, num_classes=config.num_labels, label_names=names),
+        architecture=type(model).__name__,
+    )
+
+
 def dino_structure(model: Any) -> Structure:
     """Where the parts of a `Dinov2Model`, `Dinov2WithRegistersModel`, `DINOv3ViTModel`, or the backbone of one, are."""
     return _structure(model, dynamic_img_size=True)
@@ -42,11 +65,11 @@ def dino_structure(model: Any) -> Structure:
 def _structure(model: Any, **facts: Any) -> Structure:
     config = model.config
     layers = next(module for module in model.modules() if isinstance(module, nn.ModuleList))
-    heads = config.num_attention_heads
+    rate = getattr(config, "attention_dropout", getattr(config, "attention_probs_dropout_prob", 0.0))
     return Structure(
         layers=list(layers),
         patch_embed=model.embeddings.patch_embeddings,
-        readings=partial(_readings, num_heads=heads),
+        readings=partial(_readings, num_heads=config.num_attention_heads, dropout=rate),
         patch_size=to_pair(config.patch_size),
         img_size=to_pair(config.image_size),
         num_prefix_tokens=1 + getattr(config, "num_register_tokens", 0),
@@ -57,13 +80,14 @@ def _structure(model: Any, **facts: Any) -> Structure:
     )
 
 
-def _readings(layer: Any, num_heads: int) -> dict[str, Reading]:
-    attention = unwrap(layer.attention)
-    attention = unwrap(getattr(attention, "attention", attention))  # releases before 5 have one inside another
-    query, key = (getattr(attention, new if hasattr(attention, new) else old) for new, old in PROJECTIONS)
+def _readings(layer: Any, num_heads: int, dropout: float) -> dict[str, Reading]:
+    whole: Any = unwrap(layer.attention)
+    attention: Any = unwrap(getattr(whole, "attention", whole))  # releases before 5 have one inside another
+    projections = [getattr(attention, new if hasattr(attention, new) else old) for new, old in PROJECTIONS]
     after = layer.norm2 if hasattr(layer, "norm2") else layer.layernorm_after
+    mixed = attention.o_proj if hasattr(attention, "o_proj") else whole.output
     return {
-        **attention_readings(attention, query, key, num_heads, change=_rotated),
+        **attention_readings(attention, projections, num_heads, change=_rotated, mixed=mixed, dropout=dropout),
         "compressed": Reading(after, "before", lambda tokens: tokens),
     }
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
@@ -16,12 +17,13 @@ Change: TypeAlias = Callable[[Mapping[str, Any], Tensor, Tensor], tuple[Tensor, 
 
 def attention_readings(
     attention: nn.Module,
-    query: nn.Module,
-    key: nn.Module,
+    projections: nn.Module | Sequence[nn.Module],
     num_heads: int,
     *,
     num_key_heads: int | None = None,
     change: Change | None = None,
+    mixed: nn.Module | None = None,
+    dropout: float = 0.0,
 ) -> dict[str, Reading]:
     """`attention`, and `projections`: the keys as they are projected.
 
@@ -30,33 +32,63 @@ def attention_readings(
 
     Args:
         attention: The module that mixes tokens.
-        query: A module inside it whose output is the queries, (batch, tokens, heads * head_dim) or (batch, heads,
-            tokens, head_dim).
-        key: Likewise, of the keys.
-        num_heads: How many heads of queries there are.
-        num_key_heads: How many of keys, if there are fewer; `change` then repeats them.
+        projections: Modules inside it. One that gives queries, keys and values side by side, (batch, tokens, 3 * heads
+            * head_dim); or several, of queries, keys and, if they are known, values, (batch, tokens, heads * head_dim)
+            or (batch, heads, tokens, head_dim) each. Of the third, the last entries count.
+        num_heads: How many heads there are.
+        num_key_heads: How many of keys and values, if there are fewer: each then belongs to several heads of queries.
         change: What becomes of queries and keys between there and the softmax: norms, rotations.
+        mixed: The module that gets the rows times the values, (batch, tokens, heads * head_dim). With it, and with
+            values, `capture` leads gradients to the rows (`eager`).
+        dropout: Of the rows, while training.
 
     Raises:
         InputError: In a pass in which the attention gets a mask: its rows would not be those of the softmax.
     """
+    together = isinstance(projections, nn.Module)
+    inside = (projections,) if isinstance(projections, nn.Module) else tuple(projections)
     key_heads = num_key_heads or num_heads
 
-    def rows(given: Mapping[str, Any], queries: Tensor, keys: Tensor) -> Rows:
+    def rows(given: Mapping[str, Any], *outputs: Tensor) -> Rows:
         _refuse_masks(given)
-        q, k = _of_heads(queries, num_heads), _of_heads(keys, key_heads)
-        return Rows(*(q, k) if change is None else change(given, q, k), attention_rows)
+        if together:
+            q, k, v = _split(outputs[0], num_heads)
+            values: Tensor | None = v
+        else:
+            q, k = _of_heads(outputs[0], num_heads), _of_heads(outputs[1], key_heads)
+            width = key_heads * k.shape[-1]
+            values = _of_heads(outputs[2][..., -width:], key_heads) if outputs[2:] else None
+        if change is not None:
+            q, k = change(given, q, k)
+        if dropout and attention.training:
+            values = None
+        shared = num_heads // key_heads
+        if shared > 1:
+            k = k.repeat_interleave(shared, dim=1)
+            values = None if values is None else values.repeat_interleave(shared, dim=1)
+        return Rows(q, k, attention_rows, values)
 
-    def read_keys(keys: Tensor) -> Tensor:
-        return _of_heads(keys, key_heads)
+    def keys(out: Tensor) -> Tensor:
+        return _split(out, num_heads)[1] if together else _of_heads(out, key_heads)
 
-    def write_keys(keys: Tensor, k: Tensor) -> Tensor:
-        return k if keys.ndim == 4 else k.transpose(1, 2).flatten(2)
+    def with_keys(out: Tensor, k: Tensor) -> Tensor:
+        if together:
+            q, _, v = _split(out, num_heads)
+            return torch.stack([q, k, v]).permute(1, 3, 0, 2, 4).flatten(2)
+        return k if out.ndim == 4 else k.transpose(1, 2).flatten(2)
 
+    if not (together or inside[2:]):
+        mixed = None
     return {
-        "projections": Reading(key, "after", read_keys, key_heads, write=write_keys),
-        "attention": Reading(attention, "after", rows, num_heads, rows=True, inside=(query, key)),
+        "projections": Reading(inside[0] if together else inside[1], "after", keys, key_heads, write=with_keys),
+        "attention": Reading(attention, "after", rows, num_heads, rows=True, inside=inside, mixed=mixed),
     }
+
+
+def _split(projected: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values, (batch, heads, tokens, head_dim) each."""
+    q, k, v = projected.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    return q, k, v
 
 
 def _of_heads(projected: Tensor, heads: int) -> Tensor:

@@ -35,6 +35,9 @@ class Structure:
         in_chans: Channels of the images.
         pretrained_cfg: The facts about the weights; of them `mean` and `std` make tensors of photographs.
         grad_checkpointing: Whether layers run again in the backward pass.
+        num_classes: How many logits `call` gives for each image; 0 if it gives something else.
+        global_pool: Which tokens the logits are read from: "token" for [CLS], "avg" for the mean of the patches, "mean"
+            for that of all tokens; "" for anything else.
         architecture: What it is called.
         call: Runs the model on images (batch, in_chans, height, width), of any size that it takes.
 
@@ -53,6 +56,8 @@ class Structure:
     in_chans: int = 3
     pretrained_cfg: PretrainedCfg = field(default_factory=PretrainedCfg)
     grad_checkpointing: bool = False
+    num_classes: int = 0
+    global_pool: str = "token"
     architecture: str = ""
     call: Callable[[nn.Module, Tensor], Any] = _call
 
@@ -87,6 +92,8 @@ class Backbone(nn.Module):
     in_chans: int
     pretrained_cfg: PretrainedCfg
     grad_checkpointing: bool
+    num_classes: int
+    global_pool: str
     architecture: str
 
     square_images = False  # as of `ImageTransformer`

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from .._indices import resolve_index
 from ..errors import InputError, UnknownNameError
-from ._base import ImageTransformer
+from ..pretrained_cfg import PretrainedCfg
 
 Class: TypeAlias = int | str  # its index, or its name
 
 
-def check_classifies(core: ImageTransformer) -> None:
+class Classifier(Protocol):
+    """What is asked of a model whose classes are looked up."""
+
+    @property
+    def num_classes(self) -> int:
+        """How many logits there are for each image; 0 if there are none."""
+
+    @property
+    def global_pool(self) -> str:
+        """Which tokens the head reads; "" if it gives something for each token."""
+
+    @property
+    def pretrained_cfg(self) -> PretrainedCfg:
+        """The facts about the weights, names of classes among them."""
+
+
+def check_classifies(core: Classifier) -> None:
     """Raises InputError unless the model gives one logit for each image and class."""
     if not core.num_classes or not core.global_pool:
         raise InputError(
@@ -24,13 +40,13 @@ def check_classifies(core: ImageTransformer) -> None:
         )
 
 
-def class_names(core: ImageTransformer) -> tuple[str, ...]:
+def class_names(core: Classifier) -> tuple[str, ...]:
     """The names of the head's classes in their order; those that are not known are "class 0", "class 1" and so on."""
     names = core.pretrained_cfg.label_names
     return names if len(names) == core.num_classes else tuple(f"class {index}" for index in range(core.num_classes))
 
 
-def class_index(core: ImageTransformer, class_: Class) -> int:
+def class_index(core: Classifier, class_: Class) -> int:
     """The index of a class, counted from 0, by its name or its index, which text may be too; negative from the end.
 
     Raises:
@@ -50,7 +66,7 @@ def class_index(core: ImageTransformer, class_: Class) -> int:
     return found[0]
 
 
-def class_indices(core: ImageTransformer, classes: Class | Sequence[Class] | Tensor, batch: int) -> Tensor:
+def class_indices(core: Classifier, classes: Class | Sequence[Class] | Tensor, batch: int) -> Tensor:
     """One class for each image, int64 (batch,).
 
     Args:

@@ -8,11 +8,11 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
+from ..backbones import Readable, readable
 from ..capturing import capture
 from ..errors import InputError, UnknownNameError
-from ..models import ImageTransformer
 from ..models._classes import Class, check_classifies, class_indices
-from ..models._wrappers import transformer_in, unwrap
+from ..models._wrappers import unwrap
 from .states import check_finite_images, resolve_layer
 
 ClassMap: TypeAlias = Literal["relevance", "gradient_attention"]
@@ -41,7 +41,7 @@ def class_maps(
     images at once. "gradient_attention" of [CLS] keeps a row of each.
 
     Args:
-        model: A model of this package with a head, compiled or not.
+        model: A model that `capture` reads, which gives logits (`num_classes` of a `Structure`).
         images: (batch, in_chans, height, width), float, finite.
         classes: By index or name: one for all images, or one for each; None for the likeliest of each.
         method: "relevance" or "gradient_attention".
@@ -64,7 +64,7 @@ def class_maps(
         raise UnknownNameError.of("method", method, get_args(ClassMap))
     if method == "relevance" and layer is not None:
         raise InputError("relevance goes through all layers: leave layer out, or choose the method gradient_attention")
-    core = transformer_in(model)
+    core = readable(model)
     check_classifies(core)
     grid = core.grid_of(images)
     check_finite_images(images)
@@ -123,7 +123,7 @@ def relevance(weighted: Sequence[Tensor], read: Tensor) -> Tensor:
     return found
 
 
-def _read_by_head(core: ImageTransformer, like: Tensor) -> Tensor:
+def _read_by_head(core: Readable, like: Tensor) -> Tensor:
     """The weights by which the head reads the last tokens, (tokens,)."""
     read = like.new_zeros(like.shape[-1])
     if core.global_pool == "token":

@@ -168,7 +168,7 @@ def by_class(model: nn.Module, pixels: Tensor, *, label: Class | None = None) ->
     """One mask: what speaks for a class, by Otsu's cut of its relevance (`class_maps`).
 
     Args:
-        model: A model of this package that classifies.
+        model: A model that `capture` reads, which gives logits.
         pixels: (in_chans, height, width), normalised.
         label: The class, by name or index; the likeliest if None.
 
