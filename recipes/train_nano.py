@@ -21,13 +21,14 @@ from torch import Tensor
 
 from recipes.backgrounds import WALLPAPERS, wallpapers
 from recipes.cutouts import backgrounds, cutouts, merge
+from recipes.mixed import Mixed
 from recipes.objects import Objects, photographs
 from recipes.scenes import Scenes, Style
 from whitebox_crate import ImageTransformer, create_model
 from whitebox_crate._files import write_whole
 from whitebox_crate.errors import InputError
 from whitebox_crate.pretrained_cfg import PretrainedCfg
-from whitebox_crate.training import Recipe, finish, last_metrics, normalize, train
+from whitebox_crate.training import ImageDataset, Recipe, finish, last_metrics, normalize, open_images, train
 from whitebox_crate.training.checkpoints import checkpoints_of
 
 MATE = Path("/usr/share/backgrounds/mate")
@@ -129,6 +130,16 @@ def style_of(changes: dict[str, Any]) -> Style:
     return replace(Style(), **given)
 
 
+def with_photographs(scenes: Scenes, where: str | None) -> Scenes | Mixed:
+    """The scenes, or these and the photographs of what `open_images` takes, half of each batch."""
+    if where is None:
+        return scenes
+    photographs = open_images(where, crop="random", flip=True, size=scenes.size)
+    if not isinstance(photographs, ImageDataset):
+        raise InputError(f"{where} cannot be drawn from by number")
+    return Mixed([scenes, photographs])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
@@ -136,6 +147,7 @@ def main() -> None:
     add("--warm-start", default="", metavar="NAME", help="weights to start from, with a fresh head")
     add("--data", type=Path, required=True, help="folder of cutouts.tar and backgrounds.tar")
     add("--cache", type=Path, help="file for what was decoded (OUT/../data.pt)")
+    add("--photographs", metavar="WHERE", help="half of each batch is of these, as `whitebox-crate train --data` takes")
     add("--out", type=Path, required=True)
     add("--steps", type=int, default=10000)
     add("--batch-size", type=int, default=32)
@@ -161,8 +173,8 @@ def main() -> None:
         precision=options.precision,
         seed=options.seed,
     )
-    model = make_model(options.model, options.warm_start, learnt.class_names, recipe)
-    source = Scenes(learnt, behind, max(recipe.sizes), style)
+    source = with_photographs(Scenes(learnt, behind, max(recipe.sizes), style), options.photographs)
+    model = make_model(options.model, options.warm_start, source.class_names, recipe)
     validation = Naming(Scenes(unseen, behind_unseen, 96, style), every=1000)
     started = int(bool(checkpoints_of(options.out)))
     clock = time.process_time()

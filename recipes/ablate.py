@@ -1,0 +1,173 @@
+"""What in the scenes, and which width, makes a network find things in photographs: one change at a time, three seeds.
+
+    python -m recipes.ablate --data DATA --photographs ECSSD --out runs/ablation
+
+DATA holds cutouts.tar and backgrounds.tar, as for `recipes.train_nano`; ECSSD holds images/ and masks/. Each run trains
+crate_nano from scratch on small images. A call that was interrupted goes on when it is called again. The table is
+printed and OUT/results.json written when all runs are done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import whitebox_crate
+from recipes.measure_photographs import interval, score
+from recipes.objects import Objects
+from recipes.scenes import Scenes
+from recipes.train_nano import data_of, style_of
+from whitebox_crate import ImageTransformer, create_model
+from whitebox_crate._files import write_whole
+from whitebox_crate._tables import markdown_table
+from whitebox_crate.evaluation.folders import read_folder
+from whitebox_crate.training import Recipe, last_metrics, train
+
+SEEDS = (0, 1, 2)
+T_OF_TWO = 4.303  # Student's t, two degrees of freedom, 95%
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One change against the scenes and the network as they are.
+
+    Attributes:
+        objects: One in so many objects is kept.
+        backgrounds: One in so many backgrounds is kept.
+        style: What of `Style` differs.
+        width: Of a token; a head has 32 of it.
+    """
+
+    objects: int = 1
+    backgrounds: int = 1
+    style: Mapping[str, Any] = field(default_factory=dict)
+    width: int = 128
+
+
+ARMS = {
+    "as it is": Arm(),
+    "a quarter of the objects": Arm(objects=4),
+    "a sixteenth of the backgrounds": Arm(backgrounds=16),
+    "no other objects": Arm(style={"others": 0, "twin": 0.0}),
+    "no decoys": Arm(style={"decoys": 0, "front": 0.0}),
+    "half as wide": Arm(width=64),
+    "half as wide again": Arm(width=192),
+}
+
+
+def thinned(objects: Objects, every: int) -> Objects:
+    """One in so many objects, with the classes that are left."""
+    labels = objects.labels[::every]
+    left = labels.unique()  # sorted
+    names = tuple(objects.class_names[label] for label in left.tolist())
+    return Objects(objects.images[::every], torch.searchsorted(left, labels), names)
+
+
+def run(arm: Arm, recipe: Recipe, objects: Objects, backgrounds: Tensor, photographs: Path, out: Path) -> None:
+    """Trains one network, measures it on photographs, and writes OUT.json."""
+    if out.with_suffix(".json").exists():
+        return
+    kept = thinned(objects, arm.objects)
+    source = Scenes(kept, backgrounds[:: arm.backgrounds].contiguous(), max(recipe.sizes), style_of(dict(arm.style)))
+    torch.manual_seed(recipe.seed)
+    model = create_model(
+        "crate_nano",
+        num_classes=len(kept.class_names),
+        img_size=max(recipe.sizes),
+        embed_dim=arm.width,
+        num_heads=arm.width // 32,
+    )
+    assert isinstance(model, ImageTransformer)
+    clock = time.process_time()
+    train(model, source, recipe, out, checkpoint_every=500)
+    seconds = round(time.process_time() - clock)
+    pairs = [pair for _, pair in read_folder(photographs).items]
+    scores = score(model.eval(), pairs, 2 * max(recipe.sizes))
+    found = {
+        "arm": asdict(arm),
+        "seed": recipe.seed,
+        "objects": len(kept.labels),
+        "classes": len(kept.class_names),
+        "backgrounds": len(source._backgrounds[0]),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "cpu_seconds_of_the_last_call": seconds,
+        "named_in_training": last_metrics(out).get("accuracy"),
+        "mean_of_layers": interval(scores.average),
+        "best_head_of_each_image": interval(scores.heads.flatten(1).amax(-1)),
+        "mean_by_layer": [round(x, 4) for x in scores.layers.mean(0).tolist()],
+        "centred_box": interval(scores.box),
+    }
+    write_whole(out.with_suffix(".json"), lambda path: path.write_text(json.dumps(found, indent=1) + "\n"))
+
+
+def table(runs: Mapping[str, list[dict[str, Any]]]) -> str:
+    """A row for each arm: means over seeds, ± half of the 95% interval of the difference from the first arm."""
+    first = next(iter(runs))
+    rows = []
+    for name, of_seeds in runs.items():
+        cells = []
+        for what in ("mean_of_layers", "best_head_of_each_image"):
+            values = [found[what][0] for found in of_seeds]
+            gaps = [value - base[what][0] for value, base in zip(values, runs[first], strict=True)]
+            half = T_OF_TWO * stdev(gaps) / len(gaps) ** 0.5
+            cells += [f"{mean(values):.3f}", "" if name == first else f"{mean(gaps):+.3f} ± {half:.3f}"]
+        one = of_seeds[0]
+        named = mean(found["named_in_training"] for found in of_seeds)
+        rows.append([name, one["objects"], one["backgrounds"], f"{one['parameters']:,}", f"{named:.0%}", *cells])
+    head = ["scenes", "objects", "backgrounds", "parameters", "named"]
+    return markdown_table([*head, "mean of layers", "difference", "best head", "difference"], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="folder of cutouts.tar and backgrounds.tar")
+    add("--cache", type=Path, help="file for what was decoded (OUT/data.pt)")
+    add("--photographs", type=Path, required=True, help="folder with images/ and masks/")
+    add("--out", type=Path, required=True)
+    add("--steps", type=int, default=1500)
+    add("--size", type=int, default=48, help="side of the scenes, pixels; photographs are measured at twice that")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    objects, _, backgrounds, _ = data_of(options.data, options.cache or options.out / "data.pt")
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in ARMS}
+    for seed in SEEDS:  # seed by seed, so that a call that is cut short leaves whole rows of fewer seeds
+        recipe = Recipe(
+            steps=options.steps,
+            learning_rate=4e-4,
+            curriculum=0.3,
+            sizes=(options.size,),
+            size_starts=(0.0,),
+            seed=seed,
+        )
+        for name, arm in ARMS.items():
+            out = options.out / f"{name.replace(' ', '_')}_{seed}"
+            run(arm, recipe, objects, backgrounds, options.photographs, out)
+            runs[name].append(json.loads(out.with_suffix(".json").read_text()))
+    versions = {"whitebox_crate": whitebox_crate.__version__, "torch": torch.__version__}
+    facts = {
+        "command": shlex.join(["python", "-m", "recipes.ablate", *sys.argv[1:]]),
+        "versions": {**versions, "python": platform.python_version()},
+        "recipe": asdict(recipe) | {"seed": list(SEEDS)},
+        "runs": runs,
+    }
+    results = options.out / "results.json"
+    write_whole(results, lambda path: path.write_text(json.dumps(facts, indent=1) + "\n"))
+    print(table(runs))
+    print(results)
+
+
+if __name__ == "__main__":
+    main()
