@@ -69,7 +69,7 @@ ARMS = {
 
 def thinned(objects: Objects, every: int) -> Objects:
     """One in so many objects, with the classes that are left."""
-    labels = objects.labels[::every]
+    labels = objects.labels[::every].contiguous()
     left = labels.unique()  # sorted
     names = tuple(objects.class_names[label] for label in left.tolist())
     return Objects(objects.images[::every], torch.searchsorted(left, labels), names)
@@ -103,7 +103,7 @@ def run(arm: Arm, recipe: Recipe, objects: Objects, backgrounds: Tensor, photogr
         "backgrounds": len(source._backgrounds[0]),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "cpu_seconds_of_the_last_call": seconds,
-        "named_in_training": last_metrics(out).get("accuracy"),
+        "named_in_training": last_metrics(out)["training_accuracy"],
         "mean_of_layers": interval(scores.average),
         "best_head_of_each_image": interval(scores.heads.flatten(1).amax(-1)),
         "mean_by_layer": [round(x, 4) for x in scores.layers.mean(0).tolist()],
