@@ -380,6 +380,7 @@ def test_every_entry_is_published_or_in_the_package() -> None:
     in_the_package = [name for name in list_pretrained() if not is_elsewhere(get_pretrained_cfg(name))]
     assert in_the_package == [
         "crate_nano_patch6_96.scene_composites",
+        "crate_nano_patch6_96.scenes_and_photographs",
         "crate_nano_patch6_96.tuxpaint_composites",
         "crate_pico_patch4_32.fashion_mnist_composites",
         "vit_nano_patch6_96.scene_composites",

@@ -46,6 +46,17 @@ _NANO_SCENES = replace(
     origin="recipes.train_nano, from crate_nano.tuxpaint_composites; docs/cards/crate_nano_scenes.md has all of it",
 )
 
+# Trained on with photographs of other things as half of each batch.
+_NANO_PHOTOGRAPHS = replace(
+    _NANO_SCENES,
+    tag="scenes_and_photographs",
+    file="crate_nano_patch6_96.scenes_and_photographs.safetensors",
+    sha256="b7e3397893b26a718de05cdec5e6763f9c129d83ccfd1d6bda14747204812c48",
+    num_classes=676,
+    label_names=_labels("crate_nano_patch6_96.scenes_and_photographs"),
+    origin="recipes.train_nano, from crate_nano.scene_composites; docs/cards/crate_nano_photographs.md has all of it",
+)
+
 # The control: the same scenes and names, for a ViT.
 _VIT_NANO = replace(
     _NANO_SCENES,
@@ -197,7 +208,7 @@ def _simdino(tag: str, file_id: str, knn: float, linear: float) -> PretrainedCfg
 
 
 PRETRAINED: dict[str, list[PretrainedCfg]] = {
-    "crate_nano_patch6_96": [_NANO_SCENES, _NANO],
+    "crate_nano_patch6_96": [_NANO_SCENES, _NANO_PHOTOGRAPHS, _NANO],
     "crate_pico_patch4_32": [_PICO],
     "crate_small_patch16_224": [_CRATE_SMALL],
     "crate_demo_base_patch8_224": [_CRATE_DEMO],
