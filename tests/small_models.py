@@ -25,6 +25,7 @@ FAMILIES = {
     "mlp": "crate_mlp_paper_small_patch8_224",
     "mhsa": "crate_mhsa_paper_small_patch8_224",
     "vit": "vit_nano_patch6_96",
+    "tost": "tost_tiny_12_patch8_224",
     "registers": "vit_base_patch16_reg4_simdinov2",
     "cbt": "cbt_tiny_patch8_224",
     "crate_cbt": "crate_cbt_paper_small_patch8_224",
@@ -43,7 +44,8 @@ def one_of_each_kind(names: Iterable[str]) -> list[str]:
     """
     kinds: dict[str, str] = {}
     for name in names:
-        kinds.setdefault(re.sub(r"(_paper)?_(nano|pico|tiny|small|base|large)_patch\d+(_\d+)?", "", name), name)
+        sizes = r"(_paper)?_(nano|pico|tiny|small|base|medium|large)(_\d+)?_patch\d+(_\d+)?"
+        kinds.setdefault(re.sub(sizes, "", name), name)
     return list(kinds.values())
 
 

@@ -854,7 +854,9 @@ def test_a_state_is_read_in_the_layers_that_have_it() -> None:
     ):
         pass
     with (
-        pytest.raises(UnknownNameError, match="'compressed', 'output', 'tokens'"),
+        pytest.raises(UnknownNameError, match="has tokens, compressed, output; the layers 1, 2 have it"),
         capture(model, "attention", layers=[0]),
     ):
+        pass
+    with pytest.raises(UnknownNameError, match="known: 'attention', 'compressed'"), capture(model, "membership"):
         pass

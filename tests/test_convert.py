@@ -321,6 +321,8 @@ def test_b8_with_a_two_part_head_is_the_demo() -> None:
         ("vit_small_patch8_224", {"no_embed_class": True, "init_values": 1e-5}),
         ("vit_small_patch8_224", {"reg_tokens": 1, "img_size": 64}),
         ("crate_alpha_base", {"expansion": 2, "img_size": 64}),
+        ("tost_small", {"qkv_bias": False, "cls_attn_layers": 1}),
+        ("tost_tiny", {"mlp_ratio": 2.0, "head_dim": 8, "in_chans": 1}),
         ("crate_mae_base", {"decoder_depth": 8}),
         ("crate_mae_base", {"decoder_depth": 0, "num_classes": 10}),
     ],

@@ -16,6 +16,7 @@ from torch.export import Dim
 from torch.utils.flop_counter import FlopCounterMode
 
 from whitebox_crate import ImageTransformer, capture, create_model, fold_for_inference
+from whitebox_crate._plan import layers_with
 from whitebox_crate.errors import InputError, UnknownNameError
 from whitebox_crate.export import WithAttention
 from whitebox_crate.models import Crate
@@ -69,9 +70,11 @@ def no_compiled_code_of_other_tests() -> Iterator[None]:
 @torch.no_grad()
 def test_the_output_is_the_models_and_the_maps_are_those_of_capture(family: str) -> None:
     model = make(family, depth=3)
-    images, layers = images_for(model, 3), [2, 0]
-    module = WithAttention(model, [-1, 0])
-    assert module.layers == (2, 0)
+    first, *_, last = layers_with(model, "attention")
+    images, layers = images_for(model, 3), [last, first]
+    module = WithAttention(model, [-1, first])
+    assert module.layers == (last, first)
+    assert WithAttention(model).layers == layers_with(model, "attention")
     logits, maps = module(images)
     assert maps.shape == (3, 2, 2, model.num_prefix_tokens + 6)
     assert_same((logits, maps), reference(model, images, layers), rtol=2e-6)
@@ -182,17 +185,17 @@ def test_a_folded_model_compiled_whole(family: str) -> None:
     model = make(family, depth=1)
     folded, images = fold_for_inference(model), images_for(model)
     compiled = torch.compile(WithAttention(folded), fullgraph=True, backend="eager")
-    assert_same(compiled(images), reference(model, images, [0]))
+    assert_same(compiled(images), reference(model, images, list(layers_with(model, "attention"))))
 
 
-@pytest.mark.parametrize("family", mostly_slow(["crate", "mae", "vit"], "crate"))
+@pytest.mark.parametrize("family", mostly_slow(["crate", "mae", "vit", "tost"], "crate", "tost"))
 @torch.no_grad()
 def test_exported_with_any_batch_and_size(family: str) -> None:
     model = make_of_any_size(family)
     exported = exported_of_any_size(family).module()
     for batch, grid in ((1, (4, 3)), (4, (2, 2)), (2, (7, 4))):  # the model's own grid, a smaller and a larger one
         images = images_for(model, batch, grid)
-        assert_same(exported(images), reference(model, images, [0, 1]))
+        assert_same(exported(images), reference(model, images, list(layers_with(model, "attention"))))
 
 
 class Onnx:
@@ -208,7 +211,7 @@ class Onnx:
         return tuple(torch.from_numpy(array) for array in self.session.run(None, {"images": images.numpy()}))
 
 
-@pytest.mark.parametrize("family", mostly_slow(["crate", "mae"], "crate"))
+@pytest.mark.parametrize("family", mostly_slow(["crate", "mae", "tost"], "crate"))
 @torch.no_grad()
 def test_onnx_with_any_batch_and_size(family: str, tmp_path: Path) -> None:
     model = make_of_any_size(family)
@@ -217,7 +220,7 @@ def test_onnx_with_any_batch_and_size(family: str, tmp_path: Path) -> None:
     assert [output.name for output in program.session.get_outputs()] == ["logits", "attention"]
     for batch, grid in ((1, (4, 3)), (4, (2, 2)), (2, (7, 4))):
         images = images_for(model, batch, grid)
-        assert_same(program(images), reference(model, images, [0, 1]))
+        assert_same(program(images), reference(model, images, list(layers_with(model, "attention"))))
 
 
 class Both(nn.Module):
@@ -242,14 +245,14 @@ def test_onnx_as_it_is_and_folded(family: str, tmp_path: Path) -> None:
     )
     for batch in (1, 3):
         images = images_for(model, batch)
-        logits, attention = reference(model, images, [0])
+        logits, attention = reference(model, images, [-1])
         assert_same(program(images), (logits, logits, attention))
 
 
 def test_a_layer_that_is_no_block_is_refused() -> None:
     model = small_model(FAMILIES["crate"])
     model.blocks[1] = nn.Identity()
-    with pytest.raises(InputError, match="layer 1 is a Identity, not a Block"):
+    with pytest.raises(InputError, match="a Identity in place of a layer"):
         WithAttention(model)
     assert WithAttention(model, [0]).layers == (0,)
 

@@ -15,11 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from ._files import make_folder
-from ._indices import resolve_indices, resolve_layers
+from ._indices import resolve_indices
+from ._plan import layers_with
 from ._rows import check_chunk
 from .backbones import readable
 from .capturing import capture
 from .errors import OutputError, UnknownNameError
+from .layers import ClassAttention
+from .models._wrappers import unwrap
 
 FileType = Literal["float16", "float32"]
 
@@ -38,8 +41,9 @@ def save_attention(
     """Runs a model once and writes all rows of its attention, chunk by chunk, so that memory holds one chunk.
 
     A layer becomes one file, `attention_00.npy` for layer 0, of shape (batch, heads, tokens, tokens): what `capture`
-    with `queries="all"` gives. `numpy.load(path, mmap_mode="r")` opens it without reading it. The files are whole or
-    not there; those that were there before are replaced when all are done.
+    with `queries="all"` gives. Of class attention, as in ToST, there is one row: (batch, heads, 1, tokens).
+    `numpy.load(path, mmap_mode="r")` opens it without reading it. The files are whole or not there; those that were
+    there before are replaced when all are done.
 
     Args:
         model: A model that `capture` reads.
@@ -54,7 +58,7 @@ def save_attention(
         By layer, counted from 0, its file.
 
     Raises:
-        UnknownNameError: If a layer, a head or the dtype does not exist.
+        UnknownNameError: If a layer, a head or the dtype does not exist, or a layer has no attention.
         InputError: If the images are not the model's, or `chunk` is not positive.
         OutputError: If the files do not fit on the disk or cannot be written.
 
@@ -72,14 +76,18 @@ def save_attention(
     rows, columns = core.grid_of(images)
     tokens = core.num_prefix_tokens + rows * columns
     shown = core.num_heads if heads is None else len(resolve_indices("head", heads, core.num_heads))
-    shape = (len(images), shown, tokens, tokens)
-    files = {layer: folder / f"attention_{layer:02d}.npy" for layer in resolve_layers(layers, len(core.layers()))}
+    every, shapes = core.layers(), dict[int, tuple[int, int, int, int]]()
+    for layer in layers_with(core, "attention", layers=layers):
+        attention = getattr(unwrap(every[layer]), "attention", None)
+        queries = 1 if isinstance(attention, ClassAttention) else tokens
+        shapes[layer] = (len(images), shown, queries, tokens)
+    files = {layer: folder / f"attention_{layer:02d}.npy" for layer in shapes}
     make_folder(folder)
-    _check_room(folder, len(files) * math.prod(shape) * np.dtype(dtype).itemsize)
+    _check_room(folder, sum(map(math.prod, shapes.values())) * np.dtype(dtype).itemsize)
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".attention-") as temporary, ExitStack() as stack:
             for layer, path in files.items():
-                writer = _Writer(stack.enter_context((Path(temporary) / path.name).open("wb")), shape, dtype)
+                writer = _Writer(stack.enter_context((Path(temporary) / path.name).open("wb")), shapes[layer], dtype)
                 stack.enter_context(
                     capture(model, "attention", layers=[layer], heads=heads, queries="all", chunk=chunk, reduce=writer)
                 )
@@ -111,9 +119,9 @@ class _Writer:
         self.begin, self.done = file.tell(), 0
 
     def __call__(self, rows: Tensor) -> Tensor:
-        tokens = self.shape[-1]
+        queries, tokens = self.shape[-2:]
         for index, block in enumerate(rows.flatten(0, 1).float().cpu().numpy().astype(self.dtype)):
-            self.file.seek(self.begin + (index * tokens + self.done) * tokens * self.dtype.itemsize)
+            self.file.seek(self.begin + (index * queries + self.done) * tokens * self.dtype.itemsize)
             self.file.write(block.tobytes())
         self.done += rows.shape[2]
         return rows[..., :0]

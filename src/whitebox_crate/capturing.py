@@ -7,28 +7,22 @@ in a forward hook (`_rows`). Its output does not change by a bit.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from ._hooks import Hook, hooks_here, uncompiled
-from ._indices import resolve_index, resolve_indices, resolve_layers
+from ._indices import resolve_index, resolve_indices
+from ._plan import Plan, State, known_states
 from ._rows import Queries, Reduce, RowChoice, through_rows
-from .backbones import Backbone, Readable, readable
+from .backbones import Readable, readable
 from .errors import CaptureError, InputError, UnknownNameError, WhiteboxCrateError
-from .layers import Reading, Rows, layer_readings
-from .models import Block
-from .models._wrappers import unwrap
-
-# What operators and adapters name their states is theirs (`Block.readings`); these are the names in this package.
-State: TypeAlias = str
-LAYER_STATES = ("tokens", "output")  # those of `layer_readings`
+from .layers import Reading, Rows
 
 
 class Trace(Mapping[tuple[str, int], Any]):
@@ -193,7 +187,7 @@ def capture(
     if not states:
         raise InputError(f"name at least one state to capture: {', '.join(known_states(core))}")
     rows = RowChoice(queries, chunk, reduce)
-    plan = _Plan.of(core, states, layers)
+    plan = Plan.of(core, states, layers)
     if isinstance(queries, str) and queries == "cls" and plan.any_of_rows and not core.has_class_token:
         raise InputError("this backbone has no [CLS], whose row is asked for; give queries='all', or token indices")
     if not plan.any_of_rows and (chunk is not None or reduce is not None or eager):
@@ -207,7 +201,7 @@ def capture(
         yield trace
 
 
-def _check_eager(core: Readable, plan: _Plan, reduce: Reduce | None) -> None:
+def _check_eager(core: Readable, plan: Plan, reduce: Reduce | None) -> None:
     """Raises InputError unless gradients of the output can be led through the rows."""
     if reduce is not None:
         raise InputError("eager leads gradients to the rows themselves, and reduce keeps something else: leave one out")
@@ -219,81 +213,6 @@ def _check_eager(core: Readable, plan: _Plan, reduce: Reduce | None) -> None:
                 raise InputError(f"{state!r} of layer {layer} shows no product with values: read it without eager")
 
 
-def known_states(model: nn.Module) -> tuple[str, ...]:
-    """The states that `capture` can read of a model, in one layer at least.
-
-    Raises:
-        InputError: If nothing is known of the model.
-    """
-    core = readable(model)
-    blocks = [unwrap(layer) for layer in core.layers()]
-    known = [block for block in blocks if isinstance(core, Backbone) or isinstance(block, Block)]
-    return in_order(name for block in known for name in core.readings_of(block))
-
-
-def in_order(inner: Iterable[str]) -> tuple[str, ...]:
-    """The states of a layer in the order in which they come by, each once: its input, those inside, its output."""
-    return ("tokens", *dict.fromkeys(inner), "output")
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What is read, and where.
-
-    Attributes:
-        modules: All layers of the model, unwrapped.
-        layers: Which of them are read.
-        readings: Of each of these, those of the states that are read.
-    """
-
-    modules: Sequence[nn.Module]
-    layers: Sequence[int]
-    readings: Mapping[int, Mapping[str, Reading]]
-
-    @classmethod
-    def of(cls, core: Readable, states: Sequence[str], layers: int | Sequence[int] | None) -> _Plan:
-        """The readings of these states; of None, in the layers that have all of them.
-
-        Raises:
-            UnknownNameError: If a layer is none, or has no such state.
-            InputError: If nothing is known of what stands in place of a layer.
-        """
-        modules = [unwrap(layer) for layer in core.layers()]
-        asked = resolve_layers(layers, len(modules))
-        inner = [state for state in states if state not in LAYER_STATES]
-        found = {index: core.readings_of(modules[index]) if inner else {} for index in asked}
-        having = [index for index in asked if set(inner) <= set(found[index])]
-        if not having or (layers is not None and len(having) < len(asked)):
-            cls._refuse(inner, {index: in_order(found[index]) for index in asked})
-        whole = {index: {**layer_readings(modules[index]), **found[index]} for index in having}
-        return cls(modules, having, {i: {state: of_layer[state] for state in states} for i, of_layer in whole.items()})
-
-    @staticmethod
-    def _refuse(states: Sequence[str], has: Mapping[int, Sequence[str]]) -> NoReturn:
-        known = in_order(name for names in has.values() for name in names[1:-1])
-        for state in states:
-            if state not in known:
-                raise UnknownNameError.of("state", state, known, "These are the states of the layers asked for.")
-        index, lacking = next((i, s) for i, names in has.items() for s in states if s not in names)
-        raise UnknownNameError(
-            f"layer {index} has no state {lacking!r}, it has {', '.join(has[index])}; leave that layer out, or give no "
-            "layers for those that have all the states"
-        )
-
-    def _any(self, holds: Callable[[Reading], object]) -> bool:
-        return any(holds(reading) for of_layer in self.readings.values() for reading in of_layer.values())
-
-    @property
-    def any_of_rows(self) -> bool:
-        """Whether there is a state whose rows are computed when they are asked for."""
-        return self._any(lambda reading: reading.rows)
-
-    @property
-    def any_of_heads(self) -> bool:
-        """Whether there is a state that is of heads."""
-        return self._any(lambda reading: reading.num_heads)
-
-
 class _Recorder:
     """Puts what comes by into a trace, under the layer that runs."""
 
@@ -301,7 +220,7 @@ class _Recorder:
         self,
         trace: Trace,
         core: Readable,
-        plan: _Plan,
+        plan: Plan,
         heads: Sequence[int] | None,
         rows: RowChoice,
         eager: bool,

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._indices import resolve_layers
+from ._plan import layers_with
 from .errors import InputError
 from .layers import CBSA, MHSA, MSSA, attention_rows
 from .layers.plain import oddity
-from .models import Block, ImageTransformer
+from .models import ImageTransformer
 
 
 class WithAttention(nn.Module):
@@ -29,7 +29,8 @@ class WithAttention(nn.Module):
 
     Args:
         model: A model of this package, folded or not, of any float dtype.
-        layers: Which layers, counted from 0, negative ones from the end; an int n for the last n; None for all.
+        layers: Which layers, counted from 0, negative ones from the end; an int n for the last n; None for all that
+            have attention.
 
     Attributes:
         layers: The layers of the maps, counted from 0, in the order asked.
@@ -44,7 +45,7 @@ class WithAttention(nn.Module):
     Raises:
         InputError: If `model` is not of this package or has a forward pass of its own, or `layers` are not a list of
             integers.
-        UnknownNameError: If a layer does not exist.
+        UnknownNameError: If a layer does not exist, or has no attention.
 
     Example:
         >>> model = WithAttention(create_model("crate_nano", pretrained=True).eval(), layers=[-2])
@@ -65,24 +66,14 @@ class WithAttention(nn.Module):
             raise InputError(f"{kind.__name__} has a forward pass of its own, whose parts are not known here")
         self.model = model
         self.training = model.training
-        self.layers = tuple(resolve_layers(layers, len(model.blocks)))
-        for layer in self.layers:
-            if not isinstance(model.blocks[layer], Block):
-                raise InputError(
-                    f"layer {layer} is a {type(model.blocks[layer]).__name__}, not a Block: nothing says where its "
-                    "attention is; leave that layer out"
-                )
-            if not isinstance(model.blocks[layer].attention, MSSA | MHSA | CBSA):
-                raise InputError(
-                    f"layer {layer} mixes tokens by {type(model.blocks[layer].attention).__name__}, which has no "
-                    "attention of [CLS]; leave that layer out"
-                )
+        self.layers = layers_with(model, "attention", layers=layers)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         model = self.model
         tokens, grid, rows = model.embed(images), model.grid_of(images), {}
-        blocks: Iterable[Any] = model.blocks
+        blocks: Iterable[Any] = model.layers()
         for index, block in enumerate(blocks):
+            tokens = model.joined(index, tokens)
             if index in self.layers:
                 rows[index] = _cls_row(block.attention, block.norm1(tokens), grid)
             tokens = model._run_block(block, tokens, grid)

@@ -16,6 +16,7 @@ from .layers import (
     MHSA,
     MLP,
     MSSA,
+    TSSA,
     FoldedISTA,
     LayerScale,
     NormedConvolution,
@@ -41,8 +42,8 @@ def fold_for_inference(model: Model, *, inplace: bool = False) -> Model:
     - A BatchNorm, whose mean and variance are fixed by now, goes into the convolution before it.
 
     What stays: CRATE-alpha's sparse coding, which takes the reconstruction from the normed tokens themselves; the norm
-    before attention with `skip="normalized"`, which the skip adds as well; the last norm, whose tokens
-    `forward_features` returns; ViT's GELU and all attention.
+    before attention with `skip="normalized"`, and both norms of class attention, which are added to the tokens as well;
+    the last norm, whose tokens `forward_features` returns; the MLP's GELU and all attention.
 
     The result is a model like any other: `capture` reads it, `save_pretrained` and `create_model` save and load it,
     and `torch.compile` and `torch.export` take it. Its parameters are not those of the paper any more, so it is neither
@@ -107,7 +108,7 @@ def _normed_products(core: ImageTransformer) -> list[Pair]:
         InputError: If a layer does not say.
     """
     found: list[Pair] = []
-    for module in dict.fromkeys([core.patch_embed, *core.blocks, *getattr(core, "decoder_blocks", ())]):
+    for module in dict.fromkeys([core.patch_embed, *core.layers(), *getattr(core, "decoder_blocks", ())]):
         if module is core.patch_embed and not hasattr(module, "normed_products"):  # has no norm
             continue
         # What a class says of its own forward is not true of the forward of a subclass, or of one put in its place.
@@ -139,7 +140,7 @@ def _check(pair: Pair) -> None:
         return
     layer, neighbour, holder, product = pair
     if holder is not layer:
-        known = next((kind for kind in (MSSA, MHSA, CBSA, MLP) if isinstance(holder, kind)), type(holder))
+        known = next((kind for kind in (MSSA, MHSA, CBSA, TSSA, MLP) if isinstance(holder, kind)), type(holder))
         if odd := oddity(holder, known):
             raise InputError(
                 f"a {type(holder).__name__} of a layer {type(layer).__name__} is {odd}, of which nothing is "

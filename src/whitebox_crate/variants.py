@@ -14,6 +14,7 @@ from .models.crate_alpha import CrateAlpha
 from .models.crate_attention_only import CrateAttentionOnly
 from .models.crate_cbt import CrateCBT
 from .models.crate_mae import CrateMae
+from .models.tost import ToST
 from .models.vit import ViT
 
 # Widths, depths and heads of the released code (github.com/Ma-Lab-Berkeley/CRATE, model/crate.py).
@@ -57,6 +58,16 @@ _CBT: dict[str, dict[str, Any]] = {
     "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
     "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
 }
+# Sizes of ToST for images, with their depth in the name as released (arXiv 2412.17810; github.com/RobinWu218/ToST,
+# tost_vision/tost.py); LayerScale begins at 1 in those of 12 layers, and at 1e-5 in those of 24.
+_TOST: dict[str, dict[str, Any]] = {
+    "tiny_12": {"embed_dim": 192, "depth": 12, "num_heads": 4},
+    "small_12": {"embed_dim": 384, "depth": 12, "num_heads": 8},
+    "tiny_24": {"embed_dim": 192, "depth": 24, "num_heads": 4, "init_values": 1e-5},
+    "small_24": {"embed_dim": 384, "depth": 24, "num_heads": 8, "init_values": 1e-5},
+    "medium_24": {"embed_dim": 512, "depth": 24, "num_heads": 8, "init_values": 1e-5},
+    "large_24": {"embed_dim": 768, "depth": 24, "num_heads": 16, "init_values": 1e-5},
+}
 _NANO: dict[str, Any] = {
     "embed_dim": 128,
     "depth": 6,
@@ -87,6 +98,8 @@ def _table() -> dict[str, Callable[..., ImageTransformer]]:
             table[f"vit_{size}_patch{patch}_224"] = partial(ViT, patch_size=patch, **options)
         for size, options in _CBT.items():
             table[f"cbt_{size}_patch{patch}_224"] = partial(CBT, patch_size=patch, **options)
+        for size, options in _TOST.items():
+            table[f"tost_{size}_patch{patch}_224"] = partial(ToST, patch_size=patch, **options)
         small = {"patch_size": patch, **_PAPER_SMALL}
         table[f"crate_paper_tiny_patch{patch}_224"] = partial(Crate, patch_size=patch, **_PAPER_TINY)
         table[f"crate_paper_small_patch{patch}_224"] = partial(Crate, **small)
@@ -142,4 +155,9 @@ ALIASES = {
     "crate_nano": "crate_nano_patch6_96",
     "crate_pico": "crate_pico_patch4_32",
     "vit_nano": "vit_nano_patch6_96",
+    # T and S of the paper have 12 layers; its M, of 68.1 million parameters, is none of the released sizes.
+    "tost_tiny": "tost_tiny_12_patch16_224",
+    "tost_small": "tost_small_12_patch16_224",
+    "tost_medium": "tost_medium_24_patch16_224",
+    "tost_large": "tost_large_24_patch16_224",
 }

@@ -376,3 +376,103 @@ def test_a_model_that_runs_its_parts_in_another_way_is_said_to() -> None:
     model.forward_head = torch.tanh
     model.register_forward_hook(lambda *_: None)
     assert "this model has its own forward_head, hooks:" in explain(model)
+
+
+def columns_normed(z: torch.Tensor, module: nn.LayerNorm) -> torch.Tensor:
+    """LN, of columns."""
+    centred = z - z.mean(0)
+    return module.weight[:, None] * centred / (z.var(0, correction=0) + module.eps).sqrt() + module.bias[:, None]
+
+
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    return x * (1 + torch.erf(x / 2**0.5)) / 2
+
+
+@torch.no_grad()
+def test_the_equations_are_what_tost_computes_from_patches_to_features() -> None:
+    model = small_model("tost_tiny_12_patch8_224", depth=1, cls_attn_layers=1, num_classes=0).double()
+    images, text = torch.randn(1, 3, *model.img_size, dtype=torch.float64), explain(model)
+    rows, columns = model.grid_of(images)
+
+    assert "Z = T + R S + r 1^T" in text
+    assert "s_ij = [w(2 pi i / (H + 1e-06)); w(2 pi j / (W + 1e-06))]" in text
+    assert "w_2m(x) = sin(x / 10000^(m / 16)), w_2m+1(x) = cos(x / 10000^(m / 16))" in text
+    m = torch.arange(16, dtype=torch.float64)
+
+    def w(x: float) -> torch.Tensor:
+        angles = x / 10000 ** (m / 16)
+        return torch.stack([angles.sin(), angles.cos()], dim=1).flatten()
+
+    places = [(i, j) for i in range(1, rows + 1) for j in range(1, columns + 1)]
+    s = [torch.cat([w(2 * torch.pi * i / (rows + 1e-6)), w(2 * torch.pi * j / (columns + 1e-6))]) for i, j in places]
+    project = model.pos_embed.token_projection
+    z = model.patch_embed(images)[0].T + project.weight[:, :, 0, 0] @ torch.stack(s, dim=1) + project.bias[:, None]
+
+    [block], [last] = model.blocks, model.cls_attn_blocks
+    p, tssa = 24, block.tssa
+    for line in (
+        "W_k = U_k^T LN_1(Z) + a_k 1^T",
+        "(S_k)_cj = (W_k)_cj^2 / sum_i (W_k)_ci^2",
+        "pi_k = exp(tau_k 1^T S_k) / sum_l exp(tau_l 1^T S_l)",
+        "m_k = (W_k * W_k) pi_k^T / (pi_k 1 + 1e-08)",
+        "D_k = diag(1 / (1 + m_k))",
+        "H = Z + diag(s_1) (b 1^T - sum_k P_k D_k W_k diag(pi_k))",
+        "Z' = H + diag(s_2) (F_2 GELU(F_1 Y + f_1 1^T) + f_2 1^T), GELU(x) = x Phi(x)",
+    ):
+        assert line in text
+    y = columns_normed(z, block.norm1)
+    heads = zip(tssa.qkv.weight.split(p), tssa.qkv.bias.split(p), tssa.temperature, strict=True)
+    found = [(u @ y + a[:, None], tau) for u, a, tau in heads]
+    weights = [(tau * (w_k**2 / (w_k**2).sum(1, keepdim=True)).sum(0)).exp() for w_k, tau in found]
+    h = tssa.proj.bias[:, None].expand_as(z)
+    for (w_k, _), weight, p_k in zip(found, weights, tssa.proj.weight.split(p, dim=1), strict=True):
+        pi = weight / sum(weights)
+        d_k = 1 / (1 + w_k**2 @ pi / (pi.sum() + 1e-8))
+        h = h - p_k @ (d_k[:, None] * w_k * pi)
+    h = z + block.ls1.gamma[:, None] * h
+
+    def mlp(x: torch.Tensor, module: nn.Module) -> torch.Tensor:
+        hidden = gelu(module.fc1.weight @ x + module.fc1.bias[:, None])
+        return module.fc2.weight @ hidden + module.fc2.bias[:, None]
+
+    z = h + block.ls2.gamma[:, None] * mlp(columns_normed(h, block.norm2), block.mlp)
+
+    for line in (
+        "Z' = [c, Z]",
+        "Q_k = B^Q_k (column 0 of Y) + a^Q_k",
+        "K_k = B^K_k Y + a^K_k 1^T",
+        "H = Z + diag(s_1) [sum_k P_k V_k softmax(K_k^T Q_k / sqrt(p)) + b, Y_1:]",
+        "X = LN_2(H)",
+        "Z' = X + [diag(s_2) (F_2 GELU(F_1 (column 0 of X) + f_1) + f_2), X_1:], GELU(x) = x Phi(x)",
+        "y = column 0 of LN_c(Z)",
+    ):
+        assert line in text
+    z = torch.cat([model.cls_token[0].T, z], dim=1)
+    y, attn = columns_normed(z, last.norm1), last.attn
+    b_q, b_k, b_v = (part.split(p) for part in attn.qkv.weight.split(2 * p))
+    a_q, a_k, a_v = (part.split(p) for part in attn.qkv.bias.split(2 * p))
+    of_cls = attn.proj.bias[:, None]
+    for k, p_k in enumerate(attn.proj.weight.split(p, dim=1)):
+        query = b_q[k] @ y[:, :1] + a_q[k][:, None]
+        keys, values = b_k[k] @ y + a_k[k][:, None], b_v[k] @ y + a_v[k][:, None]
+        of_cls = of_cls + p_k @ values @ (keys.T @ query / p**0.5).softmax(0)
+    h = z + last.ls1.gamma[:, None] * torch.cat([of_cls, y[:, 1:]], dim=1)
+    x = columns_normed(h, last.norm2)
+    z = x + torch.cat([last.ls2.gamma[:, None] * mlp(x[:, :1], last.mlp), x[:, 1:]], dim=1)
+    torch.testing.assert_close(columns_normed(z, model.norm)[:, 0], model(images)[0], rtol=0, atol=1e-10)
+
+
+def test_options_of_tost_show_and_exchanged_parts_are_named() -> None:
+    model = small_model("tost_tiny_12_patch8_224", depth=2, qkv_bias=False, tokens_norm=False, attn_drop_rate=0.25)
+    text = explain(model)
+    assert "W_k = U_k^T LN_1(Z)\n" in text and "Q_k = B^Q_k (column 0 of Y)\n" in text
+    assert "X = [LN_2(column 0 of H), H_1:]" in text
+    assert "0.25 of the entries of D_k" in text and "0.25 of the entries of attention" in text
+    model.blocks[1].tssa.attend = nn.Sigmoid()
+    model.cls_attn_blocks[0].mlp = nn.Identity()
+    model.pos_embed.token_projection = nn.Identity()
+    text = explain(model)
+    assert "H comes from Z through modules that are not known here: tssa.attend is Sigmoid" in text
+    assert "Z' comes from Z through modules that are not known here: mlp is Identity" in text
+    assert "Z comes from T through modules that are not known here: pos_embed.token_projection is Identity" in text
+    assert re.findall(r"^Layers? (.*):", text, flags=re.M) == ["0", "1", "2", "3"]

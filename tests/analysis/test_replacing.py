@@ -63,7 +63,7 @@ def test_all_tokens_of_another_image_give_its_logits(family: str, layer: int) ->
     theirs = model(other)
     assert not torch.equal(model(one), theirs)
     for state in {"tokens", "output", *replaceable(family)} - {"projections"}:
-        with replace_states(model, {(state, layer - DEPTH): states_of(model, other)[state, layer]}):
+        with replace_states(model, {(state, layer - len(model.layers())): states_of(model, other)[state, layer]}):
             assert torch.equal(model(one), theirs)
 
 

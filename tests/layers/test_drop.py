@@ -27,6 +27,7 @@ PATCHES = GRID[0] * GRID[1]
 def rates_of(name: str) -> dict[str, float]:
     """The rates that a model of this name has; CBT needs all patches, and has no attention whose entries could go."""
     lacking = ("patch_drop_rate", "attn_drop_rate") if "cbt" in name else ()
+    lacking = ("patch_drop_rate",) if "tost" in name else lacking
     return {rate: value for rate, value in RATES.items() if rate not in lacking}
 
 
@@ -41,9 +42,8 @@ def test_evaluation_leaves_out_nothing(name: str) -> None:
     torch.testing.assert_close(folded(images), plain(images), rtol=1e-4, atol=1e-5)
     with capture(dropping, "attention", "output") as trace, capture(plain, "attention", "output") as expected:
         dropping(images), plain(images)
-    for layer in range(3):
-        for state in ("attention", "output"):
-            assert torch.equal(trace[state, layer], expected[state, layer])
+    assert len(trace) == len(expected) > 0
+    assert all(torch.equal(value, expected[key]) for key, value in trace.items())
 
 
 @pytest.mark.parametrize(("name", "rate"), [(name, rate) for name in FAMILIES.values() for rate in rates_of(name)])

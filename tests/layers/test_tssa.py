@@ -65,8 +65,8 @@ def test_before_the_projection_it_is_minus_the_gradient_of_the_variational_rate(
     tssa.proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     tssa(x)
     w = tssa.split_heads(tssa.qkv(x))[0].detach().requires_grad_()
-    membership = tssa.attend(tssa.membership_logits(w.square())).detach()
-    rate = (membership.sum(-1) / 2 * second_moments(w.square(), membership).log1p().sum(-1)).sum()
+    membership = tssa.membership(w).detach()
+    rate = (membership.sum(-1) / 2 * second_moments(w, membership).log1p().sum(-1)).sum()
     [gradient] = torch.autograd.grad(rate, w)
     torch.testing.assert_close(seen[0], -tssa.with_keys(x, gradient), rtol=0, atol=1e-8)  # of the divisors' 1e-8
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from whitebox_crate import ImageTransformer, create_model, list_models, save_pretrained
 from whitebox_crate.errors import InputError, UnknownNameError
-from whitebox_crate.models import CrateMae, FeatureExtractor
+from whitebox_crate.models import CrateMae, FeatureExtractor, ToST
 
 PATCHES = GRID[0] * GRID[1]
 
@@ -49,7 +49,7 @@ def images(model: ImageTransformer) -> Tensor:
 
 @torch.no_grad()
 def layer_outputs(model: ImageTransformer, images: Tensor) -> list[Tensor]:
-    """The tokens after each layer, by running the layers one by one."""
+    """The tokens after each layer of `blocks`, by running the layers one by one."""
     tokens, outputs = model.embed(images), []
     for block in model.blocks:
         tokens = model._run_block(block, tokens, GRID)
@@ -57,9 +57,25 @@ def layer_outputs(model: ImageTransformer, images: Tensor) -> list[Tensor]:
     return outputs
 
 
+@torch.no_grad()
+def finished(model: ImageTransformer, tokens: Tensor) -> Tensor:
+    """What follows `blocks`: the last norm, and in ToST before it [CLS] and class attention."""
+    if isinstance(model, ToST) and model.cls_attn_blocks:
+        tokens = torch.cat([model.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        for block in model.cls_attn_blocks:
+            tokens = block(tokens)
+    normed: Tensor = model.norm(tokens)
+    return normed
+
+
 def as_map(tokens: Tensor, grid: tuple[int, int] = GRID) -> Tensor:
     """Patch tokens (batch, rows * columns, dim) as (batch, dim, rows, columns)."""
     return tokens.mT.reshape(tokens.shape[0], tokens.shape[2], *grid)
+
+
+def of_patches(tokens: Tensor) -> Tensor:
+    """All but [CLS] and registers, which come first where there are any."""
+    return tokens[:, -PATCHES:]
 
 
 @pytest.mark.parametrize("name", list_models())
@@ -81,7 +97,7 @@ def test_at_its_own_size_it_is_what_its_cfg_says(name: str) -> None:
 def test_forward_is_head_of_features(model: ImageTransformer, images: Tensor) -> None:
     features = model.forward_features(images)
     assert features.shape == (2, model.num_prefix_tokens + PATCHES, DIM)
-    torch.testing.assert_close(features, model.norm(layer_outputs(model, images)[-1]))
+    torch.testing.assert_close(features, finished(model, layer_outputs(model, images)[-1]))
     pre_logits = model.forward_head(features, pre_logits=True)
     assert pre_logits.shape == (2, DIM)
     logits = model(images)
@@ -128,6 +144,9 @@ def test_the_class_token_comes_first_then_registers_and_positions_are_added(
     assert with_position == (0 if model.no_embed_class else prefix)
     tokens = model.embed(images)
     patches = model.patch_embed(images)
+    if isinstance(model, ToST):  # [CLS] joins after the blocks
+        torch.testing.assert_close(tokens, patches + model.pos_embed(GRID))
+        return
     torch.testing.assert_close(tokens[:, prefix:], patches + model.pos_embed[:, with_position:])
     learned = model.cls_token if prefix == 1 else torch.cat([model.cls_token, model.reg_token], dim=1)
     positions = model.pos_embed[:, :with_position] if with_position else 0
@@ -139,12 +158,12 @@ def test_pools(name: str) -> None:
     for pool in ("token", "avg", "mean", ""):
         model = small_model(name, global_pool=pool)
         images = images_for(model)
-        last = layer_outputs(model, images)[-1]
+        last = finished(model, layer_outputs(model, images)[-1])
         expected = {
-            "token": lambda m, t: m.norm(t)[:, 0],
+            "token": lambda m, t: t[:, 0],
             "avg": lambda m, t: m.fc_norm(t[:, m.num_prefix_tokens :].sum(dim=1) / PATCHES),
             "mean": lambda m, t: m.fc_norm(t.sum(dim=1) / (m.num_prefix_tokens + PATCHES)),
-            "": lambda m, t: m.norm(t),
+            "": lambda m, t: t,
         }[pool](model, last)
         pre_logits = model.forward_head(model.forward_features(images), pre_logits=True)
         torch.testing.assert_close(pre_logits, expected, msg=lambda text, pool=pool: f"{pool!r}: {text}")
@@ -172,7 +191,7 @@ def test_reset_classifier(name: str) -> None:
     assert not any(key.startswith("head.") for key in model.state_dict())
     torch.testing.assert_close(model(images), pre_logits)
     model.reset_classifier(0, "")
-    torch.testing.assert_close(model(images), model.norm(layer_outputs(model, images)[-1]))
+    torch.testing.assert_close(model(images), finished(model, layer_outputs(model, images)[-1]))
     model.reset_classifier(7, "")
     assert model(images).shape == (2, model.num_prefix_tokens + PATCHES, 7)
     with pytest.raises(UnknownNameError, match="'avg'"):
@@ -204,8 +223,8 @@ INDICES: list[tuple[Any, list[int]]] = [
 
 @torch.no_grad()
 def test_forward_intermediates_in_every_combination(model: ImageTransformer, images: Tensor) -> None:
-    outputs, count = layer_outputs(model, images), model.num_prefix_tokens
-    final = model.norm(outputs[-1])
+    outputs = layer_outputs(model, images)
+    final = finished(model, outputs[-1])
     flags = list(itertools.product([False, True], repeat=5))
     for number, (with_prefix, norm, stop_early, only, as_dict) in enumerate(flags):
         for offset, fmt in enumerate(("NCHW", "NLC")):
@@ -220,9 +239,9 @@ def test_forward_intermediates_in_every_combination(model: ImageTransformer, ima
                 "output_dict": as_dict,
             }
             taken = [model.norm(outputs[layer]) if norm else outputs[layer] for layer in layers]
-            patches = [t[:, count:] if fmt == "NLC" else as_map(t[:, count:]) for t in taken]
-            prefix = [t[:, :count] for t in taken]
-            end = model.norm(outputs[max(layers)]) if stop_early else final
+            patches = [of_patches(t) if fmt == "NLC" else as_map(of_patches(t)) for t in taken]
+            prefix = [t[:, :-PATCHES] for t in taken]
+            end = finished(model, outputs[max(layers)]) if stop_early else final
 
             result = model.forward_intermediates(images, **options)
             if as_dict:
@@ -260,7 +279,7 @@ def test_intermediates_are_the_hooked_ones_and_stopping_early_runs_no_more(
         block.register_forward_hook(lambda _, __, out: seen.append(out))
     _, [first] = model.forward_intermediates(images, [0], output_fmt="NLC")
     assert len(seen) == DEPTH
-    assert torch.equal(first, seen[0][:, model.num_prefix_tokens :])
+    assert torch.equal(first, of_patches(seen[0]))
     seen.clear()
     model.forward_intermediates(images, [1], stop_early=True)
     assert len(seen) == 2
@@ -281,16 +300,16 @@ def test_layers_and_formats_that_do_not_exist(model: ImageTransformer, images: T
 
 @torch.no_grad()
 def test_get_intermediate_layers(model: ImageTransformer, images: Tensor) -> None:
-    outputs, count = layer_outputs(model, images), model.num_prefix_tokens
+    outputs = layer_outputs(model, images)
     for n, layers in [(1, [2]), (2, [1, 2]), ([0, 2], [0, 2])]:
         got = model.get_intermediate_layers(images, n)  # type: ignore[arg-type]
         assert isinstance(got, tuple)
-        same(list(got), [outputs[layer][:, count:] for layer in layers], {"n": n})
+        same(list(got), [of_patches(outputs[layer]) for layer in layers], {"n": n})
     [only] = model.get_intermediate_layers(images)
-    assert torch.equal(only, outputs[-1][:, count:])
+    assert torch.equal(only, of_patches(outputs[-1]))
     [(patches, prefix)] = model.get_intermediate_layers(images, reshape=True, return_prefix_tokens=True, norm=True)
-    torch.testing.assert_close(patches, as_map(model.norm(outputs[-1])[:, count:]))
-    torch.testing.assert_close(prefix, model.norm(outputs[-1])[:, :count])
+    torch.testing.assert_close(patches, as_map(of_patches(model.norm(outputs[-1]))))
+    torch.testing.assert_close(prefix, model.norm(outputs[-1])[:, :-PATCHES])
 
 
 @torch.no_grad()
@@ -308,7 +327,7 @@ def test_features_only(name: str, model: ImageTransformer, images: Tensor) -> No
     assert info.module_name() == ["blocks.0", "blocks.1"]
     assert features.default_cfg is features.pretrained_cfg
     outputs = layer_outputs(model, images)
-    same(features(images), [as_map(output[:, model.num_prefix_tokens :]) for output in outputs[:2]], {})
+    same(features(images), [as_map(of_patches(output)) for output in outputs[:2]], {})
     for module in info.module_name():
         features.model.get_submodule(module)
 
@@ -324,7 +343,7 @@ def test_features_only_gives_the_last_three_layers_unless_told(name: str) -> Non
 @torch.no_grad()
 def test_pruned_layers_are_gone_and_the_others_as_they_were(model: ImageTransformer, images: Tensor) -> None:
     outputs, head = layer_outputs(model, images), model.head
-    normed = model.norm(outputs[1])
+    normed = finished(model, outputs[1])
     assert model.prune_intermediate_layers([1, 0], prune_head=False) == [1, 0]
     assert len(model.blocks) == 2
     assert model.get_classifier() is head
@@ -343,20 +362,14 @@ def test_pruned_layers_are_gone_and_the_others_as_they_were(model: ImageTransfor
 
 @torch.no_grad()
 def test_set_input_size(name: str, model: ImageTransformer, images: Tensor) -> None:
-    patch, before, prefix = patch_of(name), model.pos_embed.detach().clone(), model.num_prefix_positions
+    patch, before = patch_of(name), copy.deepcopy(model.pos_embed)
     model.pos_embed.requires_grad_(False)
     model.set_input_size((3 * patch, 2 * patch))
     assert model.img_size == (3 * patch, 2 * patch)
-    assert model.pos_embed.shape == (1, prefix + 6, DIM)
-    assert not model.pos_embed.requires_grad
-    if isinstance(model, CrateMae):  # the rule that came with it
-        grid = nn.functional.interpolate(as_map(before[:, prefix:]), scale_factor=(3.1 / 2, 2.1 / 3), mode="bicubic")
+    if isinstance(model, ToST):
+        assert all(torch.equal(*pair) for pair in zip(before.parameters(), model.pos_embed.parameters(), strict=True))
     else:
-        grid = nn.functional.interpolate(
-            as_map(before[:, prefix:]), size=(3, 2), mode="bicubic", antialias=True, align_corners=False
-        )
-    torch.testing.assert_close(model.pos_embed[:, prefix:], grid.flatten(2).mT)
-    assert torch.equal(model.pos_embed[:, :prefix], before[:, :prefix])
+        check_resampled(model, before.detach())
     tall = images_for(model)
     assert tall.shape[-2:] == (3 * patch, 2 * patch)
     assert model(tall).shape == (2, CLASSES)
@@ -372,6 +385,21 @@ def test_set_input_size(name: str, model: ImageTransformer, images: Tensor) -> N
     assert model(tall).shape == (2, CLASSES)
 
 
+def check_resampled(model: ImageTransformer, before: Tensor) -> None:
+    """Fails if positions on a grid of 3 x 2 are not those of `GRID`, resampled."""
+    prefix = model.num_prefix_positions
+    assert model.pos_embed.shape == (1, prefix + 6, DIM)
+    assert not model.pos_embed.requires_grad
+    if isinstance(model, CrateMae):  # the rule that came with it
+        grid = nn.functional.interpolate(as_map(before[:, prefix:]), scale_factor=(3.1 / 2, 2.1 / 3), mode="bicubic")
+    else:
+        grid = nn.functional.interpolate(
+            as_map(before[:, prefix:]), size=(3, 2), mode="bicubic", antialias=True, align_corners=False
+        )
+    torch.testing.assert_close(model.pos_embed[:, prefix:], grid.flatten(2).mT)
+    assert torch.equal(model.pos_embed[:, :prefix], before[:, :prefix])
+
+
 @torch.no_grad()
 def test_dynamic_img_size_is_set_input_size_for_one_call(name: str) -> None:
     dynamic = small_model(name, dynamic_img_size=True)
@@ -383,7 +411,8 @@ def test_dynamic_img_size_is_set_input_size_for_one_call(name: str) -> None:
         torch.testing.assert_close(dynamic(images), fixed(images), rtol=0, atol=1e-6)
         maps = dynamic.forward_intermediates(images, [0], intermediates_only=True)
         assert maps[0].shape[-2:] == grid
-    assert dynamic.pos_embed.shape[1] == dynamic.num_prefix_positions + PATCHES
+    if not isinstance(dynamic, ToST):
+        assert dynamic.pos_embed.shape[1] == dynamic.num_prefix_positions + PATCHES
     with pytest.raises(InputError, match="divisible"):
         dynamic(torch.zeros(1, 3, patch_of(name) + 1, patch_of(name)))
 
@@ -429,28 +458,29 @@ def test_gradient_checkpointing_changes_memory_and_not_gradients(model: ImageTra
         nonlocal runs
         runs += 1
 
-    for block in model.blocks:
+    for block in model.layers():
         block.register_forward_pre_hook(count)
 
     def gradients() -> list[Tensor]:
         return list(torch.autograd.grad(model(images).square().sum(), list(trained(model).values())))
 
     plain = gradients()
-    assert runs == DEPTH
+    assert runs == len(model.layers())
     model.set_grad_checkpointing()
     runs = 0
     for have, want in zip(gradients(), plain, strict=True):
         assert torch.equal(have, want)
-    assert runs == 2 * DEPTH  # each block once more in the backward pass
+    assert runs == 2 * len(model.layers())  # each block once more in the backward pass
     model.set_grad_checkpointing(False)
     runs = 0
     gradients()
-    assert runs == DEPTH
+    assert runs == len(model.layers())
 
 
 def test_no_weight_decay_names_parameters(model: ImageTransformer) -> None:
     names = model.no_weight_decay()
-    assert names == {"pos_embed", "cls_token"} | ({"reg_token"} if model.num_prefix_tokens > 1 else set())
+    learned = {"cls_token"} if isinstance(model, ToST) else {"pos_embed", "cls_token"}
+    assert names == learned | ({"reg_token"} if model.num_prefix_tokens > 1 else set())
     assert names <= dict(model.named_parameters()).keys()
 
 
@@ -459,13 +489,14 @@ def test_group_matcher_covers_all_but_what_follows_the_blocks(name: str, pool: s
     model = small_model(name, global_pool=pool)
     for coarse in (False, True):
         groups = model.group_matcher(coarse)
-        blocks = [(groups["blocks"], None)] if coarse else groups["blocks"]
+        stem_pattern, *rest = groups.values()
+        specs = [pair for spec in rest for pair in ([(spec, None)] if isinstance(spec, str) else spec)]
         for key, _ in model.named_parameters():
-            stem = re.match(groups["stem"], key) is not None
-            numbers = [match.groups() for pattern, _ in blocks if (match := re.match(pattern, key))]
+            stem = re.match(stem_pattern, key) is not None
+            numbers = [match.groups() for pattern, _ in specs if (match := re.match(pattern, key))]
             parts = key.split(".")
             assert stem == (parts[0] in ("cls_token", "reg_token", "pos_embed", "patch_embed")), key
-            if parts[0] == "blocks":
+            if parts[0] in ("blocks", "cls_attn_blocks"):
                 assert numbers == [(parts[1],)], key
             elif parts[0] == "norm" and not coarse:
                 assert numbers == [()], key  # its own group, after the last block

@@ -318,6 +318,12 @@ OFFICIAL_COUNTS = {
     "crate_paper_small_patch16_224": PARAM_COUNTS["crate"]["CRATE_tiny"],
     # Heads share the width, so their number does not show: B/8 with 21,842 classes instead of 1,000.
     "crate_demo_base_patch8_224": PARAM_COUNTS["crate_patch8"]["dim768_heads12"] + (21842 - 1000) * (768 + 1),
+    "tost_tiny_12_patch16_224": 5_769_328,
+    "tost_small_12_patch16_224": 22_589_944,
+    "tost_tiny_24_patch16_224": 10_223_008,
+    "tost_small_24_patch16_224": 40_344_664,
+    "tost_medium_24_patch16_224": 71_481_064,
+    "tost_large_24_patch16_224": 160_286_920,
     # timm's vit_{tiny,small,base}_patch{16,8}_224.
     "vit_tiny_patch16_224": 5_717_416,
     "vit_small_patch16_224": 22_050_664,

@@ -1,5 +1,6 @@
 """ToST is the released code: states and logits of golden cases, and in float64 a literal form of its equations."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -8,19 +9,19 @@ import torch.nn.functional as F
 from golden_data import Case, load_case
 from torch import Tensor
 
-from whitebox_crate import capture
+from whitebox_crate import capture, create_model, list_models
 from whitebox_crate.convert.rename import convert_state_dict
 from whitebox_crate.errors import InputError, UnknownNameError
-from whitebox_crate.models import Tost
+from whitebox_crate.models import ToST
 
 CASES = ["tost_p8", "tost_p16", "tost_small_scale", "tost_cls_norm_only"]
 TOKENS_IN, PATCHES = "output/tokens_in", "output/patch_tokens"
 
 
-def tost_of(case: Case, **options: Any) -> Tost:
+def tost_of(case: Case, **options: Any) -> ToST:
     kwargs = {"init_values" if key == "eta" else key: value for key, value in case.kwargs.items()}
     size = kwargs.pop("img_size")
-    model = Tost(img_size=tuple(size) if isinstance(size, list) else size, **kwargs, **options).eval()
+    model = ToST(img_size=tuple(size) if isinstance(size, list) else size, **kwargs, **options).eval()
     model.load_state_dict(convert_state_dict(case.group("state")))
     return model
 
@@ -219,13 +220,13 @@ def test_gradients_of_logits_reach_membership_and_statistics() -> None:
 
 def test_it_needs_a_layer_of_class_attention() -> None:
     with pytest.raises(InputError, match="cls_attn_layers"):
-        Tost(img_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=3, cls_attn_layers=0)
+        ToST(img_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=3, cls_attn_layers=0)
 
 
 @pytest.mark.parametrize("init_values", [1.0, 1e-5])
 def test_it_begins_as_released(init_values: float) -> None:
     torch.manual_seed(0)
-    model = Tost(img_size=32, embed_dim=192, depth=2, num_heads=4, init_values=init_values)
+    model = ToST(img_size=32, embed_dim=192, depth=2, num_heads=4, init_values=init_values)
     for name, value in model.named_parameters():
         if name.endswith(("ls1.gamma", "ls2.gamma")):
             assert (value == init_values).all(), name
@@ -238,6 +239,22 @@ def test_it_begins_as_released(init_values: float) -> None:
     assert model.pos_embed.token_projection.weight.std() > bound / 2
 
 
+@pytest.mark.parametrize("name", list_models("tost_*_patch8_224"))
+def test_at_patch_8_the_stem_has_three_convolutions_of_other_widths(name: str) -> None:
+    """Those of patch 16 are counted in the released code; here the difference is that of the two stems."""
+    with torch.device("meta"):
+        eight, sixteen = (create_model(named) for named in (name, name.replace("patch8", "patch16")))
+    widths = {4: (3, 8, 4, 2, 1), 3: (3, 4, 2, 1)}
+    dim = eight.embed_dim
+
+    def stem(channels: tuple[int, ...]) -> int:
+        real = [channels[0], *(dim // share for share in channels[1:])]
+        return sum(9 * before * after + 2 * after for before, after in pairwise(real))
+
+    counts = [sum(parameter.numel() for parameter in model.parameters()) for model in (eight, sixteen)]
+    assert counts[1] - counts[0] == stem(widths[4]) - stem(widths[3])
+
+
 def test_all_layers_leave_out_as_many_samples() -> None:
-    model = Tost(img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=3, drop_path_rate=0.05)
+    model = ToST(img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=3, drop_path_rate=0.05)
     assert [block.drop_path.rate for block in model.blocks] == [0.05] * 3

@@ -71,7 +71,10 @@ def attention(found: dict[str, Any], layer: int) -> Tensor:
     return (queries @ keys.mT / found["width"] ** 0.5).softmax(-1)
 
 
-@pytest.mark.parametrize("family", mostly_slow(FAMILIES, "crate", "mhsa", "vit", "cbt"))
+SHOWN = [family for family in FAMILIES if family != "tost"]
+
+
+@pytest.mark.parametrize("family", mostly_slow(SHOWN, "crate", "mhsa", "vit", "cbt"))
 def test_the_page_holds_what_the_library_computes(family: str) -> None:
     model, picture = small_model(FAMILIES[family], dynamic_img_size=True), photo()
     found = reading(view(picture, model, size=SIDE))
@@ -202,6 +205,12 @@ def test_a_folder_and_arrays() -> None:
     assert names == ["cat.jpg", "coffee.jpg", "rocket.jpg"]
     page = view([np.zeros((30, 20, 3), np.uint8) + photo((20, 30))], model, device="cpu")
     assert data(page)["photographs"][0]["name"] == "photograph 1"
+
+
+def test_a_model_whose_tokens_do_not_look_at_each_other_is_refused() -> None:
+    model = small_model(FAMILIES["tost"], dynamic_img_size=True)
+    with pytest.raises(InputError, match=r"layers 3, 4 have attention.*--state membership"):
+        view(photo(), model, size=SIDE)
 
 
 def test_a_folded_model_is_refused() -> None:

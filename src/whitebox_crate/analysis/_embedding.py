@@ -6,11 +6,12 @@ from typing import Any
 
 from torch import nn
 
-from ..layers import ConvPatchEmbed, ConvStem, NormedPatchEmbed, PatchDropout
+from ..layers import ConvPatchEmbed, ConvStem, FourierPosEmbed, NormedPatchEmbed, PatchDropout
 from ..layers.plain import oddity
-from ..models import ImageTransformer
+from ..models import ImageTransformer, ToST
 from ._known import PARTS, Kinds, unknown_note
 from ._lines import Line, Part, drops_note, each, eps_note, ln, math_symbols, named, norm_symbols, number
+from ._tost import fourier_positions
 
 
 def notation(core: ImageTransformer) -> Part:
@@ -21,13 +22,15 @@ def notation(core: ImageTransformer) -> Part:
     n, d = prefix + rows * columns, core.embed_dim
     sizes = f"images of {height} x {width} pixels, {core.in_chans} channels; patches of {p} x {q}"
     sizes += f", a grid of {rows} x {columns}"
-    other = "; images of other sizes are taken, with the positions resampled" if core.dynamic_img_size else ""
+    other = "; images of other sizes are taken" if core.dynamic_img_size else ""
+    other += ", with the positions resampled" if other and not isinstance(core, ToST) else ""
     norm = Line(
         r"\operatorname{LN}(x) = \gamma \odot \frac{x - \operatorname{mean}(x)}"
         r"{\sqrt{\operatorname{var}(x) + \epsilon}} + \beta \quad \text{for each column } x",
         "LN(x) = gamma * (x - mean(x)) / sqrt(var(x) + eps) + beta, for each column x",
     )
     first = "column 0 is [CLS]; " + ("" if prefix == 1 else f"registers follow, {prefix - 1} of them; ")
+    first += "before it joins, there are the other columns alone; " if isinstance(core, ToST) else ""
     tokens = Line(
         f"$Z$ is $d \\times n$: a column for each of $n = {n}$ tokens of width $d = {d}$; {first}"
         "$e_i$ picks column $i$, $\\mathbf 1$ is a vector of ones",
@@ -109,6 +112,8 @@ def _stem(stem: ConvStem) -> Part:
 
 def positions(core: ImageTransformer) -> Part:
     """T to the Z of the first layer."""
+    if isinstance(core, ToST):
+        return _fourier(core)
     symbols = math_symbols(cls_token="c", reg_token="R", pos_embed=r"\Pi")
     own = named(core, "", symbols, only=symbols)
     title = "[CLS] and positions" if core.reg_token is None else "[CLS], registers and positions"
@@ -118,3 +123,11 @@ def positions(core: ImageTransformer) -> Part:
     equation = rf"Z = [{learned}, \; T + \Pi]" if core.no_embed_class else rf"Z = [{learned}, \; T] + \Pi"
     notes = tuple(drops_note((core.patch_drop.rate, "of the columns of patches")))
     return Part(title, (Line(equation),), notes, own)
+
+
+def _fourier(core: ToST) -> Part:
+    """Positions that are computed from the grid."""
+    equations, notes, symbols = fourier_positions()
+    if unknown := unknown_note("Z comes from T", core, {"pos_embed": (FourierPosEmbed,)}):
+        equations, notes = [], unknown
+    return Part("Positions", tuple(equations), tuple(notes), named(core, "", symbols, only=symbols))

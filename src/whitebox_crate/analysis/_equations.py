@@ -8,9 +8,10 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from .._hooks import constant_of
-from ..layers import CBSA, ISTA, MHSA, MLP, MSSA, ODL, DropPath, LayerScale
+from ..layers import CBSA, ISTA, MHSA, MLP, MSSA, ODL, TSSA, DropPath, LayerScale
 from ..layers.plain import oddity
 from ..models import (
+    ClassAttentionBlock,
     CrateMae,
     CrateMaeDecoderBlock,
     ImageTransformer,
@@ -31,6 +32,7 @@ from ._lines import (
     number,
     softmax,
 )
+from ._tost import class_attention, token_statistics
 
 Step: TypeAlias = tuple[list[Line], list[Line], Symbols]  # equations, notes, symbols
 
@@ -46,6 +48,8 @@ def layer(wrapped: nn.Module) -> Part:
         strange = unknown_note("Z' comes from Z", block, path)
     if strange:
         return Part(type(block).__name__, (), tuple(strange), named(block, prefix, {}))
+    if type(block) is ClassAttentionBlock:
+        return class_attention(block, prefix)
     modules = list(LAYERS[type(block)].items())
     decodes = type(block) is CrateMaeDecoderBlock
     left_out = 0.0 if decodes else getattr(block.drop_path, "rate", 0.0)
@@ -84,7 +88,7 @@ def layer(wrapped: nn.Module) -> Part:
     )
 
 
-def _compression(block: Any, attention: MSSA | MHSA | CBSA) -> Step:
+def _compression(block: Any, attention: MSSA | MHSA | CBSA | TSSA) -> Step:
     """From Z to H, which is Z' where nothing follows."""
     after = "H" if hasattr(block, "norm2") else "Z'"
     skip = ln("1", "Z") if getattr(block, "skip", "input") == "normalized" else "Z"
@@ -109,10 +113,12 @@ def _removal(_: Any, mssa: MSSA) -> Step:
     return [*heads, Line(rf"Z' = H - \Bigl( {update} \Bigr)")], notes, symbols
 
 
-def _attention(attention: MSSA | MHSA | CBSA, normed: str) -> tuple[list[Line], str, list[Line], Symbols]:
+def _attention(attention: MSSA | MHSA | CBSA | TSSA, normed: str) -> tuple[list[Line], str, list[Line], Symbols]:
     """Equations before the sum over heads, the sum, notes, and symbols."""
     if isinstance(attention, CBSA):
         return _contraction_and_broadcast(attention, normed)
+    if isinstance(attention, TSSA):
+        return token_statistics(attention, normed)
     count, p = attention.num_heads, attention.head_dim
     notes = [Line(rf"$k = {each('', count)}$: heads of $p = {p}$ dimensions")]
     proj_drop: Any = attention.proj_drop

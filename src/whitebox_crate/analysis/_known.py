@@ -14,7 +14,10 @@ from ..layers import (
     MLP,
     MSSA,
     ODL,
+    TSSA,
+    ClassAttention,
     ConvPatchEmbed,
+    FourierPosEmbed,
     LayerScale,
     NormedPatchEmbed,
     RepresentativePool,
@@ -22,12 +25,14 @@ from ..layers import (
 from ..layers.plain import oddity
 from ..models import (
     CBTBlock,
+    ClassAttentionBlock,
     CrateAlphaBlock,
     CrateAttentionOnlyBlock,
     CrateBlock,
     CrateMaeDecoderBlock,
     CrateMhsaBlock,
     CrateMlpBlock,
+    ToSTBlock,
     ViTBlock,
 )
 from ..models._wrappers import unwrap
@@ -50,15 +55,23 @@ LAYERS: dict[type[nn.Module], dict[str, Kinds]] = {
     CrateMlpBlock: {"norm1": NORM, "mssa": (MSSA,), "norm2": NORM, "mlp": (MLP,)},
     CrateMhsaBlock: {"norm1": NORM, "attn": (MHSA,), "norm2": NORM, "ista": (ISTA,)},
     ViTBlock: {"norm1": NORM, "attn": (MHSA,), "ls1": SCALE, "norm2": NORM, "mlp": (MLP,), "ls2": SCALE},
+    ToSTBlock: {"norm1": NORM, "tssa": (TSSA,), "ls1": SCALE, "norm2": NORM, "mlp": (MLP,), "ls2": SCALE},
+    ClassAttentionBlock: {
+        **{"norm1": NORM, "attn": (ClassAttention,), "ls1": (LayerScale,)},
+        **{"norm2": NORM, "mlp": (MLP,), "ls2": (LayerScale,)},
+    },
     CrateMaeDecoderBlock: {"norm1": NORM, "linear": LINEAR, "norm2": NORM, "mssa": (MSSA,)},
 }
 PARTS: dict[type[nn.Module], dict[str, Kinds]] = {
     MSSA: {"qkv": LINEAR, "proj": LINEAR, "proj_drop": DROPOUT},
     MHSA: {"qkv": LINEAR, "proj": LINEAR, "proj_drop": DROPOUT},
     CBSA: {"qkv": LINEAR, "pool": (RepresentativePool,), "proj": LINEAR, "proj_drop": DROPOUT},
+    TSSA: {"qkv": LINEAR, "attend": (nn.Softmax,), "attn_drop": DROPOUT, "proj": LINEAR, "proj_drop": DROPOUT},
+    ClassAttention: {"qkv": LINEAR, "proj": LINEAR, "proj_drop": DROPOUT},
     MLP: {"fc1": LINEAR, "fc2": LINEAR, "drop": DROPOUT},
     NormedPatchEmbed: {"norm1": NORM, "proj": LINEAR, "norm2": NORM},
     ConvPatchEmbed: {"proj": (nn.Conv2d,)},
+    FourierPosEmbed: {"token_projection": (nn.Conv2d,)},
 }
 
 

@@ -12,14 +12,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .._indices import resolve_layers
 from ..backbones import Readable
 from ..capturing import capture
 from ..errors import InputError, ProcessError
 from ..models import Block
 from ..models._wrappers import transformer_in, unwrap
 from .moments import Moments
-from .operators import refuse_folded
+from .operators import measured_layers, refuse_folded
 
 LayerState: TypeAlias = Literal["tokens", "compressed", "output"]
 STATES: tuple[LayerState, ...] = get_args(LayerState)  # before attention, after it, after coding
@@ -83,10 +82,10 @@ def over_images(
     refuse_folded(core)
     if not isinstance(loader, Iterable):
         raise InputError(f"a loader is a DataLoader or another iterable of batches of images, not {loader!r}")
-    indices = resolve_layers(layers, len(core.blocks))
+    indices, every = measured_layers(core, layers), core.layers()
     if gather and not (dist.is_available() and dist.is_initialized()):
         raise InputError("gather=True is for processes of torch.distributed: call init_process_group first")
-    blocks: dict[int, Any] = {index: unwrap(core.blocks[index]) for index in indices}
+    blocks: dict[int, Any] = {index: unwrap(every[index]) for index in indices}
     columns = [measurement.columns for measurement in measurements]
     moments, progress = Moments((len(indices), sum(columns))), _Progress(report or _to_stderr)
     failure: Exception | None = None

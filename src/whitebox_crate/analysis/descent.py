@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from .._hooks import constant_of
 from ..errors import InputError
-from ..layers import ISTA, ODL
-from ..models import Block
+from ..layers import ISTA, ODL, TSSA
+from ..models import Block, ClassAttentionBlock
 from ._report import Report
 from .batches import Measured, over_images
 from .layerwise import RateSettings
 from .moments import check_confidence
 from .operators import plain_coder
-from .rates import Convention, l0
+from .rates import Convention, l0, variational_coding_rate
 
 Claim: TypeAlias = Literal["compression", "sparsity", "coding"]
 Outcome: TypeAlias = Literal["holds", "does not hold", "undecided"]
@@ -97,7 +97,11 @@ def verify_descent(
 
     - `compression`: Rc(LN(h); U) < Rc(LN(z); U), with the layer's own bases U and first norm. This is what MSSA is
       derived to do, with bases tied or not, and the one claim about a layer of attention alone; CBSA is derived to do
-      it by way of a few representatives. Of ViT's attention, keys stand for U^T Z, and nothing was derived.
+      it by way of a few representatives. Of ViT's attention, keys stand for U^T Z, and nothing was derived. TSSA of
+      ToST is derived to lower another rate, the variational one (`variational_coding_rate`, with `scale` 1 as
+      released), with the membership that it gives z held fixed (arXiv 2412.17810, section 3): of its layers the claim
+      is about that one, and `eps` and `convention` have no part. Nothing is claimed of class attention, which ends
+      ToST: it is not derived, and has no verdict.
     - `sparsity`, where something follows attention: the share of entries that are not zero is lower in z' than in h. A
       threshold at zero does this by itself, whatever the dictionary, and an MLP never does. In CRATE-alpha, whose z'
       are decoded, it is that of the codes.
@@ -112,7 +116,7 @@ def verify_descent(
     Args:
         model: A model of this package.
         loader: As of `layerwise_analysis`.
-        layers: Which layers, as in `capture`; None for all.
+        layers: Which layers, as of `layerwise_analysis`.
         eps: Precision; with None 0.1 for "paper", 0.01 for "released".
         convention: "paper" or "released", as of `coding_rate`.
         normed: Whether Z is LN(state); if not, the state.
@@ -156,7 +160,7 @@ class LayerClaims:
         """(batch, columns), float64 on the CPU."""
         z, h, out = states["tokens"], states["compressed"], states["output"]
         coder, codes = _known_coder(block), out
-        falls = {"compression": (self.settings.subspace_rate(block, z), self.settings.subspace_rate(block, h))}
+        falls = {"compression": self._compression(block, z, h)}
         if coder is not None:
             x = block.norm2(h)
             codes = coder.encode(x) if isinstance(coder, ODL) else out
@@ -166,6 +170,15 @@ class LayerClaims:
         pairs = [falls.get(claim, (nothing, nothing)) for claim in CLAIMS]
         exact = [(before.cpu().double(), after.cpu().double()) for before, after in pairs]
         return torch.cat([torch.stack([b, a, a - b, (a < b).to(a)], dim=1) for b, a in exact], dim=1)
+
+    def _compression(self, block: Block, z: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """The rate that attention is derived to lower, before and after it."""
+        attention: object = block.attention
+        if not isinstance(attention, TSSA):
+            return self.settings.subspace_rate(block, z), self.settings.subspace_rate(block, h)
+        before, after = (attention.split_heads(attention.qkv(self.settings.seen(block, s)))[0] for s in (z, h))
+        membership = attention.membership(before)
+        return variational_coding_rate(before, membership), variational_coding_rate(after, membership)
 
     def report(self, found: Measured, confidence: float) -> DescentReport:
         """A verdict on each claim about each layer."""
@@ -183,6 +196,8 @@ class LayerClaims:
 
 def _claims(block: Block) -> tuple[Claim, ...]:
     """What is claimed of a layer."""
+    if isinstance(block, ClassAttentionBlock):
+        return ()
     if not hasattr(block, "norm2"):  # nothing follows attention
         return ("compression",)
     return CLAIMS if _known_coder(block) else ("compression", "sparsity")

@@ -13,11 +13,12 @@ from torch import nn
 from .._hooks import changes
 from .._tables import markdown_table, text_table
 from ..errors import UnknownNameError
-from ..models import CrateMae, ImageTransformer
+from ..models import CrateMae, ImageTransformer, ToST
 from ..models._wrappers import transformer_in
 from ._embedding import embedding, notation, positions
 from ._equations import layer, masking, output, prediction
 from ._lines import Line, Parameter, Part, named
+from ._tost import joining
 from .operators import refuse_folded
 
 Format: TypeAlias = Literal["text", "markdown"]
@@ -53,7 +54,10 @@ def explain(model: nn.Module, format: Format = "text") -> str:
         raise UnknownNameError.of("format", format, get_args(Format))
     core = transformer_in(model)
     refuse_folded(core)
-    parts = [notation(core), *_ways(core), embedding(core), positions(core), *_layers(core, "blocks"), output(core)]
+    parts = [notation(core), *_ways(core), embedding(core), positions(core), *_layers(core, "blocks")]
+    if isinstance(core, ToST):
+        parts += [joining(core), *_layers(core, "cls_attn_blocks", len(core.blocks))]
+    parts.append(output(core))
     if isinstance(core, CrateMae) and core.mask_token is not None:
         parts += [masking(core), *_layers(core, "decoder_blocks"), prediction(core)]
     parts += _rest(core, parts)
@@ -64,8 +68,14 @@ def explain(model: nn.Module, format: Format = "text") -> str:
     return "\n".join(_markdown(title, parts) if format == "markdown" else _text(title, parts)) + "\n"
 
 
-def _layers(core: ImageTransformer, blocks: str) -> Iterator[Part]:
-    """The layers of a list of blocks, those that follow each other and are alike as one part."""
+def _layers(core: ImageTransformer, blocks: str, before: int = 0) -> Iterator[Part]:
+    """The layers of a list of blocks, those that follow each other and are alike as one part.
+
+    Args:
+        core: The model.
+        blocks: The name of the list.
+        before: How many layers come before it.
+    """
     what = "Decoder layer" if blocks == "decoder_blocks" else "Layer"
     described = [layer(block) for block in getattr(core, blocks)]
     first = 0
@@ -73,7 +83,8 @@ def _layers(core: ImageTransformer, blocks: str) -> Iterator[Part]:
         last = first + len(list(same)) - 1
         where = str(first) if first == last else f"{{{first}..{last}}}"
         own = tuple(replace(p, name=f"{blocks}.{where}.{p.name}") for p in part.parameters)
-        heading = f"{what} {first}" if first == last else f"{what}s {first} to {last}"
+        one, other = before + first, before + last
+        heading = f"{what} {one}" if one == other else f"{what}s {one} to {other}"
         yield replace(part, title=f"{heading}: {part.title}", parameters=own, repeats=last - first + 1)
         first = last + 1
 
@@ -100,7 +111,9 @@ def _ways(core: ImageTransformer) -> list[Part]:
 def _rest(core: ImageTransformer, parts: Sequence[Part]) -> list[Part]:
     """Whatever the state dict has beyond the parts: a model of somebody else's may."""
     listed = {p.name for part in parts for p in part.parameters}
-    layers = ("blocks.", "decoder_blocks.") if isinstance(core, CrateMae) else "blocks."  # all of theirs are listed
+    layers: tuple[str, ...] = ("blocks.",)  # all of theirs are listed
+    layers += ("decoder_blocks.",) if isinstance(core, CrateMae) else ()
+    layers += ("cls_attn_blocks.",) if isinstance(core, ToST) else ()
     others = tuple(p for p in named(core, "", {}) if p.name not in listed and not p.name.startswith(layers))
     note = Line("nothing is known here of where these enter")
     return [Part("Other parameters", (), (note,), others)] if others else []

@@ -24,15 +24,16 @@ from torch import Tensor, nn
 
 from .._hooks import Hook, hooks_here, uncompiled
 from .._indices import resolve_indices, resolve_layers
+from .._plan import layers_with
 from .._rows import Queries
 from ..capturing import capture
-from ..errors import UnknownNameError
+from ..errors import InputError, UnknownNameError
 from ..models import ImageTransformer
 from ..models._classes import Class, class_indices
 from ..models._wrappers import transformer_in
 from .batches import check_images
 from .interventions import intervene
-from .operators import attention_of, output_scale, output_weights
+from .operators import attention_of, measured_layers, output_scale, output_weights, stacked
 
 Method: TypeAlias = Literal["ablation", "gradient"]
 
@@ -68,19 +69,19 @@ def head_outputs(
     Args:
         model: A model of this package, compiled or not; it runs as it is.
         images: (batch, in_chans, height, width), float.
-        layers: As in `capture`.
+        layers: As in `capture`; None for all that have [CLS], or, with other queries, that see the same tokens.
         queries: Which tokens: "cls", "all", or token indices. All tokens of a large model take much memory.
 
     Raises:
         InputError: If the model is not one of this package, does not take the images, or an output projection is not a
-            plain Linear.
+            plain Linear; or if layers have no [CLS] and it is asked for, or different numbers of tokens.
         UnknownNameError: If a layer or token does not exist.
     """
     core = transformer_in(model)
-    indices = resolve_layers(layers, len(core.blocks))
     if isinstance(queries, str) and queries not in ("cls", "all"):
         raise UnknownNameError.of("queries", queries, ("cls", "all"), "Token indices are fine too.")
     check_images(core, images)
+    indices = _with_cls(core, layers) if queries == "cls" else measured_layers(core, layers)
     attended: dict[int, Tensor] = {}
     with uncompiled, hooks_here([_keep_attended(core, index, attended) for index in indices]):
         model(images)
@@ -97,7 +98,7 @@ def head_outputs(
     zero = parts[indices[0]].new_zeros(core.embed_dim)
     biases = {index: getattr(attention_of(core, index).proj, "bias", None) for index in indices}
     return HeadOutputs(
-        torch.stack([parts[index] for index in indices], dim=1),
+        stacked([parts[index] for index in indices], indices),
         torch.stack([zero if bias is None else bias.detach() * output_scale(core, i) for i, bias in biases.items()]),
         tuple(indices),
     )
@@ -144,7 +145,7 @@ def head_contributions(
     if method not in get_args(Method):
         raise UnknownNameError.of("method", method, get_args(Method))
     core = transformer_in(model)
-    indices = resolve_layers(layers, len(core.blocks))
+    indices = resolve_layers(layers, len(core.layers()))
     check_images(core, images)
     chosen = class_indices(core, classes, len(images)).to(images.device)
     with uncompiled:
@@ -182,6 +183,16 @@ def _by_gradient(core: ImageTransformer, images: Tensor, classes: Tensor, layers
         for layer, gradient in zip(layers, gradients, strict=True)
     ]
     return torch.stack([term.sum(-1) for term in terms], dim=1)
+
+
+def _with_cls(core: ImageTransformer, layers: int | Sequence[int] | None) -> list[int]:
+    """Layers as in `capture`; of None those that have [CLS]."""
+    having = layers_with(core, "attention")  # TSSA has none, and no [CLS]
+    asked = list(having) if layers is None else resolve_layers(layers, len(core.layers()))
+    for layer in asked:
+        if layer not in having:
+            raise InputError(f"[CLS] has not joined the patches in layer {layer}: give other queries, 'all' or indices")
+    return asked
 
 
 def _keep_attended(core: ImageTransformer, layer: int, attended: dict[int, Tensor]) -> Hook:

@@ -64,13 +64,13 @@ def intervene(
         raise InputError("nothing to change: give step_size, sparsity or mask_heads")
     if not given and layers is not None:
         raise InputError("layers says where step_size and sparsity hold, and neither is given; mask_heads has its own")
-    where = resolve_layers(layers, len(core.blocks)) if given else []
+    where = resolve_layers(layers, len(core.layers())) if given else []
     coders = [_sparse_coding(core, index) for index in where]
     masked: list[tuple[Heads, list[int]]] = []
     if not isinstance(mask_heads, Mapping | None):
         raise InputError(f"mask_heads is a dict from layers to lists of heads, as {{-2: [0, 3]}}, not {mask_heads!r}")
     for layer, heads in (mask_heads or {}).items():
-        attention = attention_of(core, resolve_index("layer", layer, len(core.blocks)))
+        attention = attention_of(core, resolve_index("layer", layer, len(core.layers())))
         masked.append((attention, resolve_indices("head", heads, attention.num_heads)))
 
     with ExitStack() as stack:
@@ -95,7 +95,7 @@ def _without(heads: Sequence[int], num_heads: int) -> Callable[[tuple[Tensor]], 
 
 def _sparse_coding(core: ImageTransformer, index: int) -> ISTA | ODL:
     refuse_folded(core)
-    coder = coder_of(core.blocks[index])
+    coder = coder_of(core.layers()[index])
     if coder is None:
         raise InputError(
             f"layer {index} of {type(core).__name__} has neither eta nor lambda: it does not code sparsely; give "

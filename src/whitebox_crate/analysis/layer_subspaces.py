@@ -9,12 +9,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .._indices import resolve_index, resolve_layers
+from .._indices import resolve_index
 from ..capturing import capture
 from ..layers import MHSA
 from ..models._wrappers import transformer_in
 from ._report import Report
-from .operators import attention_of, block_of, key_weights, output_weights, plain_coder, refuse_folded
+from .operators import (
+    attention_of,
+    block_of,
+    key_weights,
+    measured_layers,
+    output_weights,
+    plain_coder,
+    refuse_folded,
+    stacked,
+)
 from .subspaces import (
     DictionaryGeometry,
     HeadBases,
@@ -50,7 +59,7 @@ def subspace_matrices(model: nn.Module, layer: int) -> Tensor:
     """
     core = transformer_in(model)
     refuse_folded(core)
-    return key_weights(attention_of(core, resolve_index("layer", layer, len(core.blocks))))
+    return key_weights(attention_of(core, resolve_index("layer", layer, len(core.layers()))))
 
 
 def head_bases(model: nn.Module, layer: int) -> HeadBases:
@@ -74,13 +83,13 @@ def token_energy(model: nn.Module, images: Tensor, layers: int | Sequence[int] |
         UnknownNameError: If there is no such layer.
     """
     core = transformer_in(model)
-    with capture(model, "tokens", layers=layers) as trace:
+    with capture(model, "tokens", layers=measured_layers(core, layers)) as trace:
         model(images)
     shares = []
     for layer in trace.layers:
         tokens = block_of(core, layer).norm1(trace["tokens", layer])
         shares.append(subspace_energy(tokens, head_bases(model, layer).bases))
-    return torch.stack(shares, dim=1)
+    return stacked(shares, trace.layers)
 
 
 @dataclass(frozen=True)
@@ -119,8 +128,8 @@ class SubspaceReport(Report):
 
     Attributes:
         model: Its name, or its class.
-        bases: Whose they are, "MSSA" or "CBSA" or both, or "keys" where key projections stand in for them (in any
-            layer).
+        bases: Whose they are, "MSSA", "CBSA" or "TSSA" or several of these, or "keys" where key projections stand in
+            for them (in any layer).
         layers: Each layer asked for.
         random: The same of a layer of these sizes with independent normal entries, a fixed draw: what no training
             gives.
@@ -173,7 +182,7 @@ def subspace_report(model: nn.Module, layers: int | Sequence[int] | None = None)
         torch.Size([4, 4])
     """
     core = transformer_in(model)
-    indices = resolve_layers(layers, len(core.blocks))
+    indices = measured_layers(core, layers)
     operators = [attention_of(core, index) for index in indices]
     matrices = [subspace_matrices(core, index) for index in indices]
     kinds = dict.fromkeys("keys" if isinstance(one, MHSA) else type(one).__name__ for one in operators)

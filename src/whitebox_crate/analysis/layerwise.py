@@ -9,15 +9,14 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from .._indices import resolve_layers
 from ..errors import InputError, UnknownNameError
-from ..layers import CBSA
+from ..layers import CBSA, TSSA, ClassAttention
 from ..models import Block
 from ..models._wrappers import transformer_in
 from ._report import Report, as_table
 from .batches import STATES, LayerState, Measured, over_images
 from .moments import check_confidence
-from .operators import attention_of, projected, subspaces_of
+from .operators import attention_of, measured_layers, projected, subspaces_of
 from .rates import Convention, check_rate, coding_rate, effective_rank, exact_dtype, l0, l1, subspace_coding_rate
 
 Quantity: TypeAlias = Literal[
@@ -161,7 +160,7 @@ def layerwise_analysis(
     - `token_norm`: mean length of the tokens.
     - `effective_rank`: of the tokens, as a matrix.
     - `attention_entropy`: of a row of attention, in nats, mean over rows and heads; of `tokens`, which attention sees.
-      Rows of CBSA's mixing matrix are no shares, and have none.
+      Rows of CBSA's mixing matrix are no shares, and ToST has no rows before class attention: these have none.
 
     Memory is bounded: one batch of the loader with its states is held at a time. No gradients are kept; the model stays
     in the mode it is in.
@@ -171,7 +170,7 @@ def layerwise_analysis(
         loader: Batches: images (batch, channels, height, width), normalised as the model expects, or a sequence whose
             first entry is images, as (images, labels). Each is moved to the model's device and dtype.
         quantities: What to measure; None for all that the layers have (`measurable`).
-        layers: Which layers, as in `capture`; None for all.
+        layers: Which layers, as in `capture`; None for all, but for ToST's class attention, which sees other tokens.
         eps: Precision; with None 0.1 for "paper", 0.01 for "released".
         convention: "paper" or "released", as of `coding_rate`. The published layer-wise figure is made with "released".
         normed: Whether Z is LN(state); if not, the state.
@@ -182,7 +181,8 @@ def layerwise_analysis(
     Raises:
         InputError: If the loader yields nothing or no images, a state is not finite, an argument is not as above, or
             the model is not one of this package.
-        UnknownNameError: If a layer, quantity or convention does not exist.
+        UnknownNameError: If a layer, quantity or convention does not exist, or a layer has no attention whose entropy
+            could be measured.
         ProcessError: With `gather`, if another process failed.
 
     Example:
@@ -206,8 +206,8 @@ def measurable(model: nn.Module, layers: int | Sequence[int] | None = None) -> t
         UnknownNameError: If a layer does not exist.
     """
     core = transformer_in(model)
-    kinds = [attention_of(core, index) for index in resolve_layers(layers, len(core.blocks))]
-    without = any(isinstance(attention, CBSA) for attention in kinds)
+    kinds = [attention_of(core, index) for index in measured_layers(core, layers)]
+    without = any(isinstance(attention, CBSA | TSSA) for attention in kinds)
     return tuple(quantity for quantity in QUANTITIES if quantity != "attention_entropy" or not without)
 
 
@@ -272,12 +272,14 @@ class LayerQuantities:
 def _attention_entropy(block: Block, tokens: Tensor) -> Tensor:
     """Entropy of the rows of attention, mean over rows and heads, (batch,)."""
     attention = subspaces_of(block)
-    if isinstance(attention, CBSA):
-        raise InputError(
-            "rows of CBSA's mixing matrix are signed, no shares, so that they have no attention_entropy; leave it out "
-            "of the quantities"
+    if isinstance(attention, CBSA | TSSA):
+        why = (
+            "rows of CBSA's mixing matrix are signed, no shares" if isinstance(attention, CBSA) else "TSSA has no rows"
         )
+        raise InputError(f"{why}, so that they have no attention_entropy; leave it out of the quantities")
     q, k, _ = attention.split_heads(attention.qkv(block.norm1(tokens)))
+    if isinstance(attention, ClassAttention):
+        q = q[:, :, :1]
     total = torch.zeros(len(tokens), device=tokens.device)
     for head in range(q.shape[1]):  # one at a time: tokens x tokens entries of every head may not fit
         rows = (q[:, head].float() * q.shape[-1] ** -0.5 @ k[:, head].float().mT).softmax(dim=-1)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from .._indices import resolve_layers
 from ..errors import InputError
-from ..layers import CBSA, ISTA, MHSA, MSSA, ODL, LayerScale
+from ..layers import CBSA, ISTA, MHSA, MSSA, ODL, TSSA, LayerScale
 from ..layers.plain import oddity
 from ..models import Block, ImageTransformer
 from ..models._wrappers import unwrap
 
 # Attention with heads whose weights say which subspaces, or keys, they have.
-Heads: TypeAlias = MSSA | MHSA | CBSA
+Heads: TypeAlias = MSSA | MHSA | CBSA | TSSA
 
 
 def refuse_folded(core: ImageTransformer) -> None:
@@ -40,9 +42,36 @@ def require_plain(owner: nn.Module, name: str, *kinds: type[nn.Module], pre_hook
         )
 
 
+def measured_layers(core: ImageTransformer, layers: int | Sequence[int] | None) -> list[int]:
+    """Layers as in `capture`; of None those of `blocks`, all of which see the same tokens.
+
+    They are all layers of all models but ToST, whose class attention comes after them.
+
+    Raises:
+        UnknownNameError: If a layer does not exist.
+        InputError: If `layers` are no layers.
+    """
+    return list(range(len(core.blocks))) if layers is None else resolve_layers(layers, len(core.layers()))
+
+
+def stacked(parts: Sequence[Tensor], layers: Sequence[int]) -> Tensor:
+    """What was found in each layer, along dimension 1.
+
+    Raises:
+        InputError: If the layers do not have as many tokens.
+    """
+    shapes = [tuple(part.shape) for part in parts]
+    if len(set(shapes)) > 1:
+        raise InputError(
+            f"the layers {', '.join(map(str, layers))} have different numbers of tokens, which do not stack: {shapes}; "
+            "ask for those apart that [CLS] has not joined, and for class attention"
+        )
+    return torch.stack(list(parts), dim=1)
+
+
 def block_of(core: ImageTransformer, index: int) -> Block:
     """A layer, if it is one that has attention and coding."""
-    block = unwrap(core.blocks[index])
+    block = unwrap(core.layers()[index])
     if not isinstance(block, Block):
         raise InputError(f"layer {index} is a {type(block).__name__}, not a Block: nothing says where its heads are")
     return block
@@ -56,10 +85,10 @@ def attention_of(core: ImageTransformer, index: int) -> Heads:
 def subspaces_of(block: Block, name: str = "the layer") -> Heads:
     """The attention of a block, if its heads are known."""
     attention: object = block.attention
-    if not isinstance(attention, MSSA | MHSA | CBSA):
+    if not isinstance(attention, Heads):
         raise InputError(
-            f"{name} has no subspaces: its attention is {type(attention).__name__}, not MSSA, MHSA or CBSA; give bases "
-            "of your own to orthonormal_bases"
+            f"{name} has no subspaces: its attention is {type(attention).__name__}, not MSSA, MHSA, CBSA or TSSA; give "
+            "bases of your own to orthonormal_bases"
         )
     return attention
 
@@ -101,7 +130,7 @@ def plain_coder(block: nn.Module) -> ISTA | ODL | None:
 
 
 def key_weights(attention: Heads) -> Tensor:
-    """U_1, ..., U_K of MSSA and CBSA, the key projections of MHSA: detached, (heads, dim, head_dim).
+    """U_1, ..., U_K of MSSA, CBSA and TSSA, the key projections of MHSA: detached, (heads, dim, head_dim).
 
     Raises:
         InputError: If the joint projection is not a plain Linear.

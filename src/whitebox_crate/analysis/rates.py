@@ -117,7 +117,7 @@ def variational_coding_rate(projections: Tensor, membership: Tensor, scale: floa
     for tensor in (projections, membership):
         _check_finite(tensor)
     w, pi = (tensor.to(exact_dtype(projections)) for tensor in (projections, membership))
-    per_head = torch.log1p(scale * second_moments(w.square(), pi)).sum(dim=-1)
+    per_head = torch.log1p(scale * second_moments(w, pi)).sum(dim=-1)
     return ((pi.sum(dim=-1) * per_head).sum(dim=-1) / (2 * w.shape[-2])).to(_result_dtype(projections))
 
 

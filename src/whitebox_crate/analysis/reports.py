@@ -57,7 +57,9 @@ _CLAIMS: Mapping[Claim, tuple[str, str]] = {
     "compression": (
         "Attention compresses",
         "The coding rate Rc of the tokens on the layer's own subspaces, in nats a token, falls from before attention "
-        "to after it. This is the step that MSSA, and CBSA by way of a few representatives, are derived to be.",
+        "to after it. This is the step that MSSA, and CBSA by way of a few representatives, are derived to be. TSSA of "
+        "ToST is derived to be a step on the variational form of this rate, with the membership of each patch held "
+        "fixed: of its layers, it is that form.",
     ),
     "sparsity": (
         "Coding makes sparse",
@@ -184,8 +186,8 @@ def _facts(model: ImageTransformer, pictures: int, sizes: Sequence[str]) -> Iter
     cfg = model.pretrained_cfg
     (height, width), (patch_height, patch_width) = model.img_size, model.patch_embed.patch_size
     facts = {
-        "Architecture": f"{model.architecture or type(model).__name__}: {len(model.blocks)} layers, {model.num_heads} "
-        f"heads, tokens of width {model.embed_dim}",
+        "Architecture": f"{model.architecture or type(model).__name__}: {len(model.layers())} layers, "
+        f"{model.num_heads} heads, tokens of width {model.embed_dim}",
         "Parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "Made for": f"images of {width} x {height} pixels in patches of {patch_width} x {patch_height}"
         + (f"; {model.num_classes} classes" if model.num_classes else ""),

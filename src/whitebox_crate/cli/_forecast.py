@@ -78,9 +78,9 @@ def _progress(model: ImageTransformer) -> list[Hook]:
         now = time.monotonic()
         if now - said >= SAY_EVERY:
             said = now
-            _say(f"  layer {layer + 1} of {len(model.blocks)} after {timedelta(seconds=round(now - started))}")
+            _say(f"  layer {layer + 1} of {len(model.layers())} after {timedelta(seconds=round(now - started))}")
 
-    return [Hook(block, "after", partial(say, layer)) for layer, block in enumerate(model.blocks)]
+    return [Hook(block, "after", partial(say, layer)) for layer, block in enumerate(model.layers())]
 
 
 def _say(text: str) -> None:

@@ -137,6 +137,12 @@ def _add_attention(commands: Any) -> None:
         help="what speaks for a class in place of heads, by name or index; again for another (by --layer if it is "
         "given, else by all layers)",
     )
+    attention.add_argument(
+        "--state",
+        choices=("attention", "membership"),
+        default="attention",
+        help="membership: how much each patch belongs to each head, in ToST (%(default)s)",
+    )
 
 
 def _add_picture(parser: Parser, out: str) -> None:

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .._plan import layers_with
 from ..errors import InputError, WeightsError, printable
 from ..evaluation.figures import maps_sheet, read_photograph
 from ..images import load_image
 from ..models import ImageTransformer
 from ..models._classes import class_index, class_names
 from ..preprocess import check_takes_photos, create_transform, resolve_data_config
-from ..segmentation import class_maps, cls_attention
+from ..segmentation import class_maps, cls_attention, membership_maps
 from ..segmentation.gradients import ClassMap
 from ..segmentation.states import resolve_layer
 from ._common import free_name, load, photographs, report_error, save_picture
@@ -62,9 +63,11 @@ def attention(options: argparse.Namespace) -> int:
     check_takes_photos(model, options.model)
     if options.label:
         _check_classifies(model, options)
+        if options.state != "attention":
+            raise InputError(f"what speaks for a class is in attention: give --label or --state {options.state}")
     classes = [class_index(model, label) for label in options.label]
     names = [class_names(model)[index] for index in classes]
-    layer, failed, taken = resolve_layer(model, options.layer), 0, set[str]()
+    layer, failed, taken = _layer_of(model, options.state, options.layer), 0, set[str]()
     of_layer = f"layer {layer}" if options.layer is not None or not classes else "all layers"
     says = f"classes {', '.join(map(printable, names))}" if classes else f"{model.num_heads} heads"
     for path in paths:
@@ -73,7 +76,8 @@ def attention(options: argparse.Namespace) -> int:
             if classes:
                 maps = _maps_of(model, photo.batch, classes, options.layer)
             else:
-                maps = cls_attention(model, photo.batch, layer)[0]
+                of_heads = membership_maps if options.state == "membership" else cls_attention
+                maps = of_heads(model, photo.batch, layer)[0]
             sheet = maps_sheet(photo, maps, f"image ({of_layer})", names)
             target = free_name(options.out, path.stem, taken)
             save_picture(sheet, target)
@@ -84,6 +88,13 @@ def attention(options: argparse.Namespace) -> int:
             grid = f"{maps.shape[-2]} x {maps.shape[-1]} patches"
             print(f"{target}  ({options.model}, {of_layer}, {says}, {grid})")
     return 1 if failed else 0
+
+
+def _layer_of(model: ImageTransformer, state: str, layer: int | None) -> int:
+    """The layer to draw: the one that is given, else the best of [CLS] attention, or the last that has membership."""
+    if state == "membership":
+        return layers_with(model, state, layers=None if layer is None else [layer])[-1]
+    return resolve_layer(model, layer)
 
 
 def _maps_of(model: ImageTransformer, image: Tensor, classes: Sequence[int], layer: int | None) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import InputError, WeightsError, listed
 from ..layers.patch_embed import to_pair
 from ..loading import MAX_DEPTH
-from ..models import CBT, Crate, CrateAlpha, CrateAttentionOnly, CrateCBT, CrateMae, CrateMhsa, CrateMlp, ViT
+from ..models import CBT, Crate, CrateAlpha, CrateAttentionOnly, CrateCBT, CrateMae, CrateMhsa, CrateMlp, ToST, ViT
 from ..registry import find_entry, list_models
 from .formats import TWO_PART
 from .rename import Converted, convert_checkpoint
@@ -28,6 +28,7 @@ _CLASSES = {
     ("convolution", frozenset({"mssa", "ista"})): CrateMae,
     ("convolution", frozenset({"attn", "mlp"})): ViT,
     ("stem", frozenset({"cbsa", "ista"})): CBT,
+    ("stem", frozenset({"tssa", "mlp"})): ToST,
 }
 _EMBEDDINGS = {"norms": "patches with norms", "convolution": "a convolution", "stem": "a convolutional stem"}
 # The convolutions of a stem have even numbers.
@@ -150,7 +151,8 @@ def _visible_options(state: Mapping[str, Tensor], known: Mapping[str, Any], kind
     cls_token, positions, proj = (shapes.get(name, ()) for name in ("cls_token", "pos_embed", first))
     dim = cls_token[-1] if cls_token else 0
     depth = _count("blocks", shapes)
-    whole = depth and dim and cls_token == (1, 1, dim) and positions[::2] == (1, dim)
+    of_any_grid = "pos_embed.token_projection.weight" in shapes
+    whole = depth and dim and cls_token == (1, 1, dim) and (of_any_grid or positions[::2] == (1, dim))
     if not whole or len(proj) not in (2, 4) or 0 in proj:
         raise WeightsError(
             f"the checkpoint is not complete: cls_token is {cls_token}, pos_embed {positions}, {first} {proj}, "
@@ -169,21 +171,22 @@ def _visible_options(state: Mapping[str, Tensor], known: Mapping[str, Any], kind
         options["no_embed_class"] = _only_patches_have_positions(positions[1], 1 + options["reg_tokens"], patch, known)
     without = known.get("no_embed_class", options.get("no_embed_class"))
     prefix = 0 if without else 1 + options.get("reg_tokens", 0)
-    if "img_size" not in known:
+    if "img_size" not in known and not of_any_grid:
         options["img_size"] = _square_image(positions[1] - prefix, to_pair(patch))
-    steps = shapes.get(f"blocks.{depth - 1}.cbsa.step_rep")
-    if steps:
-        options["num_heads"] = steps[0]
-        known = {"num_heads": steps[0], **known}
-    for part, matrices in (("mssa", 1), ("cbsa", 1), ("attn", 3)):
+    by_head = shapes.get(f"blocks.{depth - 1}.cbsa.step_rep") or shapes.get("blocks.0.tssa.temperature")
+    if by_head:
+        options["num_heads"] = by_head[0]
+        known = {"num_heads": by_head[0], **known}
+    for part, matrices in (("mssa", 1), ("cbsa", 1), ("tssa", 1), ("attn", 3)):
         rows = (shapes.get(f"blocks.0.{part}.qkv.weight") or (matrices * dim,))[0]
         if rows != matrices * dim and "head_dim" not in known:
             options["head_dim"] = _head_dim(rows // matrices, known.get("num_heads"))
     learned = "blocks.0.mssa.proj.weight" in shapes or known.get("num_heads") == 1
     if "blocks.0.mssa.qkv.weight" in shapes and not learned and kind in (Crate, CrateAttentionOnly):
         options["proj"] = "tied"
-    if "blocks.0.attn.qkv.weight" in shapes:
-        options["qkv_bias"] = "blocks.0.attn.qkv.bias" in shapes
+    for part in ("attn", "tssa"):
+        if f"blocks.0.{part}.qkv.weight" in shapes:
+            options["qkv_bias"] = f"blocks.0.{part}.qkv.bias" in shapes
     if shapes.get("blocks.0.mlp.fc1.weight"):
         options["mlp_ratio"] = shapes["blocks.0.mlp.fc1.weight"][0] / dim
     if shapes.get("blocks.0.odl.dictionary"):
@@ -191,6 +194,8 @@ def _visible_options(state: Mapping[str, Tensor], known: Mapping[str, Any], kind
     upper = sum(name.endswith(".cbsa.step_rep") for name in shapes)
     if kind is CrateCBT and upper != depth // 2:
         options["cbt_depth"] = upper
+    if kind is ToST:
+        options["cls_attn_layers"] = _count("cls_attn_blocks", shapes)
     if kind is CrateMae and _count("decoder_blocks", shapes) != depth:
         options["decoder_depth"] = _count("decoder_blocks", shapes)
     return options

@@ -12,10 +12,11 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
+from .._plan import layers_with
 from ..errors import InputError, WeightsError
 from ..preprocess import fit_photo
 from ..segmentation.attention import MaskRule, attention_masks, upsample
-from ..segmentation.states import all_cls_attention
+from ..segmentation.states import all_cls_attention, resolve_layer
 from .folders import LabelledImage
 
 RULES: tuple[MaskRule, ...] = get_args(MaskRule)
@@ -109,7 +110,7 @@ def score_image(
         class_names: What to call each label in the record, others being refused; if None, by its number.
 
     Returns:
-        IoU by class, rule, layer and head, as JSON holds it.
+        IoU by class, rule, layer and head, as JSON holds it; of the layers that have attention.
 
     Raises:
         InputError: If a file cannot be read or the two do not fit each other; the message names it.
@@ -124,6 +125,20 @@ def score_image(
     scores = score_maps(maps, labels, rules=rules, keep=keep, void=void)
     names = named_labels(list(scores), class_names, pair)
     return {names[label]: {rule: ious.tolist() for rule, ious in by_rule.items()} for label, by_rule in scores.items()}
+
+
+def row_of(model: nn.Module, layer: int | None = None) -> int:
+    """Where a layer stands in the records of `score_image`, which are of the layers that have attention.
+
+    Args:
+        model: Whose records they are.
+        layer: The layer, from 0; negative from the end; `default_layer` of the model if None.
+
+    Raises:
+        UnknownNameError: If there is no such layer, or it has no attention.
+    """
+    [shown] = layers_with(model, "attention", layers=[resolve_layer(model, layer)])
+    return layers_with(model, "attention").index(shown)
 
 
 def named_labels(

@@ -7,12 +7,12 @@ from contextlib import nullcontext
 
 from torch import nn
 
+from .._plan import layers_with
 from .._random import torch_generator
 from ..errors import InputError
 from ..preprocess import best_short_side
 from ..segmentation.attention import MaskRule
-from ..segmentation.states import resolve_layer
-from .attention import RULES, Record, score_image
+from .attention import RULES, Record, row_of, score_image
 from .folders import LabelledImage, LabelledImages
 from .noise import Noise, noisy
 from .records import JSON, Records
@@ -52,7 +52,7 @@ def evaluate_attention(
 
     Raises:
         InputError: If files are missing or broken, a label is no class, or an argument is not as above.
-        UnknownNameError: If there is no such layer or rule.
+        UnknownNameError: If there is no such layer or rule, or the layer has no attention.
         WeightsError: If the model's attention is not finite.
         OutputError: If a record or result cannot be written.
         ProcessError: If another process failed.
@@ -65,13 +65,14 @@ def evaluate_attention(
         ['results.json', 'results.md']
     """
     run.check_files(data.check_files)
-    layer, size = resolve_layer(model, layer), best_short_side(model) if size is None else size
+    layers, size = layers_with(model, "attention"), best_short_side(model) if size is None else size
+    layer = layers[row_of(model, layer)]
     class_names = data.class_names if by_class else None
     records = measure_attention(run, model, data, name=name, size=size, rules=rules, keep=keep, class_names=class_names)
     if not records.is_main:
         return None
     broken = broken_images(records, len(data.items))
-    found = summarize(records.items(), layer=layer, by_class=by_class)
+    found = summarize(records.items(), layer=layer, by_class=by_class, layers=layers)
     title = f"{name}, {found['images']} images at {size} pixels"
     if found["images_without_objects"]:
         title += f"; {found['images_without_objects']} more have no object"

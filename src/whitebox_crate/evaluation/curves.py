@@ -14,11 +14,12 @@ from typing import Any
 from torch import nn
 
 from .._files import write_whole
+from .._plan import layers_with
 from .._tables import markdown_table
-from ..backbones import readable
 from ..errors import require
 from ..segmentation.attention import MaskRule
 from ..segmentation.states import resolve_layer
+from .attention import row_of
 from .attention_runs import measure_attention
 from .folders import LabelledImages
 from .noise import Noise, check_noise
@@ -58,7 +59,7 @@ class Curves:
         curves = []
         for number, (name, model) in enumerate(models):
             means = self._measure(model, name, f"{number}-{_as_file_name(name)}")
-            points = [_point(layer, means, layer) for layer in range(len(readable(model).layers()))]
+            points = [_point(layer, means, row) for row, layer in enumerate(layers_with(model, "attention"))]
             curves.append({"label": name, "points": points})
         return curves
 
@@ -74,8 +75,8 @@ class Curves:
         """
         points, shown = [], 0
         for number, path, model in checkpoints:
-            shown = resolve_layer(model, layer)
-            points.append(_point(number, self._measure(model, str(path), _as_file_name(path.name)), shown))
+            shown, row = resolve_layer(model, layer), row_of(model, layer)
+            points.append(_point(number, self._measure(model, str(path), _as_file_name(path.name)), row))
         return [{"label": label, "layer": shown, "points": points}]
 
     def by_noise(
@@ -99,13 +100,13 @@ class Curves:
             check_noise(strength, share)
         curves = []
         for number, (name, model) in enumerate(models):
-            shown = resolve_layer(model, layer)
+            shown, row = resolve_layer(model, layer), row_of(model, layer)
             for share in shares:
                 points = []
                 for strength in strengths:
                     part = f"{number}-{_as_file_name(name)}-{share:g}-{strength:g}"
                     means = self._measure(model, name, part, Noise(strength, share, seed))
-                    points.append(_point(strength, means, shown))
+                    points.append(_point(strength, means, row))
                 curves.append({"label": f"{name}, {share:.0%} of pixels", "layer": shown, "points": points})
         return curves
 
@@ -140,8 +141,8 @@ class Curves:
         return layer_means(records.items())
 
 
-def _point(x: float, means: LayerMeans, layer: int) -> dict[str, Any]:
-    values = {kind: {rule: of[layer] for rule, of in getattr(means, kind).items()} for kind in KINDS}
+def _point(x: float, means: LayerMeans, row: int) -> dict[str, Any]:
+    values = {kind: {rule: of[row] for rule, of in getattr(means, kind).items()} for kind in KINDS}
     return {"x": x, "images": means.images, **values}
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from .._files import write_whole
+from .._plan import State
 from .._tables import markdown_table
-from ..capturing import State
 from ..errors import InputError, WeightsError, require
 from ..images import load_image
 from ..preprocess import best_short_side, fit_photo

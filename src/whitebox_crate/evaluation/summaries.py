@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from .._indices import resolve_index
 from .._tables import markdown_table
-from ..errors import InputError
+from ..errors import InputError, UnknownNameError
 from .attention import Record
 
 
@@ -46,18 +46,21 @@ def layer_means(records: Iterable[tuple[str, Record]]) -> LayerMeans:
     return LayerMeans(sums.images, best, mean)
 
 
-def summarize(records: Iterable[tuple[str, Record]], *, layer: int, by_class: bool = True) -> dict[str, Any]:
+def summarize(
+    records: Iterable[tuple[str, Record]], *, layer: int, by_class: bool = True, layers: Sequence[int] | None = None
+) -> dict[str, Any]:
     """The paper's numbers from the records of all images; a record at a time is looked at.
 
     Args:
         records: (name of the image, its record). An image without classes is counted apart.
-        layer: The layer that the table by class is of, from 0 or negative from the end.
+        layer: The layer that the table by class is of: one of `layers`, or negative from their end.
+        layers: What the layers of the records are called, if these are not all of the model's, from 0 on.
         by_class: Whether labels mean the same in all images, so that there is something to average by class.
 
     Returns:
-        `images`, `images_without_objects`; `layer`; and by rule:
+        `images`, `images_without_objects`; `layer`; `layers`; and by rule:
 
-        - `miou_by_layer`: equations 13 and 14 for each layer, averaged over images; `miou` is that of `layer`.
+        - `miou_by_layer`: equations 13 and 14 for each of `layers`, averaged over images; `miou` is that of `layer`.
         - `by_class`: for each class the `images` that have it and its `iou`: mean over these of the best head of
           `layer`. `class_mean` is the mean over classes.
         - `one_head`: no best head of each image, but one for all, by the same mean. The images are counted from 0; the
@@ -65,33 +68,37 @@ def summarize(records: Iterable[tuple[str, Record]], *, layer: int, by_class: bo
           `miou` is the mean over all images. None if there are fewer than two images.
 
     Raises:
-        InputError: If no image has an object, or a record is not like the others.
+        InputError: If no image has an object, a record is not like the others, or `layers` are not as many as theirs.
         UnknownNameError: If there is no such layer.
     """
     sums = _Sums.of(records)
     images, depth = sums.images, len(next(iter(sums.best_head.values())))
-    layer = resolve_index("layer", layer, depth)
+    called = list(range(depth)) if layers is None else list(layers)
+    if len(called) != depth:
+        raise InputError(f"the records are of {depth} layers, and {len(called)} are named: {called}")
+    row = _row_of(layer, called)
     rules: dict[str, Any] = {}
     for rule, total in sums.best_head.items():
         rules[rule] = {
-            "miou": float(total[layer] / images),
+            "miou": float(total[row] / images),
             "miou_by_layer": (total / images).tolist(),
-            "one_head": _one_head(sums.halves[rule], images),
+            "one_head": _one_head(sums.halves[rule], images, called),
         }
         if by_class:
-            means = {name: float(sums.classes[name][rule][layer] / count) for name, count in sums.counts.items()}
+            means = {name: float(sums.classes[name][rule][row] / count) for name, count in sums.counts.items()}
             rules[rule]["class_mean"] = sum(means.values()) / len(means)
             rules[rule]["by_class"] = {
                 name: {"images": sums.counts[name], "iou": means[name]} for name in sorted(means, key=_numbers_first)
             }
-    return {"images": images, "images_without_objects": sums.without, "layer": layer, "rules": rules}
+    counts = {"images": images, "images_without_objects": sums.without}
+    return {**counts, "layer": called[row], "layers": called, "rules": rules}
 
 
 def summary_tables(summary: Mapping[str, Any]) -> str:
     """The numbers of `summarize` in Markdown, IoU in percent."""
     rules = summary["rules"]
     first = next(iter(rules.values()))
-    layers = [f"layer {index}" for index in range(len(first["miou_by_layer"]))]
+    layers = [f"layer {index}" for index in summary["layers"]]
     tables = [
         markdown_table(
             ["mIoU, best head of each class and image", *layers],
@@ -191,7 +198,13 @@ def _ious_of(records: Iterable[tuple[str, Record]]) -> Iterator[tuple[list[str],
         yield list(record), ious
 
 
-def _one_head(halves: Any, images: int) -> dict[str, Any] | None:
+def _row_of(layer: int, called: Sequence[int]) -> int:
+    if layer >= 0 and layer not in called:
+        raise UnknownNameError(f"no layer {layer}: the records are of the layers {', '.join(map(str, called))}")
+    return called.index(layer) if layer >= 0 else resolve_index("layer", layer, len(called))
+
+
+def _one_head(halves: Any, images: int, called: Sequence[int]) -> dict[str, Any] | None:
     """The head that is best on one half of the images, scored on the other, both ways."""
     if images < 2:
         return None
@@ -201,9 +214,8 @@ def _one_head(halves: Any, images: int) -> dict[str, Any] | None:
         layer, head = divmod(int(halves[choosing].argmax()), halves.shape[2])
         score, number = halves[1 - choosing][layer, head], numbers[1 - choosing]
         total += score
-        found.append(
-            {"chosen_on": names[0], "scored_on": names[1], "layer": layer, "head": head, "miou": float(score / number)}
-        )
+        where = {"chosen_on": names[0], "scored_on": names[1], "layer": called[layer], "head": head}
+        found.append({**where, "miou": float(score / number)})
     return {"miou": float(total / images), "halves": found}
 
 

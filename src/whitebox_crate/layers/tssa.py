@@ -78,23 +78,24 @@ class TSSA(nn.Module):
         """What `split_heads` takes apart, (batch, tokens, heads * head_dim), with this `w` in place of its own."""
         return rearrange(w, "b h n p -> b n (h p)")
 
-    def membership_logits(self, squares: Tensor) -> Tensor:
-        """What `attend` makes the membership of.
+    def membership(self, w: Tensor) -> Tensor:
+        """Pi, how much each token belongs to each head.
 
         Args:
-            squares: w^2, (batch, heads, tokens, head_dim).
+            w: (batch, heads, tokens, head_dim).
 
         Returns:
-            (batch, heads, tokens).
+            (batch, heads, tokens), in [0, 1], 1 in sum over heads.
         """
+        squares = w.square()
         energy = squares.sum(dim=2).clamp_min(_least(squares, 1e-24))  # |w[c]|^2
-        return self.temperature * torch.einsum("bhnp,bhp->bhn", squares, 1 / energy)
+        belonging: Tensor = self.attend(self.temperature * torch.einsum("bhnp,bhp->bhn", squares, 1 / energy))
+        return belonging
 
     def forward(self, x: Tensor) -> Tensor:
         w, _, _ = self.split_heads(self.qkv(x))
-        squares = w.square()
-        membership = self.attend(self.membership_logits(squares))
-        statistics = self.attn_drop(1 / (1 + second_moments(squares, membership)))
+        membership = self.membership(w)
+        statistics = self.attn_drop(1 / (1 + second_moments(w, membership)))
         compressed = membership[..., None] * w * -statistics[:, :, None]
         out: Tensor = self.proj_drop(self.proj(rearrange(compressed, "b h n p -> b n (h p)")))
         return out
@@ -108,29 +109,26 @@ class TSSA(nn.Module):
         def itself(state: Tensor) -> Tensor:
             return state
 
-        def given(_: Tensor, state: Tensor) -> Tensor:
-            return state
-
         heads = self.num_heads
         return {
             "projections": Reading(self.qkv, "after", keys, heads, write=self.with_keys),
-            "membership": Reading(self.attend, "after", itself, heads, write=given),
-            "statistics": Reading(self.attn_drop, "before", itself, heads, write=given),
+            "membership": Reading(self.attend, "after", itself, heads),
+            "statistics": Reading(self.attn_drop, "before", itself, heads),
         }
 
 
-def second_moments(squares: Tensor, membership: Tensor) -> Tensor:
+def second_moments(w: Tensor, membership: Tensor) -> Tensor:
     """m_k[c], the mean of w_j[c]^2 over the tokens of head k.
 
     Args:
-        squares: w^2, (..., heads, tokens, head_dim).
+        w: (..., heads, tokens, head_dim).
         membership: Pi, (..., heads, tokens).
 
     Returns:
         (..., heads, head_dim), not negative.
     """
     share = membership / (membership.sum(dim=-1, keepdim=True) + _least(membership, EPS))
-    return torch.einsum("...n,...np->...p", share, squares)
+    return torch.einsum("...n,...np->...p", share, w.square())
 
 
 def _least(tensor: Tensor, value: float) -> float:

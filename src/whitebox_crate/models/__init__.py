@@ -10,7 +10,7 @@ from .crate_alpha import CrateAlpha, CrateAlphaBlock
 from .crate_attention_only import CrateAttentionOnly, CrateAttentionOnlyBlock
 from .crate_cbt import CrateCBT
 from .crate_mae import CrateMae, CrateMaeDecoderBlock, Reconstruction
-from .tost import ClassAttentionBlock, Tost, TostBlock
+from .tost import ClassAttentionBlock, ToST, ToSTBlock
 from .vit import ViT, ViTBlock
 
 __all__ = [
@@ -36,8 +36,8 @@ __all__ = [
     "ImageTransformer",
     "PretrainedCfg",
     "Reconstruction",
-    "Tost",
-    "TostBlock",
+    "ToST",
+    "ToSTBlock",
     "ViT",
     "ViTBlock",
 ]

@@ -19,16 +19,17 @@ from ..layers import (
     DropRates,
     FourierPosEmbed,
     LayerScale,
+    NormedProduct,
+    ScaledProduct,
     layer_drop_rates,
 )
-from ..layers.normed_product import NormedProduct
 from ..layers.patch_embed import Size
 from ._base import Block, GlobalPool, ImageTransformer
 
 NORM_EPS = 1e-6
 
 
-class TostBlock(Block):
+class ToSTBlock(Block):
     """A step on the variational form of the coding rate (arXiv 2412.17810, section 3), then an MLP.
 
     `h = z + g1 * TSSA(LN(z))`, `z' = h + g2 * MLP(LN(h))` as released, with LayerScale g1 and g2.
@@ -71,9 +72,11 @@ class TostBlock(Block):
         """TSSA."""
         return self.tssa
 
-    def normed_products(self) -> list[NormedProduct]:
-        """Both norms."""
-        return [NormedProduct(self, "norm1", self.tssa, "qkv"), NormedProduct(self, "norm2", self.mlp, "fc1")]
+    def normed_products(self) -> list[NormedProduct | ScaledProduct]:
+        """Both norms and both LayerScales, which are identities once they are folded."""
+        norms = [NormedProduct(self, "norm1", self.tssa, "qkv"), NormedProduct(self, "norm2", self.mlp, "fc1")]
+        scales = [ScaledProduct(self, "ls1", self.tssa, "proj"), ScaledProduct(self, "ls2", self.mlp, "fc2")]
+        return [*norms, *scales]
 
     def forward(self, tokens: Tensor) -> Tensor:
         compressed = tokens + self.drop_path(self.ls1(self.tssa(self.norm1(tokens))))
@@ -89,7 +92,7 @@ class ClassAttentionBlock(Block):
     patches are doubled. Nothing derives this layer.
 
     Args:
-        dim, num_heads, head_dim, mlp_ratio, qkv_bias, init_values, drop: As of `TostBlock`.
+        dim, num_heads, head_dim, mlp_ratio, qkv_bias, init_values, drop: As of `ToSTBlock`.
         tokens_norm: Whether the second norm is of all tokens, as in all registered models, or of [CLS] alone.
 
     Shape:
@@ -122,7 +125,7 @@ class ClassAttentionBlock(Block):
         """Class attention."""
         return self.attn
 
-    def normed_products(self) -> list[NormedProduct]:
+    def normed_products(self) -> list[NormedProduct | ScaledProduct]:
         """None: what both norms give is added to the tokens as well."""
         return []
 
@@ -135,7 +138,7 @@ class ClassAttentionBlock(Block):
         return torch.cat([cls_token + self.ls2(self.mlp(cls_token)), 2 * patches], dim=1)
 
 
-class Tost(ImageTransformer):
+class ToST(ImageTransformer):
     """ToST as released (arXiv 2412.17810): convolutions, Fourier positions, layers of TSSA, two of class attention.
 
     Patches alone pass `blocks`; then [CLS] joins, and `cls_attn_blocks` let it look at them. `layers`, and with it
@@ -172,6 +175,8 @@ class Tost(ImageTransformer):
         InputError: As of `ImageTransformer` and `ConvStem`, or if there is no class attention.
     """
 
+    first_conv = "patch_embed.proj.0.0"
+
     def __init__(
         self,
         img_size: Size = 224,
@@ -207,7 +212,7 @@ class Tost(ImageTransformer):
         super().__init__(
             ConvStem(embed_dim, img_size, patch_size, in_chans, dynamic_img_size),
             [
-                TostBlock(**sizes, drop=drop)
+                ToSTBlock(**sizes, drop=drop)
                 for drop in layer_drop_rates(depth, attn_drop_rate, proj_drop_rate, drop_path_rate, constant=True)
             ],
             embed_dim=embed_dim,
@@ -246,7 +251,7 @@ class Tost(ImageTransformer):
         """Puts [CLS] before the patches where class attention begins."""
         if layer != len(self.blocks) or not self.cls_attn_blocks:
             return tokens
-        cls_token = self.cls_token.expand(len(tokens), -1, -1)
+        cls_token = self.cls_token.expand(tokens.shape[0], -1, -1)  # len() would bind torch.export to one
         return torch.cat([cls_token.to(tokens.dtype), tokens], dim=1)
 
     def prune_intermediate_layers(

@@ -29,7 +29,7 @@ from .methods import (
 from .metrics import best_head_iou, mask_iou, mean_iou
 from .ncut import affinity, ncut_eigenvector
 from .otsu import otsu_cut
-from .states import all_cls_attention, cls_attention, default_layer, patch_features
+from .states import all_cls_attention, cls_attention, default_layer, membership_maps, patch_features
 
 __all__ = [
     "EDGES",
@@ -65,6 +65,7 @@ __all__ = [
     "maskcut_of",
     "maskcut_rounds",
     "mean_iou",
+    "membership_maps",
     "ncut_eigenvector",
     "otsu_cut",
     "patch_edges",

@@ -11,8 +11,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from .._plan import State
 from .._tables import html_table
-from ..capturing import State
 from ..errors import InputError, check_kind
 from .attention import upsample
 from .ncut import TIE, Solver, affinity, first_peak, ncut_eigenvector

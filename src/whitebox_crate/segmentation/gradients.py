@@ -34,7 +34,8 @@ def class_maps(
       relevance in the place of A). That a skip carries each token on by itself is an assumption, as in a rollout.
     - "gradient_attention": this row of G of a single layer.
 
-    The row is that of [CLS]; with the pooling "avg" or "mean", the mean of the rows of the tokens that are pooled.
+    The row is that of [CLS]; with the pooling "avg" or "mean", the mean of the rows of the tokens that are pooled, if
+    they have rows: class attention, as in ToST, has that of [CLS] alone.
 
     The model runs as it is, whatever autograd mode the caller is in; no gradient is left on a parameter. "relevance"
     keeps the attention of all layers and its gradients, 2 * layers * batch * heads * tokens^2 values: give it few
@@ -86,7 +87,7 @@ def class_maps(
         attention = [trace["attention", index] for index in layers]
         gradients = torch.autograd.grad(wanted.sum(), attention)  # images do not see each other: one pass for all
     weighted = [positive_attention(rows.detach(), of_rows) for rows, of_rows in zip(attention, gradients, strict=True)]
-    if of_cls:
+    if of_cls or weighted[0].shape[1] == 1:  # class attention has no other row
         found = weighted[0][:, 0]
     else:
         read = _read_by_head(core, weighted[0])

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._indices import resolve_indices
+from .._plan import State, layers_with
 from ..backbones import readable
-from ..capturing import State
 from ..errors import InputError, UnknownNameError, WeightsError
 from ..models._classes import Class
 from .attention import MaskRule, attention_masks, rule_and_keep
@@ -113,7 +113,7 @@ def by_multiscale(
     Args:
         model: A model that `capture` reads.
         pixels: (in_chans, height, width), normalised.
-        layer: From which layer on; `default_layer` of the model if None.
+        layer: From which layer on, of those that have attention; `default_layer` of the model if None.
         scales: Sizes at which the model sees the image, as multiples of that of the pixels; rounded to whole patches.
             `SCALES` if None, or 1 of a model that takes images of one size alone.
 
@@ -127,7 +127,8 @@ def by_multiscale(
         scales = SCALES if core.dynamic_img_size else (1.0,)
     if not scales or not min(scales) > 0:
         raise InputError(f"scales are one or more numbers above 0, not {scales!r}")
-    which = range(resolve_layer(core, layer), len(core.layers()))
+    first = resolve_layer(core, layer)
+    which = [index for index in layers_with(core, "attention") if index >= first]
     grid = core.grid_of(pixels[None])
     maps = torch.cat([_log_maps(core, _scaled(pixels, core.patch_size, scale), which, grid) for scale in scales])
     map_ = maps.mean(0)
@@ -308,7 +309,7 @@ def clearness(map_: Tensor, mask: Tensor) -> Tensor:
 
 def _log_maps(model: nn.Module, pixels: Tensor, layers: Sequence[int], grid: Grid) -> Tensor:
     """Logarithms of the maps of these layers, brought to a grid; a map that is the same everywhere is 0."""
-    maps = all_cls_attention(model, pixels[None])[0, list(layers)].float().flatten(0, 1)
+    maps = all_cls_attention(model, pixels[None], layers)[0].float().flatten(0, 1)
     if not maps.isfinite().all():
         raise WeightsError("the attention is not finite; the weights are damaged")
     maps = maps / maps.mean((-2, -1), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)

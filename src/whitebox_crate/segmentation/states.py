@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from .._indices import resolve_index, resolve_layers
+from .._plan import State, layers_with
 from ..backbones import Backbone, readable
-from ..capturing import State, capture
+from ..capturing import capture
 from ..errors import InputError, UnknownNameError
-from ..models import ViT
+from ..models import ToST, ViT
 from ..models._wrappers import unwrap
 
 Grid: TypeAlias = tuple[int, int]
@@ -34,7 +35,8 @@ def cls_attention(model: nn.Module, images: Tensor, layer: int = -2) -> Tensor:
     Args:
         model: A model that `capture` reads.
         images: (batch, in_chans, height, width), float, of a size the model takes.
-        layer: Which layer, from 0; negative from the end. The paper shows -2 of CRATE and -1 of ViT.
+        layer: Which layer, from 0; negative from the end. The paper shows -2 of CRATE and -1 of ViT. ToST has attention
+            in its last two layers alone.
 
     Returns:
         (batch, heads, grid_h, grid_w), the dtype of the attention; a grid has (height / patch height) rows.
@@ -42,7 +44,7 @@ def cls_attention(model: nn.Module, images: Tensor, layer: int = -2) -> Tensor:
     Raises:
         InputError: If nothing is known of the model, it has no [CLS], or the images are not of its shape, or hold NaN
             or infinity.
-        UnknownNameError: If there is no such layer.
+        UnknownNameError: If there is no such layer, or it has no attention.
 
     Example:
         >>> model = create_model("crate_nano", pretrained=True).eval()
@@ -54,20 +56,52 @@ def cls_attention(model: nn.Module, images: Tensor, layer: int = -2) -> Tensor:
     return _cls_maps(model, images, [layer])[:, 0]
 
 
-def all_cls_attention(model: nn.Module, images: Tensor) -> Tensor:
-    """`cls_attention` of every layer, in one forward pass.
+def all_cls_attention(model: nn.Module, images: Tensor, layers: Sequence[int] | None = None) -> Tensor:
+    """`cls_attention` of several layers, in one forward pass.
 
     Args:
         model: A model that `capture` reads.
         images: As of `cls_attention`.
+        layers: Which layers; None for all that have attention.
 
     Returns:
         (batch, layers, heads, grid_h, grid_w), the dtype of the attention.
 
     Raises:
         InputError: As of `cls_attention`.
+        UnknownNameError: As of `cls_attention`.
     """
-    return _cls_maps(model, images, None)
+    return _cls_maps(model, images, layers)
+
+
+def membership_maps(model: nn.Module, images: Tensor, layer: int | None = None) -> Tensor:
+    """How much each patch belongs to each subspace of a layer of ToST, Pi of TSSA (arXiv 2412.17810, section 3).
+
+    No [CLS] takes part: the maps of a layer are a soft division of the image among its heads. The model runs as it is,
+    as of `cls_attention`.
+
+    Args:
+        model: A ToST.
+        images: As of `cls_attention`.
+        layer: Which layer, from 0; negative from the end, where class attention comes last. The last one that has
+            membership if None.
+
+    Returns:
+        (batch, heads, rows, columns), in [0, 1], 1 in sum over heads at each patch; the dtype of the membership.
+
+    Raises:
+        InputError: As of `cls_attention`.
+        UnknownNameError: If there is no such layer, or it has no membership; the message lists the states that it has.
+    """
+    core = readable(model)
+    if layer is None:
+        layer = layers_with(core, "membership")[-1]
+    with capture(core, "membership", layers=[layer]) as trace:
+        grid = core.grid_of(images)
+        check_finite_images(images)
+        core(images)
+    found: Tensor = trace["membership", layer]
+    return found.reshape(*found.shape[:-1], *grid)
 
 
 def patch_features(
@@ -103,20 +137,21 @@ def patch_features(
     tokens = trace[state, layer]
     if state == "projections":
         tokens = tokens.transpose(1, 2).flatten(2)
-    return tokens[:, core.num_prefix_tokens :], grid
+    return _of_patches(tokens, grid, dim=1), grid
 
 
 def default_layer(model: nn.Module) -> int:
     """The layer whose [CLS] attention shows objects, from 0: the measured one of the weights, else the paper's.
 
     The paper looks at the last layer of ViT and at the last but one of CRATE (arXiv 2308.16271, appendix B.3). Of a
-    network of one layer, it is that one. Of a model that was cut so that the measured layer is gone, the paper's.
+    network of one layer, it is that one. Of a model that was cut so that the measured layer is gone, the paper's. Of
+    ToST it is the last one, the second of class attention.
     """
     core = readable(model)
     measured, depth = core.pretrained_cfg.attention_layer, len(core.layers())
     if measured is not None and -depth <= measured < depth:  # a model that was cut since may not have it
         return measured % depth
-    return max(0, depth - (1 if isinstance(core, ViT | Backbone) else 2))
+    return max(0, depth - (1 if isinstance(core, ViT | ToST | Backbone) else 2))
 
 
 def map_state(model: nn.Module, layer: int) -> State:
@@ -155,9 +190,14 @@ def _cls_maps(model: nn.Module, images: Tensor, layers: Sequence[int] | None) ->
         check_finite_images(images)
         core(images)
     found = {layer: rows[:, :, 0] for trace in traces for (_, layer), rows in trace.items()}
-    rows = torch.stack([found[layer] for layer in sorted(found)], dim=1)
-    patches = rows[..., core.num_prefix_tokens :]
+    patches = _of_patches(torch.stack([found[layer] for layer in sorted(found)], dim=1), grid, dim=-1)
     return patches.reshape(*patches.shape[:-1], *grid)
+
+
+def _of_patches(state: Tensor, grid: Grid, dim: int) -> Tensor:
+    """Of all tokens the patches, which come last: not all layers have as many tokens before them."""
+    count = grid[0] * grid[1]
+    return state.narrow(dim, state.shape[dim] - count, count)
 
 
 def check_finite_images(images: Tensor) -> None:

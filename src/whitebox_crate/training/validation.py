@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 from ..evaluation import LabelledImages, layer_means, score_image
-from ..evaluation.attention import Record
+from ..evaluation.attention import Record, row_of
 from ..models import ImageTransformer
-from ..segmentation import MaskRule, default_layer
+from ..segmentation import MaskRule
 from .batches import Batch, check_labels
 from .facts import described
 from .loop import normalize
@@ -124,7 +124,7 @@ class Validation:
         if _world() > 1:
             dist.all_gather_object(shares, records)
         means = layer_means(record for share in shares for record in share)
-        return means.best_head[self.rule][default_layer(model)]
+        return means.best_head[self.rule][row_of(model)]
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .._plan import layers_with
 from ..analysis import LayerwiseReport, layerwise_analysis
 from ..analysis.layerwise import Quantity
 from ..capturing import capture
@@ -71,8 +72,15 @@ def read(model: ImageTransformer, name: str, photo: Image, size: int | None = No
         size: Shorter side of what the model sees, pixels; `best_short_side` if None.
 
     Raises:
-        InputError: If the model is folded, takes no photographs or no such size, or a state is not finite.
+        InputError: If the model is folded, takes no photographs or no such size, has layers without attention as ToST,
+            or a state is not finite.
     """
+    if len(layers_with(model, "attention")) < len(model.layers()):
+        raise InputError(
+            f"{name} has layers in which no token looks at another, and the page shows where each one looks; its "
+            f"layers {', '.join(map(str, layers_with(model, 'attention')))} have attention of [CLS], and "
+            "whitebox-crate attention --state membership draws the others"
+        )
     images = fit_photo(model, photo, size).pixels[None].to(model.cls_token)
     measures = layerwise_analysis(model, [images], quantities=QUANTITIES, report=lambda _: None)
     grid, prefix = model.grid_of(images), model.num_prefix_tokens
