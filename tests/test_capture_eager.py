@@ -148,6 +148,19 @@ def test_a_head_that_is_switched_off_has_no_gradient(inside: bool) -> None:
     assert not gradient[:, 2].any() and gradient[:, :2].abs().sum() > 0
 
 
+def test_of_nested_blocks_the_outermost_has_the_gradients() -> None:
+    model = make()
+    images = images_for(model)
+    with capture(model, "attention", queries="all", eager=True) as alone:
+        expected = torch.autograd.grad(model(images).sum(), alone["attention", 1])
+    inner = capture(model, "attention", layers=[1], queries="all", eager=True)
+    with capture(model, "attention", queries="all", eager=True) as outer, inner as inside:
+        logits = model(images)
+    found = torch.autograd.grad(logits.sum(), [outer["attention", 1], inside["attention", 1]])
+    torch.testing.assert_close(found[0], expected[0])
+    assert not found[1].any()
+
+
 def test_one_module_as_several_layers() -> None:
     model = make().double()
     model.blocks[2] = model.blocks[0]

@@ -161,7 +161,7 @@ def capture(
         chunk: How many rows of `attention` are computed at once; None for all.
         reduce: What to keep of each chunk (batch, heads, rows, tokens): a tensor or a tuple of tensors, of which those
             of all chunks are put together along dimension 2; None to keep the rows.
-        eager: Whether gradients of the logits reach `attention`.
+        eager: Whether gradients of the logits reach `attention`; where blocks are nested, that of the outermost.
 
     Yields:
         The trace: the states of the last forward pass of the whole model, still there after the block.

@@ -6,10 +6,13 @@ from typing import Any
 import pytest
 import torch
 from small_models import DEPTH, FAMILIES, images_for, small_model
+from test_backbones import Toy, toy_structure
 from torch import Tensor, nn
 
 from whitebox_crate import ImageTransformer, InputError, Trace, UnknownNameError, capture, fold_for_inference
 from whitebox_crate.analysis import intervene, replace_states
+from whitebox_crate.backbones import register_adapter
+from whitebox_crate.backbones.adapters import _ADAPTERS
 
 STATES = ("tokens", "projections", "compressed", "output")
 WITHOUT_SKIP = (
@@ -19,6 +22,8 @@ WITHOUT_SKIP = (
     "attention_only",
     "mae",
     "mhsa",
+    "cbt",
+    "crate_cbt",
 )  # around the coding, so that `compressed` is all that it goes on with
 
 
@@ -212,6 +217,33 @@ def test_a_layer_of_ones_own_takes_tokens_and_output() -> None:
     given = {("compressed", 1): theirs["tokens", 1]}
     with pytest.raises(InputError, match="a Identity in place of a layer"), replace_states(model, given):
         pass
+
+
+@torch.no_grad()
+def test_backbones_of_others() -> None:
+    torch.manual_seed(0)
+    model = Toy().eval()
+    one, other = torch.randn(2, 2, 3, 32, 32)
+    before = dict(_ADAPTERS)
+    register_adapter(Toy)(toy_structure)
+    try:
+        with capture(model, "output", "projections", layers=[1]) as own:
+            mine = model(one)["tokens"]
+        with capture(model, "output", "projections", layers=[1]) as trace:
+            theirs = model(other)["tokens"]
+        with replace_states(model, own):
+            assert torch.equal(model(one)["tokens"], mine)
+        with replace_states(model, {("output", 1): trace["output", 1]}):
+            assert torch.equal(model(one)["tokens"], theirs)
+        keys = {("projections", 1): trace["projections", 1]}
+        with replace_states(model, keys, heads=[2]), capture(model, "projections", "output", layers=[1]) as inside:
+            model(one)
+        assert torch.equal(inside["projections", 1][:, 2], trace["projections", 1][:, 2])
+        assert torch.equal(inside["projections", 1][:, :2], own["projections", 1][:, :2])
+        assert not torch.equal(inside["output", 1], own["output", 1])
+    finally:
+        _ADAPTERS.clear()
+        _ADAPTERS.update(before)
 
 
 OUTPUT = torch.zeros(2, 7, 48)
