@@ -137,8 +137,9 @@ def capture(
     A trace sees the passes of the thread, or the task, whose block it is (`contextvars`): one model may serve several
     threads, each with captures of its own. While any block is open, compiled models run uncompiled in all threads.
 
-    Token 0 is [CLS]; the patches follow, rows of the grid first. Only what is asked for is ever computed. A compiled
-    model runs uncompiled inside the block, so that its hooks run: its output is then the uncompiled model's.
+    Token 0 is [CLS]; registers follow if there are any, then the patches, rows of the grid first. Only what is asked
+    for is ever computed. A compiled model runs uncompiled inside the block, so that its hooks run: its output is then
+    the uncompiled model's.
 
     `tokens`, `projections` of all heads, `compressed` and `output` are the model's own tensors, so that gradients of
     the logits reach them. `attention` is computed beside the model, for a fused kernel does not show it: its gradients
