@@ -2,6 +2,7 @@
 
 python -m studies.emergence.pictures                # the curves
 python -m studies.emergence.pictures --runs RUNS    # and strips of pictures, from the weights of those runs
+python -m studies.emergence.pictures --runs RUNS --only '*_family'
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -19,8 +21,8 @@ from torch import Tensor
 
 import whitebox_crate
 from studies.emergence.measures import above_mean
-from studies.emergence.plan import COMPARED, SCALES, Run, make_model, sources, table
-from studies.emergence.study import RESULTS, masks_of
+from studies.emergence.plan import COMPARED, FAMILY, SCALES, Run, make_model, sources, table
+from studies.emergence.study import RESULTS, look, masks_of
 from studies.emergence.tables import (
     LONGER,
     NAMES,
@@ -39,6 +41,7 @@ from whitebox_crate.images import load_image
 from whitebox_crate.preprocess import image_to_tensor
 from whitebox_crate.segmentation import cls_attention
 from whitebox_crate.segmentation.draw import draw_map, draw_mask, draw_panels
+from whitebox_crate.training import Batch
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 SAMPLES = Path(whitebox_crate.__file__).parent / "samples"
@@ -150,13 +153,43 @@ def strips(results: Record, runs: Path, data: str, pictures: dict[str, Any], mas
     return draw_panels(panels, captions, columns=len(panels) // len(pictures))
 
 
-def composites(data: str, count: int = 6) -> tuple[dict[str, Any], Sequence[Tensor]]:
-    """Composites of the scoring split that nothing was measured or chosen on, and their masks."""
+@torch.inference_mode()
+def family_strip(results: Record, runs: Path, data: str, count: int = 6) -> Any:
+    """A row for each composite: itself, the map of each network of the family, and the exact mask.
+
+    Each network, of seed 0, shows the one map that was best on objects of training; at half its rate where it has one.
+    """
+    from PIL.Image import Resampling
+
+    batch, shown = composites(data, count), {}
+    of_seed = {(run.part, run.variant): run for run in table() if (run.data, run.seed) == (data, 0)}
+    for variant in FAMILY:
+        part = "halved" if ("halved", variant) in of_seed else "family"
+        record = select(results, part, data, variant)[0]
+        at, head = chosen(record, "average_precision")
+        short = NAMES[variant].removeprefix("CRATE, ").replace("attention only", "MSSA alone")
+        name = f"{short} L{record['layers'][at]} H{head}"
+        shown[name] = look(trained(of_seed[part, variant], runs), [batch])[1][:, at, head]
+    panels, captions = [], []
+    for row, (name, picture) in enumerate(as_pictures(batch).items()):
+        photo = picture.resize((PANEL, PANEL), Resampling.NEAREST)
+        panels += [photo, *(draw_map(maps[row], (PANEL, PANEL)) for maps in shown.values())]
+        panels.append(draw_mask(photo, masks_of(batch)[row]))
+        captions += [name, *shown, "exact mask"]
+    return draw_panels(panels, captions, columns=len(panels) // count)
+
+
+def composites(data: str, count: int = 6) -> Batch:
+    """Composites of the scoring split that nothing was measured or chosen on."""
+    return sources(data).scoring.draw(count, seed=20_000, step=0, size=SCALES[data].model["img_size"])
+
+
+def as_pictures(batch: Batch) -> dict[str, Any]:
+    """Images of a batch for the eye, by number."""
     from PIL.Image import fromarray
 
-    batch = sources(data).scoring.draw(count, seed=20_000, step=0, size=SCALES[data].model["img_size"])
     pixels = (batch.images * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    return {f"composite {i}": fromarray(image) for i, image in enumerate(pixels)}, list(masks_of(batch))
+    return {f"composite {i}": fromarray(image) for i, image in enumerate(pixels)}
 
 
 def photographs() -> dict[str, Any]:
@@ -172,21 +205,47 @@ def photographs() -> dict[str, Any]:
     return {name: fit(photo, (400, 400)) for name, photo in found.items()}
 
 
+def composites_strip(results: Record, runs: Path, data: str) -> Any:
+    """CRATE and the ViT on six composites, and the exact masks."""
+    batch = composites(data)
+    return strips(results, runs, data, as_pictures(batch), list(masks_of(batch)))
+
+
+def photographs_strip(results: Record, runs: Path, data: str) -> Any:
+    """CRATE and the ViT on photographs."""
+    return strips(results, runs, data, photographs())
+
+
+SHEETS = {"composites": composites_strip, "photographs": photographs_strip, "family": family_strip}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, help="their folder, to draw strips of pictures from")
+    parser.add_argument("--only", default="*", help="names of pictures, with wildcards")
     options = parser.parse_args()
     results = json.loads(RESULTS.read_text())
     for data in results["scales"]:
-        images = {name: partial(draw(results, data).savefig, format="png", dpi=80) for name, draw in CURVES.items()}
+        drawings: dict[str, Callable[[], Callable[[Path], object]]] = {
+            name: partial(_curves, draw, results, data) for name, draw in CURVES.items()
+        }
         if options.runs:
-            for name, shown in {"composites": composites(data), "photographs": (photographs(), ())}.items():
-                sheet = strips(results, options.runs, data, *shown)
-                images[name] = partial(sheet.save, format="PNG", optimize=True)
-        for name, save in images.items():
+            drawings |= {name: partial(_sheet, draw, results, options.runs, data) for name, draw in SHEETS.items()}
+        for name, drawn in drawings.items():
             path = IMAGES / f"emergence_{data}_{name}.png"
-            write_whole(path, save)
-            print(path)
+            if fnmatch(path.stem, options.only) and (name != "family" or data == "garments"):
+                write_whole(path, drawn())
+                print(path)
+
+
+def _curves(draw: Callable[[Record, str], Any], results: Record, data: str) -> Callable[[Path], object]:
+    return partial(draw(results, data).savefig, format="png", dpi=80)
+
+
+def _sheet(
+    draw: Callable[[Record, Path, str], Any], results: Record, runs: Path, data: str
+) -> Callable[[Path], object]:
+    return partial(draw(results, runs, data).save, format="PNG", optimize=True)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "crate_mhsa": ("crate_mhsa", {}),
     "vit": ("vit_nano", {}),
     "vit_timm": ("vit_nano", {}),
+    "crate_tied": ("crate_tied", {}),
+    "crate_attention_only": ("crate_attention_only", {}),
+    "crate_cbt": ("crate_cbt", {"representatives": 4}),
+    "cbt": ("cbt_small_patch8_224", {"representatives": 4}),
+    "tost": ("tost_small_12_patch8_224", {}),
 }
 COMPARED = ("crate", "crate_sth", "crate_mlp", "crate_mhsa", "vit")  # all of them start alike: `start_like_crate`
+# Trained on garments alone, in one go.
+FAMILY = ("crate", "crate_tied", "crate_attention_only", "crate_cbt", "cbt", "tost", "vit")
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class Run:
     """One training.
 
     Attributes:
-        part: Of the study: "tuning", "main", "half", "longer", "start", "crossed" or "why".
+        part: Of the study: "tuning", "main", "half", "longer", "start", "crossed", "why", "family" or "halved".
         data: One of `SCALES`.
         variant: One of `VARIANTS`.
         seed: Of weights and data.
@@ -138,13 +145,13 @@ def make_model(run: Run) -> ImageTransformer:
     model: ImageTransformer = create_model(
         name, **{**SCALES[run.data].model, "dynamic_img_size": True, **options, **run.options}
     )
-    if run.variant == "vit":
+    if run.variant in ("vit", "tost"):
         start_like_crate(model)
     return model
 
 
 def start_like_crate(model: ImageTransformer) -> None:
-    """Draws a ViT's weights, [CLS] and positions as CRATE's are drawn, with deviations that fit the width.
+    """Draws weights, [CLS] and learned positions of a ViT or a ToST as CRATE's are drawn, to fit the width.
 
     timm's are 0.02 and less at any width. At width 64 that is so little that the ViT, as "vit_timm", hardly learns.
     """
@@ -152,7 +159,8 @@ def start_like_crate(model: ImageTransformer) -> None:
         if isinstance(module, nn.Linear):
             module.reset_parameters()
     nn.init.normal_(model.cls_token)
-    nn.init.normal_(model.pos_embed)
+    if isinstance(model.pos_embed, nn.Parameter):
+        nn.init.normal_(model.pos_embed)
 
 
 # --- the runs -----------------------------------------------------------------------------------------------
@@ -160,6 +168,7 @@ def start_like_crate(model: ImageTransformer) -> None:
 SEEDS = (0, 1, 2)
 STEPS = {"garments": 1000, "photographs": 2000, "large": 20_000}
 TUNING_SEED, TUNING_STEPS = 100, {"garments": 300, "photographs": 2000, "large": 5000}
+SLOW_TUNING = {"crate_tied": 1000}  # steps of what names no more than by chance after `TUNING_STEPS`, at any rate
 GRID = {
     "garments": (2e-4, 4e-4, 8e-4, 1.6e-3),
     "photographs": (2e-4, 4e-4, 8e-4),
@@ -171,7 +180,7 @@ EQUAL_COMPUTE = 4500  # steps of CRATE that cost about what 2,000 of the ViT do,
 def table() -> list[Run]:
     """Every run, in the order in which they are made: what exists at any moment is balanced."""
     tuning = [
-        Run("tuning", data, variant, TUNING_SEED, rate, TUNING_STEPS[data], maps=False)
+        Run("tuning", data, variant, TUNING_SEED, rate, SLOW_TUNING.get(variant, TUNING_STEPS[data]), maps=False)
         for data, rates in GRID.items()
         for rate in rates
         for variant in (VARIANTS if data == "garments" else COMPARED)
@@ -215,8 +224,14 @@ def table() -> list[Run]:
             {"skip": "normalized"},
         )
     ]
+    family = [Run("family", "garments", variant, seed, None, STEPS["garments"]) for seed in SEEDS for variant in FAMILY]
+    halved = [  # the rates that were tuned for these are the largest of the grid
+        Run("halved", "garments", variant, seed, 8e-4, STEPS["garments"])
+        for seed in SEEDS
+        for variant in ("crate_cbt", "cbt")
+    ]
     runs = [*tuning, *main, *half, *longer, *start, *crossed]
-    return [*_on("garments", runs), *_on("photographs", runs), *why, *_on("large", runs)]
+    return [*_on("garments", runs), *_on("photographs", runs), *why, *family, *halved, *_on("large", runs)]
 
 
 def _on(data: str, runs: Sequence[Run]) -> list[Run]:

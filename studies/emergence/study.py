@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import whitebox_crate
 from recipes.composites import Composites
 from studies.emergence.measures import RULES, all_measures, interval, shares_of, trivial_maps
-from studies.emergence.plan import COMPARED, SCALES, STEPS, Run, Scale, Sources, make_model, sources, table
+from studies.emergence.plan import COMPARED, FAMILY, SCALES, STEPS, Run, Scale, Sources, make_model, sources, table
 from whitebox_crate import ImageTransformer, capture
 from whitebox_crate._files import write_whole
 from whitebox_crate.analysis import layerwise_analysis
@@ -68,7 +69,7 @@ def execute(run: Run, source: Sources, folder: Path, workers: int = 0) -> dict[s
         "images_seen": run.steps * recipe.batch_size,
         "cpu_seconds": round(sum(point["cpu_seconds"] for point in points), 1),
         **see(model, source, size, scale.images),
-        **(inner(model, source, size, scale.images // 16) if run.maps else {}),
+        **(inner(model, source, size, scale.images // 16) if run.maps and run.part not in ("family", "halved") else {}),
         "by_epoch": points,
     }
     _write(record, done)
@@ -98,13 +99,15 @@ def draw(source: Composites, images: int, size: int, seed: int) -> list[Batch]:
 def look(model: ImageTransformer, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
     """Which images are named right, bool (images,), and where [CLS] looks, (images, layers, heads + 1, rows, columns).
 
-    The last of the heads is the mean of the others.
+    The layers are those in which [CLS] looks; the last of the heads is the mean of the others.
     """
     hits, maps = [], []
     for batch in batches:
         with capture(model, "attention") as trace:
             logits = model(_seen(batch, model)).cpu()
-        of_layers = torch.stack([trace["attention", layer][:, :, 0, 1:].cpu() for layer in trace.layers], dim=1)
+        # CBSA's entries are of either sign: what counts is how much of a patch [CLS] takes, added or taken away.
+        rows = [trace["attention", layer][:, :, 0, 1:].abs().cpu() for layer in trace.layers]
+        of_layers = torch.stack(rows, dim=1)
         # [CLS] may look at itself alone, to the last bit: then no patch is before another.
         of_layers = of_layers.masked_fill((of_layers == 0).all(-1, keepdim=True), 1 / of_layers.shape[-1])
         of_layers = of_layers.unflatten(-1, model.grid_of(batch.images))
@@ -157,8 +160,11 @@ def measure(model: ImageTransformer, source: Sources, size: int, images: int) ->
             "chosen_by": [round(score, 4) for score in promised.tolist()],
         }
     model.train()
+    with capture(model, "attention") as trace:
+        layers = list(trace.layers)
     return {
         **named,
+        "layers": layers,
         "iou_by_layer": {rule: by_layer[f"iou_{rule}"] for rule in RULES},
         "map_average_precision_by_layer": by_layer["average_precision"],
         "pointing_by_layer": by_layer["pointing"],
@@ -270,6 +276,23 @@ def flops(data: str, variant: str) -> int:
     return int(counter.get_total_flops())
 
 
+def step_ms(data: str, rounds: int = 25) -> dict[str, float]:
+    """CPU time of one thread for a step of each network of the family, forward and backward, in milliseconds.
+
+    The median of rounds in which all take turns: whatever else the machine does befalls all of them.
+    """
+    models = {variant: make_model(Run("", data, variant, 0, None, 0)) for variant in FAMILY}
+    size, batch = SCALES[data].model["img_size"], SCALES[data].recipe["batch_size"]
+    images, labels = torch.rand(batch, 3, size, size), torch.zeros(batch, dtype=torch.long)
+    spent: dict[str, list[float]] = {variant: [] for variant in models}
+    for _ in range(rounds):
+        for variant, model in models.items():
+            begun = time.process_time()
+            torch.nn.functional.cross_entropy(model(images), labels).backward()
+            spent[variant].append(1000 * (time.process_time() - begun))
+    return {variant: round(median(times), 2) for variant, times in spent.items()}
+
+
 def collect(out: Path) -> dict[str, Any]:
     """All records that are there, in the order of the table, and what they share."""
     records = [_read(path) for run in table() if (path := out / run.name / "record.json").exists()]
@@ -282,10 +305,16 @@ def collect(out: Path) -> dict[str, Any]:
             "machine": platform.machine(),
         },
         "scales": {data: {**asdict(SCALES[data]), "steps": STEPS[data]} for data in kinds},
-        "flops": {data: {variant: flops(data, variant) for variant in COMPARED} for data in kinds},
+        "flops": {data: {variant: flops(data, variant) for variant in _of(data)} for data in kinds},
+        "step_ms": {data: step_ms(data) for data in kinds if data == "garments"},
         "trivial": {data: trivial(sources(data), SCALES[data]) for data in kinds},
         "runs": records,
     }
+
+
+def _of(data: str) -> tuple[str, ...]:
+    """The networks that are trained on a kind of data."""
+    return tuple(dict.fromkeys((*COMPARED, *FAMILY))) if data == "garments" else COMPARED
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from studies.emergence.measures import interval
-from studies.emergence.plan import COMPARED, EQUAL_COMPUTE, table
+from studies.emergence.plan import COMPARED, EQUAL_COMPUTE, FAMILY, table
 from whitebox_crate._tables import markdown_table
 
 NAMES = {
@@ -18,6 +18,11 @@ NAMES = {
     "crate_mhsa": "CRATE-MHSA",
     "vit": "ViT",
     "vit_timm": "ViT, timm's start",
+    "crate_tied": "CRATE, tied",
+    "crate_attention_only": "CRATE, attention only",
+    "crate_cbt": "CRATE, then CBT",
+    "cbt": "CBT",
+    "tost": "ToST",
 }
 
 Record = dict[str, Any]
@@ -251,16 +256,16 @@ def budget_table(results: Record, data: str) -> str:
     return markdown_table(rows[0], rows[1:])
 
 
-def tuning_table(results: Record, data: str) -> str:
+def tuning_table(results: Record, data: str, variants: Sequence[str] = (*COMPARED, "vit_timm")) -> str:
     """Accuracy of the short runs by which learning rates were chosen, the chosen one's in bold."""
-    runs = [r for r in results["runs"] if (r["part"], r["data"]) == ("tuning", data)]
+    runs = [r for r in results["runs"] if (r["part"], r["data"]) == ("tuning", data) and r["variant"] in variants]
     rates = sorted({run["learning_rate"] for run in runs})
     rows = [["learning rate", *(f"{rate:g}" for rate in rates)]]
-    for variant, name in NAMES.items():
+    for variant in variants:
         if found := {run["learning_rate"]: run["accuracy"] for run in runs if run["variant"] == variant}:
             best = max(found, key=found.__getitem__)
             cells = {rate: f"**{found[rate]:.3f}**" if rate == best else f"{found[rate]:.3f}" for rate in found}
-            rows.append([name, *(cells.get(rate, "–") for rate in rates)])
+            rows.append([NAMES[variant], *(cells.get(rate, "–") for rate in rates)])
     return markdown_table(rows[0], rows[1:])
 
 
@@ -282,6 +287,53 @@ def why_table(results: Record, data: str, differences: bool = False) -> str:
 
 def _options_of(run: Record) -> str:
     return ", ".join(f"`{key}={value}`" for key, value in run["options"].items())
+
+
+def family(results: Record, data: str) -> dict[str, list[Record]]:
+    """The runs of the family by what they are called, as far as they are there."""
+    found = {NAMES[variant]: select(results, "family", data, variant) for variant in FAMILY}
+    for variant in FAMILY:
+        for run in select(results, "halved", data, variant):
+            found.setdefault(f"{NAMES[variant]}, at {run['learning_rate']:g}", []).append(run)
+    return {name: runs for name, runs in found.items() if runs}
+
+
+def family_table(results: Record, data: str) -> str:
+    """What each network of the family costs, and what its best head finds."""
+    readings = READINGS["best head"]
+    rows = [["", "seeds", "parameters", "learning rate", "MFLOPs an image", "ms a step", *readings]]
+    for name, runs in family(results, data).items():
+        variant = runs[0]["variant"]
+        cost = [f"{runs[0]['parameters']:,}", f"{runs[0]['learning_rate']:g}"]
+        cost += [f"{results['flops'][data][variant] / 1e6:.1f}", f"{results['step_ms'][data][variant]:.0f}"]
+        rows.append([name, str(len(runs)), *cost, *(cell([read(run) for run in runs]) for read in readings.values())])
+    return markdown_table(rows[0], rows[1:])
+
+
+def family_differences(results: Record, data: str) -> str:
+    """Each network of the family less CRATE, seed by seed."""
+    readings, of = READINGS["best head"], family(results, data)
+    rows = [["", "seeds", *readings]]
+    for name, runs in of.items():
+        if name != "CRATE" and (pairs := paired(runs, of.get("CRATE", []))):
+            values = (cell(compared(pairs, read), 3, 0) for read in readings.values())
+            rows.append([f"{name}; CRATE", str(len(pairs)), *values])
+    return markdown_table(rows[0], rows[1:])
+
+
+def family_layers(results: Record, data: str) -> str:
+    """By layer in which [CLS] looks: means over seeds of the best head of each image."""
+    measures = {"IoU, mean": "iou_mean", "IoU, best cut": "iou_best", "AP": "average_precision"}
+    of = family(results, data)
+    last = max((max(runs[0]["layers"]) for runs in of.values()), default=0)
+    rows = [["", "", *(f"layer {layer}" for layer in range(last + 1))]]
+    for measure, key in measures.items():
+        for name, runs in of.items():
+            columns = zip(*(best_by_layer(key)(run) for run in runs), strict=True)
+            means = dict(zip(runs[0]["layers"], map(fmean, columns), strict=True))
+            cells = [f"{means[layer]:.3f}" if layer in means else "–" for layer in range(last + 1)]
+            rows.append([measure, name, *cells])
+    return markdown_table(rows[0], rows[1:])
 
 
 def state_table(results: Record, data: str) -> str:
@@ -308,5 +360,9 @@ TABLES: dict[str, Callable[[Record, str], str]] = {
     "tuning": tuning_table,
     "why": why_table,
     "why_differences": partial(why_table, differences=True),
+    "family_tuning": partial(tuning_table, variants=FAMILY),
+    "family": family_table,
+    "family_differences": family_differences,
+    "family_layers": family_layers,
     "state": state_table,
 }

@@ -188,12 +188,13 @@ def test_every_scale_has_networks_and_runs_of_its_own(data: str) -> None:
 @torch.no_grad()
 def test_what_is_compared_starts_alike() -> None:
     """Products by the same uniform law of their width, and tokens to learn by the normal one."""
-    for variant in ("crate_mlp", "crate_mhsa", "vit"):
+    for variant in ("crate_mlp", "crate_mhsa", "vit", *plan.FAMILY):
         model = plan.make_model(plan.Run("main", "garments", variant, 0, None, 1))
         for module in model.blocks.modules():
             if isinstance(module, torch.nn.Linear):
                 assert float(module.weight.std() * module.in_features**0.5) == pytest.approx(3**-0.5, rel=0.05)
-        assert float(model.pos_embed.std()) == pytest.approx(1, rel=0.05)
+        if variant != "tost":  # whose positions are not drawn, but for one product
+            assert float(model.pos_embed.std()) == pytest.approx(1, rel=0.05)
         assert float(model.cls_token.std()) == pytest.approx(1, rel=0.3)
 
 
@@ -216,6 +217,24 @@ def test_a_cls_that_looks_at_itself_alone_ranks_no_patch(monkeypatch: pytest.Mon
     assert torch.equal(scored["iou_mean"][:, 1], torch.zeros(8, 3))  # nothing is marked
     shares = measures.shares_of(drawn[0].masks, (4, 4)).mean((-2, -1))
     torch.testing.assert_close(scored["average_precision"][:, 1], shares[:, None].expand(8, 3))
+
+
+LOOKS = {"tost": [6, 7]}  # where [CLS] looks, if not in layers 0 to 5
+
+
+@pytest.mark.parametrize("variant", plan.FAMILY)
+def test_every_network_of_the_family_is_measured_where_its_cls_looks(
+    variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = plan.Scale(plan.SCALES["garments"].model | {"num_classes": 2}, {"batch_size": 4})
+    monkeypatch.setitem(plan.SCALES, "toy", toy)
+    model = plan.make_model(plan.Run("family", "toy", variant, 0, None, 1)).eval()
+    source = toy_sources()
+    layers = LOOKS.get(variant, list(range(6)))
+    _, maps = study.look(model, study.draw(source.scoring, 8, 32, seed=0))
+    assert maps.shape == (8, len(layers), 5, 8, 8) and (maps >= 0).all() and (maps.std((-2, -1)) > 0).all()
+    found = study.measure(model, source, 32, 64)
+    assert found["layers"] == layers and len(found["pointing_by_layer"]["best_head"]) == len(layers)
 
 
 def test_flops_are_those_of_every_product() -> None:
@@ -267,6 +286,17 @@ def test_seeds_are_paired_and_what_excludes_nothing_is_bold() -> None:
     assert cells[1:3] == ["2", f"**{mean:.3f} ± {half:.3f}**"]
     assert tables.cell([0.1, -0.1], null=0) == f"0.000 ± {measures.interval([0.1, -0.1])[1]:.3f}"
     assert (tables.cell([0.5]), tables.cell([None])) == ("0.500", "–")
+
+
+def test_a_network_that_looks_in_other_layers_stands_in_their_columns() -> None:
+    results = toy_results()
+    runs = [run for run in results["runs"] if run["seed"] == 0]
+    family = [{**run, "part": "family", "layers": at} for run, at in zip(runs, ([0, 1], [2, 3]), strict=True)]
+    table = tables.TABLES["family_layers"]({"runs": family}, "garments").splitlines()
+    assert table[0].endswith("| layer 2 | layer 3 |")
+    assert "| IoU, mean | CRATE | 0.400 | 0.600 | – | – |" in table
+    assert "| IoU, mean | ViT | – | – | 0.100 | 0.300 |" in table
+    assert "| ViT; CRATE | 1 | -0.300 |" in tables.TABLES["family_differences"]({"runs": family}, "garments")
 
 
 def test_the_page_has_every_table() -> None:
