@@ -274,7 +274,7 @@ def test_a_crop_of_nothing_is_refused(facts: dict[str, Any], tmp_path: Path) -> 
 def test_an_absurd_size_for_attention_is_refused_where_it_is_used() -> None:
     model = small_model(NAME, dynamic_img_size=True)
     model.pretrained_cfg = PretrainedCfg(attention_size=10**6)
-    with pytest.raises(InputError, match="a token each"):
+    with pytest.raises(InputError, match="5,208,312,500 patches"):
         fit_photo(model, Image.new("RGB", (40, 30)))
 
 

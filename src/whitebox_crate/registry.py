@@ -305,8 +305,8 @@ def list_pretrained(filter: str | Sequence[str] = "", exclude_filters: str | Seq
     """Names with tags of all weights, as `list_models` with `pretrained=True`.
 
     Example:
-        >>> list_pretrained("crate_nano*")
-        ['crate_nano_patch6_96.scene_composites', 'crate_nano_patch6_96.tuxpaint_composites']
+        >>> list_pretrained("crate_pico*")
+        ['crate_pico_patch4_32.fashion_mnist_composites']
     """
     return list_models(filter, pretrained=True, exclude_filters=exclude_filters)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from whitebox_crate import ImageTransformer, InputError, UnknownNameError, capture
 from whitebox_crate.analysis import logit_lens
-from whitebox_crate.models import Tost
+from whitebox_crate.models import ToST
 
 POOLS: list[Any] = ["token", "avg", "mean"]
 
@@ -85,7 +85,7 @@ def test_gradients_flow_and_hooks_are_gone() -> None:
 @torch.no_grad()
 def test_layers_without_the_token_that_the_head_reads_are_left_out() -> None:
     torch.manual_seed(0)
-    model = Tost(img_size=32, patch_size=8, num_classes=5, embed_dim=48, depth=2, num_heads=4, cls_attn_layers=2).eval()
+    model = ToST(img_size=32, patch_size=8, num_classes=5, embed_dim=48, depth=2, num_heads=4, cls_attn_layers=2).eval()
     images = torch.randn(2, 3, 32, 32)
     lens = logit_lens(model, images)
     assert lens.layers == (2, 3) and torch.equal(lens.logits[:, -1], model(images))

@@ -7,7 +7,7 @@ from small_models import DEPTH, FAMILIES, GRID, images_for, small_model
 from torch import Tensor, nn
 
 from whitebox_crate import ImageTransformer, InputError, UnknownNameError, capture
-from whitebox_crate.models import Tost
+from whitebox_crate.models import ToST
 from whitebox_crate.segmentation import class_maps, default_layer
 
 METHODS: list[Any] = ["relevance", "gradient_attention"]
@@ -129,7 +129,7 @@ def test_any_mode_and_nothing_left(method: Any) -> None:
 
 def test_of_a_network_with_class_attention_alone_one_layer_has_maps() -> None:
     torch.manual_seed(0)
-    model = Tost(img_size=32, patch_size=8, num_classes=5, embed_dim=48, depth=2, num_heads=4).double().eval()
+    model = ToST(img_size=32, patch_size=8, num_classes=5, embed_dim=48, depth=2, num_heads=4).double().eval()
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     found = class_maps(model, images, 1, "gradient_attention", -1)
     with torch.no_grad(), capture(model, "attention", "tokens", layers=[-1]) as trace:
@@ -162,7 +162,11 @@ BAD: dict[str, tuple[Callable[[ImageTransformer, Tensor], Any], type[Exception],
     "size": (lambda m, x: class_maps(m, x[..., :-1], 0), InputError, "not divisible"),
     "no head": (lambda m, x: class_maps(m.reset_classifier(0) or m, x, 0), InputError, "reset_classifier"),  # type: ignore[func-returns-value]
     "no pooling": (lambda m, x: class_maps(m.reset_classifier(5, "") or m, x, 0), InputError, "pooling ''"),  # type: ignore[func-returns-value]
-    "no model": (lambda m, x: class_maps(nn.Linear(2, 2), x, 0), InputError, "not of a Linear"),
+    "no model": (
+        lambda m, x: class_maps(nn.Linear(2, 2), x, 0),
+        InputError,
+        "layers of a torch.nn.modules.linear.Linear",
+    ),
 }
 
 

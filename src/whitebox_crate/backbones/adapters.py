@@ -92,11 +92,17 @@ def readable(model: nn.Module) -> Readable:
         raise InputError(f"this {type(inner).__name__} has {len(known)} backbones inside: give one of {names}")
     for backbone, (_, adapter) in known.items():
         return Backbone(model, adapter(backbone))
+    known_names = ", ".join(sorted(map(_short, _ADAPTERS)))
     raise InputError(
-        f"nothing says where the layers of a {type(inner).__module__}.{type(inner).__qualname__} are; known are models "
-        f"of this package and {', '.join(sorted(_ADAPTERS))}. A function that gives its layers, patch embedding, "
-        "attention and sizes makes it known: see whitebox_crate.backbones.register_adapter"
+        f"nothing says where the layers of a {type(inner).__module__}.{type(inner).__qualname__} are; an exported "
+        f"model has none any more. Known are models of this package and {known_names}. A function that gives its "
+        "layers, patch embedding, attention and sizes makes it known: see whitebox_crate.backbones.register_adapter"
     )
+
+
+def _short(name: str) -> str:
+    """The library and the class of a full name."""
+    return f"{name.partition('.')[0]}'s {name.rpartition('.')[2]}"
 
 
 def _known_in(module: nn.Module, name: str) -> Iterator[tuple[nn.Module, tuple[str, Adapter]]]:
