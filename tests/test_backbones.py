@@ -7,19 +7,30 @@ import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from labelled_images import make_folder
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from whitebox_crate import capture, create_model, save_attention, segment
-from whitebox_crate.analysis import attention_rollout, cls_rollout, subspace_report
+from whitebox_crate.analysis import (
+    attention_rollout,
+    cls_rollout,
+    layerwise_analysis,
+    replace_states,
+    subspace_report,
+    verify_descent,
+)
 from whitebox_crate.backbones import Backbone, Structure, attention_readings, readable, register_adapter
 from whitebox_crate.backbones.adapters import _ADAPTERS
 from whitebox_crate.errors import InputError, UnknownNameError
+from whitebox_crate.evaluation import Curves, Run, evaluate_attention, evaluate_masks, read_folder, score_image
+from whitebox_crate.evaluation.figures import heads_sheet, pca_sheet, read_photograph
 from whitebox_crate.layers import Reading
 from whitebox_crate.pretrained_cfg import PretrainedCfg
 from whitebox_crate.segmentation import cls_attention, default_layer, maskcut_of, patch_features
@@ -337,6 +348,58 @@ def test_all_that_reads_attention_takes_it(model: Toy, tmp_path: Any) -> None:
         assert torch.equal(cls_rollout(model, images)[0], rollout[0, 0, 2:].reshape(4, 8))
         files = save_attention(model, images, tmp_path, layers=[1], dtype="float32")
         np.testing.assert_allclose(np.load(files[1]), model.encoder[1].mix.rows, atol=1e-6)
+
+
+@torch.no_grad()
+def test_states_of_another_image_can_be_put_in_place(model: Toy, images: Tensor) -> None:
+    one, other = images[:1], images[1:]
+    with capture(model, "projections", "output") as trace:
+        theirs = model(other)["tokens"]
+    with replace_states(model, {("output", -1): trace["output", -1]}):
+        assert torch.equal(model(one)["tokens"], theirs)
+    with replace_states(model, {("projections", 0): trace["projections", 0]}), capture(model, "projections") as seen:
+        changed = model(one)["tokens"]
+    assert torch.equal(seen["projections", 0], trace["projections", 0])
+    assert not torch.allclose(changed, model(one)["tokens"], atol=1e-3)
+
+
+def test_evaluations_take_it(model: Toy, tmp_path: Path) -> None:
+    make_folder(tmp_path / "data", 3)
+    data = read_folder(tmp_path / "data")
+    found = evaluate_attention(Run(tmp_path / "attention"), model, data, name="toy", size=SIDE)
+    assert found is not None
+    assert found.results["settings"]["architecture"] == "toy"
+    score = score_image(model, data.items[0][1], size=SIDE)
+    assert {len(by_rule["mean"]) for by_rule in score.values()} == {DEPTH}
+    assert evaluate_masks(Run(tmp_path / "masks"), model, data, name="toy", method="maskcut", size=SIDE) is not None
+    curves = Curves(Run(tmp_path / "curves"), data, size=SIDE)
+    (by_layer,) = curves.by_layer([("toy", model)])
+    assert len(by_layer["points"]) == DEPTH
+    (noisy,) = curves.by_noise([("toy", model)], [0, 75], [0.5])
+    plain, disturbed = noisy["points"]
+    assert plain["best_head"] == by_layer["points"][-1]["best_head"] != disturbed["best_head"]
+
+
+def test_pictures_of_heads_and_parts_take_it(model: Toy, tmp_path: Path) -> None:
+    make_folder(tmp_path, 3)
+    photos = [read_photograph(path, model, SIDE) for path in sorted((tmp_path / "images").iterdir())]
+    sheet, found = heads_sheet(model, photos, layer=-1)
+    assert sorted(head["head"] for head in found["heads"]) == list(range(HEADS))
+    assert sheet.size > pca_sheet(model, photos, layer=-1).size > (0, 0)
+
+
+def test_layers_are_measured_by_what_needs_no_bases(model: Toy, images: Tensor) -> None:
+    found = layerwise_analysis(model, [images], report=lambda line: None)
+    assert set(found.series) == {"l0", "l1", "token_norm", "effective_rank"}
+    with capture(model, "compressed") as trace, torch.no_grad():
+        model(images)
+    norms = [float(trace["compressed", layer].norm(dim=-1).mean()) for layer in range(DEPTH)]
+    assert found["token_norm", "compressed"].mean == pytest.approx(norms)
+    for quantity in ("coding_rate", "attention_entropy"):
+        with pytest.raises(InputError, match="bases of a Layer"):
+            layerwise_analysis(model, [images], quantities=[quantity], report=lambda line: None)
+    with pytest.raises(InputError, match="of models of this package"):
+        verify_descent(model, [images], report=lambda line: None)
 
 
 def test_what_cannot_be_read_says_so(model: Toy, images: Tensor) -> None:

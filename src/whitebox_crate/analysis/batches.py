@@ -12,11 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..backbones import Readable
+from ..backbones import Readable, readable
 from ..capturing import capture
 from ..errors import InputError, ProcessError
-from ..models import Block
-from ..models._wrappers import transformer_in, unwrap
+from ..models import Block, ImageTransformer
+from ..models._wrappers import unwrap
 from .moments import Moments
 from .operators import measured_layers, refuse_folded
 
@@ -64,7 +64,7 @@ def over_images(
     """Runs the model once on every batch and measures its layers.
 
     Args:
-        model: A model of this package.
+        model: A model that `capture` reads.
         loader: Batches of images, or sequences that begin with one.
         *measurements: What to measure.
         layers: Which layers, as in `capture`.
@@ -78,8 +78,9 @@ def over_images(
         InputError: If the model is folded, there are no images, or a state is not finite.
         ProcessError: With `gather`, if another process failed.
     """
-    core = transformer_in(model)
-    refuse_folded(core)
+    core = readable(model)
+    if isinstance(core, ImageTransformer):
+        refuse_folded(core)
     if not isinstance(loader, Iterable):
         raise InputError(f"a loader is a DataLoader or another iterable of batches of images, not {loader!r}")
     indices, every = measured_layers(core, layers), core.layers()
@@ -92,7 +93,7 @@ def over_images(
     try:
         with torch.no_grad():
             for batch in loader:
-                images = _images_of(batch).to(core.cls_token.device, core.cls_token.dtype)
+                images = _images_of(batch).to(next(core.patch_embed.parameters()))
                 if len(images):
                     moments.add(_measured(model, images, blocks, measurements, moments.count))
                     progress.tell(moments.count)
@@ -105,7 +106,7 @@ def over_images(
     if not moments.count:
         raise InputError("the loader yields no images; look at its data set (an iterator can be read only once)")
     progress.finish(moments.count)
-    name = getattr(core, "architecture", "") or type(core).__name__
+    name = core.architecture or type(core).__name__
     return [Measured(name, tuple(indices), tuple(blocks[i] for i in indices), part) for part in moments.split(columns)]
 
 

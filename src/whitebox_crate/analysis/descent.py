@@ -13,6 +13,7 @@ from .._hooks import constant_of
 from ..errors import InputError
 from ..layers import ISTA, ODL, TSSA
 from ..models import Block, ClassAttentionBlock
+from ..models._wrappers import transformer_in
 from ._report import Report
 from .batches import Measured, over_images
 from .layerwise import RateSettings
@@ -125,7 +126,7 @@ def verify_descent(
         report: Takes lines on progress; to stderr if None.
 
     Raises:
-        InputError: As of `layerwise_analysis`.
+        InputError: As of `layerwise_analysis`, or if the model is not of this package.
         UnknownNameError: If a layer or convention does not exist.
         ProcessError: With `gather`, if another process failed.
 
@@ -135,6 +136,7 @@ def verify_descent(
         >>> [verdict.claim for verdict in found.verdicts]
         ['compression', 'sparsity', 'coding']
     """
+    transformer_in(model)  # a layer of another's network was derived to do none of this
     measurement = LayerClaims(RateSettings(eps, convention, normed))
     check_confidence(confidence)
     (found,) = over_images(model, loader, measurement, layers=layers, gather=gather, report=report)

@@ -9,10 +9,10 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
+from ..backbones import Backbone, readable
 from ..errors import InputError, UnknownNameError
 from ..layers import CBSA, TSSA, ClassAttention
 from ..models import Block
-from ..models._wrappers import transformer_in
 from ._report import Report, as_table
 from .batches import STATES, LayerState, Measured, over_images
 from .moments import check_confidence
@@ -23,6 +23,7 @@ Quantity: TypeAlias = Literal[
     "subspace_coding_rate", "coding_rate", "l0", "l1", "token_norm", "effective_rank", "attention_entropy"
 ]
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
+OF_ANY_TOKENS: tuple[Quantity, ...] = ("l0", "l1", "token_norm", "effective_rank")  # whatever the layer is
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,8 @@ def layerwise_analysis(
     in the mode it is in.
 
     Args:
-        model: A model of this package.
+        model: A model that `capture` reads; of backbones of others there are the quantities that go by no norm and no
+            bases of the layer: `l0`, `l1`, `token_norm`, `effective_rank`.
         loader: Batches: images (batch, channels, height, width), normalised as the model expects, or a sequence whose
             first entry is images, as (images, labels). Each is moved to the model's device and dtype.
         quantities: What to measure; None for all that the layers have (`measurable`).
@@ -180,7 +182,7 @@ def layerwise_analysis(
 
     Raises:
         InputError: If the loader yields nothing or no images, a state is not finite, an argument is not as above, or
-            the model is not one of this package.
+            nothing is known of the model.
         UnknownNameError: If a layer, quantity or convention does not exist, or a layer has no attention whose entropy
             could be measured.
         ProcessError: With `gather`, if another process failed.
@@ -202,10 +204,12 @@ def measurable(model: nn.Module, layers: int | Sequence[int] | None = None) -> t
     """The quantities of `layerwise_analysis` that all of these layers have.
 
     Raises:
-        InputError: If the model is not one of this package, or nothing is known of a layer.
+        InputError: If nothing is known of the model or of a layer.
         UnknownNameError: If a layer does not exist.
     """
-    core = transformer_in(model)
+    core = readable(model)
+    if isinstance(core, Backbone):
+        return OF_ANY_TOKENS
     kinds = [attention_of(core, index) for index in measured_layers(core, layers)]
     without = any(isinstance(attention, CBSA | TSSA) for attention in kinds)
     return tuple(quantity for quantity in QUANTITIES if quantity != "attention_entropy" or not without)
@@ -247,6 +251,11 @@ class LayerQuantities:
 
     def _value(self, quantity: Quantity, block: Block, state: Tensor) -> Tensor:
         """A quantity of each image, (batch,)."""
+        if quantity not in OF_ANY_TOKENS and not isinstance(block, Block):
+            raise InputError(
+                f"nothing says which norm and bases of a {type(block).__name__} {quantity} would go by; measure "
+                f"{', '.join(OF_ANY_TOKENS)}, or give tokens of `capture` to whitebox_crate.analysis.coding_rate"
+            )
         measures: dict[Quantity, Callable[[Block, Tensor], Tensor]] = {
             "subspace_coding_rate": self.settings.subspace_rate,
             "coding_rate": self.settings.rate,

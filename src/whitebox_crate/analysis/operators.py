@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .._indices import resolve_layers
+from ..backbones import Readable
 from ..errors import InputError
 from ..layers import CBSA, ISTA, MHSA, MSSA, ODL, TSSA, LayerScale
 from ..layers.plain import oddity
@@ -42,16 +43,18 @@ def require_plain(owner: nn.Module, name: str, *kinds: type[nn.Module], pre_hook
         )
 
 
-def measured_layers(core: ImageTransformer, layers: int | Sequence[int] | None) -> list[int]:
+def measured_layers(core: Readable, layers: int | Sequence[int] | None) -> list[int]:
     """Layers as in `capture`; of None those of `blocks`, all of which see the same tokens.
 
-    They are all layers of all models but ToST, whose class attention comes after them.
+    They are all layers of all models but ToST, whose class attention comes after them, and all of a `Backbone`.
 
     Raises:
         UnknownNameError: If a layer does not exist.
         InputError: If `layers` are no layers.
     """
-    return list(range(len(core.blocks))) if layers is None else resolve_layers(layers, len(core.layers()))
+    if layers is None and isinstance(core, ImageTransformer):
+        return list(range(len(core.blocks)))
+    return resolve_layers(layers, len(core.layers()))
 
 
 def stacked(parts: Sequence[Tensor], layers: Sequence[int]) -> Tensor:
