@@ -71,7 +71,7 @@ def attention(found: dict[str, Any], layer: int) -> Tensor:
     return (queries @ keys.mT / found["width"] ** 0.5).softmax(-1)
 
 
-SHOWN = [family for family in FAMILIES if family != "tost"]
+SHOWN = [family for family in FAMILIES if family not in ("tost", "crate_cbt")]
 
 
 @pytest.mark.parametrize("family", mostly_slow(SHOWN, "crate", "mhsa", "vit", "cbt"))
@@ -210,6 +210,12 @@ def test_a_folder_and_arrays() -> None:
 def test_a_model_whose_tokens_do_not_look_at_each_other_is_refused() -> None:
     model = small_model(FAMILIES["tost"], dynamic_img_size=True)
     with pytest.raises(InputError, match=r"layers 3, 4 have attention.*--state membership"):
+        view(photo(), model, size=SIDE)
+
+
+def test_a_stack_of_two_kinds_of_layers_is_refused() -> None:
+    model = small_model(FAMILIES["crate_cbt"], dynamic_img_size=True)
+    with pytest.raises(InputError, match="the page shows layers that are alike"):
         view(photo(), model, size=SIDE)
 
 
