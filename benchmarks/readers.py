@@ -3,8 +3,8 @@
     pip install --target elsewhere --no-deps timm transformers tokenizers regex torchvision
     PYTHONPATH=elsewhere python -m benchmarks.readers --out benchmarks/readers.json
 
-One image, random weights, one thread. Each way is a process of its own, and the ways take turns. Seconds are those of the
-processor, the median of five passes. Memory is the growth of the resident set over the first pass, to its peak.
+One image, random weights, one thread. Each way is a process of its own, and the ways take turns. Seconds are those of
+the processor, the median of five passes. Memory is the growth of the resident set over the first pass, to its peak.
 """
 
 from __future__ import annotations
