@@ -1,9 +1,11 @@
 """How sphinx builds these pages: Markdown by MyST, the reference from docstrings, the first page from the README."""
 
 import importlib.resources
+import os
 import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
@@ -12,12 +14,15 @@ author = "whitebox-crate contributors"
 copyright = author
 version = release = installed_version("whitebox-crate")
 
+SITE = "https://whitebox-crate.github.io/whitebox-crate/"
+
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
+    "sphinxext.opengraph",
     "code_lines",
     "readme_parts",
 ]
@@ -30,7 +35,7 @@ html_css_files = ["site.css"]
 html_favicon = "_static/logo.svg"
 html_context = {"default_mode": "auto"}
 html_show_sourcelink = False
-html_theme_options = {
+html_theme_options: dict[str, Any] = {
     "logo": {"text": project, "image_light": "_static/logo.svg", "image_dark": "_static/logo.svg"},
     "github_url": "https://github.com/whitebox-crate/whitebox-crate",
     "header_links_before_dropdown": 8,
@@ -39,7 +44,16 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": [],
 }
+published = os.environ.get("DOCS_VERSION")  # "main" or "v1.2.3": where one site has several versions (docs/versions.py)
+if published:
+    html_theme_options["navbar_start"] = ["navbar-logo", "version-switcher"]
+    html_theme_options["switcher"] = {"json_url": f"{SITE}versions.json", "version_match": published}
+    html_theme_options["check_switcher"] = False  # the list is made after the pages
 html_sidebars: dict[str, list[str]] = {"index": []}
+
+ogp_site_url = SITE  # what others show beside a link to a page
+ogp_image = f"{SITE}_static/card.png"
+ogp_social_cards = {"enable": False}  # one picture for all pages, which docs/card.py draws
 
 copybutton_prompt_text = r">>> |\.\.\. "  # is not copied, nor is what a line prints
 copybutton_prompt_is_regexp = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shlex
@@ -216,3 +217,12 @@ def test_the_page_has_the_tables_that_code_and_measurements_make(page: str) -> N
     text, tables = (ROOT / page).read_text(encoding="utf-8"), PAGES_WITH_TABLES[page]()
     assert markers(text), "no table has its place"
     assert fill(text, tables) == text, "run `python -m benchmarks.pages`"
+
+
+def test_the_menu_of_versions_has_main_and_the_releases_the_newest_first(tmp_path: Path) -> None:
+    for folder in ("v0.9.0", "v0.10.0", "demo", "_static"):
+        (tmp_path / folder).mkdir()
+    subprocess.run([sys.executable, ROOT / "docs" / "versions.py", tmp_path], check=True)
+    listed = json.loads((tmp_path / "versions.json").read_text(encoding="utf-8"))
+    assert [each["version"] for each in listed] == ["main", "v0.10.0", "v0.9.0"]
+    assert listed[1]["url"] == listed[0]["url"] + "v0.10.0/"
