@@ -204,7 +204,10 @@ def test_exported_with_any_batch(kind: str) -> None:
         images = images_for(model, batch)
         torch.testing.assert_close(exported(images), model(images), rtol=1e-5, atol=1e-5)
     for foreign in (exported, program):
-        with pytest.raises(InputError, match="an exported model has none"), capture(foreign, "tokens"):
+        with (
+            pytest.raises(InputError, match="an exported model has none|a model is a module of torch"),
+            capture(foreign, "tokens"),
+        ):
             pass
 
 
