@@ -31,6 +31,7 @@ from small_models import FAMILIES, patch_of, small_model
 from whitebox_crate._random import torch_generator
 from whitebox_crate.errors import WhiteboxCrateError
 from whitebox_crate.evaluation import read_folder
+from whitebox_crate.layers import ConvStem
 from whitebox_crate.models import Crate
 from whitebox_crate.training import Batch, Recipe, Validation, train
 from whitebox_crate.training.datasets import open_images
@@ -90,6 +91,18 @@ class Squares:
             square[:] = 0.1
             square[label] = 1
         return Batch(images, labels)
+
+
+class AtOnce:
+    """The batches of so many parts of another source as one."""
+
+    def __init__(self, source: Squares, parts: int) -> None:
+        self.source, self.parts = source, parts
+
+    def draw(self, batch_size: int, *, step: int, **options: Any) -> Batch:
+        numbers = range(step * self.parts, (step + 1) * self.parts)
+        drawn = [self.source.draw(batch_size // self.parts, step=number, **options) for number in numbers]
+        return Batch(torch.cat([batch.images for batch in drawn]), torch.cat([batch.labels for batch in drawn]))
 
 
 def pictures(folder: Path) -> Any:
@@ -279,12 +292,15 @@ def train_every_family(out: Path, pictures: Path, parts: int, go: Callable[..., 
         side = 2 * patch_of(name)
         model = small_model(name, depth=2, img_size=side, num_classes=len(CLASSES), dynamic_img_size=True)
         recipe = replace(RECIPE, steps=2, accumulation=parts, optimizer="adamw", clip_norm=1e3, sizes=(side,))
+        source: Any = Squares()
+        if isinstance(model.patch_embed, ConvStem):  # BatchNorm sees at once what several processes do
+            source, recipe = AtOnce(source, parts), replace(recipe, accumulation=1)
         os.environ["FSDP_TRANSFORMER_CLS_TO_WRAP"] = type(model.blocks[0]).__name__
         for objective in ("supervised", "mae") if family == "mae" else ("supervised",):
             folder = out / f"{family} {objective}"
             options: dict[str, Any] = {"checkpoint_every": 9, "validation": validation}
             AcceleratorState._reset_state(reset_partial_state=True)
-            go(folder, Squares(), replace(recipe, objective=objective), copy.deepcopy(model), **options)
+            go(folder, source, replace(recipe, objective=objective), copy.deepcopy(model), **options)
 
 
 def families(folder: Path) -> None:

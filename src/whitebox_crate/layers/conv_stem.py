@@ -20,8 +20,8 @@ class ConvStem(PatchEmbed):
     embed_dim / 4, embed_dim / 2 and embed_dim channels. GELU is the exact one; none comes after the last. A token also
     sees pixels around its patch.
 
-    In training, BatchNorm takes mean and variance from the batch. `whitebox_crate.training.train` shares them among the
-    processes of a run on accelerators (SyncBatchNorm); on CPUs, each process has those of its own images.
+    In training, BatchNorm takes mean and variance from the batch; `whitebox_crate.training.train` takes them over the
+    images of all processes of a run (SyncBatchNorm).
 
     Args:
         embed_dim: Width of a token.

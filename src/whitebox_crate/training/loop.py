@@ -17,6 +17,7 @@ from ..errors import InputError, MissingExtraError, UnknownNameError, require
 from ..loading import plain_state
 from ..models import CrateMae, ImageTransformer
 from ..models._wrappers import unwrap
+from .batch_norms import frozen_batch_norms, shared_batch_norms
 from .batches import Batch, Share, Source, Stream, batches_of, check_labels, check_positive
 from .best import Best
 from .checkpoints import describe_run, resume, run_folder, save_checkpoint
@@ -111,10 +112,9 @@ def train(
     given = model
     if accelerator.is_fsdp2:  # which takes what it is given to pieces, for good
         model = copy.deepcopy(given)
-    if accelerator.num_processes > 1 and accelerator.device.type != "cpu":  # where torch has no such norm
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)
     with ExitStack() as stack:
         stack.enter_context(_prepared(model, recipe))
+        stack.enter_context(shared_batch_norms(model, accelerator.device, accelerator.num_processes))
         made = make_optimizer(model, recipe)
         folder = stack.enter_context(run_folder(Path(out), accelerator.process_index))
         if trackers:
@@ -122,7 +122,7 @@ def train(
         wrapped, runs, optimizer = _shared_out(accelerator, model, made, recipe)
         # Or the model would autocast for ever.
         stack.callback(accelerator.unwrap_model, wrapped, keep_fp32_wrapper=False)
-        training = _Training(accelerator, wrapped, runs, model, optimizer, recipe)
+        training = _Training(accelerator, wrapped, runs, model, optimizer, recipe, frozen_batch_norms(model))
         progress = Progress(accelerator, recipe, folder, count_of(source))
         run = describe_run(model, recipe, accelerator.num_processes, fingerprint_of(source))
         if isinstance(source, Stream):
@@ -174,12 +174,15 @@ class _Training:
     model: ImageTransformer
     optimizer: Any
     recipe: Recipe
+    frozen: Sequence[nn.Module]  # norms whose statistics stay
 
     def step(self, step: int, batches: Iterator[Batch], progress: Progress) -> None:
         """One step of the optimiser, over the parts of a batch."""
         accelerator, recipe = self.accelerator, self.recipe
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate_at(step)
+        for norm in self.frozen:
+            norm.eval()  # the whole model is in training mode, and again after each validation
         first = (step * accelerator.num_processes + accelerator.process_index) * recipe.accumulation
         for number in range(first, first + recipe.accumulation):
             batch = next(batches)
