@@ -23,6 +23,7 @@ import pytest
 import torch
 from fuzzing import (
     BY_CONVOLUTION,
+    FLOATS,
     FORMATS,
     TORCH,
     Base,
@@ -80,9 +81,9 @@ def dropped(random: Random, base: Base) -> Mutant:
 
 
 def swapped(random: Random, base: Base) -> Mutant:
-    one = chosen(random, base.tensors)
+    one = chosen(random, base.floats)
     alike = [name for name, value in base.tensors.items() if value.shape == base.tensors[one].shape]
-    other = random.choice(alike if random.random() < 0.5 else sorted(base.tensors))
+    other = random.choice(alike if random.random() < 0.5 else sorted(base.floats))
     tensors = {**base.tensors, one: base.tensors[other], other: base.tensors[one]}
     return of_tensors(base, f"{one} and {other} changed places", tensors)
 
@@ -103,12 +104,12 @@ RESHAPED: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def reshaped(random: Random, base: Base) -> Mutant:
-    name, how = chosen(random, base.tensors), chosen(random, RESHAPED)
+    name, how = chosen(random, base.floats), chosen(random, RESHAPED)
     return of_tensors(base, f"{name} {how}", {**base.tensors, name: RESHAPED[how](base.tensors[name])})
 
 
 def permuted(random: Random, base: Base) -> Mutant:
-    name = chosen(random, base.tensors)
+    name = chosen(random, base.floats)
     value = base.tensors[name]
     axis = random.randrange(value.ndim)
     order = torch.tensor(random.sample(range(value.shape[axis]), value.shape[axis]))
@@ -146,7 +147,7 @@ def all_retyped(random: Random, base: Base) -> Mutant:
 
 
 def revalued(random: Random, base: Base) -> Mutant:
-    name, value = chosen(random, base.tensors), random.choice([float("nan"), float("inf"), 0.0, 3e38, -1e-45])
+    name, value = chosen(random, base.floats), random.choice([float("nan"), float("inf"), 0.0, 3e38, -1e-45])
     tensor = base.tensors[name].clone()
     tensor.flatten()[random.randrange(tensor.numel()) :] = value
     return of_tensors(base, f"{name} has {value}", {**base.tensors, name: tensor})
@@ -216,9 +217,10 @@ def _loop(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 def _in_one_storage(tensors: dict[str, Any]) -> dict[str, Any]:
-    flat = torch.cat([value.flatten() for value in tensors.values()])
-    parts = flat.split([value.numel() for value in tensors.values()])
-    return {name: part.view(tensors[name].shape) for name, part in zip(tensors, parts, strict=True)}
+    floats = {name: value for name, value in tensors.items() if value.dtype in FLOATS}
+    flat = torch.cat([value.flatten() for value in floats.values()])
+    parts = flat.split([value.numel() for value in floats.values()])
+    return {**tensors, **{name: part.view(tensors[name].shape) for name, part in zip(floats, parts, strict=True)}}
 
 
 def _spaced(value: Tensor) -> Tensor:
@@ -228,7 +230,7 @@ def _spaced(value: Tensor) -> Tensor:
 
 
 def _each(change: Callable[[Tensor], Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    return lambda tensors: {name: change(value) for name, value in tensors.items()}
+    return lambda tensors: {name: change(value) if value.dtype in FLOATS else value for name, value in tensors.items()}
 
 
 def _one(change: Callable[[Tensor], Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -270,7 +272,7 @@ def object_mutant(what: str, base: Base) -> Mutant:
     tensors = change(dict(base.tensors))
     values = base.expected(base.tensors) if must == "load" else {}
     if what == "a negated view":
-        values = base.expected({name: -value for name, value in base.tensors.items()})
+        values = base.expected({**base.tensors, **{name: -value for name, value in base.floats.items()}})
     assert values is not None
     return Mutant(what, base.write(tensors), must, values)
 

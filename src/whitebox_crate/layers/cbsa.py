@@ -49,6 +49,11 @@ class CBSA(nn.Module):
         InputError: If the heads cannot share the width equally; in a forward pass, if the tokens do not fill the grid,
             or "released" is given a grid that is not square.
         UnknownNameError: If `pool` is neither of the two.
+
+    Example:
+        >>> cbsa = CBSA(64, num_heads=4)
+        >>> cbsa(torch.randn(2, 1 + 14 * 14, 64)).shape
+        torch.Size([2, 197, 64])
     """
 
     def __init__(
