@@ -267,7 +267,7 @@ FORMATS: dict[str, tuple[str, tuple[tuple[str, str], ...], Callable[[Mapping[str
     "alpha": ("crate_alpha_tiny_patch16_224", ALPHA, torch_bytes),
     "jax": ("crate_alpha_tiny_patch16_224", JAX, npz_bytes),
     "mae": ("crate_mae_tiny_patch16_224", MAE, model_bytes),
-    "cbt": ("cbt_tiny_patch16_224", CBT, wrapped_bytes),
+    "cbt": ("cbt_tiny_patch16_224", CBT, model_bytes),
 }
 TORCH = tuple(name for name, (_, _, write) in FORMATS.items() if write not in (safetensors_bytes, npz_bytes))
 BY_CONVOLUTION = ("timm", "alpha", "jax", "mae")

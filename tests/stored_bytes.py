@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 import struct
 import zlib
 from argparse import Namespace
@@ -35,7 +36,7 @@ def _zip(content: bytes) -> Any:
 
 
 def members_of(content: bytes) -> dict[str, bytes]:
-    """The members of a zip that compresses nothing, by its directory; their checksums must be right."""
+    """The members of a zip that compresses nothing, by its directory; what holds tensors must have its checksum."""
     end = content.rindex(b"PK\x05\x06")
     count, length, told = struct.unpack_from("<HII", content, end + 10)
     if content[end - 20 : end - 16] == b"PK\x06\x07":  # a longer end and its pointer come before
@@ -52,7 +53,7 @@ def members_of(content: bytes) -> dict[str, bytes]:
         begin += before + 30 + sum(struct.unpack_from("<HH", content, before + begin + 26))
         held = content[begin : begin + size]
         assert method == 0 and packed == size == len(held) and not attributes & 0x10
-        assert zlib.crc32(held) == checksum and name not in members
+        assert name not in members and (zlib.crc32(held) == checksum or not re.search(r"/data(/\d+|\.pkl)$", name))
         members[name] = held
         place += 46 + name_length + extra + comment
     return members
