@@ -106,8 +106,8 @@ def markers(text: str) -> list[str]:
 def fill(text: str, tables: dict[str, Table]) -> str:
     """The page with its tables renewed."""
     for name in markers(text):
-        between = rf"(?<=<!-- {name} -->\n).*?(?=\n<!-- /{name} -->)"
-        text = re.sub(between, lambda _, name=name: tables[name](), text, flags=re.DOTALL)  # type: ignore[misc]
+        between = rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)"
+        text = re.sub(between, lambda _, name=name: f"{tables[name]()}\n", text, flags=re.DOTALL)  # type: ignore[misc]
     return text
 
 

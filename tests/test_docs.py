@@ -219,6 +219,11 @@ def test_the_page_has_the_tables_that_code_and_measurements_make(page: str) -> N
     assert fill(text, tables) == text, "run `python -m benchmarks.pages`"
 
 
+def test_a_place_with_nothing_in_it_is_filled() -> None:
+    assert fill("<!-- a -->\n<!-- /a -->\n", {"a": lambda: "x"}) == "<!-- a -->\nx\n<!-- /a -->\n"
+    assert fill("<!-- a -->\nold\n<!-- /a -->\n", {"a": lambda: "x"}) == "<!-- a -->\nx\n<!-- /a -->\n"
+
+
 def test_the_menu_of_versions_has_main_and_the_releases_the_newest_first(tmp_path: Path) -> None:
     for folder in ("v0.9.0", "v0.10.0", "demo", "_static"):
         (tmp_path / folder).mkdir()
