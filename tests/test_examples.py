@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import inspect
 import re
 import shutil
 from pathlib import Path
@@ -25,13 +26,14 @@ def named(name: str) -> Any:
 
 
 def entry_points() -> list[str]:
-    """What the first page of the reference says to begin with, by its names in the reference."""
+    """The functions of the package itself, and what the first page of the reference says to begin with."""
     first = (ROOT / "docs" / "reference" / "index.md").read_text(encoding="utf-8")
     rows = [row.split("|") for row in re.findall(r"^\| \[.*$", first, re.MULTILINE)]
     begin = {name for row in rows for name in re.findall(r"`(\w+)`", row[3])}
     found = [name for name in REFERENCE if name.rpartition(".")[2] in begin]
     assert {name.rpartition(".")[2] for name in found} == begin
-    return found
+    functions = [name for name in REFERENCE if name.count(".") == 1 and inspect.isfunction(named(name))]
+    return list(dict.fromkeys([*functions, *found]))
 
 
 EXAMPLES = [name for name in REFERENCE if ">>> " in (named(name).__doc__ or "")]
