@@ -481,7 +481,7 @@ def test_a_model_that_was_not_called_is_an_error_and_not_nothing() -> None:
 @pytest.mark.parametrize("foreign", [nn.Linear(2, 2), nn.TransformerEncoderLayer(8, 2), make().blocks[0], "crate"])
 def test_foreign_models_are_refused(foreign: Any) -> None:
     name = foreign if isinstance(foreign, str) else type(foreign).__name__
-    with pytest.raises(InputError, match=f"{name}.* known are|not '{name}'"), capture(foreign, "attention"):
+    with pytest.raises(InputError, match=f"{name}.* Known are|not '{name}'"), capture(foreign, "attention"):
         pass
 
 
