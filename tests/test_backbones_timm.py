@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +13,12 @@ from backbones_read import check_attention, check_gradients_at_attention, make_l
 from timm_installed import timm_or_skip, version_of
 from torch import Tensor, nn
 
-from whitebox_crate import InputError, UnknownNameError, capture, create_model, segment
+from whitebox_crate import InputError, UnknownNameError, WeightsError, capture, create_model, segment
 from whitebox_crate.backbones import readable
+from whitebox_crate.cli import main
 from whitebox_crate.convert.rename import convert_state_dict
 from whitebox_crate.preprocess import fit_photo, to_pillow
+from whitebox_crate.ready import named_model
 from whitebox_crate.segmentation import METHODS, class_maps, cls_attention, maskcut_of, patch_features
 
 timm: Any = timm_or_skip()
@@ -355,6 +358,48 @@ def test_class_maps_are_those_of_the_same_weights_here() -> None:
         torch.testing.assert_close(maps, expected, atol=1e-4 * float(expected.max()), rtol=1e-3)
     with pytest.raises(InputError, match="one logit"):
         class_maps(vit(num_classes=0), torch.randn(1, 3, 32, 32))
+
+
+def test_models_of_timm_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    name, file = "vit_tiny_patch16_224", tmp_path / "weights.pth"
+    theirs = make_lively(timm.create_model(name))
+    torch.save(theirs.state_dict(), file)
+    assert torch.equal(next(named_model(f"timm:{name}", file).parameters()), next(theirs.parameters()))
+    photo = tmp_path / "photo.png"
+    to_pillow((255 * torch.rand(3, 40, 60)).byte()).save(photo)
+    chosen = [
+        str(photo),
+        "--model",
+        f"timm:{name}",
+        "--checkpoint",
+        str(file),
+        "--size",
+        "48",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main(["segment", *chosen]) == 0
+    assert main(["attention", *chosen, "--label", "207"]) == 0
+    assert main(["classify", *chosen[:5]]) == 0
+    printed = capsys.readouterr().out
+    assert f"(timm:{name}, multiscale, layer 11, 3 x 4 patches" in printed
+    assert f"(timm:{name}, all layers, classes class 207, 3 x 4 patches)" in printed
+    assert main(["analyze", str(photo), "--model", f"timm:{name}", "--checkpoint", str(file)]) != 0
+    assert f"of models of this package, and {name} is none" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "says"),
+    [
+        ("vit_tinny_patch16_224", UnknownNameError, "vit_tiny_patch16_224"),
+        ("vit_small_patch16_36x1_224", WeightsError, "no weights"),
+        ("resnet18", InputError, "no vision transformer"),
+    ],
+)
+def test_names_that_timm_does_not_have(name: str, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        named_model(f"timm:{name}")
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

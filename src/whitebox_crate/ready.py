@@ -1,22 +1,26 @@
-"""Models ready to look at photographs: by name or as they were made, of this package, on a device."""
+"""Models ready to look at photographs: by name or as they were made, this package's or timm's, on a device."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from ._devices import resolve_device
 from .backbones import Readable, readable
-from .errors import InputError
+from .errors import InputError, UnknownNameError, WeightsError, require
 from .factory import create_model
 from .models import ImageTransformer
+
+TIMM = "timm:"  # before the name of a model that timm makes
 
 
 def ready_model(model: str | nn.Module, device: str | torch.device | None = None) -> Readable:
     """A model with weights by its name, in evaluation mode and for images of any size, or the one that is given.
 
     Args:
-        model: A name that `create_model` loads with weights, or a model that `capture` reads.
+        model: A name, as of `named_model`, or a model that `capture` reads.
         device: Where it goes; if None, a model that is given stays where it is, and a named one goes to the best device
             there is.
 
@@ -24,12 +28,52 @@ def ready_model(model: str | nn.Module, device: str | torch.device | None = None
         InputError: If nothing is known of the model, or there is no such device.
         UnknownNameError: If there is no such name.
         WeightsError: If it has no weights.
+        MissingExtraError: If the name is timm's and timm is not installed.
     """
     if isinstance(model, str):
-        made = create_model(model, pretrained=True, dynamic_img_size=True).eval()
-        return check_layers_known(made, model).to(resolve_device(device))
+        return named_model(model).eval().to(resolve_device(device))
     known = readable(model)
     return known if device is None else known.to(resolve_device(device))
+
+
+def named_model(name: str, checkpoint: Path | None = None, any_size: bool = True) -> Readable:
+    """A model with weights by its name.
+
+    Args:
+        name: A name that `create_model` loads with weights; or "timm:" and a name of timm.
+        checkpoint: A file of weights in place of the model's own.
+        any_size: Whether it takes images of any size, or as it was made.
+
+    Raises:
+        InputError: If nothing is known of what the name makes.
+        UnknownNameError: If there is no such name.
+        WeightsError: If it has no weights.
+        MissingExtraError: If the name is timm's and timm is not installed.
+    """
+    if name.startswith(TIMM):
+        return readable(_of_timm(name.removeprefix(TIMM), checkpoint, any_size))
+    return readable(
+        create_model(name, pretrained=checkpoint is None, checkpoint_path=checkpoint, dynamic_img_size=any_size or None)
+    )
+
+
+def _of_timm(name: str, checkpoint: Path | None, any_size: bool) -> nn.Module:
+    timm = require("timm", extra="timm")
+    if ":" not in name:  # which are names of places, such as hf-hub:
+        if not timm.is_model(name.partition(".")[0]):
+            raise UnknownNameError.of("model of timm", name, timm.list_models())
+        if checkpoint is None and not timm.is_model_pretrained(name):
+            raise WeightsError(f"timm has no weights of {name}; give --checkpoint, or a model that timm has made")
+    options = {"dynamic_img_size": True} if any_size else {}
+    try:
+        made: nn.Module = timm.create_model(
+            name, pretrained=checkpoint is None, checkpoint_path=str(checkpoint or ""), **options
+        )
+    except TypeError as error:  # what is no vision transformer has no such option
+        raise InputError(f"timm's {name} is no vision transformer that takes images of any size ({error})") from error
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(f"timm cannot load the weights of {name}: {error}") from error
+    return made
 
 
 def check_layers_known(made: nn.Module, name: str) -> ImageTransformer:

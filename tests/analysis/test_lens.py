@@ -100,7 +100,7 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "word": (lambda m, x: logit_lens(m, x, tokens="pool"), UnknownNameError, "did you mean 'pooled'"),
     "no head": (lambda m, x: logit_lens(m.reset_classifier(0) or m, x), InputError, "reset_classifier"),
     "no pooling": (lambda m, x: logit_lens(m.reset_classifier(5, "") or m, x), InputError, "pooling ''"),
-    "no model": (lambda m, x: logit_lens(nn.Linear(1, 1), x), InputError, "not of a Linear"),
+    "no model": (lambda m, x: logit_lens(nn.Linear(1, 1), x), InputError, "Linear"),
     "size": (lambda m, x: logit_lens(m, x[..., 1:]), InputError, "not divisible"),
     "nan": (lambda m, x: logit_lens(m, x / 0), InputError, "NaN or infinite"),
     "none": (lambda m, x: logit_lens(m, x).top(0), InputError, "1 to 5, not 0"),

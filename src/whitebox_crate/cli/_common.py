@@ -19,13 +19,12 @@ import torch
 
 from .._devices import describe_device
 from .._files import is_folder, make_folder, write_whole
+from ..backbones import Readable
 from ..errors import InputError, OutputError, shown
 from ..evaluation.processes import device_of
-from ..factory import create_model
 from ..images import check_is_no_address, image_files
-from ..models import ImageTransformer
 from ..preprocess import best_short_side
-from ..ready import check_layers_known
+from ..ready import named_model
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,23 +33,19 @@ MANY_TOKENS = 10_000
 FEW_PATCHES = 4  # on the shorter side: a map of fewer shows no object
 
 
-def load(options: argparse.Namespace, any_size: bool = True) -> ImageTransformer:
+def load(options: argparse.Namespace, any_size: bool = True) -> Readable:
     """The model, ready to look at photographs: of any size, or as it was made. None of it is trained any more."""
     return make(options, any_size).requires_grad_(False)
 
 
-def load_each(options: argparse.Namespace, names: Sequence[str]) -> list[ImageTransformer]:
+def load_each(options: argparse.Namespace, names: Sequence[str]) -> list[Readable]:
     """As `load`, each of these with its own weights, where a command shows several models."""
     return [load(argparse.Namespace(**{**vars(options), "model": name, "checkpoint": None})) for name in names]
 
 
-def make(options: argparse.Namespace, any_size: bool = True) -> ImageTransformer:
+def make(options: argparse.Namespace, any_size: bool = True) -> Readable:
     """The model in evaluation mode, with what of it is trained and what is fixed."""
-    own_weights = options.checkpoint is None
-    made = create_model(
-        options.model, pretrained=own_weights, checkpoint_path=options.checkpoint, dynamic_img_size=any_size or None
-    )
-    model = check_layers_known(made, options.model)
+    model = named_model(options.model, options.checkpoint, any_size)
     size = getattr(options, "size", None)
     if size and not getattr(options, "quiet", False):
         _tell_of_few_patches(model, size)
@@ -59,9 +54,9 @@ def make(options: argparse.Namespace, any_size: bool = True) -> ImageTransformer
     return model.eval().to(device_for(options))
 
 
-def _tell_of_few_patches(model: ImageTransformer, size: int) -> None:
+def _tell_of_few_patches(model: Readable, size: int) -> None:
     """Says beforehand that a small --size shows nothing."""
-    rows, columns = (max(1, round(size / patch)) for patch in model.patch_embed.patch_size)
+    rows, columns = (max(1, round(size / patch)) for patch in model.patch_size)
     if min(rows, columns) < FEW_PATCHES:
         print(
             f"--size {size} makes {rows} x {columns} patches of a square photograph, which show next to nothing; "
@@ -70,9 +65,9 @@ def _tell_of_few_patches(model: ImageTransformer, size: int) -> None:
         )
 
 
-def _tell_of_tokens(model: ImageTransformer, size: int) -> None:
+def _tell_of_tokens(model: Readable, size: int) -> None:
     """Says beforehand what a large --size comes to: work grows with the square of the tokens."""
-    tokens = math.prod(-(-size // patch) for patch in model.patch_embed.patch_size)
+    tokens = math.prod(-(-size // patch) for patch in model.patch_size)
     if tokens > MANY_TOKENS:
         print(
             f"--size {size} makes {tokens:,} patches or more of each photograph, and each attends to all: this takes "

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from .._hooks import Hook, hooks_here
-from ..models import ImageTransformer
+from ..backbones import Readable
 from ..preprocess import grid_for
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Forecast:
         run: Runs it on a photograph at a shorter side, pixels.
     """
 
-    def __init__(self, model: ImageTransformer, run: Callable[[Image, int], object]) -> None:
+    def __init__(self, model: Readable, run: Callable[[Image, int], object]) -> None:
         self._model, self._run = model, run
         self._factors: tuple[float, float] | None = None
 
@@ -66,10 +66,10 @@ class Forecast:
         return max(0.0, took[1] / large - by_square * large), by_square
 
     def _grid(self, photo: Image, side: int) -> tuple[int, int]:
-        return grid_for(photo, self._model.patch_embed.patch_size, side, square=self._model.square_images)
+        return grid_for(photo, self._model.patch_size, side, square=self._model.square_images)
 
 
-def _progress(model: ImageTransformer) -> list[Hook]:
+def _progress(model: Readable) -> list[Hook]:
     """Hooks that say which layer is done, at most every few seconds."""
     started = said = time.monotonic()
 

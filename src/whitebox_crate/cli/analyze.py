@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..analysis.reports import report
 from ..errors import InputError
 from ..images import load_image
+from ..models._wrappers import transformer_in
 from ._common import make, photographs, place_of_page, report_error, save_page
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def write_page(options: argparse.Namespace) -> int:
     """Measures on every picture that can be read; those that cannot are reported."""
     target = place_of_page(options.out, "report.html")
     paths, failed = photographs(options.images), list[Path]()
-    model = make(options)
+    model = transformer_in(make(options))
 
     def photos() -> Iterator[tuple[str, Image]]:
         for path in paths:

@@ -407,7 +407,9 @@ def _add_run(parser: Parser, root: str) -> None:
 
 
 def _add_model(parser: Parser) -> None:
-    parser.add_argument("--model", default="crate_nano", help="name, name.tag or local-dir:PATH (%(default)s)")
+    parser.add_argument(
+        "--model", default="crate_nano", help="name, name.tag, local-dir:PATH, or timm:NAME of timm's (%(default)s)"
+    )
     parser.add_argument(
         "--checkpoint", type=Path, help="file of weights of any known format, in place of the model's own"
     )

@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..backbones import Readable
 from ..errors import require
 from ..evaluation import Curves, find_checkpoints, load_checkpoint, read_folder, read_voc
 from ..evaluation.curves import Curve
-from ..models import ImageTransformer
 from ..segmentation.states import resolve_layer
 from ._common import device_for, load
 from .evaluate import run_of
@@ -55,20 +55,18 @@ def _write(options: argparse.Namespace, curves: Curves, found: list[Curve], x_la
     return 0
 
 
-def _models(options: argparse.Namespace) -> Iterator[tuple[str, ImageTransformer]]:
+def _models(options: argparse.Namespace) -> Iterator[tuple[str, Readable]]:
     """--model and those --against it, each with its name; --checkpoint is for the first."""
     for number, name in enumerate((options.model, *options.against)):
         yield name, _model(options, name, options.checkpoint if number == 0 else None)
 
 
-def _model(
-    options: argparse.Namespace, name: str, checkpoint: Path | None = None, quiet: bool = False
-) -> ImageTransformer:
+def _model(options: argparse.Namespace, name: str, checkpoint: Path | None = None, quiet: bool = False) -> Readable:
     about = {"device": options.device, "size": None if quiet else options.size, "quiet": quiet}
     return load(argparse.Namespace(model=name, checkpoint=checkpoint, **about))
 
 
-def _checkpoints(options: argparse.Namespace) -> Iterator[tuple[int, Path, ImageTransformer]]:
+def _checkpoints(options: argparse.Namespace) -> Iterator[tuple[int, Path, Readable]]:
     device = device_for(options)
     for number, path in find_checkpoints(options.checkpoints):
         yield number, path, load_checkpoint(path, options.model).to(device)

@@ -9,10 +9,10 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from .._files import write_whole
+from ..backbones import Readable
 from ..errors import InputError
 from ..evaluation.figures import Photograph, heads_sheet, noise_sheet, pca_sheet, pca_strip, read_photograph
 from ..evaluation.noise import check_noise
-from ..models import ImageTransformer
 from ..preprocess import check_takes_photos
 from ..segmentation.attention import rule_and_keep
 from ..segmentation.states import resolve_layer
@@ -74,7 +74,7 @@ def noise(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _read(options: argparse.Namespace, model: ImageTransformer) -> tuple[list[Photograph], int]:
+def _read(options: argparse.Namespace, model: Readable) -> tuple[list[Photograph], int]:
     """The images, and how many could not be read; each of these is reported."""
     check_takes_photos(model, options.model)
     photos, failed = [], 0

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from .._plan import layers_with
+from ..backbones import Readable
 from ..errors import InputError, WeightsError, printable
 from ..evaluation.figures import maps_sheet, read_photograph
 from ..images import load_image
-from ..models import ImageTransformer
 from ..models._classes import class_index, class_names
 from ..preprocess import check_takes_photos, create_transform, resolve_data_config
 from ..segmentation import class_maps, cls_attention, membership_maps
@@ -90,20 +90,20 @@ def attention(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _layer_of(model: ImageTransformer, state: str, layer: int | None) -> int:
+def _layer_of(model: Readable, state: str, layer: int | None) -> int:
     """The layer to draw: the one that is given, else the best of [CLS] attention, or the last that has membership."""
     if state == "membership":
         return layers_with(model, state, layers=None if layer is None else [layer])[-1]
     return resolve_layer(model, layer)
 
 
-def _maps_of(model: ImageTransformer, image: Tensor, classes: Sequence[int], layer: int | None) -> Tensor:
+def _maps_of(model: Readable, image: Tensor, classes: Sequence[int], layer: int | None) -> Tensor:
     """The maps of classes in one image, (classes, rows, columns): by all layers, or by the one that is given."""
     method: ClassMap = "relevance" if layer is None else "gradient_attention"
     return torch.cat([class_maps(model, image, index, method, layer) for index in classes])
 
 
-def _check_classifies(model: ImageTransformer, options: argparse.Namespace) -> None:
+def _check_classifies(model: Readable, options: argparse.Namespace) -> None:
     if not model.num_classes or not model.global_pool:
         raise InputError(
             f"{options.model} has no head that classifies (num_classes {model.num_classes}, global_pool "

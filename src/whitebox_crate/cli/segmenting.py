@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._indices import resolve_indices
+from ..backbones import Readable
 from ..errors import InputError, printable
 from ..evaluation.records import Progress, content_of, to_stderr
 from ..evaluation.runs import model_settings
 from ..images import load_image
-from ..models import ImageTransformer
 from ..models._classes import class_index, class_names
 from ..preprocess import best_short_side, check_takes_photos
 from ..segmentation.draw import blank_panel, draw_panels
@@ -110,7 +110,7 @@ def compare(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _settings(options: argparse.Namespace, model: ImageTransformer) -> dict[str, Any]:
+def _settings(options: argparse.Namespace, model: Readable) -> dict[str, Any]:
     """The settings of the method that were given; what they name is looked up in the model, before any photograph."""
     given = {name: value for name in SETTINGS if (value := getattr(options, name)) is not None}
     if options.keep is not None and options.rule == "mean":
@@ -128,7 +128,7 @@ def _settings(options: argparse.Namespace, model: ImageTransformer) -> dict[str,
     return given
 
 
-def _what(options: argparse.Namespace, model: ImageTransformer, settings: dict[str, Any]) -> str:
+def _what(options: argparse.Namespace, model: Readable, settings: dict[str, Any]) -> str:
     """The model, the method and what of the model it looks at, for people."""
     parts = [options.model, options.method]
     if "layer" in settings:
@@ -142,7 +142,7 @@ def _what(options: argparse.Namespace, model: ImageTransformer, settings: dict[s
     return printable(", ".join(parts))
 
 
-def _digest(options: argparse.Namespace, model: ImageTransformer, settings: dict[str, Any], size: int) -> str:
+def _digest(options: argparse.Namespace, model: Readable, settings: dict[str, Any], size: int) -> str:
     """What tells a run from any other whose files would differ."""
     method = {"method": options.method, "edges": options.edges, **settings_of(options.method), **settings}
     whole = json.dumps({**model_settings(model, options.model, size), **method}, sort_keys=True, default=repr)

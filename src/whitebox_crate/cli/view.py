@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..images import load_image
+from ..models._wrappers import transformer_in
 from ..viewing import view_photographs
 from ._common import load_each, photographs, place_of_page, report_error, save_page
 
@@ -18,7 +19,7 @@ def write_page(options: argparse.Namespace) -> int:
     """Shows every picture that can be read; those that cannot are reported."""
     target = place_of_page(options.out, "page.html")
     names = options.model or ["crate_nano"]
-    models = list(zip(names, load_each(options, names), strict=True))
+    models = list(zip(names, map(transformer_in, load_each(options, names)), strict=True))
     photos: list[tuple[str, Image]] = []
     paths = photographs(options.images)
     for path in paths:

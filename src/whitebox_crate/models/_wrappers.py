@@ -19,8 +19,9 @@ def transformer_in(model: nn.Module) -> ImageTransformer:
     if isinstance(inner, FeatureExtractor):
         inner = inner.model
     if not isinstance(inner, ImageTransformer):
+        name = getattr(inner, "architecture", "") or type(inner).__name__
         raise InputError(
-            f"this is of models of this package, not of a {type(inner).__name__}; what can be read of other backbones, "
+            f"this is of models of this package, and {name} is none; what can be read of other networks, "
             "whitebox_crate.capture reads"
         )
     return inner
