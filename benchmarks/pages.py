@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import layers, load, loading, plan_tables, precision, rates, speed_tables
+from benchmarks import growth, layers, load, loading, plan_tables, precision, rates, speed_tables
 from studies.emergence import tables as emergence_tables
 from whitebox_crate import create_model, get_pretrained_cfg, list_models, list_pretrained, model_entrypoint
 from whitebox_crate._tables import markdown_table
@@ -93,7 +93,10 @@ PAGES: dict[str, Callable[[], dict[str, Table]]] = {
     "docs/deploy.md": lambda: {"precision": partial(measured, precision)},
     "docs/emergence.md": emergence,
     "docs/imagenet21k.md": lambda: of_all(plan_tables.TABLES, plan_tables.read()),
-    "docs/speed.md": lambda: of_all(speed_tables.TABLES, results_of("speed")),
+    "docs/speed.md": lambda: {
+        **of_all(speed_tables.TABLES, results_of("speed")),
+        "growth_of_networks": partial(measured, growth),
+    },
     "docs/weights.md": lambda: {"weights": weights, "load": partial(measured, load)},
 }
 

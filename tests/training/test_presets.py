@@ -16,6 +16,7 @@ ADAMW = {"optimizer": "adamw", "label_smoothing": 0.0}
 STATED: dict[str, dict[str, Any]] = {
     "imagenet21k": {**LION, "epochs": 90, "batch_size": 4096, "learning_rate": 9.6e-5, "crop": "centre"},
     "imagenet1k": {**LION, "epochs": 200, "batch_size": 512, "learning_rate": 2e-4, "crop": "random", "warmup": 0.1},
+    "cbt": {**LION, "epochs": 150, "batch_size": 256, "learning_rate": 2e-4, "crop": "random", "warmup": 20 / 150},
     "finetune": {**ADAMW, "epochs": 200, "batch_size": 256, "learning_rate": 5e-5, "weight_decay": 0.01, "warmup": 0},
     "linear-probe": {**ADAMW, "epochs": 90, "weight_decay": 0, "objective": "linear_probe"},
     "mae": {**ADAMW, "epochs": 800, "batch_size": 4096, "learning_rate": 2.4e-3, "objective": "mae", "warmup": 0.05},

@@ -44,6 +44,13 @@ PRESETS: dict[str, Preset] = {
         "moves each step and begins after it; ours: clipping at 1 (main.py names that norm but does not clip), no "
         "weight decay on biases and norms",
     ),
+    "cbt": Preset(
+        replace(_PHOTOGRAPHS, epochs=150, batch_size=256, learning_rate=2e-4, warmup=20 / 150),
+        "main.py and the README's command for CBT, as released (github.com/QishuaiWen/CBSA): 150 epochs, Lion, batch "
+        "256, learning rate 2e-4, weight decay 0.05, label smoothing 0.1, 20 epochs of warm-up and a cosine, random "
+        "crop, flip; its schedule moves once an epoch, ours each step; ours: clipping at 1 (its clipping is commented "
+        "out), no weight decay on biases and norms",
+    ),
     "finetune": Preset(
         replace(
             _PHOTOGRAPHS,
