@@ -32,6 +32,23 @@ def test_the_files_hold_what_capture_gives(name: str, chunk: int, tmp_path: Path
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in files.values())
 
 
+@torch.no_grad()
+def test_class_attention_has_one_row(tmp_path: Path) -> None:
+    model = small_model("tost_tiny_12_patch8_224")
+    images = images_for(model)
+    files = save_attention(model, images, tmp_path, chunk=2, dtype="float32")
+    with capture(model, "attention") as trace:
+        model(images)
+    assert [path.name for path in files.values()] == ["attention_03.npy", "attention_04.npy"]
+    for layer, path in files.items():
+        saved = np.load(path)
+        assert saved.shape == (2, 2, 1, 7)
+        np.testing.assert_allclose(saved, trace["attention", layer].numpy(), rtol=1e-5, atol=1e-7)
+    with pytest.raises(UnknownNameError, match="layer 0 has no state 'attention'"):
+        save_attention(model, images, tmp_path / "none", layers=[0])
+    assert not (tmp_path / "none").exists()
+
+
 def test_half_the_size_by_default_and_in_any_dtype_of_the_model(tmp_path: Path) -> None:
     model = small_model(NAMES[0]).bfloat16()
     [path] = save_attention(model, images_for(model).bfloat16(), tmp_path / "new" / "folder", layers=1).values()

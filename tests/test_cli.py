@@ -13,6 +13,7 @@ from foreign import dino_training_of, jax_of, two_part_of
 from golden_data import load_case
 from PIL import Image
 from safetensors.torch import save_file
+from small_models import small_model
 from torch import Tensor
 
 import whitebox_crate.cli as cli
@@ -135,6 +136,25 @@ def test_attention_shows_every_head(photo: Path, tmp_path: Path, capsys: pytest.
     assert "layer 5, 4 heads" in capsys.readouterr().out
     sheet = Image.open(tmp_path / "photo.png")
     assert sheet.width > 5 * SHORT_SIDE
+
+
+def test_attention_shows_which_patch_belongs_to_which_head_of_a_tost(
+    photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_pretrained(small_model("tost_tiny_12_patch8_224"), tmp_path / "tost")
+    words = ["attention", str(photo), "--model", f"local-dir:{folder}", "--size", "48", "--out", str(tmp_path)]
+    sheets = []
+    for layer, of in (((), 2), (("--layer", "0"), 0)):
+        assert cli.main([*words, "--state", "membership", *layer]) == 0
+        assert f"layer {of}, 2 heads, 6 x" in capsys.readouterr().out
+        sheets.append(np.asarray(Image.open(tmp_path / "photo.png")))
+    assert sheets[0].shape == sheets[1].shape and not np.array_equal(*sheets)
+    assert cli.main(words) == 0
+    assert "layer 4, 2 heads" in capsys.readouterr().out
+    assert cli.main([*words, "--state", "membership", "--layer", "-1"]) == 1
+    assert "layer 4 has no state 'membership'" in capsys.readouterr().err
+    assert cli.main([*words, "--state", "membership", "--label", "1"]) == 1
+    assert "give --label or --state membership" in capsys.readouterr().err
 
 
 def test_attention_shows_what_speaks_for_classes(

@@ -154,7 +154,7 @@ def test_what_train_py_does(name: str, tmp_path: Path) -> None:
     model.set_grad_checkpointing(enable=True)
     optimizer = timm.optim.create_optimizer_v2(model, opt="adamw", lr=0.01, weight_decay=0.05, layer_decay=0.75)
     scales = {group.get("lr_scale", 1.0) for group in optimizer.param_groups}
-    assert {round(0.75**power, 6) for power in range(len(model.blocks) + 2)} == {round(scale, 6) for scale in scales}
+    assert {round(0.75**power, 6) for power in range(len(model.layers()) + 2)} == {round(scale, 6) for scale in scales}
     undecayed = {id(p) for group in optimizer.param_groups if not group["weight_decay"] for p in group["params"]}
     assert {id(model.cls_token), id(model.norm.bias)} <= undecayed
     average = timm.utils.ModelEmaV2(model, decay=0.5)

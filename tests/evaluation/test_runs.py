@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from labelled_images import make_folder
+from small_models import small_model
 
-from whitebox_crate import InputError, create_model
+from whitebox_crate import InputError, UnknownNameError, create_model
 from whitebox_crate.evaluation import Curves, Run, evaluate_attention, evaluate_maskcut, read_folder
 from whitebox_crate.models import ImageTransformer
 
@@ -62,3 +63,22 @@ def test_each_measurement_of_curves_has_its_own_records(model: ImageTransformer,
     assert [point["x"] for point in curve["points"]] == [0, 50]
     folders = sorted(path.name for path in (tmp_path / "out" / "records").iterdir())
     assert folders == ["0-local-dir_mine-0.5-0", "0-local-dir_mine-0.5-50"]
+
+
+def test_of_tost_the_layers_that_have_attention_are_measured_and_named(tmp_path: Path) -> None:
+    tost = small_model("tost_tiny_12_patch8_224", dynamic_img_size=True)  # 3 layers of TSSA, 2 of class attention
+    make_folder(tmp_path, 2)
+    run, data = Run(tmp_path / "out"), read_folder(tmp_path)
+    outcome = evaluate_attention(run, tost, data, name="mine", size=24)
+    assert outcome is not None
+    results = outcome.results
+    assert results["layers"] == [3, 4] and results["layer"] == 4
+    assert results["rules"]["mean"]["miou"] == results["rules"]["mean"]["miou_by_layer"][1]
+    assert {half["layer"] for half in results["rules"]["mean"]["one_head"]["halves"]} <= {3, 4}
+    assert "| layer 3 | layer 4 |" in outcome.table
+    (curve,) = Curves(Run(tmp_path / "curves"), data, size=24).by_layer([("mine", tost)])
+    assert [point["x"] for point in curve["points"]] == [3, 4]
+    assert [point["best_head"]["mean"] for point in curve["points"]] == results["rules"]["mean"]["miou_by_layer"]
+    with pytest.raises(UnknownNameError, match="layer 1 has no state 'attention'"):
+        evaluate_attention(Run(tmp_path / "other"), tost, data, name="mine", size=24, layer=1)
+    assert not (tmp_path / "other").exists()
