@@ -258,6 +258,13 @@ MAE = (
     (r"decoder_blocks\.(\d+)\.mssa\.qkv", r"decoder_blocks.\1.layers.0.1.fn.qkv"),
     (r"decoder_blocks\.(\d+)\.mssa\.proj", r"decoder_blocks.\1.layers.0.1.fn.to_out.0"),
 )
+TOST = (
+    (r"pos_embed", "pos_embeder"),
+    (r"^blocks\.(\d+)\.tssa\.qkv", r"blocks.\1.attn.qkv"),
+    (r"^blocks\.(\d+)\.tssa\.temperature", r"blocks.\1.attn.temp"),
+    (r"^blocks\.(\d+)\.tssa\.proj", r"blocks.\1.attn.to_out.0"),
+    (r"\.ls(\d)\.gamma", r".gamma\1"),
+)
 FORMATS: dict[str, tuple[str, tuple[tuple[str, str], ...], Callable[[Mapping[str, Any]], bytes]]] = {
     "ours": ("crate_tiny_patch16_224", (), safetensors_bytes),
     "timm": ("vit_tiny_patch16_224", (), safetensors_bytes),
@@ -268,8 +275,10 @@ FORMATS: dict[str, tuple[str, tuple[tuple[str, str], ...], Callable[[Mapping[str
     "jax": ("crate_alpha_tiny_patch16_224", JAX, npz_bytes),
     "mae": ("crate_mae_tiny_patch16_224", MAE, model_bytes),
     "cbt": ("cbt_tiny_patch16_224", CBT, model_bytes),
+    "tost": ("tost_tiny_12_patch16_224", TOST, model_bytes),
 }
 TORCH = tuple(name for name, (_, _, write) in FORMATS.items() if write not in (safetensors_bytes, npz_bytes))
+RESAMPLED = tuple(name for name in FORMATS if name != "tost")  # ToST computes its positions
 BY_CONVOLUTION = ("timm", "alpha", "jax", "mae")
 
 
