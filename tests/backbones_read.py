@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,6 +70,12 @@ def check_gradients_at_attention(model: nn.Module, images: Tensor, theirs: Calla
     for own, expected in zip(gradients, theirs(), strict=True):
         assert expected.abs().max() > 1e-3
         torch.testing.assert_close(own, expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-4)
+
+
+def documented(library: str) -> list[str]:
+    """The blocks of Python in docs/backbones.md that are marked as not run for the want of this library."""
+    page = (Path(__file__).parents[1] / "docs" / "backbones.md").read_text(encoding="utf-8")
+    return re.findall(rf"<!-- not run: needs {library} -->\n```python\n(.*?)```", page, re.DOTALL)
 
 
 def make_lively(model: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from backbones_read import check_attention, check_gradients_at_attention, make_lively
+from backbones_read import check_attention, check_gradients_at_attention, documented, make_lively
 from timm_installed import timm_or_skip, version_of
 from torch import Tensor, nn
 
@@ -387,6 +387,18 @@ def test_models_of_timm_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert f"(timm:{name}, all layers, classes class 207, 3 x 4 patches)" in printed
     assert main(["analyze", str(photo), "--model", f"timm:{name}", "--checkpoint", str(file)]) != 0
     assert f"of models of this package, and {name} is none" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_documented_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if version_of(timm) < (1, 0, 0):
+        pytest.skip("weights of this timm have other names")
+    monkeypatch.chdir(tmp_path)
+    to_pillow((255 * torch.rand(3, 40, 60)).byte()).save("photo.jpg")
+    (block,) = documented("timm")
+    names: dict[str, Any] = {}
+    exec(block.replace("pretrained=True", "pretrained=False").replace("size=448", "size=112"), names)
+    assert names["trace"]["attention", -1].shape == (1, 6, 1, 261)
+    assert (tmp_path / "panel.png").is_file()
 
 
 @pytest.mark.parametrize(

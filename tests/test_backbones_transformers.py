@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import re
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from backbones_read import check_attention, check_gradients_at_attention, make_lively, tensors_of
+from backbones_read import check_attention, check_gradients_at_attention, documented, make_lively, tensors_of
 from torch import Tensor, nn
 
 from whitebox_crate import InputError, capture, segment
@@ -225,6 +227,21 @@ def test_photographs_are_normalised_as_the_image_processor_of_the_family_does() 
     torch.testing.assert_close(fit_photo(dino, white).pixels[0, 0, 0], torch.tensor((1 - 0.485) / 0.229))
     vit.pretrained_cfg = PretrainedCfg(mean=(0.0, 0.0, 0.0))
     torch.testing.assert_close(fit_photo(vit, white).pixels[0, 0, 0], torch.tensor(1 / 0.229))
+
+
+def test_the_documented_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    to_pillow((255 * torch.rand(3, 40, 60)).byte()).save("photo.jpg")
+    with_registers = {"hidden_size": 384, "num_attention_heads": 6, "num_register_tokens": 4, "patch_size": 14}
+    configs = [transformers.Dinov2WithRegistersConfig(**with_registers), transformers.ViTConfig(**SMALL)]
+    names: dict[str, Any] = {}
+    for block, config in zip(documented("transformers"), configs, strict=True):
+        code = re.sub(r"from_pretrained\(.*?\)", "from_config(config)", block).replace("size=448", "size=112")
+        names["config"] = config
+        exec(code, names)
+    assert names["trace"]["attention", -1].shape == (1, 6, 1, 1029)
+    assert names["trace"]["projections", -2].shape == (1, 6, 1029, 64)
+    assert names["found"].map.shape == (4, 6)
 
 
 def test_other_classes_say_what_an_adapter_needs() -> None:
