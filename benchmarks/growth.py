@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -96,6 +97,7 @@ def main() -> None:
         print(json.dumps(one_size(options.one[0], int(options.one[1]), options.depth, options.rounds)))
         return
     about = environment(Setting("cpu", options.rounds, 1))
+    about["command"] = shlex.join(["python", "-m", "benchmarks.growth", *sys.argv[1:]])
     results = {"networks": NETWORKS, "depth": options.depth, "environment": about}
     results["sizes"] = measure(options.depth, options.rounds)
     write_whole(options.out, lambda path: path.write_text(json.dumps(results, indent=1) + "\n"))
