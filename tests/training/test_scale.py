@@ -121,9 +121,12 @@ def test_every_family_is_trained_by_copies_and_by_shards(run: Callable[[str], No
     run("families")
     runs = [*(f"{family} supervised" for family in FAMILIES), "mae mae"]
     assert sorted(path.name for path in (tmp_path / "alone").iterdir()) == sorted(runs)
-    runs.remove("tost supervised")  # its weights differ by 0.0016 after two steps of AdamW: it is not known why
     for name in runs:
         alone, looked = weights(tmp_path / "alone" / name), metrics(tmp_path / "alone" / name)
+        if name == "tost supervised":
+            # Softmax does not see a bias of the keys: its gradient is rounding, of which AdamW makes a step.
+            assert differ(gradients(tmp_path / "alone" / name), gradients(tmp_path / "copies" / name)) < 1e-6
+            alone = weights(tmp_path / "copies" / name)
         for kind in ("copies", "shards"):
             assert differ(alone, weights(tmp_path / kind / name)) < 1e-5, (kind, name)
             assert differ(alone, weights(tmp_path / kind / name, 1)) < 1e-5, (kind, name)
