@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import shlex
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -24,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import whitebox_crate
 from recipes.measure_photographs import interval, score
 from recipes.objects import Objects
+from recipes.provenance import provenance
 from recipes.scenes import Scenes
 from recipes.train_nano import data_of, style_of
 from whitebox_crate import ImageTransformer, create_model
@@ -156,10 +153,8 @@ def main() -> None:
             out = options.out / f"{name.replace(' ', '_')}_{seed}"
             run(arm, recipe, objects, backgrounds, options.photographs, out)
             runs[name].append(json.loads(out.with_suffix(".json").read_text()))
-    versions = {"whitebox_crate": whitebox_crate.__version__, "torch": torch.__version__}
     facts = {
-        "command": shlex.join(["python", "-m", "recipes.ablate", *sys.argv[1:]]),
-        "versions": {**versions, "python": platform.python_version()},
+        **provenance("recipes.ablate"),
         "recipe": asdict(recipe) | {"seed": list(SEEDS)},
         "runs": runs,
     }

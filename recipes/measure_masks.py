@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
-import platform
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import whitebox_crate
 from recipes.masks import Photo, Way, ways
 from recipes.measure_photographs import halves, interval
+from recipes.provenance import provenance
 from whitebox_crate import ImageTransformer, create_model
 from whitebox_crate._files import write_whole
 from whitebox_crate._tables import markdown_table
@@ -100,12 +98,7 @@ def main() -> None:
         "size": options.size,
         "photographs": len(pairs),
         "seed": "none: nothing is drawn",
-        "command": shlex.join(["python", "-m", "recipes.measure_masks", *sys.argv[1:]]),
-        "versions": {
-            "whitebox_crate": whitebox_crate.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        **provenance("recipes.measure_masks"),
         "families": summary(scores(model, pairs, families, options.size)),
     }
     write_whole(options.out, lambda path: path.write_text(json.dumps(results, indent=1) + "\n"))

@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import whitebox_crate
+from recipes.provenance import provenance
 from whitebox_crate import ImageTransformer, create_model
 from whitebox_crate._files import write_whole
 from whitebox_crate.errors import InputError
@@ -189,12 +186,7 @@ def main() -> None:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "size": options.size,
         "seed": options.seed,
-        "command": shlex.join(["python", "-m", "recipes.measure_photographs", *sys.argv[1:]]),
-        "versions": {
-            "whitebox_crate": whitebox_crate.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        **provenance("recipes.measure_photographs"),
         **summary(score(model, pairs, options.size)),
     }
     write_whole(options.out, lambda path: path.write_text(json.dumps(results, indent=1) + "\n"))
