@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from ._deprecated import moved_names
 from .errors import InputError, WeightsError
-from .layers import ConvStem, NormedPatchEmbed, PatchEmbed
+from .layers import NormedPatchEmbed, PatchEmbed
 from .load_report import LoadReport
 from .models import ImageTransformer
 
@@ -301,10 +301,12 @@ def fit_channels(state: Mapping[str, Tensor], embed: PatchEmbed) -> tuple[dict[s
 
 def _fit_kernel(state: Mapping[str, Tensor], embed: PatchEmbed) -> tuple[dict[str, Tensor], dict[str, str]]:
     """As `fit_channels`, where a convolution reads the pixels."""
-    name = "patch_embed.proj.0.0.weight" if isinstance(embed, ConvStem) else "patch_embed.proj.weight"
-    size = (3, 3) if isinstance(embed, ConvStem) else embed.patch_size
+    own = next((named for named in embed.named_modules() if isinstance(named[1], nn.Conv2d)), None)
+    if own is None:
+        return dict(state), {}
+    name, convolution = f"{_EMBED}{own[0]}.weight", own[1]
     weight = state.get(name)
-    fits = weight is not None and weight.is_floating_point() and tuple(weight.shape[2:]) == size
+    fits = weight is not None and weight.is_floating_point() and weight.shape[2:] == convolution.weight.shape[2:]
     if weight is None or not fits or weight.shape[1] in (0, embed.in_chans):
         return dict(state), {}
     how = f"from {weight.shape[1]} to {embed.in_chans} channels"

@@ -14,7 +14,7 @@ from ..backbones import Readable
 from ..errors import InputError, WeightsError, printable
 from ..evaluation.figures import maps_sheet, read_photograph
 from ..images import load_image
-from ..models._classes import class_index, class_names
+from ..models._classes import class_index, class_names, classifies
 from ..preprocess import check_takes_photos, create_transform, resolve_data_config
 from ..segmentation import class_maps, cls_attention, membership_maps
 from ..segmentation.gradients import ClassMap
@@ -104,7 +104,7 @@ def _maps_of(model: Readable, image: Tensor, classes: Sequence[int], layer: int 
 
 
 def _check_classifies(model: Readable, options: argparse.Namespace) -> None:
-    if not model.num_classes or not model.global_pool:
+    if not classifies(model):
         raise InputError(
             f"{options.model} has no head that classifies (num_classes {model.num_classes}, global_pool "
             f"{model.global_pool!r}); choose weights with one: whitebox-crate list --pretrained"

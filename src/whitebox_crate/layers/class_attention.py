@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor
 
 from .mhsa import MHSA
-from .readings import Reading, Rows, attention_rows, qkv_readings
+from .readings import Reading, Rows, qkv_readings
 
 
 class ClassAttention(MHSA):
@@ -23,12 +23,14 @@ class ClassAttention(MHSA):
     def readings(self) -> dict[str, Reading]:
         """`projections`, the keys of each head, and `attention`, its one row, that of [CLS]."""
 
-        def row(projected: Tensor) -> Rows:
-            q, k, v = self.split_heads(projected)
-            dropped = self.training and self.attn_drop
-            return Rows(q[:, :, :1], k, attention_rows, None if dropped else v)
-
         found = qkv_readings(self)
+        of_all = found["attention"].read
+
+        def row(projected: Tensor) -> Rows:
+            rows = of_all(projected)
+            assert isinstance(rows, Rows)
+            return rows._replace(left=rows.left[:, :, :1])
+
         return {**found, "attention": found["attention"]._replace(read=row)}
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The models: CRATE, its family and ablations, ToST, and ViT, all on one contract."""
 
 from ..pretrained_cfg import PretrainedCfg
-from ._base import Block, ImageTransformer
+from ._base import ImageTransformer
+from ._block import Block
 from ._features import FeatureExtractor, FeatureInfo
 from .cbt import CBT, CBTBlock
 from .crate import Crate, CrateBlock

@@ -31,9 +31,14 @@ class Classifier(Protocol):
         """The facts about the weights, names of classes among them."""
 
 
+def classifies(core: Classifier) -> bool:
+    """Whether the model gives one logit for each image and class."""
+    return bool(core.num_classes and core.global_pool)
+
+
 def check_classifies(core: Classifier) -> None:
-    """Raises InputError unless the model gives one logit for each image and class."""
-    if not core.num_classes or not core.global_pool:
+    """Raises InputError unless the model `classifies`."""
+    if not classifies(core):
         raise InputError(
             f"one logit for each image and class is needed, but the model has {core.num_classes} classes and "
             f"the pooling {core.global_pool!r}; see reset_classifier"

@@ -16,12 +16,12 @@ from ..layers import (
     DropRates,
     FoldedISTA,
     NormedProduct,
-    Reading,
     layer_drop_rates,
 )
 from ..layers.cbsa import Grid, Pool, check_grid
 from ..layers.patch_embed import Size, to_pair
-from ._base import Block, GlobalPool, ImageTransformer
+from ._base import GlobalPool, ImageTransformer
+from ._block import Block
 from ._wrappers import unwrap
 
 
@@ -47,6 +47,7 @@ class CBTBlock(Block):
     """
 
     takes_grid = True
+    skips_coding = False
 
     def __init__(
         self,
@@ -70,11 +71,6 @@ class CBTBlock(Block):
     def attention(self) -> CBSA:
         """CBSA."""
         return self.cbsa
-
-    def readings(self) -> dict[str, Reading]:
-        """As `Block.readings`; no skip leads around ISTA, so that `compressed` is all that it goes on with."""
-        found = super().readings()
-        return {**found, "compressed": found["compressed"]._replace(write=lambda _, tokens: tokens)}
 
     def normed_products(self) -> list[NormedProduct]:
         """Both norms."""

@@ -16,13 +16,13 @@ from ..layers import (
     FoldedISTA,
     NormedPatchEmbed,
     NormedProduct,
-    Reading,
     layer_drop_rates,
 )
 from ..layers.ista import Threshold
 from ..layers.mssa import Proj
 from ..layers.patch_embed import Size
-from ._base import Block, GlobalPool, ImageTransformer
+from ._base import GlobalPool, ImageTransformer
+from ._block import Block
 
 Skip = Literal["input", "normalized"]
 
@@ -52,6 +52,8 @@ class CrateBlock(Block):
         UnknownNameError: If `threshold`, `skip` or `proj` is neither of its two.
     """
 
+    skips_coding = False
+
     def __init__(
         self,
         dim: int,
@@ -78,11 +80,6 @@ class CrateBlock(Block):
     def attention(self) -> MSSA:
         """MSSA."""
         return self.mssa
-
-    def readings(self) -> dict[str, Reading]:
-        """As `Block.readings`; no skip leads around ISTA, so that `compressed` is all that it goes on with."""
-        found = super().readings()
-        return {**found, "compressed": found["compressed"]._replace(write=lambda _, tokens: tokens)}
 
     def normed_products(self) -> list[NormedProduct]:
         """Both norms; the first stays where the skip adds its output as well, or the bases are read twice."""

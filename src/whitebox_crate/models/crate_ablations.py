@@ -18,11 +18,11 @@ from ..layers import (
     FoldedISTA,
     NormedPatchEmbed,
     NormedProduct,
-    Reading,
     layer_drop_rates,
 )
 from ..layers.patch_embed import Size
-from ._base import Block, GlobalPool, ImageTransformer
+from ._base import GlobalPool, ImageTransformer
+from ._block import Block
 
 
 class CrateMlpBlock(Block):
@@ -61,6 +61,8 @@ class CrateMlpBlock(Block):
 class CrateMhsaBlock(Block):
     """ViT's attention, then ISTA."""
 
+    skips_coding = False
+
     def __init__(
         self,
         dim: int,
@@ -82,11 +84,6 @@ class CrateMhsaBlock(Block):
     def attention(self) -> MHSA:
         """ViT's attention."""
         return self.attn
-
-    def readings(self) -> dict[str, Reading]:
-        """As `Block.readings`; no skip leads around ISTA, so that `compressed` is all that it goes on with."""
-        found = super().readings()
-        return {**found, "compressed": found["compressed"]._replace(write=lambda _, tokens: tokens)}
 
     def normed_products(self) -> list[NormedProduct]:
         """Both norms."""

@@ -15,7 +15,8 @@ from ..layers import (
     layer_drop_rates,
 )
 from ..layers.patch_embed import Size
-from ._base import Block, GlobalPool, ImageTransformer
+from ._base import GlobalPool, ImageTransformer
+from ._block import Block
 
 BLOCK_NORM_EPS = 1e-6
 

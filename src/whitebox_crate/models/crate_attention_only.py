@@ -17,7 +17,8 @@ from ..layers import (
 )
 from ..layers.mssa import Proj
 from ..layers.patch_embed import Size
-from ._base import Block, GlobalPool, ImageTransformer
+from ._base import GlobalPool, ImageTransformer
+from ._block import Block
 
 
 class CrateAttentionOnlyBlock(Block):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from ..errors import InputError
 from ..layers import NormedPatchEmbed, layer_drop_rates
 from ..layers.patch_embed import Size
-from ._base import Block, GlobalPool, ImageTransformer
+from ._base import GlobalPool, ImageTransformer
+from ._block import Block
 from .cbt import CBTBlock
 from .crate import CrateBlock
 

@@ -24,7 +24,9 @@ from ..layers import (
     layer_drop_rates,
 )
 from ..layers.patch_embed import Size
-from ._base import Block, GlobalPool, ImageTransformer
+from ._base import GlobalPool, ImageTransformer
+from ._block import Block
+from ._initial import init_linear
 
 NORM_EPS = 1e-6
 
@@ -232,11 +234,11 @@ class ToST(ImageTransformer):
         """As released: truncated normal of 0.02 for [CLS] and Linear weights, zero biases; PyTorch's convolutions."""
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         for module in self.modules():
-            _init_linear(module)
+            init_linear(module)
 
     def new_head(self, num_classes: int) -> nn.Module:
         """As `ImageTransformer.new_head`."""
-        return _init_linear(super().new_head(num_classes))
+        return init_linear(super().new_head(num_classes))
 
     def _add_cls_and_positions(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """Adds the positions; [CLS] joins later."""
@@ -276,11 +278,3 @@ class ToST(ImageTransformer):
             "blocks": r"^blocks\.(\d+)",
             "cls_attn_blocks": last if coarse else [(last, None), (r"^norm", (99999,))],
         }
-
-
-def _init_linear(module: nn.Module) -> nn.Module:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    return module

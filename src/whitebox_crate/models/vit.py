@@ -17,7 +17,9 @@ from ..layers import (
     layer_drop_rates,
 )
 from ..layers.patch_embed import Size
-from ._base import Block, GlobalPool, ImageTransformer
+from ._base import GlobalPool, ImageTransformer
+from ._block import Block
+from ._initial import init_linear
 
 NORM_EPS = 1e-6
 
@@ -142,7 +144,7 @@ class ViT(ImageTransformer):
             if token is not None:
                 nn.init.normal_(token, std=1e-6)
         for module in self.modules():
-            _init_linear(module)
+            init_linear(module)
 
     def ignores_key(self, name: str) -> bool:
         """True of the mask token, which DINOv2's files have and only its training uses."""
@@ -150,12 +152,4 @@ class ViT(ImageTransformer):
 
     def new_head(self, num_classes: int) -> nn.Module:
         """As `ImageTransformer.new_head`."""
-        return _init_linear(super().new_head(num_classes))
-
-
-def _init_linear(module: nn.Module) -> nn.Module:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    return module
+        return init_linear(super().new_head(num_classes))

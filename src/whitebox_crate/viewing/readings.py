@@ -16,7 +16,7 @@ from ..capturing import capture
 from ..errors import InputError
 from ..layers import CBSA
 from ..models import ImageTransformer
-from ..models._classes import class_names
+from ..models._classes import class_names, classifies
 from ..preprocess import fit_photo
 from ..segmentation import all_cls_attention, default_layer
 from ..segmentation.pca import pca_maps, unit_range
@@ -119,7 +119,7 @@ def _queries_and_keys(block: Any, tokens: Tensor, grid: Grid) -> tuple[Tensor, T
 
 
 def _names(model: ImageTransformer, logits: Tensor) -> list[tuple[str, float]]:
-    if not model.num_classes or not model.global_pool:
+    if not classifies(model):
         return []
     top = logits[0].float().softmax(-1).topk(min(NAMED, model.num_classes))
     names = class_names(model)
