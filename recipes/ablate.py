@@ -1,10 +1,11 @@
 """What in the scenes, and which width, makes a network find things in photographs: one change at a time, three seeds.
 
-    python -m recipes.ablate --data DATA --photographs ECSSD --out runs/ablation
+    python -m recipes.ablate scenes --data DATA --photographs ECSSD --out runs/ablation --steps 2000
+    python -m recipes.ablate widths --data DATA --photographs ECSSD --out runs/ablation --steps 4000
 
-DATA holds cutouts.tar and backgrounds.tar, as for `recipes.train_nano`; ECSSD holds images/ and masks/. Each run trains
-crate_nano from scratch on small images. A call that was interrupted goes on when it is called again. The table is
-printed and OUT/results.json written when all runs are done.
+DATA holds cutouts.tar and backgrounds.tar, as for `recipes.train_nano`. ECSSD holds images/ and masks/. `scenes` trains
+`crate_nano.tuxpaint_composites` further, on scenes that differ in one thing. `widths` trains networks from scratch. The
+same call continues what was interrupted. In the end it prints the table and writes OUT/scenes.json or OUT/widths.json.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from recipes.measure_photographs import interval, score
 from recipes.objects import Objects
 from recipes.provenance import provenance
 from recipes.scenes import Scenes
-from recipes.train_nano import data_of, style_of
+from recipes.train_nano import data_of, make_model, style_of
 from whitebox_crate import ImageTransformer, create_model
 from whitebox_crate._files import write_whole
 from whitebox_crate._tables import markdown_table
@@ -38,29 +39,36 @@ T_OF_TWO = 4.303  # Student's t, two degrees of freedom, 95%
 
 @dataclass(frozen=True)
 class Arm:
-    """One change against the scenes and the network as they are.
+    """One change to the scenes or the network.
 
     Attributes:
         objects: One in so many objects is kept.
         backgrounds: One in so many backgrounds is kept.
-        style: What of `Style` differs.
-        width: Of a token; a head has 32 of it.
+        style: Fields of `Style` that differ.
+        start: Weights to start from; "" starts from scratch.
+        width: Entries of a token, if it starts from scratch; a head has 32 of them.
     """
 
     objects: int = 1
     backgrounds: int = 1
     style: Mapping[str, Any] = field(default_factory=dict)
+    start: str = "crate_nano.tuxpaint_composites"
     width: int = 128
 
 
-ARMS = {
-    "as it is": Arm(),
-    "a quarter of the objects": Arm(objects=4),
-    "a sixteenth of the backgrounds": Arm(backgrounds=16),
-    "no other objects": Arm(style={"others": 0, "twin": 0.0}),
-    "no decoys": Arm(style={"decoys": 0, "front": 0.0}),
-    "half as wide": Arm(width=64),
-    "half as wide again": Arm(width=192),
+GROUPS = {
+    "scenes": {
+        "as they are": Arm(),
+        "a quarter of the objects": Arm(objects=4),
+        "a sixteenth of the backgrounds": Arm(backgrounds=16),
+        "no other objects": Arm(style={"others": 0, "twin": 0.0}),
+        "no decoys": Arm(style={"decoys": 0, "front": 0.0}),
+    },
+    "widths": {
+        "width 128": Arm(start=""),
+        "width 64": Arm(start="", width=64),
+        "width 192": Arm(start="", width=192),
+    },
 }
 
 
@@ -72,21 +80,29 @@ def thinned(objects: Objects, every: int) -> Objects:
     return Objects(objects.images[::every], torch.searchsorted(left, labels), names)
 
 
+def network(arm: Arm, class_names: tuple[str, ...], recipe: Recipe) -> ImageTransformer:
+    """The network that an arm trains."""
+    if arm.start:
+        return make_model("", arm.start, class_names, recipe)
+    torch.manual_seed(recipe.seed)
+    model = create_model(
+        "crate_nano",
+        num_classes=len(class_names),
+        img_size=max(recipe.sizes),
+        embed_dim=arm.width,
+        num_heads=arm.width // 32,
+    )
+    assert isinstance(model, ImageTransformer)
+    return model
+
+
 def run(arm: Arm, recipe: Recipe, objects: Objects, backgrounds: Tensor, photographs: Path, out: Path) -> None:
     """Trains one network, measures it on photographs, and writes OUT.json."""
     if out.with_suffix(".json").exists():
         return
     kept = thinned(objects, arm.objects)
     source = Scenes(kept, backgrounds[:: arm.backgrounds].contiguous(), max(recipe.sizes), style_of(dict(arm.style)))
-    torch.manual_seed(recipe.seed)
-    model = create_model(
-        "crate_nano",
-        num_classes=len(kept.class_names),
-        img_size=max(recipe.sizes),
-        embed_dim=arm.width,
-        num_heads=arm.width // 32,
-    )
-    assert isinstance(model, ImageTransformer)
+    model = network(arm, kept.class_names, recipe)
     clock = time.process_time()
     train(model, source, recipe, out, checkpoint_every=500)
     seconds = round(time.process_time() - clock)
@@ -130,26 +146,28 @@ def table(runs: Mapping[str, list[dict[str, Any]]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
+    add("group", choices=tuple(GROUPS))
     add("--data", type=Path, required=True, help="folder of cutouts.tar and backgrounds.tar")
     add("--cache", type=Path, help="file for what was decoded (OUT/data.pt)")
     add("--photographs", type=Path, required=True, help="folder with images/ and masks/")
     add("--out", type=Path, required=True)
-    add("--steps", type=int, default=1500)
+    add("--steps", type=int, default=2000)
     add("--size", type=int, default=48, help="side of the scenes, pixels; photographs are measured at twice that")
     options = parser.parse_args()
     torch.set_num_threads(1)
     objects, _, backgrounds, _ = data_of(options.data, options.cache or options.out / "data.pt")
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in ARMS}
+    arms = GROUPS[options.group]
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
     for seed in SEEDS:  # seed by seed, so that a call that is cut short leaves whole rows of fewer seeds
         recipe = Recipe(
             steps=options.steps,
-            learning_rate=4e-4,
-            curriculum=0.3,
+            learning_rate=2.5e-4,
+            curriculum=0.1,
             sizes=(options.size,),
             size_starts=(0.0,),
             seed=seed,
         )
-        for name, arm in ARMS.items():
+        for name, arm in arms.items():
             out = options.out / f"{name.replace(' ', '_')}_{seed}"
             run(arm, recipe, objects, backgrounds, options.photographs, out)
             runs[name].append(json.loads(out.with_suffix(".json").read_text()))
@@ -158,7 +176,7 @@ def main() -> None:
         "recipe": asdict(recipe) | {"seed": list(SEEDS)},
         "runs": runs,
     }
-    results = options.out / "results.json"
+    results = options.out / f"{options.group}.json"
     write_whole(results, lambda path: path.write_text(json.dumps(facts, indent=1) + "\n"))
     print(table(runs))
     print(results)

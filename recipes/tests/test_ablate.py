@@ -8,10 +8,11 @@ import torch
 from labelled_images import make_folder
 from pictures_on_disk import make_parquet
 
-from recipes.ablate import Arm, run, table, thinned
+from recipes.ablate import GROUPS, Arm, network, run, table, thinned
 from recipes.mixed import Mixed
 from recipes.objects import Objects
 from recipes.scenes import Scenes
+from whitebox_crate import create_model
 from whitebox_crate.errors import InputError
 from whitebox_crate.training import ImageDataset, Recipe, open_images
 
@@ -42,7 +43,7 @@ def test_an_arm_is_trained_measured_and_not_done_twice(
 ) -> None:
     make_folder(tmp_path / "photographs", 2)
     recipe = Recipe(steps=25, batch_size=2, sizes=(12,), size_starts=(0.0,))
-    arm = Arm(objects=4, backgrounds=2, style={"decoys": 0}, width=32)
+    arm = Arm(objects=4, backgrounds=2, style={"decoys": 0}, start="", width=32)
     run(arm, recipe, objects, backgrounds, tmp_path / "photographs", tmp_path / "out")
     found = json.loads((tmp_path / "out.json").read_text())
     assert (found["objects"], found["classes"], found["backgrounds"]) == (2, 2, 2)
@@ -50,6 +51,17 @@ def test_an_arm_is_trained_measured_and_not_done_twice(
     (tmp_path / "out.json").write_text("{}")
     run(arm, recipe, objects, backgrounds, tmp_path / "photographs", tmp_path / "out")
     assert (tmp_path / "out.json").read_text() == "{}"
+
+
+def test_arms_of_scenes_start_from_weights_and_those_of_widths_from_scratch() -> None:
+    recipe = Recipe(steps=1, sizes=(48,), size_starts=(0.0,))
+    trained = create_model("crate_nano.tuxpaint_composites", pretrained=True).blocks[0].mssa.qkv.weight
+    for group, arms in GROUPS.items():
+        for arm in arms.values():
+            model = network(arm, NAMES, recipe)
+            assert model.num_classes == 3 and model.embed_dim == arm.width
+            same = model.embed_dim == 128 and torch.equal(model.blocks[0].mssa.qkv.weight, trained)
+            assert same == (group == "scenes")
 
 
 def test_the_table_has_the_differences_from_the_first_arm() -> None:
