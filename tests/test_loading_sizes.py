@@ -8,8 +8,9 @@ from small_models import small_model
 from torch import Tensor
 
 from whitebox_crate import create_model, save_pretrained
+from whitebox_crate._fitting import fit_channels, fit_positions
 from whitebox_crate.errors import WeightsError
-from whitebox_crate.loading import fit_channels, fit_positions, load_state
+from whitebox_crate.loading import load_state
 
 # A LayerNorm before the projection, a convolution, and a convolution of the family's.
 NAMES = ["crate_tiny_patch16_224", "vit_tiny_patch16_224", "crate_alpha_tiny_patch16_224"]

@@ -16,7 +16,7 @@ PACKAGE = __name__.rpartition(".")[0]
 
 # Old module -> the new ones that hold its names, inside the package.
 MODULES: dict[str, tuple[str, ...]] = {
-    "adapt": ("loading",),
+    "adapt": ("_fitting", "loading"),
     "checkpoints": ("convert.files",),
     "analysis.statistics": ("analysis.moments",),
     "inference": ("fold",),
