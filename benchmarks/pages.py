@@ -83,7 +83,6 @@ def of_all(tables: dict[str, Callable[[dict[str, Any]], str]], results: dict[str
 
 
 PAGES: dict[str, Callable[[], dict[str, Table]]] = {
-    "README.md": lambda: {"models": models},
     "docs/analysis.md": lambda: {
         "rates": partial(measured, rates),
         "layers": partial(measured, layers),
@@ -93,6 +92,7 @@ PAGES: dict[str, Callable[[], dict[str, Table]]] = {
     "docs/deploy.md": lambda: {"precision": partial(measured, precision)},
     "docs/emergence.md": emergence,
     "docs/imagenet21k.md": lambda: of_all(plan_tables.TABLES, plan_tables.read()),
+    "docs/models.md": lambda: {"models": models},
     "docs/speed.md": lambda: {
         **of_all(speed_tables.TABLES, results_of("speed")),
         "growth_of_networks": partial(measured, growth),

@@ -20,6 +20,7 @@ from hub_server import TOKEN, Hub
 import whitebox_crate
 from benchmarks.pages import PAGES as PAGES_WITH_TABLES
 from benchmarks.pages import fill, markers
+from whitebox_crate import list_models
 from whitebox_crate.cli import build_parser
 
 ROOT = Path(__file__).parents[1]
@@ -187,6 +188,14 @@ def test_addresses_are_of_this_repository_and_lead_somewhere(page: Path) -> None
 def test_the_readme_has_no_relative_links_for_the_package_index_shows_it() -> None:
     prose = re.sub("```.*?```", "", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     assert not LINK.findall(prose)
+
+
+def test_the_readme_names_every_family_of_models() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = text.partition("| Names begin with |")[2].partition("\n\n")[0].splitlines()[2:]
+    names = [name for row in rows for name in re.findall("`(.+?)`", row.split("|")[1])]
+    assert all(list_models(f"{name}_*") for name in names)
+    assert all(any(model.startswith(f"{name}_") for name in names) for model in list_models())
 
 
 def test_the_pages_show_every_part_of_the_readme_that_is_marked_for_them() -> None:
