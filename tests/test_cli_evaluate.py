@@ -64,6 +64,16 @@ class TestVoc:
         assert [len(share) for share in shares] == [3, 3]
         assert set.union(*shares) == set(names)
 
+    def test_two_workers_give_what_one_gives_to_the_bit(self, tmp_path: Path) -> None:
+        make_voc(tmp_path)
+        for more in ([], ["--method", "multiscale"]):
+            outs = [tmp_path / f"{workers} {len(more)}" for workers in (1, 2)]
+            for workers, out in enumerate(outs, start=1):
+                words = ["--root", tmp_path, "--size", 48, *more, "--workers", workers, "--out", out]
+                assert evaluate("voc", *words) == 0
+            for file in ("results.json", "records-0.jsonl"):
+                assert (outs[0] / file).read_bytes() == (outs[1] / file).read_bytes()
+
     def test_the_numbers_are_those_of_the_functions(self, tmp_path: Path) -> None:
         (name,) = make_voc(tmp_path, 1)
         assert evaluate("voc", "--root", tmp_path, "--size", 48, "--layer", 2, "--out", tmp_path / "out") == 0

@@ -219,6 +219,36 @@ class TestResume:
         assert len(done) == 2  # the others were there already
         assert files(tmp_path / "parts") == files(tmp_path / "whole")
 
+    def test_with_workers_the_files_are_those_of_one_by_one(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """One cannot be read, and one run is interrupted: all files are whole, to the byte."""
+        (folder / "2b.png").write_bytes((folder / "2.png").read_bytes()[:60])
+        said = {}
+        for workers in (1, 3):
+            out = tmp_path / str(workers)
+            assert run(folder, *self.SAVE, "--workers", workers, "--out", out) == 1
+            said[workers] = capsys.readouterr()
+            assert "2b.png" in said[workers].err
+        assert files(tmp_path / "3") == files(tmp_path / "1")
+        assert said[3].out == said[1].out.replace(str(tmp_path / "1"), str(tmp_path / "3"))
+
+        asked: list[object] = []
+
+        def interrupted(*arguments: Any, **options: Any) -> Any:
+            asked.append(arguments)
+            if len(asked) == 3:
+                raise KeyboardInterrupt
+            return segment(*arguments, **options)
+
+        monkeypatch.setattr(commands, "segment_photo", interrupted)
+        assert run(folder, *self.SAVE, "--workers", 3, "--out", tmp_path / "parts") == 130
+        whole, parts = files(tmp_path / "1"), files(tmp_path / "parts")
+        parts.pop(JOURNAL, None)
+        assert parts.items() <= whole.items() and len(parts) < len(whole)
+        assert run(folder, *self.SAVE, "--workers", 3, "--out", tmp_path / "parts") == 1
+        assert files(tmp_path / "parts") == whole
+
     def test_what_has_changed_is_done_again(
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

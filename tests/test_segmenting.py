@@ -101,6 +101,24 @@ def test_a_folder_is_looked_at_photograph_by_photograph(model: ImageTransformer,
         next(found)
 
 
+def test_with_workers_the_same_is_found(model: ImageTransformer, tmp_path: Path) -> None:
+    for number in range(6):
+        noise(50 + 9 * number, 60).save(tmp_path / f"{number}.png")
+    (tmp_path / "3.png").write_bytes(b"no photograph")
+    for method in METHODS:
+        alone, together = (segment(tmp_path, model, method, workers=workers) for workers in (1, 3))
+        for number in range(6):
+            if number == 3:
+                for found in (alone, together):
+                    with pytest.raises(InputError, match=r"3\.png"):
+                        next(found)
+                continue
+            one, other = next(alone), next(together)
+            assert one.source == other.source == tmp_path / f"{number}.png"
+            for tensor in ("masks", "scores", "map", "maps"):
+                assert torch.equal(getattr(one, tensor), getattr(other, tensor))
+
+
 def test_a_model_that_was_made_stays_where_it_is_and_as_it_is(model: ImageTransformer) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     found = segment(noise(), model.double(), device="cpu")

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ._ahead import in_order
 from .errors import InputError
 from .images import image_files, load_image
 from .preprocess import AnyImage, fit_photo, to_pillow
@@ -114,6 +115,7 @@ def segment(
     size: int | None = ...,
     edges: str | Edges = ...,
     device: str | torch.device | None = ...,
+    workers: int = ...,
     **settings: Any,
 ) -> Segmentation: ...
 
@@ -127,6 +129,7 @@ def segment(
     size: int | None = ...,
     edges: str | Edges = ...,
     device: str | torch.device | None = ...,
+    workers: int = ...,
     **settings: Any,
 ) -> Any: ...
 
@@ -140,6 +143,7 @@ def segment(
     size: int | None = ...,
     edges: str | Edges = ...,
     device: str | torch.device | None = ...,
+    workers: int = ...,
     **settings: Any,
 ) -> Iterator[Segmentation]: ...
 
@@ -152,6 +156,7 @@ def segment(
     size: int | None = None,
     edges: str | Edges = "colours",
     device: str | torch.device | None = None,
+    workers: int = 1,
     **settings: Any,
 ) -> Segmentation | Iterator[Segmentation]:
     """Finds objects in photographs with a network that was only taught to name them (arXiv 2308.16271).
@@ -168,13 +173,17 @@ def segment(
         edges: How masks come from patches to pixels: a name in `segmentation.EDGES`, or a function like those.
         device: Where the model runs, to which it is moved; if None, a model that is already made stays where it is,
             and any other runs on the best device there is (CUDA, then MPS, then CPU).
+        workers: How many of several photographs are looked at at once, each by a thread; as many as the processor has
+            cores is fastest. What is found is the same.
         **settings: Of the method: layer and scales of "multiscale"; layer, head, rule and keep of "attention"; n,
             layer, state and tau of "maskcut"; label of "class"; layer and state of a function.
             `segmentation.settings_of` lists them.
 
     Returns:
-        Of one photograph its `Segmentation`; of several an iterator, which looks at each one when it is asked for, so
-        that any number of them fit into memory.
+        Of one photograph its `Segmentation`; of several an iterator, which looks at each one when it is asked for, or
+        with workers a few before, so that any number of them fit into memory. It can be gone through once: call
+        `segment` again, or keep `list(...)` of few photographs. One that cannot be read raises its error in its turn;
+        `next` gives the one after it.
 
     Raises:
         InputError: If a photograph cannot be read, or an argument is not as above; the message names the file.
@@ -211,7 +220,7 @@ def segment(
         return Segmentation(photo, masks[there], scores[there], map_, maps, source)
 
     several = _several(images)
-    return one(images) if several is None else map(one, several)
+    return one(images) if several is None else in_order(one, several, workers)
 
 
 @contextmanager

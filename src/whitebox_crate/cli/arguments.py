@@ -99,6 +99,7 @@ def _add_segment(commands: Any) -> None:
         "--save", type=_kinds, default=("mask", "panel"), metavar="KIND,...", help=f"of {', '.join(SAVED)} (mask,panel)"
     )
     segment.add_argument("--json", action="store_true", help="a line of JSON for each photograph")
+    _add_workers(segment)
     segment.add_argument("-q", "--quiet", action="store_true", help="nothing but errors, and --json")
 
 
@@ -403,6 +404,7 @@ def _add_run(parser: Parser, root: str) -> None:
     parser.add_argument("--root", type=Path, required=True, help=root)
     _add_size(parser)
     parser.add_argument("--skip-broken", action="store_true", help="report and leave out what cannot be read")
+    _add_workers(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of results; one that was begun is gone on with")
 
 
@@ -414,6 +416,12 @@ def _add_model(parser: Parser) -> None:
         "--checkpoint", type=Path, help="file of weights of any known format, in place of the model's own"
     )
     _add_device(parser)
+
+
+def _add_workers(parser: Parser) -> None:
+    parser.add_argument(
+        "--workers", type=positive, default=1, help="photographs at once, each by a thread: the cores are best (1)"
+    )
 
 
 def _add_device(parser: Parser) -> None:

@@ -58,7 +58,7 @@ def coco(options: argparse.Namespace) -> int:
 
 def run_of(options: argparse.Namespace, **about: object) -> Run:
     """Where a run writes, and what it does about broken files."""
-    return Run(options.out, options.skip_broken, "--skip-broken", about)
+    return Run(options.out, options.skip_broken, "--skip-broken", about, options.workers)
 
 
 def _attention(options: argparse.Namespace, run: Run, data: LabelledImages, by_class: bool) -> int:

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._ahead import in_order
 from .._indices import resolve_indices
 from ..backbones import Readable
 from ..errors import InputError, printable
@@ -55,25 +56,33 @@ def segment(options: argparse.Namespace) -> int:
         """What was noted, with the photograph's name as it is given now: it may be run from another folder."""
         return {**journal.read(item), "image": str(items[item])}
 
+    def result(item: str) -> tuple[str, Entry | None]:
+        """What the files of a photograph depend on, and what was found, if it was not done before."""
+        path, files = items[item], files_of(options.out, item, options.save)
+        depends = f"{basis} {content_of(path)}"
+        if journal.holds(item, depends) and all(file.is_file() for file in files.values()):
+            return depends, None
+        photo = load_image(path)
+        with nullcontext() if options.quiet else forecast.of(photo, path.name, size):
+            found = find(photo, size)
+        save(found, files, numbered)
+        return depends, entry_of(found, model=options.model, method=options.method)
+
+    results = in_order(result, items, options.workers)
     for item, path in items.items():
-        files = files_of(options.out, item, options.save)
         try:
-            depends = f"{basis} {content_of(path)}"
-            if journal.holds(item, depends) and all(file.is_file() for file in files.values()):
-                progress.skip()
-            else:
-                photo = load_image(path)
-                with nullcontext() if options.quiet else forecast.of(photo, path.name, size):
-                    found = find(photo, size)
-                save(found, files, numbered)
-                journal.add(item, depends, entry_of(found, model=options.model, method=options.method))
-                progress.advance()
+            depends, found = next(results)
         except InputError as error:
             report_error(path, error)
             progress.skip()
+            continue
+        if found is None:
+            progress.skip()
         else:
-            done.append(item)
-            _tell(options, entry(item), files, what)
+            journal.add(item, depends, found)
+            progress.advance()
+        done.append(item)
+        _tell(options, entry(item), files_of(options.out, item, options.save), what)
     if "coco" in options.save and done:
         target = options.out / "coco.json"
         save_coco(target, map(entry, done), paths, what)

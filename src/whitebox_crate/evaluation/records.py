@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias, TypeVar
 
+from .._ahead import in_order
 from .._files import locked, make_folder, sha256_of, write_whole
 from ..errors import InputError, OutputError
 from .processes import rank_and_count, wait_for_all
@@ -87,6 +88,7 @@ class Records:
         skip_broken: bool = False,
         advice: str = "repair this one and run again",
         report: Callable[[str], object] | None = None,
+        workers: int = 1,
     ) -> None:
         """Measures what has not been measured yet; returns when all processes have done their share.
 
@@ -100,11 +102,12 @@ class Records:
             skip_broken: Whether an item whose `score` raises InputError is recorded as broken, and the run goes on.
             advice: What to do about a broken item, for the message that stops the run.
             report: Takes lines on progress (of the main process) and on broken items; to stderr if None.
+            workers: How many items are measured at once, each by a thread, which `score` and `content` then run in.
 
         Raises:
-            InputError: If names repeat, a score is not finite or not JSON, an item has other content than when it was
-                measured, or an item is broken and `skip_broken` is False; the message names it. What was measured
-                before is kept.
+            InputError: If names repeat, there is no worker, a score is not finite or not JSON, an item has other
+                content than when it was measured, or an item is broken and `skip_broken` is False; the message names
+                it. What was measured before is kept.
             OutputError: If a record cannot be written, as on a full disk, or another run is writing to the folder.
             ProcessError: If another process failed.
         """
@@ -113,6 +116,12 @@ class Records:
             twice = next(name for index, name in enumerate(names) if name in names[:index])
             raise InputError(f"names of items are unique, but {twice!r} is there twice")
         self._order = tuple(names)
+
+        def line_of(named: tuple[str, Item]) -> dict[str, JSON]:
+            name, item = named
+            line = {"item": name, "record": score(item)}
+            return line if content is None else {**line, "content": content(item)}
+
         rank, count = rank_and_count()
         say = report or to_stderr
         with open_lines(self.folder / f"records-{rank}.jsonl") as file:
@@ -123,11 +132,10 @@ class Records:
             waiting = [item for item in items if item[0] not in index.records]
             share = waiting[rank::count]
             progress = Progress(len(items) - len(waiting), len(share), count, say if rank == 0 else _nowhere)
-            for name, item in share:
+            lines = in_order(line_of, share, workers)
+            for name, _ in share:
                 try:
-                    line = {"item": name, "record": score(item)}
-                    if content is not None:
-                        line["content"] = content(item)
+                    line = next(lines)
                 except InputError as error:
                     if not skip_broken:
                         raise InputError(

@@ -49,12 +49,14 @@ class Run:
         skip_broken: Whether what cannot be read is reported and skipped, rather than ending the run.
         how_to_skip: How whoever reads the messages sets `skip_broken`.
         about: What else the settings say, for example which split it is.
+        workers: How many items are measured at once, each by a thread; the results are the same.
     """
 
     folder: Path
     skip_broken: bool = False
     how_to_skip: str = "skip_broken=True"
     about: Mapping[str, JSON] = field(default_factory=dict)
+    workers: int = 1
 
     def check_files(self, check: Callable[[], None]) -> None:
         """Looks whether all files are there, unless broken ones are skipped anyhow.
@@ -94,6 +96,7 @@ class Run:
             skip_broken=self.skip_broken,
             advice=f"repair this one and run again, or leave out what is broken with {self.how_to_skip}",
             report=partial(_report, part) if part else None,
+            workers=self.workers,
         )
         return records
 
