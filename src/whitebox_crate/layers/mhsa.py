@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ._attend import attend
 from ._heads import head_width
 from .drop import NO_DROP, DropRates
 from .readings import Reading, qkv_readings
@@ -74,6 +74,6 @@ class MHSA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.split_heads(self.qkv(x))
-        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.0)
+        attended = attend(q, k, v, self.attn_drop if self.training else 0.0)
         out: Tensor = self.proj_drop(self.proj(rearrange(attended, "b h n p -> b n (h p)")))
         return out

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from ..errors import UnknownNameError
+from ._attend import attend
 from ._heads import head_width
 from .drop import NO_DROP, DropRates
 from .readings import Reading, qkv_readings
@@ -94,7 +94,7 @@ class MSSA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         w, _, _ = self.split_heads(self.qkv(x))
-        compressed = F.scaled_dot_product_attention(w, w, w, dropout_p=self.attn_drop if self.training else 0.0)
+        compressed = attend(w, w, w, self.attn_drop if self.training else 0.0)
         out: Tensor = self.proj(rearrange(compressed, "b h n p -> b n (h p)"))
         if self.tied:
             out = out @ self.qkv.weight  # tokens are rows: the sum of U_k over heads
