@@ -273,7 +273,7 @@ def make_optimizer(model: ImageTransformer, recipe: Recipe) -> torch.optim.Optim
     if recipe.optimizer == "lion":
         lion: torch.optim.Optimizer = require("lion_pytorch", "train").Lion(groups, lr=recipe.learning_rate)
         return lion
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)  # in one pass over the weights
 
 
 def _trainable(model: nn.Module) -> ImageTransformer:
