@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +132,26 @@ class TestClassify:
         folder = save_pretrained(model, tmp_path / "vit")
         assert cli.main(["classify", str(photo), "--model", f"local-dir:{folder}"]) == 1
         assert "not finite" in capsys.readouterr().err
+
+
+def test_a_file_that_registers_a_model_is_a_command_that_knows_it(
+    photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is made of the blocks of the page "Extend"; what does not import it says so."""
+    page = Path(__file__).parents[1] / "docs" / "extend.md"
+    blocks = re.findall(r"```python\n(.+?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "mine.py").write_text("".join(blocks), encoding="utf-8")
+
+    def run(*words: str) -> str:
+        done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run("-c", "from mine import model; from whitebox_crate import save_pretrained; save_pretrained(model, 'saved')")
+    assert "crate_mine" in run("mine.py", "list", "crate_mine")
+    assert "local-dir:saved" in run("mine.py", "classify", str(photo), "--model", "local-dir:saved")
+    assert cli.main(["classify", str(photo), "--model", f"local-dir:{tmp_path / 'saved'}"]) == 1
+    assert "whitebox_crate.cli.main()" in capsys.readouterr().err
 
 
 def test_attention_shows_every_head(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -223,7 +223,10 @@ def _described(config: hub.Config, folder: Path | None = None) -> _Source:
     try:
         entry, _ = find_entry(config.architecture)
     except UnknownNameError as error:
-        raise UnknownNameError(f"{error} If it is a model of your own, import the module that registers it.") from None
+        raise UnknownNameError(
+            f"{error} If it is a model of your own, import the module that registers it; for the command line, a file "
+            "that imports it and calls whitebox_crate.cli.main() is the command"
+        ) from None
     options = {**_classes(entry, config.cfg), **config.options}
     return _Source(entry, config.cfg, options, config.pool, config.folded, folder)
 

@@ -70,9 +70,13 @@ def _of_timm(name: str, checkpoint: Path | None, any_size: bool) -> nn.Module:
             name, pretrained=checkpoint is None, checkpoint_path=str(checkpoint or ""), **options
         )
     except TypeError as error:  # what is no vision transformer has no such option
-        raise InputError(f"timm's {name} is no vision transformer that takes images of any size ({error})") from error
+        raise InputError(
+            f"timm's {name} is no vision transformer that takes images of any size ({error}); vit_small_patch16_224 is"
+        ) from error
     except (OSError, RuntimeError) as error:
-        raise WeightsError(f"timm cannot load the weights of {name}: {error}") from error
+        raise WeightsError(
+            f"timm cannot load the weights of {name}; --checkpoint takes a file of them. It said: {error}"
+        ) from error
     return made
 
 
