@@ -27,10 +27,22 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "crate_cbt": ("crate_cbt", {"representatives": 4}),
     "cbt": ("cbt_small_patch8_224", {"representatives": 4}),
     "tost": ("tost_small_12_patch8_224", {}),
+    "crate_narrow": ("crate_nano", {"embed_dim": 32, "num_heads": 2}),  # heads as wide as at width 64
+    "crate_wide": ("crate_nano", {"embed_dim": 128, "num_heads": 8}),
 }
 COMPARED = ("crate", "crate_sth", "crate_mlp", "crate_mhsa", "vit")  # all of them start alike: `start_like_crate`
 # Trained on garments alone, in one go.
-FAMILY = ("crate", "crate_tied", "crate_attention_only", "crate_cbt", "cbt", "tost", "vit")
+FAMILY = (
+    "crate",
+    "crate_narrow",
+    "crate_wide",
+    "crate_tied",
+    "crate_attention_only",
+    "crate_cbt",
+    "cbt",
+    "tost",
+    "vit",
+)
 
 
 @dataclass(frozen=True)

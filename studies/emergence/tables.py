@@ -23,6 +23,8 @@ NAMES = {
     "crate_cbt": "CRATE, then CBT",
     "cbt": "CBT",
     "tost": "ToST",
+    "crate_narrow": "CRATE, width 32",
+    "crate_wide": "CRATE, width 128",
 }
 
 Record = dict[str, Any]
