@@ -1,11 +1,10 @@
-"""What in the scenes, and which width, makes a network find things in photographs: one change at a time, three seeds.
+"""What in the scenes makes a network find things in photographs: one change at a time, three seeds.
 
-    python -m recipes.ablate scenes --data DATA --photographs ECSSD --out runs/ablation --steps 2000
-    python -m recipes.ablate widths --data DATA --photographs ECSSD --out runs/ablation --steps 4000
+    python -m recipes.ablate --data DATA --photographs ECSSD --out runs/ablation --steps 2000
 
-DATA holds cutouts.tar and backgrounds.tar, as for `recipes.train_nano`. ECSSD holds images/ and masks/. `scenes` trains
-`crate_nano.tuxpaint_composites` further, on scenes that differ in one thing. `widths` trains networks from scratch. The
-same call continues what was interrupted. In the end it prints the table and writes OUT/scenes.json or OUT/widths.json.
+DATA holds cutouts.tar and backgrounds.tar, as for `recipes.train_nano`. ECSSD holds images/ and masks/. Each run trains
+`crate_nano.tuxpaint_composites` further, on scenes that differ in one thing. The same command continues what was
+interrupted. In the end it prints the table and writes OUT/results.json.
 """
 
 from __future__ import annotations
@@ -27,48 +26,38 @@ from recipes.objects import Objects
 from recipes.provenance import provenance
 from recipes.scenes import Scenes
 from recipes.train_nano import data_of, make_model, style_of
-from whitebox_crate import ImageTransformer, create_model
+from whitebox_crate import ImageTransformer
 from whitebox_crate._files import write_whole
 from whitebox_crate._tables import markdown_table
 from whitebox_crate.evaluation.folders import read_folder
 from whitebox_crate.training import Recipe, last_metrics, train
 
+START = "crate_nano.tuxpaint_composites"
 SEEDS = (0, 1, 2)
 T_OF_TWO = 4.303  # Student's t, two degrees of freedom, 95%
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One change to the scenes or the network.
+    """One change to the scenes.
 
     Attributes:
         objects: One in so many objects is kept.
         backgrounds: One in so many backgrounds is kept.
         style: Fields of `Style` that differ.
-        start: Weights to start from; "" starts from scratch.
-        width: Entries of a token, if it starts from scratch; a head has 32 of them.
     """
 
     objects: int = 1
     backgrounds: int = 1
     style: Mapping[str, Any] = field(default_factory=dict)
-    start: str = "crate_nano.tuxpaint_composites"
-    width: int = 128
 
 
-GROUPS = {
-    "scenes": {
-        "as they are": Arm(),
-        "a quarter of the objects": Arm(objects=4),
-        "a sixteenth of the backgrounds": Arm(backgrounds=16),
-        "no other objects": Arm(style={"others": 0, "twin": 0.0}),
-        "no decoys": Arm(style={"decoys": 0, "front": 0.0}),
-    },
-    "widths": {
-        "width 128": Arm(start=""),
-        "width 64": Arm(start="", width=64),
-        "width 192": Arm(start="", width=192),
-    },
+ARMS = {
+    "as they are": Arm(),
+    "a quarter of the objects": Arm(objects=4),
+    "a sixteenth of the backgrounds": Arm(backgrounds=16),
+    "no other objects": Arm(style={"others": 0, "twin": 0.0}),
+    "no decoys": Arm(style={"decoys": 0, "front": 0.0}),
 }
 
 
@@ -80,49 +69,39 @@ def thinned(objects: Objects, every: int) -> Objects:
     return Objects(objects.images[::every], torch.searchsorted(left, labels), names)
 
 
-def network(arm: Arm, class_names: tuple[str, ...], recipe: Recipe) -> ImageTransformer:
-    """The network that an arm trains."""
-    if arm.start:
-        return make_model("", arm.start, class_names, recipe)
-    torch.manual_seed(recipe.seed)
-    model = create_model(
-        "crate_nano",
-        num_classes=len(class_names),
-        img_size=max(recipe.sizes),
-        embed_dim=arm.width,
-        num_heads=arm.width // 32,
-    )
-    assert isinstance(model, ImageTransformer)
-    return model
-
-
 def run(arm: Arm, recipe: Recipe, objects: Objects, backgrounds: Tensor, photographs: Path, out: Path) -> None:
     """Trains one network, measures it on photographs, and writes OUT.json."""
     if out.with_suffix(".json").exists():
         return
     kept = thinned(objects, arm.objects)
     source = Scenes(kept, backgrounds[:: arm.backgrounds].contiguous(), max(recipe.sizes), style_of(dict(arm.style)))
-    model = network(arm, kept.class_names, recipe)
+    model = make_model("", START, kept.class_names, recipe)
     clock = time.process_time()
     train(model, source, recipe, out, checkpoint_every=500)
     seconds = round(time.process_time() - clock)
-    pairs = [pair for _, pair in read_folder(photographs).items]
-    scores = score(model.eval(), pairs, 2 * max(recipe.sizes))
     found = {
         "arm": asdict(arm),
         "seed": recipe.seed,
         "objects": len(kept.labels),
         "classes": len(kept.class_names),
         "backgrounds": len(source._backgrounds[0]),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "cpu_seconds_of_the_last_call": seconds,
         "named_in_training": last_metrics(out)["training_accuracy"],
+        **measured(model, photographs, recipe),
+    }
+    write_whole(out.with_suffix(".json"), lambda path: path.write_text(json.dumps(found, indent=1) + "\n"))
+
+
+def measured(model: ImageTransformer, photographs: Path, recipe: Recipe) -> dict[str, Any]:
+    """IoU on photographs, at twice the side of the scenes."""
+    pairs = [pair for _, pair in read_folder(photographs).items]
+    scores = score(model.eval(), pairs, 2 * max(recipe.sizes))
+    return {
         "mean_of_layers": interval(scores.average),
         "best_head_of_each_image": interval(scores.heads.flatten(1).amax(-1)),
         "mean_by_layer": [round(x, 4) for x in scores.layers.mean(0).tolist()],
         "centred_box": interval(scores.box),
     }
-    write_whole(out.with_suffix(".json"), lambda path: path.write_text(json.dumps(found, indent=1) + "\n"))
 
 
 def table(runs: Mapping[str, list[dict[str, Any]]]) -> str:
@@ -138,15 +117,14 @@ def table(runs: Mapping[str, list[dict[str, Any]]]) -> str:
             cells += [f"{mean(values):.3f}", "" if name == first else f"{mean(gaps):+.3f} ± {half:.3f}"]
         one = of_seeds[0]
         named = mean(found["named_in_training"] for found in of_seeds)
-        rows.append([name, one["objects"], one["backgrounds"], f"{one['parameters']:,}", f"{named:.0%}", *cells])
-    head = ["scenes", "objects", "backgrounds", "parameters", "named"]
+        rows.append([name, one["objects"], one["backgrounds"], f"{named:.0%}", *cells])
+    head = ["scenes", "objects", "backgrounds", "named"]
     return markdown_table([*head, "mean of layers", "difference", "best head", "difference"], rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("group", choices=tuple(GROUPS))
     add("--data", type=Path, required=True, help="folder of cutouts.tar and backgrounds.tar")
     add("--cache", type=Path, help="file for what was decoded (OUT/data.pt)")
     add("--photographs", type=Path, required=True, help="folder with images/ and masks/")
@@ -156,8 +134,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     objects, _, backgrounds, _ = data_of(options.data, options.cache or options.out / "data.pt")
-    arms = GROUPS[options.group]
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in ARMS}
     for seed in SEEDS:  # seed by seed, so that a call that is cut short leaves whole rows of fewer seeds
         recipe = Recipe(
             steps=options.steps,
@@ -167,17 +144,19 @@ def main() -> None:
             size_starts=(0.0,),
             seed=seed,
         )
-        for name, arm in arms.items():
+        for name, arm in ARMS.items():
             out = options.out / f"{name.replace(' ', '_')}_{seed}"
             run(arm, recipe, objects, backgrounds, options.photographs, out)
             runs[name].append(json.loads(out.with_suffix(".json").read_text()))
     facts = {
         **provenance("recipes.ablate"),
         "recipe": asdict(recipe) | {"seed": list(SEEDS)},
+        "before": measured(make_model("", START, objects.class_names, recipe), options.photographs, recipe),
         "runs": runs,
     }
-    results = options.out / f"{options.group}.json"
+    results = options.out / "results.json"
     write_whole(results, lambda path: path.write_text(json.dumps(facts, indent=1) + "\n"))
+    print(f"before: mean of layers {facts['before']['mean_of_layers']}")
     print(table(runs))
     print(results)
 
