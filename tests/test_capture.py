@@ -179,7 +179,7 @@ def test_layers_count_from_either_end(layers: Any, expected: tuple[int, ...]) ->
             assert trace["tokens", layer] is trace["tokens", layer - DEPTH]
         else:
             for index in (layer, layer - DEPTH):
-                with pytest.raises(UnknownNameError, match=r"not captured; captured were \("):
+                with pytest.raises(UnknownNameError, match=r"not captured; the captured layers are \("):
                     trace["tokens", index]
 
 
@@ -431,7 +431,7 @@ WRONG: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] =
     "int for -2": (("tokens",), {"layers": -2}, InputError, "the last -2 layers"),
     "fraction of a layer": (("tokens",), {"layers": [0.5]}, InputError, "integer, not 0.5"),
     "head": (("attention",), {"heads": [0, HEADS]}, UnknownNameError, f"no head {HEADS}"),
-    "head of tokens": (("tokens",), {"heads": [HEADS]}, InputError, "heads are of projections and attention"),
+    "head of tokens": (("tokens",), {"heads": [HEADS]}, InputError, "heads needs projections or attention"),
     "int for heads": (("attention",), {"heads": 1}, InputError, "a list of indices, not 1"),
     "no heads": (("projections",), {"heads": []}, InputError, "empty list of heads"),
     "queries": (("attention",), {"queries": "CLS"}, UnknownNameError, "did you mean 'cls'|known: 'all', 'cls'"),

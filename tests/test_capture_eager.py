@@ -200,7 +200,7 @@ def test_what_cannot_be_is_refused() -> None:
         model(images)
     for states, options, message in (
         (("output",), {}, "only output is captured"),
-        (("attention",), {"reduce": lambda rows: rows}, "reduce keeps something else"),
+        (("attention",), {"reduce": lambda rows: rows}, "reduce does not keep the rows"),
     ):
         with pytest.raises(InputError, match=message), capture(model, *states, eager=True, **options):
             pass

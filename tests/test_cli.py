@@ -177,7 +177,7 @@ def test_attention_shows_which_patch_belongs_to_which_head_of_a_tost(
     assert cli.main([*words, "--state", "membership", "--layer", "-1"]) == 1
     assert "layer 4 has no state 'membership'" in capsys.readouterr().err
     assert cli.main([*words, "--state", "membership", "--label", "1"]) == 1
-    assert "give --label or --state membership" in capsys.readouterr().err
+    assert "leave out --label or --state membership" in capsys.readouterr().err
 
 
 def test_attention_shows_what_speaks_for_classes(

@@ -70,10 +70,10 @@ def test_a_page_goes_into_a_folder_and_over_another_page_alone(
         capsys.readouterr()
         assert run(photo, "--out", out) == 0
         assert (tmp_path / "new" / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
-    assert "report.html was there and is replaced" in capsys.readouterr().err
+    assert "report.html existed and was replaced" in capsys.readouterr().err
     before = photo.read_bytes()
     assert run(photo, "--out", photo) == 1
-    assert "is no page of HTML" in capsys.readouterr().err
+    assert "is not an HTML page" in capsys.readouterr().err
     assert photo.read_bytes() == before
 
 

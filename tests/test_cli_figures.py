@@ -84,7 +84,7 @@ def test_an_image_that_cannot_be_read_is_reported_and_the_others_are_drawn(
     assert run(command, broken, *images_of(data), "--size", 36, *few, "--out", out) == 1
     assert "broken.png" in capsys.readouterr().err and list(out.glob("*.png"))
     assert run(command, broken, "--out", tmp_path / "none") == 1
-    assert "none of 1 images" in capsys.readouterr().err and not (tmp_path / "none").exists()
+    assert "none of the 1 images" in capsys.readouterr().err and not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(

@@ -308,7 +308,7 @@ class TestSaid:
     def test_a_size_of_hardly_a_patch_is_answered_with_a_hint(
         self, name: str, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        hint = "--size 7 makes 1 x 1 patches of a square photograph, which show next to nothing"
+        hint = "--size 7 makes 1 x 1 patches of a square photograph: too few to show an object"
         for side, hints in ((7, 1), (48, 0)):
             assert cli.main([name, str(photo), "--size", str(side), "--out", str(tmp_path / "out")]) == 0
             assert (hint in capsys.readouterr().err) == hints

@@ -160,7 +160,7 @@ class TestOwnImages:
         words = (*TINY, "--data", colours, "--sizes", 12, "--steps", 1)
         assert run(*words, "--out", tmp_path) == 0
         assert read(tmp_path / "recipe.json")["recipe"]["batch_size"] == 8
-        assert "batches of 8 images: there are too few for 512" in capsys.readouterr().err
+        assert "batches of 8 images: there are too few images for 512" in capsys.readouterr().err
         assert run(*words, "--batch-size", 512, "--out", tmp_path / "given") == 1
         assert "there are 18: lower batch_size" in capsys.readouterr().err
 
@@ -265,15 +265,15 @@ class TestOwnImages:
         (["--optimizer", "sgd"], "lion"),
         (["--model", "crate_nan"], "crate_nano"),
         (["--pretrained", "crate_nano", "--model", "vit_nano"], "--model vit_nano"),
-        (["--preset", "linear-probe"], "give them by --pretrained"),
+        (["--preset", "linear-probe"], "give them with --pretrained"),
         (["--keep", "best"], "--validation or --masks"),
-        (["--validation", "1.5"], "as 0.2"),
-        (["--validation", "0"], "as 0.2"),
+        (["--validation", "1.5"], "for example 0.2"),
+        (["--validation", "0"], "for example 0.2"),
         (["--validation", "0.2", "--streaming", "--images", "18"], "cannot be held out"),
         (["--validation", "valdation"], "unknown split 'valdation'; did you mean 'validation'"),
         (["--validation", "./gone"], "gone"),
-        (["--validation", "train"], "--validation train has the very images that are trained on"),
-        (["--validation", "{data}/train", "--split", "train"], "has the very images that are trained on"),
+        (["--validation", "train"], "--validation train has the images of the training data"),
+        (["--validation", "{data}/train", "--split", "train"], "has the images of the training data"),
         (["--epochs", "2", "--steps", "3"], "give one of them"),
         (["--data", "no/such_folder", "--label-names", "gone.txt"], "gone.txt"),
         (["--masks", "gone"], "gone"),

@@ -152,7 +152,7 @@ def test_a_forward_pass_of_its_own_is_refused() -> None:
         def forward_features(self, images: Tensor) -> Tensor:
             return 2 * super().forward_features(images)
 
-    with pytest.raises(InputError, match="Doubled has a forward pass of its own"):
+    with pytest.raises(InputError, match="Doubled has its own forward pass"):
         WithAttention(Doubled(img_size=12, patch_size=6, embed_dim=8, depth=1, num_heads=2))
 
 

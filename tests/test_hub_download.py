@@ -719,7 +719,7 @@ def test_a_hub_that_sends_nothing_is_given_up(
     monkeypatch.setattr(_patience, "PATIENCE", 0.5)
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 10)
     pushed.then["config.json"] = lambda: Event().wait(2)
-    with pytest.raises(WeightsError, match=r"in 0\.5 seconds less than 4096 bytes came, and it is not in the cache"):
+    with pytest.raises(WeightsError, match=r"fewer than 4096 bytes came in 0\.5 seconds, and it is not in the cache"):
         load()
 
 

@@ -1,4 +1,4 @@
-"""Names that have changed, in one table: the old ones go on working, with a DeprecationWarning that names the new."""
+"""One table of names that have changed. Old names still work, with a DeprecationWarning that gives the new name."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ ARCHITECTURES: dict[str, str] = {}
 
 
 def _warn(old: str, new: str, stacklevel: int = 3) -> None:
-    warnings.warn(f"{old} is now {new}; the old name will go", DeprecationWarning, stacklevel=stacklevel)
+    warnings.warn(f"{old} is now {new}; the old name will be removed", DeprecationWarning, stacklevel=stacklevel)
 
 
 def current_architecture(name: str) -> str:
@@ -64,7 +64,7 @@ def moved_names(module: str, stacklevel: int = 3) -> Callable[[str], Any]:
 
     Args:
         module: Its `__name__`.
-        stacklevel: As of `warnings.warn`; 4 if a function of the module's own lies between.
+        stacklevel: See `warnings.warn`; 4 if a function of the module's own lies between.
     """
 
     def find(name: str) -> Any:
@@ -79,7 +79,7 @@ def moved_names(module: str, stacklevel: int = 3) -> Callable[[str], Any]:
 
 
 class MovedModules(MetaPathFinder, Loader):
-    """Finds modules under their old names, after all other finders did not."""
+    """Finds modules by their old names, after all other finders have failed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None

@@ -1,4 +1,4 @@
-"""Files whole or not there: folders made, files written under another name and renamed or locked, JSON read."""
+"""Files that are whole or absent: makes folders, writes files and renames them, locks files, reads JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if sys.platform != "win32":
 
 
 def is_folder(path: str | Path) -> bool:
-    """Whether a folder is there; False too for what is too long for a path, or may not be looked at."""
+    """Whether there is such a folder. False also if the path is too long or may not be read."""
     try:
         return Path(path).is_dir()
     except (OSError, ValueError):
@@ -29,35 +29,35 @@ def is_folder(path: str | Path) -> bool:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file is there; False too for what is too long for a path, or may not be looked at."""
+    """Whether there is such a file. False also if the path is too long or may not be read."""
     try:
         return path.is_file()
     except (OSError, ValueError):
         return False
 
 
-def make_folder(folder: Path, advice: str = "give another") -> None:
-    """Makes a folder and those above it, if they are not there.
+def make_folder(folder: Path, advice: str = "choose another folder") -> None:
+    """Makes a folder and the folders above it, if they do not exist.
 
     Args:
-        folder: Which.
-        advice: What to do if it cannot be made, for the message.
+        folder: The folder.
+        advice: The next step if the folder cannot be made, for the message.
 
     Raises:
-        OutputError: If it cannot be made.
+        OutputError: If the folder cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:  # a path with a zero in it is none
+    except (OSError, ValueError) as error:  # a path must not hold a zero byte
         raise OutputError(f"cannot make the folder {folder}: {error}; {advice}") from error
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file under a temporary name beside it and renames it, so that it is whole or not there.
+    """Writes a file under a temporary name beside it, then renames it, so that the file is whole or absent.
 
     Args:
-        path: Where the file shall be.
-        write: Writes to the path it is given.
+        path: The file.
+        write: Writes to the path that it is given.
 
     Raises:
         OutputError: If that fails; nothing is left behind.
@@ -65,10 +65,10 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     temporary = None
     try:
         new = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(8)}{path.suffix[:20]}")
-        os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # less what the umask takes away
+        os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # the umask applies
         temporary, mode = new, new.stat().st_mode
         write(temporary)
-        temporary.chmod(mode)  # safetensors writes a file of its own in its place
+        temporary.chmod(mode)  # safetensors replaces the file by its own
         temporary.replace(path)
     except (OSError, SafetensorError, ValueError) as error:
         raise OutputError(f"cannot write {path}: {error}; choose another place") from error
@@ -77,33 +77,33 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-_locked: set[Any] = set()  # the files that this process has to itself
+_locked: set[Any] = set()  # the files that this process has locked
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[Any]:
-    """A file to append bytes to and to read that this process has to itself for the length of a block; made if need be.
+    """Opens a file to append bytes and to read, and locks it for this process inside a block. Makes it if needed.
 
-    The lock goes when the process ends, however it does. File systems without locks, and Windows, let others in.
+    The lock ends with the process, even if it is killed. File systems without locks, and Windows, let others in.
 
     Args:
-        path: Of the file.
+        path: The file.
 
     Raises:
-        OutputError: If another run has it, or it cannot be written.
+        OutputError: If another run has locked the file, or it cannot be written.
     """
     try:
-        file: Any = open(path, "ab+", buffering=0)  # noqa: SIM115, closed below; its own errors are told from others
+        file: Any = open(path, "ab+", buffering=0)  # noqa: SIM115, closed below; errors of open have their own message
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error}; give another folder") from error
+        raise OutputError(f"cannot write {path}: {error}; choose another folder") from error
     with file:
         if sys.platform != "win32":
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise OutputError(f"another run is writing to {path}; wait for it, or give another folder") from error
+                raise OutputError(f"another run is writing to {path}; wait for it, or choose another folder") from error
             except OSError:
-                pass  # a file system without locks: two runs at once are not noticed there
+                pass  # a file system without locks: it does not notice two runs at once
         _locked.add(file)
         try:
             yield file
@@ -112,7 +112,7 @@ def locked(path: Path) -> Iterator[Any]:
 
 
 def _close_in_child() -> None:
-    """A process that was forked, as a worker that reads images, would keep the lock of one that was killed."""
+    """Closes the files in a forked process: a worker that reads images would keep the lock of a killed parent."""
     for file in _locked:
         file.close()
     _locked.clear()
@@ -123,10 +123,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, which is read in pieces.
+    """SHA-256 of a file's content. Reads it in pieces.
 
     Raises:
-        OSError: If it cannot be read.
+        OSError: If the file cannot be read.
     """
     digest = hashlib.sha256()
     with open(path, "rb") as file:
@@ -139,19 +139,21 @@ _MAX_JSON = 16 << 20  # bytes; 22,000 class names take less than 1 MiB
 
 
 def read_json(path: Path) -> dict[str, object]:
-    """A JSON object from a file.
+    """Reads a JSON object from a file.
 
     Raises:
         WeightsError: If the file is missing, holds something else, or is larger than a config can be.
     """
     try:
         if path.exists() and not path.is_file():  # a pipe or a device would be read for ever
-            raise WeightsError(f"{path} is no file; look at what it is")
+            raise WeightsError(f"{path} is not a file; check the path")
         if path.stat().st_size > _MAX_JSON:
-            raise WeightsError(f"{path} is {path.stat().st_size} bytes long, which no config is; look at what it holds")
+            raise WeightsError(
+                f"{path} is {path.stat().st_size} bytes long, too long for a config; check what it holds"
+            )
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} cannot be read as JSON: {error}") from error
+        raise WeightsError(f"{path} cannot be read as JSON: {error}; repair it or fetch it again") from error
     if not isinstance(value, dict):
-        raise WeightsError(f"{path} holds {type(value).__name__}, not an object")
+        raise WeightsError(f"{path} holds a {type(value).__name__}, not a JSON object; check that it is the right file")
     return value

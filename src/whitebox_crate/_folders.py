@@ -1,4 +1,4 @@
-"""Folders as they are walked: links followed, none of them in a circle, hidden ones passed over."""
+"""Walks folders: follows links but never in a circle, and skips what is hidden."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from .errors import InputError
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """The folders in a folder by name, links to folders too, but hidden ones and links that lead back or above it.
+    """The folders in a folder, by name. Links to folders count; hidden folders and links that lead upwards do not.
 
     Raises:
-        InputError: If it cannot be read.
+        InputError: If the folder cannot be read.
     """
     try:
         with os.scandir(folder) as entries:
             names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
     except OSError as error:
         raise InputError(
-            f"the folder {str(folder)!r} cannot be read: {error.strerror}; look at its permissions, or take it away"
+            f"the folder {str(folder)!r} cannot be read: {error.strerror}; check its permissions, or move it away"
         ) from error
     above = _with_those_above(folder) if names else set()
     return [folder / name for name in sorted(names) if _identity(folder / name) not in above]
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """All files in a folder and those below, but hidden ones, by name.
+    """All files in a folder and below it, by name, without hidden files.
 
-    Links are followed. Each folder comes once, by whatever names links give it, and none that is above.
+    Links are followed. Each folder comes once, even if several links lead to it. Folders above are left out.
     """
     seen = _with_those_above(folder)
     for here, folders, names in os.walk(folder, followlinks=True):
@@ -48,7 +48,7 @@ def _with_those_above(folder: Path) -> set[tuple[int, int] | None]:
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
-    """What tells a folder from all others, whatever it is called; None if nobody may look."""
+    """The identity of a folder, whatever its name; None if it cannot be read."""
     try:
         status = folder.stat()
     except OSError:

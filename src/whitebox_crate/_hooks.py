@@ -1,4 +1,4 @@
-"""Hooks and constants of whoever put them on: other threads and tasks, and copies of the model, do not have them."""
+"""Hooks and constants that hold in one block of code: not in other threads and tasks, nor in copies of the model."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Constants: TypeAlias = Mapping[tuple[nn.Module, str], float]  # by module and na
 
 
 class _Block:
-    """What one block of code puts on modules."""
+    """The hooks and constants that one block of code puts on modules."""
 
     def __init__(self, constants: Constants) -> None:
         self.constants = constants
 
 
-# The blocks that the present thread or task is in, the innermost last.
+# The blocks around the current thread or task, the innermost last.
 _open: ContextVar[tuple[_Block, ...]] = ContextVar("open blocks", default=())
-_changing = 0  # how many blocks of the process have constants; compiled code, which runs in none, looks at this alone
-_registering = threading.Lock()  # torch counts hooks without one, and two of one number are one
+_changing = 0  # blocks of the process that have constants; compiled code runs in no block and reads this number only
+_registering = threading.Lock()  # torch numbers hooks without a lock, and a number that comes twice loses a hook
 
 
 class Hook(NamedTuple):
@@ -33,11 +33,11 @@ class Hook(NamedTuple):
 
     Attributes:
         module: The module.
-        when: "before" for a function of the arguments, a tuple; "after" for one of the arguments and the output.
-        function: As hooks of torch, but without the module; what it returns other than None is put in place.
-        changes: Whether what it returns is something else than what it was given.
+        when: "before" for a function of the arguments, a tuple; "after" for a function of the arguments and the output.
+        function: Like a hook of torch, but it does not get the module. A result other than None replaces the value.
+        changes: Whether the function changes the value.
         with_kwargs: Whether the function gets keyword arguments, a dict, after the arguments.
-        first: Whether it runs before the hooks that are there already.
+        first: Whether it runs before the hooks that the module already has.
     """
 
     module: nn.Module
@@ -50,14 +50,14 @@ class Hook(NamedTuple):
 
 @contextmanager
 def hooks_here(hooks: list[Hook], constants: Constants | None = None) -> Iterator[None]:
-    """Puts hooks and constants on modules for the length of a block, and takes them off whatever happens inside.
+    """Puts hooks and constants on modules inside a block, and takes them off whatever happens there.
 
-    They hold in the context of the block alone (`contextvars`): in its thread, or in tasks that it starts. Copies that
-    are made of a module inside the block, and pickles, carry none of them.
+    They hold only in the context of the block (`contextvars`): in its thread, and in tasks that it starts. Copies and
+    pickles of a module that are made inside the block carry none of them.
 
     Args:
-        hooks: What to run.
-        constants: What modules find in place of their own numbers, where they ask `constant_of`.
+        hooks: The functions to run.
+        constants: Numbers that replace the modules' own where these ask `constant_of`.
     """
     block = _Block(constants or {})
     with ExitStack() as stack:
@@ -82,7 +82,7 @@ def _remove(handle: Any) -> None:
 
 def _leave(block: _Block) -> None:
     _open.set(tuple(other for other in _open.get() if other is not block))
-    block.constants = {}  # tasks that outlive the block are still in it
+    block.constants = {}  # a task that outlives the block is still in it
 
 
 def _count(number: int) -> None:
@@ -92,7 +92,7 @@ def _count(number: int) -> None:
 
 
 def constant_of(module: nn.Module, name: str) -> float:
-    """A number that a module computes with: its own, or what the innermost block that changes it makes of it."""
+    """A number that a module computes with: its own, or the value from the innermost block that changes it."""
     own: float = getattr(module, name)
     if not _changing:
         return own
@@ -108,7 +108,7 @@ class _OwnHook:
             return self.hook.function(*seen)
         return None
 
-    def __reduce__(self) -> tuple[Any, ...]:  # what copies and pickles have in its place
+    def __reduce__(self) -> tuple[Any, ...]:  # copies and pickles get this in its place
         return _make_no_hook, ()
 
 
@@ -121,16 +121,16 @@ def _no_hook(module: nn.Module, *seen: Any) -> None:
 
 
 def hooks_again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """For gradient checkpointing: a layer that runs again, be it in a thread of autograd, has the hooks of now."""
+    """For gradient checkpointing: a layer that runs again, even in a thread of autograd, has the current hooks."""
     return nullcontext(), _Again(_open.get())
 
 
 class _Again:
-    """The blocks that were open once; may be entered several times, for as many backward passes."""
+    """The blocks that were open before. Each backward pass may enter them again."""
 
     def __init__(self, blocks: tuple[_Block, ...]) -> None:
         self.blocks = blocks
-        self.own = threading.local()  # threads of autograd may be in it at once
+        self.own = threading.local()  # several threads of autograd may be inside at once
 
     def __enter__(self) -> None:
         self.own.token = _open.set(self.blocks)
@@ -140,14 +140,14 @@ class _Again:
 
 
 def changes(hook: object) -> bool:
-    """Whether a hook may change what its module gives: any but those of `hooks_here` that only read."""
+    """Whether a hook may change the output of its module: all may, except hooks of `hooks_here` that only read."""
     return hook is not _no_hook and not (isinstance(hook, _OwnHook) and not hook.hook.changes)
 
 
 class _Uncompiled:
-    """Compiled code runs as it was written, so that hooks run, as long as one block at least is open.
+    """Makes compiled code run uncompiled, so that hooks run, while at least one block is open.
 
-    What is compiled knows one such setting for the whole process: the first block makes it, the last one takes it back.
+    PyTorch has one such setting for the whole process: the first block makes it, the last block takes it back.
     """
 
     def __init__(self) -> None:
@@ -157,7 +157,7 @@ class _Uncompiled:
 
     def __enter__(self) -> None:
         with self.lock:
-            # Where torch._dynamo is not there, nothing can be compiled yet, and importing it takes seconds.
+            # Without torch._dynamo nothing is compiled yet, and importing it takes seconds.
             if self.stance is None and "torch._dynamo" in sys.modules:
                 self.stance = torch.compiler.set_stance("force_eager")
                 self.stance.__enter__()

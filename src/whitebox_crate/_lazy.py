@@ -1,4 +1,4 @@
-"""attach: the names of a package, each imported from its module when it is first asked for (PEP 562)."""
+"""attach: names of a package that are imported when they are first used (PEP 562)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ._deprecated import moved_names
 
 
 def attach(package: str, names: Mapping[str, Sequence[str]]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The `__getattr__` and `__dir__` of a package, whose modules are attributes of it too.
+    """The `__getattr__` and `__dir__` of a package. Its modules are attributes too.
 
     Args:
         package: Its `__name__`.
-        names: By module, what the package has from it.
+        names: Per module, the names that the package takes from it.
     """
     moved = moved_names(package, stacklevel=4)
     module_of = {name: module for module, of in names.items() for name in of}
@@ -28,7 +28,7 @@ def attach(package: str, names: Mapping[str, Sequence[str]]) -> tuple[Callable[[
             value = importlib.import_module(f"{package}.{name}")
         else:
             return moved(name)  # or raises AttributeError
-        setattr(sys.modules[package], name, value)  # so that it is not asked for again
+        setattr(sys.modules[package], name, value)  # so that this function is not called again
         return value
 
     return get, lambda: sorted({*vars(sys.modules[package]), *module_of})

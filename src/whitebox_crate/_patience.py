@@ -1,4 +1,4 @@
-"""patiently: a download that is given up where nothing comes, whatever its client still waits for."""
+"""patiently: gives a download up if no bytes arrive, whatever its client still waits for."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-PATIENCE = 120.0  # seconds in which
-AT_LEAST = 4096  # so many bytes come, or the download is given up
+PATIENCE = 120.0  # seconds
+AT_LEAST = 4096  # bytes that must come in that time
 _LOOK_EVERY = 0.5  # seconds
 
 T = TypeVar("T")
 
 
 def patiently(download: Callable[[], T], folder: Path) -> T:
-    """What a download gives, as long as bytes arrive.
+    """Runs a download and returns its result, as long as bytes arrive.
 
-    Clients wait for a header that is never sent, for each single byte, or for the day that a server told them to come
-    back after. The download runs in a thread of its own, which is left behind where it is given up.
+    Some clients wait without end: for a header that is never sent, for single bytes, or until a time that the server
+    named. The download runs in its own thread. If it is given up, the thread is left behind.
 
     Args:
         download: Gives a result or raises.
-        folder: Of the repository in huggingface_hub's cache; how fast its `blobs` grow is how fast bytes arrive.
+        folder: Folder of the repository in huggingface_hub's cache; its `blobs` grow as bytes arrive.
 
     Raises:
-        TimeoutError: If less than `AT_LEAST` bytes came in `PATIENCE` seconds.
-        Exception: What `download` raises.
+        TimeoutError: If fewer than `AT_LEAST` bytes came in `PATIENCE` seconds.
+        Exception: Whatever `download` raises.
     """
     results, errors, done = list[T](), list[Exception](), threading.Event()
 
@@ -46,7 +46,7 @@ def patiently(download: Callable[[], T], folder: Path) -> T:
         if abs(now - size) >= AT_LEAST:
             size, since = now, time.monotonic()
         elif time.monotonic() - since > PATIENCE:
-            raise TimeoutError(f"in {PATIENCE:g} seconds less than {AT_LEAST} bytes came")
+            raise TimeoutError(f"fewer than {AT_LEAST} bytes came in {PATIENCE:g} seconds")
     if errors:
         raise errors[0]
     return results[0]
@@ -57,6 +57,6 @@ def _size(folder: Path) -> int:
     for path in folder.glob("blobs/*"):
         try:
             total += path.stat().st_size
-        except OSError:  # gone meanwhile: renamed, for it is whole
+        except OSError:  # gone meanwhile: it is whole and was renamed
             continue
     return total

@@ -15,43 +15,43 @@ from .layers import Reading, layer_readings
 from .models import Block
 from .models._wrappers import unwrap
 
-# What operators and adapters name their states is theirs (`Block.readings`); these are the names in this package.
+# Operators and adapters name their own states (`Block.readings`); these are the names in this package.
 State: TypeAlias = str
-LAYER_STATES = ("tokens", "output")  # those of `layer_readings`
+LAYER_STATES = ("tokens", "output")  # see `layer_readings`
 
 
 def known_states(model: nn.Module) -> tuple[str, ...]:
-    """The states that `capture` can read of a model, in one layer at least.
+    """The states that `capture` can read in at least one layer of a model.
 
     Raises:
-        InputError: If nothing is known of the model.
+        InputError: If no adapter knows the model.
     """
     return in_order(name for names in _states_by_layer(readable(model)).values() for name in names)
 
 
 def layers_with(model: nn.Module, *states: State, layers: int | Sequence[int] | None = None) -> tuple[int, ...]:
-    """The layers, counted from 0, of which `capture` reads these states.
+    """The layers, counted from 0, in which `capture` can read these states.
 
     Args:
-        model: As of `capture`.
-        *states: Which states a layer must have, all of them.
-        layers: As of `capture`: those that must have them, or None for those that do.
+        model: See `capture`.
+        *states: The states; a layer must have all of them.
+        layers: Layers that must have the states (see `capture`), or None for all layers that have them.
 
     Raises:
-        UnknownNameError: If a layer does not exist, or one that must have the states does not; the message lists those
-            that it has.
-        InputError: If nothing is known of the model, or of what stands in place of a layer.
+        UnknownNameError: If a layer does not exist, or a named layer lacks a state; the message lists the states that
+            it has.
+        InputError: If no adapter knows the model, or a module in place of a layer.
     """
     return tuple(Plan.of(readable(model), states, layers).layers)
 
 
 def in_order(inner: Iterable[str]) -> tuple[str, ...]:
-    """The states of a layer in the order in which they come by, each once: its input, those inside, its output."""
+    """The states of a layer in the order of computation, each once: its input, the states inside, its output."""
     return ("tokens", *dict.fromkeys(inner), "output")
 
 
 def _states_by_layer(core: Readable) -> dict[int, Mapping[str, Reading]]:
-    """The states inside each layer of which something is known."""
+    """The states inside each known layer."""
     layers = [unwrap(layer) for layer in core.layers()]
     known = {i: layer for i, layer in enumerate(layers) if isinstance(core, Backbone) or isinstance(layer, Block)}
     return {index: core.readings_of(layer) for index, layer in known.items()}
@@ -59,12 +59,12 @@ def _states_by_layer(core: Readable) -> dict[int, Mapping[str, Reading]]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is read, and where.
+    """The states to read, and where they are.
 
     Attributes:
         modules: All layers of the model, unwrapped.
-        layers: Which of them are read.
-        readings: Of each of these, those of the states that are read.
+        layers: The layers that are read.
+        readings: For each of these layers, the readings of its states.
     """
 
     modules: Sequence[nn.Module]
@@ -73,11 +73,11 @@ class Plan:
 
     @classmethod
     def of(cls, core: Readable, states: Sequence[str], layers: int | Sequence[int] | None) -> Plan:
-        """The readings of these states; of None, in the layers that have all of them.
+        """The readings of these states. With layers None: in the layers that have all states.
 
         Raises:
-            UnknownNameError: If a layer is none, or has no such state.
-            InputError: If nothing is known of what stands in place of a layer.
+            UnknownNameError: If a layer does not exist, or lacks a state.
+            InputError: If a module in place of a layer is unknown.
         """
         modules = [unwrap(layer) for layer in core.layers()]
         asked = resolve_layers(layers, len(modules))
@@ -98,7 +98,7 @@ class Plan:
         layer, lacking = next((i, s) for i, names in has.items() for s in states if s not in names)
         having = [str(i) for i, names in _states_by_layer(core).items() if set(states) <= set(names)]
         raise UnknownNameError(
-            f"layer {layer} has no state {lacking!r}, it has {', '.join(has[layer])}; "
+            f"layer {layer} has no state {lacking!r}; it has {', '.join(has[layer])}; "
             + (f"the layers {', '.join(having)} have it" if having else "no layer has all the states asked for")
         )
 
@@ -107,10 +107,10 @@ class Plan:
 
     @property
     def any_of_rows(self) -> bool:
-        """Whether there is a state whose rows are computed when they are asked for."""
+        """Whether a state has rows that are computed on demand."""
         return self._any(lambda reading: reading.rows)
 
     @property
     def any_of_heads(self) -> bool:
-        """Whether there is a state that is of heads."""
+        """Whether a state is per head."""
         return self._any(lambda reading: reading.num_heads)

@@ -19,11 +19,11 @@ Reduce: TypeAlias = Callable[[Tensor], Tensor | tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class RowChoice:
-    """Which rows of attention are computed, how many at once, and what is kept of them.
+    """Which rows of attention are computed, how many at once, and what `reduce` keeps of them.
 
     Raises:
-        UnknownNameError: If `queries` is another word than "cls" and "all".
-        InputError: If `chunk` is no positive integer.
+        UnknownNameError: If `queries` is a word other than "cls" and "all".
+        InputError: If `chunk` is not a positive integer.
     """
 
     queries: Queries
@@ -37,13 +37,13 @@ class RowChoice:
             check_chunk(self.chunk)
 
     def tokens(self, count: int) -> list[int]:
-        """Whose rows they are, of so many tokens."""
+        """The indices of the tokens whose rows are kept, of `count` tokens."""
         if isinstance(self.queries, str):
             return [0] if self.queries == "cls" else list(range(count))
         return resolve_indices("query token", self.queries, count)
 
     def of(self, found: Rows) -> Any:
-        """The rows, (batch, heads, queries, tokens), or what is kept of them."""
+        """The rows, (batch, heads, queries, tokens), or what `reduce` makes of them."""
         left = found.left
         if not isinstance(self.queries, str):
             left = left[:, :, self.tokens(left.shape[2])]
@@ -63,37 +63,37 @@ class RowChoice:
         if not parts or not all(isinstance(p, Tensor) and p.ndim > 2 and p.shape[2] == rows.shape[2] for p in parts):
             found = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
             raise InputError(
-                f"reduce makes of rows {tuple(rows.shape)} a tensor, or a tuple of them, with {rows.shape[2]} rows in "
-                f"dimension 2, not {found}"
+                f"reduce must turn rows {tuple(rows.shape)} into a tensor, or a tuple of tensors, with {rows.shape[2]} "
+                f"rows in dimension 2; it gave {found}"
             )
         return kept
 
 
 def check_chunk(chunk: int) -> int:
-    """A number of rows.
+    """Checks a number of rows, and returns it.
 
     Raises:
-        InputError: If it is no positive integer.
+        InputError: If it is not a positive integer.
     """
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-        raise InputError(f"chunk is a number of rows, at least 1, not {chunk!r}")
+        raise InputError(f"chunk must be a number of rows, at least 1, not {chunk!r}")
     return chunk
 
 
 def through_rows(mixed: Tensor, rows: Tensor, values: Tensor, heads: Sequence[int], tokens: Sequence[int]) -> Tensor:
-    """What attention gave, with the gradient that it has as rows times values: a fused kernel shows no rows.
+    """The output of attention, with the gradient of rows times values. (A fused kernel shows no rows.)
 
-    The values stay those of the kernel, to the bit, for what is added is 0: the product less itself.
+    The numbers stay those of the kernel, to the bit: the product minus itself, which is 0, is added.
 
     Args:
-        mixed: What attention gave, all heads side by side, (batch, tokens, all heads * head_dim).
+        mixed: The output of attention, all heads side by side, (batch, tokens, all heads * head_dim).
         rows: (batch, heads, queries, tokens).
         values: (batch, heads, tokens, head_dim).
-        heads: Which heads these are.
-        tokens: Whose rows these are; what attention gave all others keeps its own gradient.
+        heads: The heads of `rows`.
+        tokens: The tokens of `rows`. The output for all other tokens keeps its own gradient.
 
     Returns:
-        As `mixed`.
+        The same shape as `mixed`.
     """
     made = (rows @ values).transpose(1, 2).to(mixed.dtype)
     given = mixed.unflatten(-1, (-1, values.shape[-1]))

@@ -1,4 +1,4 @@
-"""Storage: what models need of folders and the Hub, which stand above them; `whitebox_crate` itself provides it."""
+"""Storage: how models use folders and the Hub, which they must not import; `whitebox_crate` provides it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Storage(Protocol):
         """A model with its weights from a folder or a repository."""
 
     def save(self, model: Any, folder: str | Path, repo_id: str) -> Path:
-        """Writes a model to a folder, which it returns; its card names the repository."""
+        """Writes a model to a folder and returns the folder. The model's card names the repository."""
 
     def card(self, model: Any, repo_id: str) -> str:
         """The text of the card of a model."""
 
 
-provider: Callable[[], Storage]  # set once, where the package is put together
+provider: Callable[[], Storage]  # `whitebox_crate/__init__.py` sets it once

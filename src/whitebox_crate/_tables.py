@@ -12,7 +12,7 @@ def markdown_table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> 
 
     Args:
         head: Names of the columns.
-        rows: Cells of each row, as text or what `str` makes text of.
+        rows: Cells of each row; `str` turns them into text.
     """
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
@@ -25,7 +25,7 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def html_table(rows: Sequence[Sequence[object]]) -> str:
-    """Rows of cells, the first one of names, as a table in HTML; what is in a cell is shown and never interpreted."""
+    """Rows of cells as an HTML table. The first row has the names. Text in a cell is shown, never interpreted."""
     names, *body = [[escape(str(cell)) for cell in row] for row in rows]
     lines = ["".join(f"<td>{cell}</td>" for cell in row) for row in body]
     head = "".join(f"<th>{name}</th>" for name in names)
@@ -35,7 +35,7 @@ def html_table(rows: Sequence[Sequence[object]]) -> str:
 
 
 def html_of_markdown(text: str) -> str:
-    """Paragraphs and tables of `markdown_table` as HTML; of Markdown, no more than that."""
+    """Markdown as HTML: only paragraphs and the tables of `markdown_table`."""
     parts = []
     for is_table, group in groupby(filter(str.strip, text.splitlines()), lambda line: line.startswith("| ")):
         lines = list(group)

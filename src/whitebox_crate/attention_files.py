@@ -1,4 +1,4 @@
-"""save_attention: every row of attention, written to disk as the model runs, for grids whose maps no memory holds."""
+"""save_attention: writes every row of attention to disk while the model runs, for maps too large for memory."""
 
 from __future__ import annotations
 
@@ -40,26 +40,26 @@ def save_attention(
 ) -> dict[int, Path]:
     """Runs a model once and writes all rows of its attention, chunk by chunk, so that memory holds one chunk.
 
-    A layer becomes one file, `attention_00.npy` for layer 0, of shape (batch, heads, tokens, tokens): what `capture`
-    with `queries="all"` gives. Of class attention, as in ToST, there is one row: (batch, heads, 1, tokens).
-    `numpy.load(path, mmap_mode="r")` opens it without reading it. The files are whole or not there; those that were
-    there before are replaced when all are done.
+    Each layer becomes one file, for example `attention_00.npy` for layer 0, of shape (batch, heads, tokens, tokens).
+    `capture` with `queries="all"` gives the same numbers. Class attention, as in ToST, has one row: (batch, heads, 1,
+    tokens). `numpy.load(path, mmap_mode="r")` opens a file without reading it. Files are whole or absent. Older files
+    are replaced when all new ones are done.
 
     Args:
         model: A model that `capture` reads.
         images: (batch, in_chans, height, width), normalised.
         folder: Made if it does not exist.
-        layers: As in `capture`.
-        heads: As in `capture`.
-        chunk: Rows that are computed at once; memory is batch * heads * chunk * tokens values.
-        dtype: Of the file. An attention of 1 / 16384 is still a normal number in float16.
+        layers: See `capture`.
+        heads: See `capture`.
+        chunk: Rows computed at once; memory holds batch * heads * chunk * tokens values.
+        dtype: Dtype of the file. An attention of 1 / 16384 is still a normal number in float16.
 
     Returns:
-        By layer, counted from 0, its file.
+        The file of each layer; layers count from 0.
 
     Raises:
         UnknownNameError: If a layer, a head or the dtype does not exist, or a layer has no attention.
-        InputError: If the images are not the model's, or `chunk` is not positive.
+        InputError: If the images do not fit the model, or `chunk` is not positive.
         OutputError: If the files do not fit on the disk or cannot be written.
 
     Example:
@@ -104,13 +104,13 @@ def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OutputError(
-            f"all rows of attention take {needed / 2**30:.1f} GiB and {folder} has {free / 2**30:.1f} GiB left; ask "
+            f"all rows of attention take {needed / 2**30:.1f} GiB, but {folder} has {free / 2**30:.1f} GiB left; ask "
             "for fewer layers or heads, or keep less of each row with capture(..., reduce=...)"
         )
 
 
 class _Writer:
-    """Puts chunks of rows, (batch, heads, rows, tokens), where they belong in an .npy file; keeps nothing of them."""
+    """Writes chunks of rows, (batch, heads, rows, tokens), to their place in an .npy file; keeps none in memory."""
 
     def __init__(self, file: IO[bytes], shape: tuple[int, ...], dtype: FileType) -> None:
         self.file, self.shape, self.dtype = file, shape, np.dtype(dtype)

@@ -1,7 +1,7 @@
 """capture: reads attention and every other inner state while a model runs, and leaves nothing behind.
 
-A model keeps its fused attention: the attention rows that were asked for are computed once more, from the projections,
-in a forward hook (`_rows`). Its output does not change by a bit.
+A model keeps its fused attention. A forward hook computes the requested rows of attention once more, from the
+projections (`_rows`). The model's output does not change by a bit.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from .layers import Reading, Rows
 
 
 class Trace(Mapping[tuple[str, int], Any]):
-    """The states that a capture has seen, of the last forward pass: `trace[state, layer]`.
+    """The states that a capture read in the last forward pass: `trace[state, layer]`.
 
-    It holds tensors, or what `reduce` made of them, not the model. A tensor belongs to the autograd graph if the
-    forward pass did; under `torch.no_grad()` it did not, and can be drawn as it is. A trace is a mapping: `len`,
-    `in`, `keys`, `items` and `get` are of what came by.
+    It holds tensors, or the results of `reduce`, but not the model. A tensor belongs to the autograd graph if the
+    forward pass did. Under `torch.no_grad()` it does not, and can be plotted directly. A trace is a mapping: `len`,
+    `in`, `keys`, `items` and `get` cover the states that were read.
     """
 
     def __init__(self, states: Sequence[State], layers: Sequence[int], depth: int) -> None:
@@ -47,12 +47,11 @@ class Trace(Mapping[tuple[str, int], Any]):
         if state not in self.states:
             raise UnknownNameError.of("captured state", state, self.states, "Name it in the call of capture.")
         if index not in self.layers:
-            raise UnknownNameError(f"layer {layer} was not captured; captured were {self.layers}")
+            raise UnknownNameError(f"layer {layer} was not captured; the captured layers are {self.layers}")
         if (state, index) not in self._tensors:
             raise CaptureError(
-                f"no {state!r} of layer {layer} came by: call the model inside the with block, in the same thread; if "
-                "it was called, it ran as compiled or exported code, which runs no hooks: call the module that capture "
-                "was given"
+                f"layer {layer} computed no {state!r}: call the model inside the with block, in the same thread. If "
+                "you did, compiled or exported code ran, which runs no hooks: call the module that you gave to capture"
             )
         return self._tensors[state, index]
 
@@ -60,13 +59,13 @@ class Trace(Mapping[tuple[str, int], Any]):
         return self.get(key) is not None
 
     def get(self, key: Any, default: Any = None) -> Any:
-        """`trace[key]` if it came by, else the default."""
+        """`trace[key]` if it was read, else the default."""
         try:
             return self[key]
         except WhiteboxCrateError:
             return default
 
-    # A mapping would compare tensors, which have no one truth value, and could not be put into a set.
+    # A mapping would compare tensors, which have no single truth value, and would not be hashable.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
@@ -86,19 +85,19 @@ class Trace(Mapping[tuple[str, int], Any]):
         """One state of all captured layers.
 
         Returns:
-            (layers, ...), layers as in `layers`: for attention (layers, batch, heads, queries, tokens). A tuple of such
-            tensors, if `reduce` gave tuples.
+            (layers, ...), in the order of `layers`: for attention (layers, batch, heads, queries, tokens). A tuple of
+            such tensors if `reduce` gave tuples.
 
         Raises:
             UnknownNameError: If the state was not captured.
-            CaptureError: If it did not come by.
+            CaptureError: If the model did not compute it.
             InputError: If layers have tensors of different shapes.
         """
         values = [self[state, layer] for layer in self.layers]
         shapes = [_shapes(value) for value in values]
         if len(set(shapes)) > 1:
             raise InputError(
-                f"layers of different shapes do not stack: {state!r} is {shapes}; read trace[state, layer]"
+                f"layers of different shapes do not stack: {state!r} has shapes {shapes}; use trace[state, layer]"
             )
         if isinstance(values[0], Tensor):
             return torch.stack(values)
@@ -125,32 +124,32 @@ def capture(
     The states follow the steps of arXiv 2308.16271, Algorithm 1, for a layer z -> z':
 
     - `tokens`: z, (batch, tokens, dim).
-    - `projections`: w = U^T LN(z) of each head, (batch, heads, tokens, head_dim); of attention with separate query,
-      key and value, the keys.
+    - `projections`: w = U^T LN(z) of each head, (batch, heads, tokens, head_dim). In attention with separate query,
+      key and value, these are the keys.
     - `attention`: softmax(w w^T / sqrt(head_dim)), (batch, heads, queries, tokens).
     - `compressed`: the tokens after attention, (batch, tokens, dim).
     - `output`: z', (batch, tokens, dim).
 
-    A layer has the states that its operators have (`Block.readings`). Without `layers`, those are read that have all
-    the states asked for.
+    A layer has the states of its operators (`Block.readings`). Without `layers`, all layers that have all requested
+    states are read.
 
-    A trace sees the passes of the thread, or the task, whose block it is (`contextvars`): one model may serve several
-    threads, each with captures of its own. While any block is open, compiled models run uncompiled in all threads.
+    A trace sees the forward passes of its own thread or task (`contextvars`). So one model may serve several threads,
+    each with its own captures. While any block is open, compiled models run uncompiled in all threads.
 
-    Token 0 is [CLS]; registers follow if there are any, then the patches, rows of the grid first. Only what is asked
-    for is ever computed. A compiled model runs uncompiled inside the block, so that its hooks run: its output is then
-    the uncompiled model's.
+    Token 0 is [CLS]. Registers follow, if there are any, and then the patches, row by row. Only the requested states
+    are computed. A compiled model runs uncompiled inside the block, so that its hooks run; its output is then the
+    output of the uncompiled model.
 
-    `tokens`, `projections` of all heads, `compressed` and `output` are the model's own tensors, so that gradients of
-    the logits reach them. `attention` is computed beside the model, for a fused kernel does not show it: its gradients
-    reach parameters and images, but no gradient of the logits reaches it. With `eager` one does: what comes after
-    attention gets its gradient through the rows that are kept, times the values. The output still is that of the fused
-    kernel, to the bit; gradients are those of eager attention, equal up to rounding. This takes one more product, and
-    memory for rows and gradients, batch * heads * queries * tokens values each in every layer.
+    `tokens`, `projections` of all heads, `compressed` and `output` are the model's own tensors, so gradients of the
+    logits reach them. `attention` is computed beside the model, because a fused kernel does not show it. Its gradients
+    reach parameters and images, but no gradient of the logits reaches it. With `eager` one does: the output of
+    attention gets its gradient through the captured rows times the values. The output itself stays the fused kernel's,
+    to the bit. Gradients equal those of eager attention up to rounding. This costs one more product, and memory for
+    rows and gradients: batch * heads * queries * tokens values each in every layer.
 
-    All rows of attention at high resolution are more than memory holds; with `chunk` and `reduce` they are never there
-    at once: `reduce=lambda rows: rows.mean(dim=1, keepdim=True)` for the mean over heads, `lambda rows: rows.topk(8)`
-    for what each token attends to most. `whitebox_crate.save_attention` writes them to disk.
+    At high resolution, memory cannot hold all rows of attention. With `chunk` and `reduce` they never exist at once:
+    `reduce=lambda rows: rows.mean(dim=1, keepdim=True)` takes the mean over heads, `lambda rows: rows.topk(8)` the
+    eight tokens that each token attends to most. `whitebox_crate.save_attention` writes all rows to disk.
 
     Args:
         model: A model of this package, or one with a backbone that an adapter knows (`whitebox_crate.backbones`):
@@ -160,20 +159,20 @@ def capture(
         heads: Which heads of `projections` and `attention`; None for all.
         queries: Which rows of `attention`: "cls", "all", or token indices.
         chunk: How many rows of `attention` are computed at once; None for all.
-        reduce: What to keep of each chunk (batch, heads, rows, tokens): a tensor or a tuple of tensors, of which those
-            of all chunks are put together along dimension 2; None to keep the rows.
-        eager: Whether gradients of the logits reach `attention`; where blocks are nested, that of the outermost.
+        reduce: Called with each chunk (batch, heads, rows, tokens); gives a tensor or a tuple of tensors. The results
+            of all chunks are concatenated along dimension 2. None keeps the rows.
+        eager: Whether gradients of the logits reach `attention`. In nested blocks, the rows of the outermost get them.
 
     Yields:
-        The trace: the states of the last forward pass of the whole model, still there after the block.
+        The trace: the states of the last forward pass of the whole model. It stays valid after the block.
 
     Raises:
         UnknownNameError: If a state, layer, head or query does not exist.
-        InputError: If nothing is known of the model, no state is named, it has no [CLS] and no `queries` are given,
-            indices are no list of integers, `chunk` is no positive integer, `chunk`, `reduce`, `eager` or `heads` is
-            given for states that have no such thing, or `reduce` gives something else. With `eager`, if `reduce` is
-            given, the model checkpoints gradients, or a layer does not go on with rows times values, as with dropout of
-            attention in training.
+        InputError: If no adapter knows the model; if no state is named; if the model has no [CLS] and `queries` is not
+            given; if indices are not a list of integers, or `chunk` is not a positive integer; if `chunk`, `reduce`,
+            `eager` or `heads` is given for states that have no rows or heads; if `reduce` returns something else. With
+            `eager`: if `reduce` is given, if the model checkpoints gradients, or if a layer does not multiply rows by
+            values (for example with dropout of attention in training).
 
     Example:
         >>> model = create_model("crate_nano", pretrained=True).eval()
@@ -190,11 +189,17 @@ def capture(
     rows = RowChoice(queries, chunk, reduce)
     plan = Plan.of(core, states, layers)
     if isinstance(queries, str) and queries == "cls" and plan.any_of_rows and not core.has_class_token:
-        raise InputError("this backbone has no [CLS], whose row is asked for; give queries='all', or token indices")
+        raise InputError(
+            "this backbone has no [CLS], so it has no row for queries='cls'; give queries='all', or token indices"
+        )
     if not plan.any_of_rows and (chunk is not None or reduce is not None or eager):
-        raise InputError(f"chunk, reduce and eager are for rows of attention, and only {', '.join(states)} is captured")
+        raise InputError(
+            f"chunk, reduce and eager need rows of attention, but only {', '.join(states)} is captured; leave them out"
+        )
     if heads is not None and not plan.any_of_heads:
-        raise InputError(f"heads are of projections and attention, and only {', '.join(states)} is captured")
+        raise InputError(
+            f"heads needs projections or attention, but only {', '.join(states)} is captured: leave heads out"
+        )
     if eager:
         _check_eager(core, plan, reduce)
     trace = Trace(states, plan.layers, len(plan.modules))
@@ -203,19 +208,23 @@ def capture(
 
 
 def _check_eager(core: Readable, plan: Plan, reduce: Reduce | None) -> None:
-    """Raises InputError unless gradients of the output can be led through the rows."""
+    """Raises InputError unless gradients of the output can pass through the rows."""
     if reduce is not None:
-        raise InputError("eager leads gradients to the rows themselves, and reduce keeps something else: leave one out")
+        raise InputError("eager sends gradients to the rows, but reduce does not keep the rows: leave one of them out")
     if core.grad_checkpointing:
-        raise InputError("eager keeps rows for the backward pass, which checkpointing does not: set_grad_checkpointing")
+        raise InputError(
+            "eager keeps rows for the backward pass, but checkpointing drops them: set_grad_checkpointing(False)"
+        )
     for layer, readings in plan.readings.items():
         for state, reading in readings.items():
             if reading.rows and reading.mixed is None:
-                raise InputError(f"{state!r} of layer {layer} shows no product with values: read it without eager")
+                raise InputError(
+                    f"{state!r} of layer {layer} shows no product of rows and values: capture it without eager"
+                )
 
 
 class _Recorder:
-    """Puts what comes by into a trace, under the layer that runs."""
+    """Puts states into a trace, under the layer that runs."""
 
     def __init__(
         self,
@@ -228,14 +237,14 @@ class _Recorder:
     ) -> None:
         self.trace, self.core, self.plan = trace, core, plan
         self.heads, self.rows, self.eager = heads, rows, eager
-        self.mixing: dict[str, Rows] = {}  # the rows that were kept last, whose product with values comes next
+        self.mixing: dict[str, Rows] = {}  # the last rows; their product with the values comes next
         self.last, self.running = -1, False
 
     def hooks(self) -> list[Hook]:
         """The hooks that read the states of the trace."""
-        # Every forward pass embeds once and begins afresh.
+        # Every forward pass embeds its images once; a new pass clears the trace.
         hooks = [Hook(self.core.patch_embed, "before", self._begin)]
-        every: dict[nn.Module, list[int]] = {}  # a module may be several layers, and a part of one in several
+        every: dict[nn.Module, list[int]] = {}  # one module may serve as several layers, and so may a part of it
         for index, block in enumerate(self.plan.modules):
             every.setdefault(block, []).append(index)
         places = {block: indices for block, indices in every.items() if set(indices) & set(self.trace.layers)}
@@ -254,7 +263,7 @@ class _Recorder:
         self.last, self.running = -1, False
 
     def _enter(self, indices: Sequence[int], _: Any) -> None:
-        """Notes which layer runs. Layers run in order; one that gradient checkpointing runs again comes too late."""
+        """Notes which layer runs. Layers run in order; gradient checkpointing runs a layer again, which is ignored."""
         following = [index for index in indices if index > self.last]
         if following:
             self.last = following[0]
@@ -276,7 +285,7 @@ class _Recorder:
                 self._keep(state, lambda: self._part(state, reading.read(*seen), chosen, bool(reading.num_heads)))
 
         def keep_and_write(_: Any, out: Tensor) -> Tensor | None:
-            """Hands the layer the very heads that are kept, so that gradients of the logits reach them."""
+            """Gives the layer the same tensor that the trace keeps, so that gradients of the logits reach it."""
             if reading.write is None or not (self.running and chosen is None and out.requires_grad):
                 keep(out)
                 return None
@@ -296,7 +305,7 @@ class _Recorder:
         return hooks
 
     def _hook_of_mixed(self, state: str, mixed: nn.Module, heads: Sequence[int]) -> Hook:
-        """The hook that leads gradients of the output through the rows that are kept."""
+        """The hook that sends gradients of the output through the captured rows."""
 
         def lead(args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
             if not self.running or not (rows := self.trace[state, self.last]).requires_grad:
@@ -304,20 +313,20 @@ class _Recorder:
             left, _, _, values = self.mixing.pop(state)
             if values is None:
                 raise InputError(
-                    f"layer {self.last} does not go on with rows of {state!r} times values, as training with dropout "
-                    "of attention does not: call model.eval(), or capture without eager"
+                    f"layer {self.last} does not multiply rows of {state!r} by values (dropout of attention in "
+                    "training does not): call model.eval(), or capture without eager"
                 )
             return through_rows(args[0], rows, values, heads, self.rows.tokens(left.shape[2])), *args[1:]
 
         return Hook(mixed, "before", lead, first=True)
 
     def _heads_of(self, reading: Reading) -> list[int] | None:
-        """Which heads of a state were asked for; None for all, or if it is not of heads."""
+        """The heads of a state that were asked for; None for all heads, or for a state that is not per head."""
         asked = self.heads if reading.num_heads else None
         return None if asked is None else resolve_indices("head", asked, reading.num_heads)
 
     def _part(self, state: str, found: Tensor | Rows, chosen: Sequence[int] | None, of_heads: bool) -> Any:
-        """What was asked for of a state."""
+        """The part of a state that was asked for."""
         if isinstance(found, Rows):
             if chosen is not None:
                 left, right, make, values = found
@@ -327,12 +336,12 @@ class _Recorder:
             return self.rows.of(found)
         if chosen is not None:
             return found[:, chosen]
-        # Keys alone: what is kept shall not hold queries and values too.
+        # A copy of the keys: the trace shall not keep queries and values alive.
         return found.clone() if of_heads and found.untyped_storage().nbytes() > found.nbytes else found
 
 
 def _hooks_inside(reading: Reading, keep: Callable[..., None]) -> list[Hook]:
-    """Hooks that call `keep` with the arguments of a module by name and what the modules inside it gave."""
+    """Hooks that call `keep` with a module's arguments by name and the outputs of the modules inside it."""
     names = inspect.signature(reading.module.forward)
     seen: dict[int, Any] = {}
 
@@ -351,7 +360,7 @@ def _hooks_inside(reading: Reading, keep: Callable[..., None]) -> list[Hook]:
 
 
 def _unseen_by_checkpointing(core: Readable) -> Any:
-    """Checkpointing counts the tensors that a layer saves for the backward pass: those saved here are not its own."""
+    """Hides tensors from checkpointing, which counts what a layer saves for the backward pass."""
     return saved_tensors_hooks(_same, _same) if core.grad_checkpointing else nullcontext()
 
 

@@ -1,4 +1,4 @@
-"""Typed errors: each message says what was wrong, shows the value, and names the next step."""
+"""Typed errors. Each message says what was wrong, shows the value, and names the next step."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-MANY_NAMES = 30  # more are not listed in a message
-LONGEST = 4000  # characters of a message: what was given may be a file
+MANY_NAMES = 30  # a message lists no more
+LONGEST = 4000  # characters of a message; a value in it may be as long as a file
 
 
 def printable(text: str) -> str:
-    """Text as a terminal may show it: what would move the cursor, or cannot be encoded, as an escape of Python."""
+    """Text that is safe to show in a terminal: control characters become Python escapes."""
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def shown(text: str) -> str:
-    """`printable`, and no longer than a message should be: shortened in the middle."""
+    """`printable` text, shortened in the middle if it is too long for a message."""
     if len(text) > LONGEST:
         text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
     return printable(text)
 
 
 def listed(names: Iterable[object], most: int = 8) -> str:
-    """The first of some names, as a message shows them, and how many more there are."""
+    """The first of several names, and how many more there are, for a message."""
     names = list(names)
     first = ", ".join(map(repr, names[:most]))
     return first + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 class WhiteboxCrateError(Exception):
-    """Base of every error this package raises on purpose.
+    """Base of every error that this package raises on purpose.
 
-    Messages show what was given, and so what strangers wrote into files or a server answered: they are shortened in
-    the middle, and hold no control characters.
+    Messages show values, which may come from foreign files or servers. So messages hold no control characters, and
+    long ones are shortened in the middle.
     """
 
     def __str__(self) -> str:
@@ -55,13 +55,13 @@ class UnknownNameError(WhiteboxCrateError, LookupError, RuntimeError):
 
     @classmethod
     def of(cls, kind: str, name: object, known: Iterable[object], hint: str = "") -> Self:
-        """Builds the error with the close matches among `known`, or all of them if none is close.
+        """Builds the error, with the close matches among `known`, or with all names if none is close.
 
         Args:
-            kind: What was looked up, for example "model".
+            kind: The kind of name, for example "model".
             name: The name that was asked for.
             known: The names that exist.
-            hint: A sentence to append, the next step. Where there are many names, it says how to list them.
+            hint: The next step, a sentence at the end. If there are many names, it says how to list them.
         """
         names = sorted(str(k) for k in known)
         close = difflib.get_close_matches(str(name), names, n=5, cutoff=0.5)
@@ -75,11 +75,11 @@ class UnknownNameError(WhiteboxCrateError, LookupError, RuntimeError):
 
 
 class UnknownOptionError(UnknownNameError, TypeError):
-    """An option that a model's class does not have; Python, and so timm, calls it a TypeError."""
+    """An option that a model's class does not have. It is a TypeError too, as in Python and timm."""
 
 
 class WeightsError(WhiteboxCrateError, RuntimeError):
-    """Weights that are absent, unreadable, or do not fit the model."""
+    """Weights that are missing, unreadable, or do not fit the model."""
 
 
 class MissingExtraError(WhiteboxCrateError, ImportError):
@@ -91,11 +91,11 @@ class OutputError(WhiteboxCrateError, OSError):
 
 
 class ProcessError(WhiteboxCrateError, RuntimeError):
-    """Another process of the same run that failed, or does not answer."""
+    """Another process of the same run has failed, or does not answer."""
 
 
 class CaptureError(WhiteboxCrateError, RuntimeError):
-    """A state that was asked of a capture but never came by."""
+    """A state that a capture should read but that the model never computed."""
 
 
 def require(module: str, extra: str) -> Any:
@@ -106,14 +106,14 @@ def require(module: str, extra: str) -> Any:
         extra: The extra of this package that installs it, for example "images".
 
     Raises:
-        MissingExtraError: If it is not installed, or is and cannot be imported; the message holds the pip command.
+        MissingExtraError: If it is not installed, or cannot be imported; the message has the pip command.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
             what, upgrade = "not installed", ""
-        else:  # something that it needs is missing or too old
+        else:  # one of its own dependencies is missing or too old
             what, upgrade = f"installed, but cannot be imported ({error})", "--upgrade "
         raise MissingExtraError(
             f"{module} is needed here and is {what}: pip install {upgrade}'whitebox-crate[{extra}]'"
@@ -121,7 +121,7 @@ def require(module: str, extra: str) -> Any:
 
 
 def is_finite(value: object) -> bool:
-    """Whether a value is a number, and one that a float can hold: whole numbers of Python may be larger."""
+    """Whether a value is a finite number that a float can hold. (Integers of Python may be larger.)"""
     try:
         return isinstance(value, Real) and math.isfinite(value)
     except OverflowError:
@@ -132,13 +132,13 @@ def check_kind(what: str, value: object, kind: Any, advice: str) -> None:
     """Refuses an argument of another type.
 
     Args:
-        what: Which argument, for the message: "maps".
-        value: What was given.
+        what: Name of the argument, for the message, for example "maps".
+        value: Its value.
         kind: The type, or a tuple or union of types.
-        advice: What to do, for the message.
+        advice: The next step, for the message.
 
     Raises:
-        InputError: If it is of another type.
+        InputError: If the value has another type.
     """
     if not isinstance(value, kind):
         raise InputError(f"{what} cannot be a {type(value).__name__}; {advice}")

@@ -1,6 +1,6 @@
-"""WithAttention: a model whose output holds its attention, for code that runs no hooks: compiled, exported, ONNX.
+"""WithAttention: a model that also outputs its attention, for code that runs no hooks: compiled, exported, ONNX.
 
-`capture` reads a model through hooks, which torch.export and ONNX do not keep. Here attention is an output like logits.
+`capture` reads a model through hooks, but torch.export and ONNX drop hooks. Here attention is an output, like logits.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from .models import ImageTransformer
 class WithAttention(nn.Module):
     """A model that returns the attention of [CLS] beside its logits.
 
-    It holds the model and runs the model's own parts, as they are when it is made: hooks on the model itself are passed
-    by. The row of [CLS] needs no second projection of all tokens where the projection is a plain Linear, so that a map
-    costs little however the model is run; an adapter in its place is called once more. Of CBSA, whose row of [CLS]
-    depends on all representatives, the projection and the contraction are computed twice.
+    It holds the model and runs the model's own parts; hooks on the model itself do not run. If the projection is a
+    plain Linear, the row of [CLS] needs no second projection of all tokens, so a map costs little. An adapter in its
+    place is called once more. In CBSA the row of [CLS] depends on all representatives, so the projection and the
+    contraction are computed twice.
 
     Args:
         model: A model of this package, folded or not, of any float dtype.
@@ -37,13 +37,13 @@ class WithAttention(nn.Module):
 
     Shape:
         - Input: (batch, in_chans, height, width), float.
-        - Output: what the model returns, usually logits (batch, num_classes); and softmax(w w^T / sqrt(head_dim)) of
-          [CLS] (arXiv 2308.16271, Eq. 5) in each asked layer, (batch, layers, heads, tokens): to [CLS] first, then
-          to registers if there are any, then to the patches, rows of the grid first; it sums to 1. Of CBSA, the row of
-          its mixing matrix, which is signed.
+        - Output: the model's output, usually logits (batch, num_classes); and the row of [CLS] of
+          softmax(w w^T / sqrt(head_dim)) (arXiv 2308.16271, Eq. 5) in each of the layers, (batch, layers, heads,
+          tokens). The tokens are [CLS], then registers if there are any, then the patches, row by row. A row sums to 1.
+          For CBSA it is the row of the mixing matrix, which is signed.
 
     Raises:
-        InputError: If `model` is not of this package or has a forward pass of its own, or `layers` are not a list of
+        InputError: If `model` is not of this package or has its own forward pass, or `layers` is not a list of
             integers.
         UnknownNameError: If a layer does not exist, or has no attention.
 
@@ -63,7 +63,9 @@ class WithAttention(nn.Module):
             )
         kind, base = type(model), ImageTransformer
         if kind.forward is not base.forward or kind.forward_features is not base.forward_features:
-            raise InputError(f"{kind.__name__} has a forward pass of its own, whose parts are not known here")
+            raise InputError(
+                f"{kind.__name__} has its own forward pass, whose parts are unknown here: return attention from that"
+            )
         self.model = model
         self.training = model.training
         self.layers = layers_with(model, "attention", layers=layers)
@@ -81,10 +83,10 @@ class WithAttention(nn.Module):
 
 
 def _cls_row(attention: MSSA | MHSA | CBSA, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """What `capture` reads of [CLS]: softmax(q k^T / sqrt(head_dim)), (batch, heads, tokens).
+    """The row of [CLS] that `capture` reads: softmax(q k^T / sqrt(head_dim)), (batch, heads, tokens).
 
-    With keys k = U^T z, the product q (U^T z) is (q U^T) z: one vector for each head instead of a key for each token. A
-    bias of the keys adds the same to a whole row, which softmax does not see.
+    With keys k = U^T z, the product q (U^T z) equals (q U^T) z: one vector per head instead of a key per token. A bias
+    of the keys adds the same number to a whole row, and softmax ignores that.
 
     Args:
         attention: The operator.
@@ -94,7 +96,7 @@ def _cls_row(attention: MSSA | MHSA | CBSA, tokens: Tensor, grid: tuple[int, int
     if isinstance(attention, CBSA):
         mixing = attention.mixing(attention.qkv(tokens), grid)
         return mixing.make(mixing.left[:, :, :1], mixing.right).squeeze(2)
-    if oddity(attention.qkv, nn.Linear):  # an adapter, say: it is called, for its weights are not all that it is
+    if oddity(attention.qkv, nn.Linear):  # for example an adapter: call it, for its weights are not all it does
         q, k, _ = attention.split_heads(attention.qkv(tokens))
         return attention_rows(q[:, :, :1], k).squeeze(2)
     q, _, _ = attention.split_heads(F.linear(tokens[:, :1], attention.qkv.weight, attention.qkv.bias))

@@ -1,4 +1,4 @@
-"""fold_for_inference: the same function in fewer multiplications, for a model that is no longer trained."""
+"""fold_for_inference: the same function in fewer multiplications, for a trained model."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ from .models import FeatureExtractor, ImageTransformer
 
 Model = TypeVar("Model", ImageTransformer, FeatureExtractor)
 Pair: TypeAlias = NormedProduct | NormedConvolution | ScaledProduct
-Part: TypeAlias = tuple[nn.Module, str, nn.Module]  # a module, a name in it, and what is to be there
+Part: TypeAlias = tuple[nn.Module, str, nn.Module]  # a module, a name in it, and the new module for that name
 
 
 def fold_for_inference(model: Model, *, inplace: bool = False) -> Model:
-    """Folds what is linear into one product each, so that the model computes the same with less.
+    """Folds linear steps that follow each other into one product, so that the model computes the same in less time.
 
     - ISTA's two products with D become one: x + eta D^T (x - D x) = A x with A = I + eta (D^T - D^T D). The threshold
       stays, ReLU or soft; with ReLU eta lambda moves into the bias.
-    - Scale and shift of a LayerNorm go into the product that follows: of the patches into the patch embedding, of a
-      layer into its heads' bases, A, or the first matrix of ViT's MLP.
+    - Scale and shift of a LayerNorm go into the next product. For the patches this is the patch embedding; in a layer
+      it is the heads' bases, A, or the first matrix of ViT's MLP.
     - LayerScale goes into the product before it: attention's output projection, or the last matrix of ViT's MLP.
-    - A BatchNorm, whose mean and variance are fixed by now, goes into the convolution before it.
+    - A BatchNorm has a fixed mean and variance after training, and goes into the convolution before it.
 
-    What stays: CRATE-alpha's sparse coding, which takes the reconstruction from the normed tokens themselves; the norm
-    before attention with `skip="normalized"`, and both norms of class attention, which are added to the tokens as well;
-    the last norm, whose tokens `forward_features` returns; the MLP's GELU and all attention.
+    Some parts stay: CRATE-alpha's sparse coding, which subtracts the reconstruction from the normed tokens; the norm
+    before attention with `skip="normalized"` and both norms of class attention, because their output is also added to
+    the tokens; the last norm, because `forward_features` returns its tokens; the MLP's GELU and all attention.
 
     The result is a model like any other: `capture` reads it, `save_pretrained` and `create_model` save and load it,
-    and `torch.compile` and `torch.export` take it. Its parameters are not those of the paper any more, so it is neither
-    trained nor analysed; its `load_report` still tells of those. The products are computed in double precision on the
+    and `torch.compile` and `torch.export` take it. Its parameters are no longer the paper's, so do not train or analyse
+    it. Its `load_report` still describes the original parameters. The products are computed in double precision on the
     CPU: fold in float32, then cast.
 
     Args:
@@ -55,12 +55,12 @@ def fold_for_inference(model: Model, *, inplace: bool = False) -> Model:
         inplace: Whether to change the model itself rather than a copy.
 
     Returns:
-        The folded model, whose parameters want no gradients and whose `folded` is true; the model itself if it was
-        folded before.
+        The folded model. Its parameters need no gradients, and its `folded` is true. A model that was folded before is
+        returned as it is.
 
     Raises:
-        InputError: If the model is in training mode, wrapped, or not of this package, or if a layer or what folds in
-            it was exchanged or has hooks. Nothing is changed then.
+        InputError: If the model is in training mode, wrapped, or not of this package; or if a layer, or a part of it
+            that folds, was replaced or has hooks. The model is then unchanged.
 
     Example:
         >>> model = create_model("crate_nano", pretrained=True).eval()
@@ -72,18 +72,20 @@ def fold_for_inference(model: Model, *, inplace: bool = False) -> Model:
     if core.folded:
         return model
     if core.training:
-        raise InputError("the model is in training mode, and a folded one is not trained: call model.eval() first")
+        raise InputError("the model is in training mode, but a folded model cannot be trained: call model.eval() first")
     planned = _normed_products(core)
     for pair in planned:
         _check(pair)
     products = [(id(pair[2]), pair.product) for pair in planned if not isinstance(pair, NormedConvolution)]
     if len(set(products)) < len(products):
-        raise InputError("layers share their attention, and each has a norm of its own: one product cannot take both")
-    with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode could never be loaded into
+        raise InputError("layers share one attention, but each has its own norm, and one product cannot take two norms")
+    with torch.inference_mode(False), torch.no_grad():  # a model of inference tensors could not load weights
         if not inplace:
             model = copy.deepcopy(model)
             core = _core(model)
-        folded = [_fold(pair) for pair in _normed_products(core)]  # all before any is in place: they may share modules
+        folded = [
+            _fold(pair) for pair in _normed_products(core)
+        ]  # fold all before replacing any: they may share modules
     for module, name, part in (part for parts in folded for part in parts):
         setattr(module, name, part)
     core.requires_grad_(False)
@@ -102,21 +104,21 @@ def _core(model: nn.Module) -> ImageTransformer:
 
 
 def _normed_products(core: ImageTransformer) -> list[Pair]:
-    """What folds in a model, as its patch embedding and its layers say of themselves.
+    """The foldable pairs of a model, which its patch embedding and its layers declare.
 
     Raises:
-        InputError: If a layer does not say.
+        InputError: If a layer does not declare them.
     """
     found: list[Pair] = []
     for module in dict.fromkeys([core.patch_embed, *core.layers(), *getattr(core, "decoder_blocks", ())]):
         if module is core.patch_embed and not hasattr(module, "normed_products"):  # has no norm
             continue
-        # What a class says of its own forward is not true of the forward of a subclass, or of one put in its place.
+        # A class declares pairs for its own forward, not for the forward of a subclass, or one that replaces it.
         says, runs = (_definer(module, name) for name in ("normed_products", "forward"))
         if says is not runs or "forward" in vars(module):
             raise InputError(
-                f"nothing is known of what a layer of the type {type(module).__name__} computes: it cannot fold. If "
-                "it is yours, define normed_products beside its forward"
+                f"a layer of type {type(module).__name__} does not say what it computes, so it cannot fold. If the "
+                "class is yours, define normed_products beside its forward"
             )
         found += module.normed_products()
     return found
@@ -128,10 +130,10 @@ def _definer(module: nn.Module, method: str) -> type | None:
 
 
 def _check(pair: Pair) -> None:
-    """Whether these modules are what they are here, for another one may compute something else.
+    """Checks that the modules are of the known kinds; another kind may compute something else.
 
     Raises:
-        InputError: If not.
+        InputError: If one is not.
     """
     if isinstance(pair, NormedConvolution):
         convolution, norm = pair.parts
@@ -143,8 +145,8 @@ def _check(pair: Pair) -> None:
         known = next((kind for kind in (MSSA, MHSA, CBSA, TSSA, MLP) if isinstance(holder, kind)), type(holder))
         if odd := oddity(holder, known):
             raise InputError(
-                f"a {type(holder).__name__} of a layer {type(layer).__name__} is {odd}, of which nothing is "
-                "known. If there are hooks or adapters, remove them, then fold"
+                f"a {type(holder).__name__} in a layer {type(layer).__name__} is {odd}, and fold does not know what "
+                "that computes. If there are hooks or adapters, remove them, then fold"
             )
     scale_or_norm = LayerScale if isinstance(pair, ScaledProduct) else nn.LayerNorm
     linear = ISTA if product == "ista" else nn.Linear
@@ -155,7 +157,7 @@ def _check(pair: Pair) -> None:
 
 
 def _oddity_of_batch_norm(norm: nn.Module) -> str:
-    """Why a norm after a convolution is no BatchNorm in evaluation; "" if it is one."""
+    """Why a norm after a convolution is not a BatchNorm in evaluation mode; "" if it is one."""
     odd = oddity(norm, nn.BatchNorm2d, nn.SyncBatchNorm)
     if odd or not isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm):
         return odd
@@ -168,13 +170,13 @@ def _oddity_of_batch_norm(norm: nn.Module) -> str:
 def _refuse(what: str, odd: str, kind: str) -> None:
     if odd:
         raise InputError(
-            f"{what} is {odd}, of which nothing is known: it folds as a plain {kind} with all its parameters. If there "
-            "are hooks or adapters, remove them, then fold"
+            f"{what} is {odd}; only a plain {kind} with all its parameters can fold. If there are hooks or adapters, "
+            "remove them, then fold"
         )
 
 
 def _fold(pair: Pair) -> list[Part]:
-    """What stays of a norm or a scale, and the product with the rest of it."""
+    """The rest of a norm or a scale, and the product that takes in its scale and shift."""
     if isinstance(pair, NormedConvolution):
         return [(pair.parts, "0", _fold_convolution(*pair.parts)), (pair.parts, "1", nn.Identity())]
     layer, neighbour, holder, name = pair
@@ -216,12 +218,12 @@ def _linear(weight: Tensor, bias: Tensor, like: nn.Linear) -> nn.Linear:
 
 
 def _bias(linear: nn.Linear) -> Tensor:
-    """Its bias, zeros where it has none."""
+    """The bias of a Linear; zeros if it has none."""
     return _exact(linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias)
 
 
 def _fold_ista(norm: nn.LayerNorm, ista: ISTA) -> FoldedISTA:
-    """shrink(A (g * x + b)) = shrink((A diag(g)) x + A b); ReLU takes eta lambda off beforehand."""
+    """shrink(A (g * x + b)) = shrink((A diag(g)) x + A b); before ReLU, eta lambda is subtracted."""
     scale, shift, matrix = _exact(norm.weight), _exact(norm.bias), ista.affine()
     shrinkage = constant_of(ista, "step_size") * constant_of(ista, "sparsity")
     folded = FoldedISTA(len(matrix), shrinkage, ista.threshold, device="meta")
@@ -231,7 +233,7 @@ def _fold_ista(norm: nn.LayerNorm, ista: ISTA) -> FoldedISTA:
 
 
 def _exact(tensor: Tensor) -> Tensor:
-    """In double precision on the CPU, for some devices have none; on meta where there are no values yet."""
+    """The tensor in double precision on the CPU (some devices lack it), or on meta if it has no values yet."""
     return (tensor if tensor.is_meta else tensor.cpu()).double()
 
 

@@ -1,4 +1,4 @@
-"""LoadReport: what became of each weight when a model was loaded."""
+"""LoadReport: what happened to each weight when a model was loaded."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from ._tables import html_table
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of each weight.
+    """What happened to each weight.
 
     Attributes:
         source: Where the weights came from.
-        loaded: Parameters that took the value in the file as it was.
+        loaded: Parameters that took the value in the file unchanged.
         adapted: Parameters whose value was changed to fit, and how.
-        reinitialised: Parameters that have fresh values; never any but the head's.
+        reinitialised: Parameters with fresh values; only the head can be among them.
         unused: Names in the file that were left out: a head for other classes, or what a conversion drops.
     """
 
@@ -34,10 +34,10 @@ class LoadReport:
         return "; ".join(parts)
 
     def _repr_html_(self) -> str:
-        """What became of the weights that were not loaded as they were, as notebooks show it."""
+        """The weights that were changed or left out, as an HTML table for notebooks."""
         changes = [
             *((name, f"adapted: {how}") for name, how in self.adapted.items()),
             *((name, "re-initialised") for name in self.reinitialised),
             *((name, "unused") for name in self.unused),
         ]
-        return html_table([(f"{len(self.loaded)} tensors from {self.source}", "what became of it"), *changes])
+        return html_table([(f"{len(self.loaded)} tensors from {self.source}", "what happened"), *changes])

@@ -1,4 +1,4 @@
-"""Weights into a model: all of them or none, and a report of what became of each."""
+"""Puts weights into a model, all or none, and reports what happened to each."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .models import ImageTransformer
 
 M = TypeVar("M")
 
-# What weights are: complex numbers and integers are none, and 8 bits are not without a scale beside them.
+# Dtypes of weights. Complex numbers and integers are not weights; 8 bits would need a scale beside them.
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-# A model has no more numbers than so many times those of its weights: options from a file could ask for any. A small
-# one may, for another head.
+# A model may have at most this many times the numbers of its weights, for options from a file could ask for any size.
+# A small model may have more, for another head.
 MAX_GROWTH, SMALL = 10, 1 << 26
-# What asks for more layers is no model: blocks are made one by one, and it would never end.
+# More layers are refused: blocks are made one by one, and a huge number would never end.
 MAX_DEPTH = 1000
 
 
@@ -38,30 +38,29 @@ def load_state(
 ) -> LoadReport:
     """Puts weights into a model, or changes nothing and raises.
 
-    A position embedding of another grid is resampled, and a patch embedding, with what predicts pixels, fitted to
-    another number of channels (`_fitting.fit_to`). Everything else must fit, but for the head where `new_head` allows
-    it. A model that was made inside `meta_init` takes the tensors as they are, without a copy where
-    the dtype is its own.
+    A position embedding of another grid is resampled. A patch embedding, and a layer that predicts pixels, are fitted to
+    another number of channels (`_fitting.fit_to`). Everything else must fit, except the head if `new_head` is true. A
+    model that was made inside `meta_init` takes the tensors themselves, without a copy if the dtype is the same.
 
     Args:
         model: The model; its `load_report` is set.
         state: Parameter name -> tensor, in the names of this package.
-        source: What to call the weights in messages.
+        source: Name of the weights in messages.
         new_head: Whether a head for another number of classes may be left fresh.
-        img_size: (height, width) of the images that the weights were made with, pixels. If None, or if it cannot be
-            right, positions are taken to be on the model's own grid, or else on a square one.
-        unused: Names that were left out of `state` already, for the report.
+        img_size: (height, width) in pixels of the images that the weights were trained with. If None or impossible,
+            positions are taken to be on the model's own grid, or else on a square grid.
+        unused: Names that were already left out of `state`, for the report.
 
     Returns:
         The report.
 
     Raises:
-        WeightsError: If a tensor is missing, unknown, of another shape or not floating point of 16 bits or more (a
-            counter of the model is of its own dtype), the model is quantised or spread over processes, or so much
-            larger that these cannot be its weights.
+        WeightsError: If a tensor is missing, unknown, or of another shape; if it is not floating point of 16 bits or
+            more (a counter of the model has its own dtype); if the model is quantised, spread over processes, or far
+            larger than these weights.
     """
     target = model.state_dict()
-    odd = [f"{name} of the model is {what}, no plain tensor" for name, v in target.items() if (what := not_plain(v))]
+    odd = [f"{name} of the model is {what}, not a plain tensor" for name, v in target.items() if (what := not_plain(v))]
     if odd:
         raise _misfit(source, odd, ", before it is quantised or spread over processes")
     counters = {name for name, value in target.items() if value.dtype not in _FLOATS}  # as BatchNorm has
@@ -71,8 +70,8 @@ def load_state(
         if (value.dtype != target[name].dtype if name in counters else value.dtype not in _FLOATS)
     ]
     given, wanted = (sum(value.numel() for value in of.values()) for of in (state, target))
-    if wanted > max(MAX_GROWTH * given, SMALL):  # looked at before anything of that size is made
-        problems.append(f"they are {given} numbers, and the model has {wanted}")
+    if wanted > max(MAX_GROWTH * given, SMALL):  # checked before anything of that size is allocated
+        problems.append(f"they have {given} numbers, but the model has {wanted}")
     if problems:
         raise _misfit(source, problems)
     fitting, adapted = fit_to(model, state, img_size)
@@ -90,7 +89,7 @@ def load_state(
     for name in fitting.keys() & target.keys():
         have, want = tuple(fitting[name].shape), tuple(target[name].shape)
         if have != want:
-            problems.append(f"{name} is {have}, the model has {want}")
+            problems.append(f"{name} is {have}, but the model has {want}")
     if problems:
         raise _misfit(source, problems, _folding(model, fitting, target))
     if any(value.is_meta for value in target.values()):
@@ -106,25 +105,27 @@ def load_state(
 
 
 def _folding(model: ImageTransformer, state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> str:
-    """What to do where a model is folded and weights are not, or the other way round."""
+    """The next step if a model is folded and the weights are not, or the other way round."""
     have, want = (sum(name.startswith("blocks.0.norm") for name in names) for names in (state, target))
     if model.folded and have > want:
-        return "; these are not of a folded model: load them into one that is not, and call fold_for_inference"
+        return (
+            "; the model is folded but these weights are not: load them into an unfolded model, then fold_for_inference"
+        )
     if not model.folded and want - have in (2, 4):  # of one norm or of both, scale and shift
-        return "; if they are of a folded model, load the folder that save_pretrained wrote, as 'local-dir:PATH'"
+        return "; if the weights are folded, load the folder that save_pretrained wrote, as 'local-dir:PATH'"
     return ""
 
 
 def _misfit(source: str, problems: list[str], hint: str = "") -> WeightsError:
     shown = "; ".join(sorted(problems)[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
     return WeightsError(
-        f"the weights of {source} do not fit the model, which was left as it was: {shown}. "
+        f"the weights of {source} do not fit the model, which was not changed: {shown}. "
         f"Create the model with the options the weights were made with{hint}"
     )
 
 
 def _own_memory(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, contiguous and none in the memory of another: training would change both."""
+    """The same tensors, contiguous, each in its own memory; else training one would change another."""
     seen, own = set[int](), dict[str, Tensor]()
     for name, value in values.items():
         place = value.untyped_storage().data_ptr()
@@ -134,7 +135,7 @@ def _own_memory(values: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _fresh_head(model: ImageTransformer) -> dict[str, Tensor]:
-    """The model's own head, or initial values for it where it has none yet."""
+    """The model's own head, or initial values if the head has none yet."""
     head = model.get_classifier()
     if any(parameter.is_meta for parameter in head.parameters()):
         head = model.new_head(model.num_classes)
@@ -149,10 +150,10 @@ def _differ(state: Mapping[str, Tensor], target: Mapping[str, Tensor], prefix: s
 
 
 def made_empty(make: Callable[[], M]) -> M | None:
-    """What `make` makes inside `meta_init`, or None if it needs values: it computes with them, as `linspace().item()`.
+    """Calls `make` inside `meta_init`. None if `make` needs values, for example for `linspace().item()`.
 
     Raises:
-        Exception: Whatever else goes wrong in it.
+        Exception: Whatever else `make` raises.
     """
     try:
         with meta_init():
@@ -164,30 +165,30 @@ def made_empty(make: Callable[[], M]) -> M | None:
 
 
 def plain_state(model: nn.Module, advice: str) -> dict[str, Tensor]:
-    """The `state_dict` of a model, if it is plain tensors that are here; compiled layers have their own names.
+    """The `state_dict` of a model, if all its tensors are plain and local. Compiled layers keep their plain names.
 
     Args:
         model: Any module.
-        advice: What to do if not, for the message.
+        advice: The next step if they are not, for the message.
 
     Raises:
-        InputError: If something is quantised, spread over processes, sparse, without values, or no tensor.
+        InputError: If a value is quantised, spread over processes, sparse, without values, or not a tensor.
     """
     state: dict[str, Any] = {name.replace("_orig_mod.", ""): value for name, value in model.state_dict().items()}
     for name, value in state.items():
         what = not_plain(value) or ("on the meta device, without values" if value.is_meta else "")
         if what:
-            raise InputError(f"{name} of this {type(model).__name__} is {what}, no plain tensor; {advice}")
+            raise InputError(f"{name} of this {type(model).__name__} is {what}, not a plain tensor; {advice}")
     return state
 
 
 def own_copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as safetensors writes them: on the CPU, contiguous, and none in the memory of another."""
+    """Tensors that safetensors can write: on the CPU, contiguous, each in its own memory."""
     return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
 
 
 def not_plain(value: Any) -> str:
-    """What a value in a `state_dict` is if no plain dense tensor: quantised, spread over processes; else ""."""
+    """What makes a value of a `state_dict` not a plain dense tensor (quantised, spread over processes); else ""."""
     if type(value) is not Tensor:
         return type(value).__name__
     return "quantised" if value.is_quantized else "" if value.layout == torch.strided else str(value.layout)
@@ -195,9 +196,9 @@ def not_plain(value: Any) -> str:
 
 @contextmanager
 def meta_init() -> Iterator[None]:
-    """Modules made inside hold no values: their parameters are on the meta device, and loading gives them theirs.
+    """Modules that are made inside have no values: parameters are on the meta device until weights are loaded.
 
-    No initial value is computed either, which saves as much time as loading takes.
+    No initial value is computed either. This saves as much time as loading takes.
     """
     with torch.device("meta"), _NoFills():
         yield

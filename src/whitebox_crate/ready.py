@@ -20,7 +20,7 @@ def ready_model(model: str | nn.Module, device: str | torch.device | None = None
     """A model with weights by its name, in evaluation mode and for images of any size, or the one that is given.
 
     Args:
-        model: A name, as of `named_model`, or a model that `capture` reads.
+        model: A name; see `named_model`, or a model that `capture` reads.
         device: Where it goes; if None, a model that is given stays where it is, and a named one goes to the best device
             there is.
 

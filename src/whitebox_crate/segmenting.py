@@ -165,7 +165,7 @@ def segment(
         images: A photograph: a file; a Pillow image; uint8 (height, width, 3) in numpy or (3, height, width) in torch.
             Or several: a list, a generator or a batch of these, or a folder, with all files in it that look like
             photographs, sorted.
-        model: Name of a model with weights, as of `create_model`; or a model, of this package or another's, as of
+        model: Name of a model with weights; see `create_model`; or a model, of this package or another's, as of
             `capture`.
         method: A name in `segmentation.METHODS`, or a function from features (tokens, dim) and grid (rows, columns) to
             masks, bool (n, rows, columns). If None, the first method there that has the settings.

@@ -79,7 +79,7 @@ REFUSED: list[tuple[Callable[[Any], nn.Module], str]] = [
     (features, "FeatureExtractor is not trained here"),
     (lambda model: nn.Linear(2, 2), "Linear is not trained here"),
     (made_in_inference_mode, "make the model outside"),
-    (in_pieces, "no plain tensor; train a model"),
+    (in_pieces, "not a plain tensor; train a model"),
 ]
 
 

@@ -238,7 +238,7 @@ class TestCommand:
         (tmp_path / "notes.txt").write_text("no picture")
         out = tmp_path / "page.html"
         assert cli.main(["view", str(tmp_path / "notes.txt"), "--out", str(out)]) == 1
-        assert capsys.readouterr().err.endswith("none of 1 images can be read; see above\n")
+        assert capsys.readouterr().err.endswith("none of the 1 images can be read; the messages above say why\n")
         assert not out.exists()
         out.write_text("<!DOCTYPE html>the one before")
         assert cli.main(["view", str(tmp_path / "notes.txt"), "--out", str(out)]) == 1

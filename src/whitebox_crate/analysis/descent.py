@@ -116,17 +116,17 @@ def verify_descent(
 
     Args:
         model: A model of this package.
-        loader: As of `layerwise_analysis`.
-        layers: Which layers, as of `layerwise_analysis`.
+        loader: See `layerwise_analysis`.
+        layers: Which layers; see `layerwise_analysis`.
         eps: Precision; with None 0.1 for "paper", 0.01 for "released".
-        convention: "paper" or "released", as of `coding_rate`.
+        convention: "paper" or "released"; see `coding_rate`.
         normed: Whether Z is LN(state); if not, the state.
         confidence: Of each interval.
-        gather: As of `layerwise_analysis`.
+        gather: See `layerwise_analysis`.
         report: Takes lines on progress; to stderr if None.
 
     Raises:
-        InputError: As of `layerwise_analysis`, or if the model is not of this package.
+        InputError: See `layerwise_analysis`, or if the model is not of this package.
         UnknownNameError: If a layer or convention does not exist.
         ProcessError: With `gather`, if another process failed.
 

@@ -69,7 +69,7 @@ def head_outputs(
     Args:
         model: A model of this package, compiled or not; it runs as it is.
         images: (batch, in_chans, height, width), float.
-        layers: As in `capture`; None for all that have [CLS], or, with other queries, that see the same tokens.
+        layers: See `capture`; None for all that have [CLS], or, with other queries, that see the same tokens.
         queries: Which tokens: "cls", "all", or token indices. All tokens of a large model take much memory.
 
     Raises:
@@ -127,7 +127,7 @@ def head_contributions(
         model: A model of this package with a head, compiled or not.
         images: (batch, in_chans, height, width), float, finite.
         classes: By index or name: one for all images, or one for each.
-        layers: As in `capture`.
+        layers: See `capture`.
         method: "ablation" or "gradient".
 
     Returns:

@@ -73,13 +73,13 @@ def token_energy(model: nn.Module, images: Tensor, layers: int | Sequence[int] |
     Args:
         model: A model of this package; it runs as it is.
         images: (batch, in_chans, height, width), float.
-        layers: As in `capture`.
+        layers: See `capture`.
 
     Returns:
         (batch, layers, tokens, heads), [CLS] first.
 
     Raises:
-        InputError: As of `subspace_matrices` and of the model; or if the tokens are not finite.
+        InputError: See `subspace_matrices` and of the model; or if the tokens are not finite.
         UnknownNameError: If there is no such layer.
     """
     core = transformer_in(model)
@@ -169,7 +169,7 @@ def subspace_report(model: nn.Module, layers: int | Sequence[int] | None = None)
 
     Args:
         model: A model of this package, compiled, distributed or features-only as well; CRATE-MAE's decoder is left out.
-        layers: As in `capture`; drift is from each to the next one in this list.
+        layers: See `capture`; drift is from each to the next one in this list.
 
     Raises:
         InputError: If the model is not one of this package, its attention has no such matrices, weights are not

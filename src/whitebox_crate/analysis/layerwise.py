@@ -31,8 +31,8 @@ class RateSettings:
     """How rates of a layer are measured.
 
     Attributes:
-        eps: Precision, as of `coding_rate`; with None 0.1 for "paper" and 0.01 for "released", which is one factor.
-        convention: "paper" or "released", as of `coding_rate`.
+        eps: Precision; see `coding_rate`; with None 0.1 for "paper" and 0.01 for "released", which is one factor.
+        convention: "paper" or "released"; see `coding_rate`.
         normed: Whether Z is LN(z), the layer's first norm applied to the state, which is what the layer's bases see. If
             not, the bases are applied to the state itself.
     """
@@ -174,7 +174,7 @@ def layerwise_analysis(
         quantities: What to measure; None for all that the layers have (`measurable`).
         layers: Which layers, as in `capture`; None for all, but for ToST's class attention, which sees other tokens.
         eps: Precision; with None 0.1 for "paper", 0.01 for "released".
-        convention: "paper" or "released", as of `coding_rate`. The published layer-wise figure is made with "released".
+        convention: "paper" or "released"; see `coding_rate`. The published layer-wise figure is made with "released".
         normed: Whether Z is LN(state); if not, the state.
         confidence: Of the intervals of means.
         gather: Whether every process of torch.distributed measures other images; all get the report of all images.

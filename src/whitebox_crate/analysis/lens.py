@@ -67,7 +67,7 @@ def logit_lens(
     Args:
         model: A model of this package with a head, compiled or not; it runs as it is.
         images: (batch, in_chans, height, width), float, finite.
-        layers: As in `capture`; None for all whose output has the tokens that the head reads.
+        layers: See `capture`; None for all whose output has the tokens that the head reads.
         tokens: "pooled" for what the head reads, [CLS] or a mean; "all", or token indices, for each of these tokens as
             if it were all that is pooled.
 

@@ -64,8 +64,8 @@ def subspace_coding_rate(
 
     Args:
         projections: w, (..., heads, tokens, head_dim), any float dtype: `capture(model, "projections")`.
-        eps: Precision, as of `coding_rate`.
-        convention: "paper" or "released", as of `coding_rate`.
+        eps: Precision; see `coding_rate`.
+        convention: "paper" or "released"; see `coding_rate`.
         per_head: Whether the summands are returned.
 
     Returns:
@@ -127,8 +127,8 @@ def rate_reduction(tokens: Tensor, projections: Tensor, eps: float, convention: 
     Args:
         tokens: Z, (..., tokens, dim), any float dtype.
         projections: U_k^T Z of the same tokens, (..., heads, tokens, head_dim).
-        eps: Precision, as of `coding_rate`.
-        convention: "paper" or "released", as of `coding_rate`.
+        eps: Precision; see `coding_rate`.
+        convention: "paper" or "released"; see `coding_rate`.
 
     Returns:
         (...), at least float32. May be negative: nothing makes the subspaces cover Z once.
@@ -162,9 +162,9 @@ def sparse_rate_reduction(
     Args:
         tokens: Z, (..., tokens, dim), any float dtype.
         projections: U_k^T Z of the same tokens, (..., heads, tokens, head_dim).
-        eps: Precision, as of `coding_rate`.
+        eps: Precision; see `coding_rate`.
         sparsity: lambda.
-        convention: "paper" or "released", as of `coding_rate`; `|Z|` is of the tokens as given.
+        convention: "paper" or "released"; see `coding_rate`; `|Z|` is of the tokens as given.
         norm: "l0" or "l1".
 
     Returns:

@@ -98,7 +98,7 @@ def report(
             its size.
         photos: A name and a Pillow image each; read once, and not held.
         title: The heading; the model's architecture if it is empty.
-        short_side: Shorter side of the pictures for the model, pixels, as of `resize_to_grid`; `best_short_side` of
+        short_side: Shorter side of the pictures for the model, pixels; see `resize_to_grid`; `best_short_side` of
             the model if None.
         shown: Of how many pictures, from the first on, the page has head maps. All are measured.
         confidence: Of the intervals, in (0, 1).

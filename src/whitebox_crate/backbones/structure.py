@@ -108,7 +108,7 @@ class Backbone(nn.Module):
 
     @property
     def patch_embed(self) -> nn.Module:
-        """As of `Structure`."""
+        """See `Structure`."""
         return self.structure.patch_embed
 
     @property
@@ -122,7 +122,7 @@ class Backbone(nn.Module):
         return list(self.structure.layers)
 
     def readings_of(self, layer: nn.Module) -> dict[str, Reading]:
-        """As of `ImageTransformer.readings_of`."""
+        """See `ImageTransformer.readings_of`."""
         return dict(self.structure.readings(layer))
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:

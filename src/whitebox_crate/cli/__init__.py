@@ -21,15 +21,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
     Args:
-        arguments: Words after the command's name; those of the process if None.
+        arguments: Words after the command's name; the words of this process if None.
 
     Returns:
-        0; 1 after an error, whose message is on stderr.
+        0, or 1 after an error. The message of the error is on stderr.
     """
-    for stream in (sys.stdout, sys.stderr):  # a label that a terminal cannot show must not lose the other pictures
+    for stream in (sys.stdout, sys.stderr):  # a label that a terminal cannot show must not stop the other pictures
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    # That no connection comes about is said once, by an error, and not at each try before.
+    # A failed connection is reported once, by an error, and not at each try before.
     logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
     options = build_parser().parse_args(arguments)
 
@@ -42,23 +42,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def answer(run: Callable[[Namespace], int], options: Namespace) -> int:
-    """Runs a command with its options; the exit status, after an error 1 with its message on stderr."""
+    """Runs a command with its options. Gives the exit status; after an error it is 1, with the message on stderr."""
     try:
         if options.threads:
             importlib.import_module("torch").set_num_threads(options.threads)
         code = run(options)
-        sys.stdout.flush()  # here, where a pipe that nobody reads is answered
+        sys.stdout.flush()  # here, so that a closed pipe is handled below
         return code
     except WhiteboxCrateError as error:
         print(f"whitebox-crate: error: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # whoever reads has enough, as `head` has: nothing is left to say
+    except BrokenPipeError:  # the reader stopped, as `head` does: nothing is left to say
         _close_stdout()
         return 1
-    except OSError as error:  # of the output, as a full disk, or of a path that nothing above has met
+    except OSError as error:  # a full disk, or a path that was not checked before
         _close_stdout()
         with suppress(OSError):
-            print(f"whitebox-crate: error: {shown(str(error))}; look at paths and free space", file=sys.stderr)
+            print(f"whitebox-crate: error: {shown(str(error))}; check the path and the free space", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("whitebox-crate: interrupted", file=sys.stderr)
@@ -66,6 +66,6 @@ def answer(run: Callable[[Namespace], int], options: Namespace) -> int:
 
 
 def _close_stdout() -> None:
-    """Leads what is still to be written nowhere: Python would complain of it at its end."""
-    with suppress(OSError, ValueError):  # where tests put something else in its place
+    """Drops the output that is still to be written; else Python complains about it when it ends."""
+    with suppress(OSError, ValueError):  # tests replace stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""What the commands share when they run: the model that they name, and where their files go."""
+"""What the commands share: the model that they load, and the files that they write."""
 
 from __future__ import annotations
 
@@ -30,54 +30,54 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MANY_TOKENS = 10_000
-FEW_PATCHES = 4  # on the shorter side: a map of fewer shows no object
+FEW_PATCHES = 4  # on the shorter side: a map with fewer shows no object
 
 
 def load(options: argparse.Namespace, any_size: bool = True) -> Readable:
-    """The model, ready to look at photographs: of any size, or as it was made. None of it is trained any more."""
+    """The model with fixed weights, ready to look at photographs of any size, or of the size that it was made for."""
     return make(options, any_size).requires_grad_(False)
 
 
 def load_each(options: argparse.Namespace, names: Sequence[str]) -> list[Readable]:
-    """As `load`, each of these with its own weights, where a command shows several models."""
+    """Several models, each with its own weights. See `load`."""
     return [load(argparse.Namespace(**{**vars(options), "model": name, "checkpoint": None})) for name in names]
 
 
 def make(options: argparse.Namespace, any_size: bool = True) -> Readable:
-    """The model in evaluation mode, with what of it is trained and what is fixed."""
+    """The model in evaluation mode; the model decides which of its weights are fixed."""
     model = named_model(options.model, options.checkpoint, any_size)
     size = getattr(options, "size", None)
     if size and not getattr(options, "quiet", False):
         _tell_of_few_patches(model, size)
-    if size and getattr(options, "run", "") != "segmenting.segment":  # which tells of each photograph
+    if size and getattr(options, "run", "") != "segmenting.segment":  # which says it for each photograph
         _tell_of_tokens(model, size)
     return model.eval().to(device_for(options))
 
 
 def _tell_of_few_patches(model: Readable, size: int) -> None:
-    """Says beforehand that a small --size shows nothing."""
+    """Warns that a small --size shows nothing."""
     rows, columns = (max(1, round(size / patch)) for patch in model.patch_size)
     if min(rows, columns) < FEW_PATCHES:
         print(
-            f"--size {size} makes {rows} x {columns} patches of a square photograph, which show next to nothing; "
-            f"without --size it would be {best_short_side(model)}",
+            f"--size {size} makes {rows} x {columns} patches of a square photograph: too few to show an object; "
+            f"without --size, it is {best_short_side(model)}",
             file=sys.stderr,
         )
 
 
 def _tell_of_tokens(model: Readable, size: int) -> None:
-    """Says beforehand what a large --size comes to: work grows with the square of the tokens."""
+    """Warns of a large --size: work grows with the square of the number of tokens."""
     tokens = math.prod(-(-size // patch) for patch in model.patch_size)
     if tokens > MANY_TOKENS:
         print(
-            f"--size {size} makes {tokens:,} patches or more of each photograph, and each attends to all: this takes "
-            "time and memory",
+            f"--size {size} makes {tokens:,} patches or more of each photograph, and each patch attends to all: this "
+            "takes time and memory",
             file=sys.stderr,
         )
 
 
 def device_for(options: argparse.Namespace) -> torch.device:
-    """The device that --device names, or the best there is; which one that is, is said."""
+    """The device that --device names, or else the best available. Says which one on stderr."""
     device = device_of(options.device)
     if not getattr(options, "quiet", False):
         print(f"{options.model} runs on {describe_device(device)}", file=sys.stderr)
@@ -85,7 +85,7 @@ def device_for(options: argparse.Namespace) -> torch.device:
 
 
 def report_error(path: Path, error: Exception) -> None:
-    """Says what is wrong with one of several images, by its name; the others go on."""
+    """Reports what is wrong with one of several images. The command goes on with the others."""
     text = str(error) if str(path) in str(error) else f"{path}: {error}"
     print(f"whitebox-crate: error: {shown(text)}", file=sys.stderr)
 
@@ -96,10 +96,10 @@ def samples() -> list[Path]:
 
 
 def photographs(named: Sequence[Path]) -> list[Path]:
-    """Each file that is named, and the photographs of each folder, sorted; those of the package if none is named.
+    """The files that are named, and the photographs in each named folder, sorted. Without names: those of the package.
 
     Raises:
-        InputError: If a folder has none, or an address of the web is named.
+        InputError: If a folder has no photographs, or a web address is named.
     """
     for path in named:
         check_is_no_address(str(path))
@@ -117,7 +117,7 @@ def free_name(folder: Path, stem: str, taken: set[str]) -> Path:
 
 def out_folder(folder: Path) -> None:
     """Makes the folder that --out names."""
-    make_folder(folder, "give another with --out")
+    make_folder(folder, "choose another with --out")
 
 
 def save_picture(picture: Image, target: Path) -> None:
@@ -127,31 +127,31 @@ def save_picture(picture: Image, target: Path) -> None:
 
 
 def place_of_page(out: str, name: str) -> Path:
-    """Where a page goes: --out, or a file in it if that is a folder or ends like one. It is asked before all work.
+    """The file of a page: --out, or a file in --out if that is a folder or ends like one. Called before all work.
 
     Raises:
-        OutputError: If something is there that is no page.
+        OutputError: If there is a file that is not an HTML page.
     """
     page = Path(out, name) if out.endswith(("/", os.sep)) or is_folder(out) else Path(out)
     start = b""
-    with suppress(OSError, ValueError), page.open("rb") as file:  # what cannot be read is for writing to say
+    with suppress(OSError, ValueError), page.open("rb") as file:  # writing reports what cannot be read
         start = file.read(100).lstrip().lower()
     if start and not start.startswith((b"<!doctype html", b"<html")):
-        raise OutputError(f"{page} is there and is no page of HTML; give another with --out")
+        raise OutputError(f"{page} exists and is not an HTML page; choose another file with --out")
     return page
 
 
 def save_page(page: str, target: Path) -> None:
-    """Writes a page, whole or not at all, and says so if there was another."""
+    """Writes a page, whole or not at all. Says so if it replaces another."""
     out_folder(target.parent)
     replaces = target.is_file()
     write_whole(target, lambda path: path.write_text(page, encoding="utf-8", errors="backslashreplace"))
     if replaces:
-        print(f"{target} was there and is replaced", file=sys.stderr)
+        print(f"{target} existed and was replaced", file=sys.stderr)
 
 
 def option(text: str) -> tuple[str, Any]:
-    """Reads "name=value": a size as 224x160, else JSON where the value is JSON, else text."""
+    """Reads "name=value". The value is a size such as 224x160, or JSON, or else text."""
     name, separator, value = text.partition("=")
     if not separator:
         raise InputError(f"--set takes OPTION=VALUE, for example depth=6, not {text!r}")

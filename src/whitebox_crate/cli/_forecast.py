@@ -1,4 +1,4 @@
-"""Forecast: how many patches a large photograph has and how long it will take, said before; then layer by layer."""
+"""Forecast: says how many patches a large photograph has and how long it will take; then reports each layer."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from ..preprocess import grid_for
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MANY = 4096  # patches: from here on, it is said
+MANY = 4096  # patches: a forecast is made from here on
 TRIALS = (400, 1600)  # patches of the two small runs that are timed
 SAY_EVERY = 10.0  # seconds
 
 
 class Forecast:
-    """Of photographs with many patches, for one model.
+    """Forecasts the time that one model needs for photographs with many patches.
 
-    Attention takes time by the square of the patches, all else by their number: two small runs tell both factors.
+    The time of attention grows with the square of the number of patches, all other time with the number. Two small
+    runs measure both factors.
 
     Args:
         model: The model.
@@ -39,7 +40,7 @@ class Forecast:
 
     @contextmanager
     def of(self, photo: Image, name: str, size: int) -> Iterator[None]:
-        """Says what is ahead if it is much, and inside the block how far the model has come."""
+        """Says how long a large photograph will take. Inside the block, says how far the model has come."""
         rows, columns = self._grid(photo, size)
         if rows * columns < MANY:
             yield
@@ -53,7 +54,7 @@ class Forecast:
             yield
 
     def _timed(self, photo: Image, side_by_patch: float) -> tuple[float, float]:
-        """Seconds by patch, and by patch and patch."""
+        """Seconds per patch, and per pair of patches."""
         sides = [max(1, round(side_by_patch * math.sqrt(patches))) for patches in TRIALS]
         self._run(photo, sides[0])  # the first run is slower than any other
         took = []
@@ -70,7 +71,7 @@ class Forecast:
 
 
 def _progress(model: Readable) -> list[Hook]:
-    """Hooks that say which layer is done, at most every few seconds."""
+    """Hooks that say which layer is done, every few seconds at most."""
     started = said = time.monotonic()
 
     def say(layer: int, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""Journal: a line for each photograph that is done, so that a folder of thousands goes on where it was."""
+"""Journal: a line for each photograph that is done, so that a stopped run over a folder can resume."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Entry = dict[str, Any]
 
 
 class Journal:
-    """A file of JSON lines; of several lines for one item, the last one counts.
+    """A file of JSON lines. If an item has several lines, the last one counts.
 
-    Only where each line is, and what it depends on, is held in memory.
+    Memory holds only where each line begins and what it depends on.
 
     Args:
-        path: The file, whose folder is made with the first line.
+        path: The file. The first line makes its folder.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lines: dict[str, tuple[str, int]] = {}  # by item: what it depends on, and where its line begins
+        self._lines: dict[str, tuple[str, int]] = {}  # per item: what it depends on, and where its line begins
         if path.is_file():
-            with open_lines(path) as file:  # which cuts off what a kill left half written
+            with open_lines(path) as file:  # this cuts off a line that a kill left half written
                 file.seek(0)
                 offset = 0
                 for line in file:
@@ -43,7 +43,7 @@ class Journal:
         """Notes that an item is done.
 
         Raises:
-            OutputError: If that cannot be written.
+            OutputError: If the line cannot be written.
         """
         make_folder(self.path.parent)
         with open_lines(self.path) as file:
@@ -51,7 +51,7 @@ class Journal:
             append_line(file, {"item": item, "depends": depends, **entry})
 
     def read(self, item: str) -> Entry:
-        """What was noted of an item."""
+        """The entry of an item."""
         with self.path.open("rb") as file:
             file.seek(self._lines[item][1])
             entry: Entry = json.loads(file.readline())

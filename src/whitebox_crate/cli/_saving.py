@@ -1,4 +1,4 @@
-"""Saving: what was found in photographs as files: masks, pictures, maps, boxes, and COCO's JSON of them all."""
+"""Saving: writes what was found in photographs: masks, pictures, maps, boxes, and COCO's JSON of all."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ..segmenting import Segmentation
 from ._common import out_folder
 from ._journal import Entry
 
-FAST = 1  # of zlib's levels, for pictures: a third of the time of the usual one, for files an eighth larger
+FAST = 1  # zlib level for pictures: a third of the time of the default level, files an eighth larger
 
-# What is saved of each photograph: in which folder inside of --out, and with which suffix.
+# For each kind of file: its folder inside --out, and its suffix.
 PLACES = {
     "panel": ("", ".png"),
     "mask": ("masks", ".png"),
@@ -32,7 +32,7 @@ PLACES = {
 
 
 def files_of(out: Path, item: str, kinds: Sequence[str]) -> dict[str, Path]:
-    """Where what is saved of a photograph goes, by its kind."""
+    """The files of a photograph, by kind."""
     return {kind: out / PLACES[kind][0] / (item + PLACES[kind][1]) for kind in kinds if kind in PLACES}
 
 
@@ -41,11 +41,11 @@ def save(found: Segmentation, files: dict[str, Path], numbered: bool) -> None:
 
     Args:
         found: What was found.
-        files: As of `files_of`.
-        numbered: Whether a mask numbers its objects 1, 2, 3, ...; else what is inside is 255.
+        files: See `files_of`.
+        numbered: Whether a mask numbers its objects 1, 2, 3, ...; else the inside is 255.
 
     Raises:
-        OutputError: If one cannot be written.
+        OutputError: If a file cannot be written.
     """
     write = {
         "panel": lambda path: found.panel().save(path, format="PNG", compress_level=FAST),
@@ -60,7 +60,7 @@ def save(found: Segmentation, files: dict[str, Path], numbered: bool) -> None:
 
 
 def entry_of(found: Segmentation, **about: Any) -> Entry:
-    """What is noted of a photograph: its size, its grid, and its objects with their masks as run lengths."""
+    """The journal's entry of a photograph: its size, its grid, and its objects with masks as run lengths."""
     objects = [
         {**of, "area": int(mask.sum()), "segmentation": run_lengths(mask)}
         for of, mask in zip(_boxes(found), found.masks, strict=True)
@@ -70,19 +70,19 @@ def entry_of(found: Segmentation, **about: Any) -> Entry:
 
 
 def save_coco(path: Path, entries: Iterable[Entry], photographs: Sequence[Path], about: str) -> None:
-    """Writes COCO's JSON of what was noted of photographs: images, annotations and the one category, "object".
+    """Writes entries of photographs as COCO's JSON: images, annotations and the one category, "object".
 
-    File names are relative to the folder that has all photographs. An annotation has a score too, so that the list of
-    annotations is what COCO's evaluator takes for results.
+    File names are relative to the folder that has all photographs. Each annotation also has a score, so COCO's
+    evaluator takes the list of annotations as results.
 
     Args:
-        path: Of the file.
-        entries: As of `entry_of`, with the file of each as "image"; one at a time is in memory.
+        path: The file to write.
+        entries: See `entry_of`; "image" is the photograph's file. One entry at a time is in memory.
         photographs: All files.
-        about: What made them.
+        about: What made the masks.
 
     Raises:
-        OutputError: If it cannot be written.
+        OutputError: If the file cannot be written.
     """
     folder = os.path.commonpath([os.path.abspath(photo.parent) for photo in photographs])
 

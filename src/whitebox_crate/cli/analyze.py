@@ -1,4 +1,4 @@
-"""analyze: a model measured on photographs, as one page of HTML."""
+"""analyze: measures a model on photographs and writes one page of HTML."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def write_page(options: argparse.Namespace) -> int:
-    """Measures on every picture that can be read; those that cannot are reported."""
+    """Measures on every picture that can be read, and reports the others."""
     target = place_of_page(options.out, "report.html")
     paths, failed = photographs(options.images), list[Path]()
     model = transformer_in(make(options))

@@ -1,4 +1,4 @@
-"""What every command takes, and the function that runs it; without PyTorch, so that help and errors come at once."""
+"""The options of every command, and the function that runs it. No PyTorch here: help and errors come at once."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from ..training.presets import PRESETS
 from ..training.recipe import Recipe
 from .parser import Parser, command, cosine, group, positive, share
 
-RULES = ("mass", "entries", "mean")  # those of `segmentation.attention_masks`
-METHODS = ("multiscale", "attention", "maskcut", "class")  # those of `segmentation.METHODS`
-EDGES = ("colours", "guided", "smooth", "patches")  # those of `segmentation.EDGES`
-COMPARED = ("crate_nano", "vit_nano")  # taught the same names on the same scenes
+RULES = ("mass", "entries", "mean")  # see `segmentation.attention_masks`
+METHODS = ("multiscale", "attention", "maskcut", "class")  # see `segmentation.METHODS`
+EDGES = ("colours", "guided", "smooth", "patches")  # see `segmentation.EDGES`
+COMPARED = ("crate_nano", "vit_nano")  # trained on the same scenes for the same names
 SAVED = ("mask", "panel", "overlay", "map", "boxes", "coco")
-IMAGES = "photographs, or folders of them (default: those of the package)"
-# What --layer is if it is not given; see `segmentation.resolve_layer`.
-LAYER = "the weights' best, else -2 of CRATE, -1 of ViT"
+IMAGES = "photographs, or folders of photographs (default: three in the package)"
+# The layer without --layer; see `segmentation.resolve_layer`.
+LAYER = "the one the weights name; else -2 for CRATE, -1 for ViT"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; what it reads has the function to `run`, as "module.function" of `cli`."""
+    """The parser of all commands. Its result names the function to `run` as "module.function" of `cli`."""
     parser = Parser(
         "whitebox-crate",
-        description="The `whitebox-crate` command: list models, classify, segment and analyze photographs, evaluate, "
-        "convert, train.",
+        description="White-box vision transformers: see what they attend to, segment photographs, evaluate, train. "
+        "COMMAND --help shows the options of a command.",
+        epilog="example: whitebox-crate segment photo.jpg",
     )
-    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--version", action="version", version=__version__, help="show the version and exit")
     commands = parser.add_commands("COMMAND")
     for add in (
         _add_list,
@@ -55,22 +56,31 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_list(commands: Any) -> None:
-    listing = command(commands, "list", "weights.show_names", "names of models, weights with --pretrained")
-    listing.add_argument("filter", nargs="*", help="wildcards, for example 'crate_*'")
-    listing.add_argument("--pretrained", action="store_true", help="only models with weights, with their tags")
+    listing = command(
+        commands, "list", "weights.show_names", "list models and weights", "whitebox-crate list 'crate_*' --pretrained"
+    )
+    listing.add_argument("filter", nargs="*", help="wildcards, for example 'crate_*' (default: all names)")
+    listing.add_argument("--pretrained", action="store_true", help="only models that have weights, with their tags")
 
 
 def _add_convert(commands: Any) -> None:
     converting = command(
-        commands, "convert", "weights.convert", "other people's checkpoint to a folder that create_model loads"
+        commands,
+        "convert",
+        "weights.convert",
+        "turn another project's checkpoint into a folder that create_model loads",
+        "whitebox-crate convert crate_small.pth crate_small",
     )
-    converting.add_argument("file", type=Path, help="safetensors (or .index.json), PyTorch or JAX (npz) file")
-    converting.add_argument("out", type=Path, help="folder")
+    converting.add_argument("file", type=Path, help="checkpoint: safetensors (or .index.json), PyTorch, or JAX (.npz)")
+    converting.add_argument("out", type=Path, help="folder to write")
     converting.add_argument(
-        "--model", default="", help="architecture, perhaps with a tag (default: what the file shows)"
+        "--model", default="", help="architecture, with or without a tag (default: inferred from the file)"
     )
     converting.add_argument(
-        "--weights", default="", metavar="NAME", help="which of several in the file, for example state_dict_ema"
+        "--weights",
+        default="",
+        metavar="NAME",
+        help="which weights to take, if the file has several, for example state_dict_ema",
     )
     converting.add_argument(
         "--set",
@@ -78,71 +88,120 @@ def _add_convert(commands: Any) -> None:
         action="extend",
         default=[],
         metavar="OPTION=VALUE",
-        help="what the file does not show, for example num_heads=12 img_size=224x160",
+        help="model options that the file does not show, for example num_heads=12 img_size=224x160",
     )
 
 
 def _add_classify(commands: Any) -> None:
     classify = command(
-        commands, "classify", "pictures.classify", "the likeliest classes of photographs, with probabilities"
+        commands,
+        "classify",
+        "pictures.classify",
+        "name the most likely classes of photographs",
+        "whitebox-crate classify dog.png --top 3",
     )
     _add_images(classify)
-    classify.add_argument("--top", type=positive, default=5, help="how many classes (%(default)s)")
-    classify.add_argument("--json", action="store_true", help="a line of JSON for each photograph")
+    out = classify.section("output")
+    out.add_argument("--top", type=positive, metavar="N", default=5, help="number of classes (default: %(default)s)")
+    _add_json(classify)
 
 
 def _add_segment(commands: Any) -> None:
-    segment = command(commands, "segment", "segmenting.segment", "masks of the objects in photographs, and pictures")
+    segment = command(
+        commands,
+        "segment",
+        "segmenting.segment",
+        "find the objects in photographs and write masks and pictures",
+        "whitebox-crate segment photo.jpg --save mask,overlay --out masks",
+    )
     _add_picture(segment, "segmented")
     _add_method(segment)
-    segment.add_argument(
-        "--save", type=_kinds, default=("mask", "panel"), metavar="KIND,...", help=f"of {', '.join(SAVED)} (mask,panel)"
+    out = segment.section("output")
+    out.add_argument(
+        "--save",
+        type=_kinds,
+        default=("mask", "panel"),
+        metavar="KIND,...",
+        help=f"what to write: any of {', '.join(SAVED)} (default: mask,panel)",
     )
-    segment.add_argument("--json", action="store_true", help="a line of JSON for each photograph")
+    _add_json(segment)
     _add_workers(segment)
-    segment.add_argument("-q", "--quiet", action="store_true", help="nothing but errors, and --json")
+    out.add_argument("-q", "--quiet", action="store_true", help="print errors only (and the lines of --json)")
+
+
+def _add_json(parser: Parser) -> None:
+    parser.section("output").add_argument("--json", action="store_true", help="print one line of JSON per photograph")
 
 
 def _add_compare(commands: Any) -> None:
-    compare = command(commands, "compare", "segmenting.compare", "what two models find in photographs, side by side")
+    compare = command(
+        commands,
+        "compare",
+        "segmenting.compare",
+        "show what two models find in photographs, side by side",
+        "whitebox-crate compare photo.jpg --model crate_nano --model vit_nano",
+    )
     compare.add_argument("images", nargs="*", type=Path, help=IMAGES)
-    compare.add_argument("--model", action="append", help=f"one of the two, given twice ({' and '.join(COMPARED)})")
+    compare.section("model").add_argument(
+        "--model", action="append", help=f"a model; give this twice (default: {' and '.join(COMPARED)})"
+    )
     _add_device(compare)
     _add_layer(compare)
     _add_size(compare)
-    compare.add_argument("--out", type=Path, default=Path("compared"), help="folder for the PNGs (%(default)s)")
+    _add_out(compare, "compared")
     _add_method(compare)
 
 
 def _add_method(parser: Parser) -> None:
-    """How objects are found; a method takes the settings that it has."""
-    add = parser.add_argument_group("method").add_argument
-    add("--method", choices=METHODS, help="how objects are found (default: the first that has the settings given)")
-    add("--n", type=positive, help="most objects, of maskcut (3)")
-    add("--head", type=_heads, help="which head of attention, several as 0,2, or all (the weights' best, else all)")
-    add("--rule", choices=RULES, help="what attention keeps (default: mean)")
-    add("--keep", type=share, help="share kept (0.6) by mass, the rule if this is given, or entries")
-    add("--label", metavar="CLASS", help="what to look for, of class: a name or an index (the likeliest)")
-    add("--tau", type=cosine, help="patches of a larger cosine are linked, of maskcut (0.15)")
-    add("--edges", choices=EDGES, default="colours", help="from patches to pixels (%(default)s)")
+    """How objects are found. Each method takes the settings that it has."""
+    add = parser.section("method").add_argument
+    add(
+        "--method",
+        choices=METHODS,
+        help="multiscale: [CLS] attention at two sizes; attention: [CLS] attention of one layer; maskcut: cuts between "
+        "unlike patches; class: evidence for a class (default: the first that has the settings you give)",
+    )
+    add("--n", type=positive, help="maskcut: find at most N objects (default: 3)")
+    add(
+        "--head",
+        type=_heads,
+        help="attention: a head, several as 0,2, or all (default: the one the weights name; else all)",
+    )
+    add(
+        "--rule",
+        choices=RULES,
+        help="attention: which patches are inside. mean: above the map's mean; mass: the fewest that hold the share "
+        "--keep of the attention; entries: that share of the patches (default: mean; mass if --keep is given)",
+    )
+    add("--keep", type=share, metavar="SHARE", help="attention: share for --rule mass and entries (default: 0.6)")
+    add("--label", metavar="CLASS", help="class: the class to look for, by name or index (default: the most likely)")
+    add("--tau", type=cosine, metavar="COSINE", help="maskcut: link patches of a larger cosine (default: 0.15)")
+    add("--edges", choices=EDGES, default="colours", help="how patches become pixels (default: %(default)s)")
 
 
 def _add_attention(commands: Any) -> None:
-    attention = command(commands, "attention", "pictures.attention", "the [CLS] maps of all heads of a layer, as a PNG")
+    attention = command(
+        commands,
+        "attention",
+        "pictures.attention",
+        "draw the [CLS] attention maps of all heads of a layer",
+        "whitebox-crate attention photo.jpg --layer 3",
+    )
     _add_picture(attention, "attention")
-    attention.add_argument(
+    maps = attention.section("maps")
+    maps.add_argument(
         "--label",
         action="append",
         default=[],
         metavar="CLASS",
-        help="what speaks for a class in place of heads, by name or index; again for another (by --layer if it is "
-        "given, else by all layers)",
+        help="draw the evidence for this class, by name or index, instead of heads; repeat for more classes. It comes "
+        "from all layers, or from --layer",
     )
-    attention.add_argument(
+    maps.add_argument(
         "--state",
         choices=("attention", "membership"),
         default="attention",
-        help="membership: how much each patch belongs to each head, in ToST (%(default)s)",
+        help="membership (ToST only): how much each patch belongs to each head (default: %(default)s)",
     )
 
 
@@ -150,37 +209,58 @@ def _add_picture(parser: Parser, out: str) -> None:
     _add_images(parser)
     _add_layer(parser)
     _add_size(parser)
-    parser.add_argument("--out", type=Path, default=Path(out), help="folder for the PNGs (%(default)s)")
+    _add_out(parser, out)
 
 
 def _add_pca(commands: Any) -> None:
     pca = command(
-        commands, "pca", "figures.pca", "foreground and parts of one kind of object, by PCA of patch features"
+        commands,
+        "pca",
+        "figures.pca",
+        "colour the foreground and the parts of one kind of object, by PCA of patch features",
+        "whitebox-crate pca cow.png goat.png sheep.png",
     )
     _add_images(pca)
-    pca.add_argument("--layer", type=_layer, help=f"which layer, or all for a strip (default: {LAYER})")
-    pca.add_argument(
-        "--threshold", type=float, help="foreground from so many standard deviations (default: Otsu's cut)"
+    pca.section("model").add_argument(
+        "--layer", type=_layer, help=f"a layer, or all for a strip of all layers (default: {LAYER})"
     )
     _add_sheet(pca, "pca")
+    pca.section("output").add_argument(
+        "--threshold",
+        type=float,
+        help="where the foreground begins, in standard deviations of the first component (default: Otsu's cut)",
+    )
 
 
 def _add_heads(commands: Any) -> None:
     heads = command(
-        commands, "heads", "figures.heads", "the same heads across images, those first that pick the same part"
+        commands,
+        "heads",
+        "figures.heads",
+        "compare heads across photographs; heads that pick the same part come first",
+        "whitebox-crate heads cow.png goat.png sheep.png --masks masks",
     )
     _add_images(heads)
     _add_layer(heads)
-    heads.add_argument("--masks", type=Path, help="folder of mask PNGs named as the images: ranks by IoU")
-    heads.add_argument("--void", type=int, help="label of pixels that count for nothing, for example 255 (none)")
-    heads.add_argument("--rule", choices=RULES, help="how a map is cut (default: mean)")
-    heads.add_argument("--keep", type=share, help="share kept (0.6) by mass, the rule if this is given, or entries")
     _add_sheet(heads, "heads")
+    scores = heads.section("ranking")
+    scores.add_argument(
+        "--masks", type=Path, metavar="FOLDER", help="mask PNGs, named like the images; heads are then ranked by IoU"
+    )
+    _add_void(scores)
+    scores.add_argument(
+        "--rule", choices=RULES, help="how a map becomes a mask (default: mean; mass if --keep is given)"
+    )
+    _add_keep(scores)
 
 
 def _add_noise(commands: Any) -> None:
     noise = command(
-        commands, "noise", "figures.noise", "the [CLS] maps of all heads of a layer as noise on the pixels grows"
+        commands,
+        "noise",
+        "figures.noise",
+        "draw the [CLS] attention maps of a layer as noise on the pixels grows",
+        "whitebox-crate noise cow.png --strengths 25 75 --shares 0.1 0.5",
     )
     _add_images(noise)
     _add_layer(noise)
@@ -190,7 +270,19 @@ def _add_noise(commands: Any) -> None:
 
 def _add_sheet(parser: Parser, out: str) -> None:
     _add_size(parser)
-    parser.add_argument("--out", type=Path, default=Path(out), help="folder for what is made (%(default)s)")
+    _add_out(parser, out)
+
+
+def _add_out(parser: Parser, default: str) -> None:
+    parser.section("output").add_argument(
+        "--out", type=Path, metavar="FOLDER", default=Path(default), help="where to write (default: %(default)s)"
+    )
+
+
+def _add_page(parser: Parser, default: str) -> None:
+    parser.section("output").add_argument(
+        "--out", metavar="FILE", default=default, help="HTML file to write, or a folder for it (default: %(default)s)"
+    )
 
 
 def _add_analyze(commands: Any) -> None:
@@ -198,153 +290,295 @@ def _add_analyze(commands: Any) -> None:
         commands,
         "analyze",
         "analyze.write_page",
-        "what each layer does to photographs and was derived to do, as HTML",
+        "measure whether each layer does what it was derived to do; write a page of HTML",
+        "whitebox-crate analyze photo.jpg --out report.html",
     )
     _add_images(analyze)
     _add_size(analyze)
-    analyze.add_argument("--out", default="report.html", help="the page, or a folder for it (%(default)s)")
+    _add_page(analyze, "report.html")
 
 
 def _add_view(commands: Any) -> None:
     view = command(
-        commands, "view", "view.write_page", "a page to play with: attention patch by patch, masks, colours of tokens"
+        commands,
+        "view",
+        "view.write_page",
+        "write an interactive page: attention of each patch, masks, colours of tokens",
+        "whitebox-crate view photo.jpg --out page.html",
     )
     view.add_argument("images", nargs="*", type=Path, help=IMAGES)
-    view.add_argument("--model", action="append", help="name, name.tag or local-dir:PATH; again for another beside it")
+    view.section("model").add_argument(
+        "--model",
+        action="append",
+        help="name, name.tag, or local-dir:PATH; repeat for more models (default: crate_nano)",
+    )
     _add_device(view)
     _add_size(view)
-    view.add_argument("--megabytes", type=float, default=5, help="of the page, for each photograph (%(default)s)")
-    view.add_argument("--out", default="page.html", help="the page, or a folder for it (%(default)s)")
+    _add_page(view, "page.html")
+    view.section("output").add_argument(
+        "--megabytes", type=float, default=5, help="most megabytes per photograph in the page (default: %(default)s)"
+    )
 
 
 def _add_evaluate(commands: Any) -> None:
     kinds = group(
-        commands, "evaluate", "DATA", "how well a model finds objects in a data set, measured as in the paper"
+        commands,
+        "evaluate",
+        "DATA",
+        "score how well a model finds the objects of a data set, as the papers do",
+        "whitebox-crate evaluate folder --root photographs --out results",
     )
-    voc = command(kinds, "voc", "evaluate.voc", "mIoU of [CLS] attention on Pascal VOC 2012, by layer, head and class")
-    voc.add_argument("--split", default="val", help="list in ImageSets/Segmentation (%(default)s)")
-    _add_attention_scores(voc, "folder with JPEGImages, SegmentationClass and ImageSets, or with VOC2012")
+    voc = command(
+        kinds,
+        "voc",
+        "evaluate.voc",
+        "mean IoU of [CLS] attention on Pascal VOC 2012, by layer, head and class",
+        "whitebox-crate evaluate voc --root VOCdevkit --out voc",
+    )
+    _add_attention_scores(voc, "folder that has JPEGImages, SegmentationClass and ImageSets, or has VOC2012")
+    voc.section("data").add_argument(
+        "--split", default="val", help="list in ImageSets/Segmentation (default: %(default)s)"
+    )
 
-    folder = command(kinds, "folder", "evaluate.folder", "the same on any folder of images/ and masks/, PNGs of labels")
-    folder.add_argument("--void", type=int, help="label of pixels that count for nothing, for example 255 (none)")
-    folder.add_argument(
-        "--objects", action="store_true", help="labels number the objects of an image, and are no classes"
+    folder = command(
+        kinds,
+        "folder",
+        "evaluate.folder",
+        "mean IoU of [CLS] attention on your own folder of images and masks",
+        "whitebox-crate evaluate folder --root photographs --out results",
     )
-    _add_attention_scores(folder, "folder with images/ and masks/")
+    _add_attention_scores(folder, "folder that has images/ and masks/ (PNGs whose pixels are labels)")
+    _add_void(folder.section("data"))
+    folder.section("data").add_argument(
+        "--objects", action="store_true", help="labels number the objects of an image; they are not classes"
+    )
 
     coco = command(
         kinds,
         "coco",
         "evaluate.coco",
-        "AP of MaskCut's boxes and masks on COCO, whatever the class, by its evaluator",
+        "class-agnostic AP of MaskCut's boxes and masks on COCO",
+        "whitebox-crate evaluate coco --root coco --out coco_results",
     )
-    coco.add_argument(
-        "--split", default="val2017", help="folder of images, and part of the annotations' name (val2017)"
+    _add_run(coco, "folder that has annotations/ and a folder of images, val2017/")
+    coco.section("data").add_argument(
+        "--split", default="val2017", help="name of the folder of images and of the annotations (default: %(default)s)"
     )
-    coco.add_argument("--annotations", type=Path, help="file (default: ROOT/annotations/instances_SPLIT.json)")
-    _add_run(coco, "folder with annotations/ and a folder of images, val2017/")
-    coco.add_argument("--layer", type=int, help=f"layer of the features (default: {LAYER})")
-    coco.add_argument(
-        "--state", choices=("projections", "tokens", "output"), default="projections", help="features (%(default)s)"
+    coco.section("data").add_argument(
+        "--annotations",
+        type=Path,
+        metavar="FILE",
+        help="annotations (default: ROOT/annotations/instances_SPLIT.json)",
     )
-    coco.add_argument("--tau", type=cosine, default=0.15, help="patches of a larger cosine are linked (%(default)s)")
-    coco.add_argument("--n", type=positive, default=3, help="most masks of an image (%(default)s)")
+    _add_layer(coco)
+    add = coco.section("method").add_argument
+    add(
+        "--state",
+        choices=("projections", "tokens", "output"),
+        default="projections",
+        help="features of the patches (default: %(default)s)",
+    )
+    add(
+        "--tau",
+        type=cosine,
+        metavar="COSINE",
+        default=0.15,
+        help="link patches of a larger cosine (default: %(default)s)",
+    )
+    add("--n", type=positive, default=3, help="find at most N masks in an image (default: %(default)s)")
 
 
 def _add_attention_scores(parser: Parser, root: str) -> None:
     _add_run(parser, root)
-    parser.add_argument("--layer", type=int, help=f"layer of the table by class (default: {LAYER})")
-    parser.add_argument("--rules", nargs="+", choices=RULES, help="what a mask of a single head keeps (all)")
-    parser.add_argument("--keep", type=share, help="share that mass and entries keep (0.6)")
-    parser.add_argument(
-        "--method", choices=METHODS, help="scores the masks of this method of `segment` in place of single heads"
+    parser.section("model").add_argument("--layer", type=int, help=f"layer for the table of classes (default: {LAYER})")
+    scores = parser.section("method")
+    scores.add_argument(
+        "--rules", nargs="+", choices=RULES, help="how the map of a single head becomes a mask (default: all rules)"
     )
-    parser.add_argument("--edges", choices=EDGES, default="colours", help="how its masks come to pixels (%(default)s)")
+    _add_keep(scores)
+    scores.add_argument("--method", choices=METHODS, help="score the masks of `segment --method`, not single heads")
+    scores.add_argument(
+        "--edges",
+        choices=EDGES,
+        default="colours",
+        help="for --method: how patches become pixels (default: %(default)s)",
+    )
+
+
+def _add_keep(parser: Any, default: float | None = None) -> None:
+    parser.add_argument(
+        "--keep", type=share, metavar="SHARE", default=default, help="share that mass and entries keep (default: 0.6)"
+    )
+
+
+def _add_void(parser: Any) -> None:
+    parser.add_argument(
+        "--void", type=int, metavar="LABEL", help="leave out mask pixels of this label, for example 255 (default: none)"
+    )
 
 
 def _add_curves(commands: Any) -> None:
     kinds = group(
-        commands, "curves", "KIND", "how well attention segments a data set: by layer, by checkpoint, and under noise"
+        commands,
+        "curves",
+        "KIND",
+        "plot how well attention segments a data set: by layer, by checkpoint, under noise",
+        "whitebox-crate curves layers --root VOCdevkit --out layers",
     )
-    layers = command(kinds, "layers", "curves.layers", "IoU by layer")
-    _add_against(layers)
+    layers = command(
+        kinds,
+        "layers",
+        "curves.layers",
+        "plot IoU by layer",
+        "whitebox-crate curves layers --root VOCdevkit --out layers",
+    )
     _add_curve(layers)
+    _add_against(layers)
 
-    epochs = command(kinds, "epochs", "curves.epochs", "IoU by checkpoint")
-    epochs.add_argument("checkpoints", type=Path, help="folder of checkpoints: files, or folders with weights")
+    epochs = command(
+        kinds,
+        "epochs",
+        "curves.epochs",
+        "plot IoU by checkpoint",
+        "whitebox-crate curves epochs snapshots --root VOCdevkit --out epochs",
+    )
+    epochs.add_argument(
+        "checkpoints", type=Path, help="folder whose entries are checkpoints: files, or folders that have weights"
+    )
     _add_curve(epochs)
     _add_layer(epochs)
 
-    noise = command(kinds, "noise", "curves.noise", "IoU under noise")
-    _add_against(noise)
-    _add_disturbance(noise, [0, 10, 25, 50, 75])
+    noise = command(
+        kinds,
+        "noise",
+        "curves.noise",
+        "plot IoU by the strength of noise",
+        "whitebox-crate curves noise --root VOCdevkit --out noise",
+    )
     _add_curve(noise)
+    _add_against(noise)
     _add_layer(noise)
+    _add_disturbance(noise, [0, 10, 25, 50, 75])
 
 
 def _add_against(parser: Parser) -> None:
-    parser.add_argument("--against", nargs="+", default=[], metavar="MODEL", help="other models, for curves beside it")
+    parser.section("model").add_argument(
+        "--against", nargs="+", default=[], metavar="MODEL", help="other models, drawn beside it (default: none)"
+    )
 
 
 def _add_curve(parser: Parser) -> None:
-    _add_run(parser, "the data set")
-    parser.add_argument(
-        "--data", choices=("voc", "folder"), default="voc", help="its layout, as in evaluate (%(default)s)"
+    _add_run(parser, "folder of the data set")
+    data = parser.section("data")
+    data.add_argument(
+        "--data", choices=("voc", "folder"), default="voc", help="its layout, as for evaluate (default: %(default)s)"
     )
-    parser.add_argument("--split", default="val", help="list in ImageSets/Segmentation of voc (%(default)s)")
-    parser.add_argument("--void", type=int, help="label of pixels that count for nothing, of a folder (none)")
-    parser.add_argument("--keep", type=share, default=0.6, help="share that mass and entries keep (%(default)s)")
-    parser.add_argument("--rule", choices=RULES, default="mean", help="rule that is drawn; JSON has all (%(default)s)")
+    data.add_argument("--split", default="val", help="voc: list in ImageSets/Segmentation (default: %(default)s)")
+    data.add_argument(
+        "--void", type=int, metavar="LABEL", help="folder: leave out mask pixels of this label (default: none)"
+    )
+    method = parser.section("method")
+    method.add_argument(
+        "--rule", choices=RULES, default="mean", help="rule to plot; the JSON has all rules (default: %(default)s)"
+    )
+    _add_keep(method, 0.6)
 
 
 def _add_train(commands: Any) -> None:
-    training = command(commands, "train", "training.train_model", "train on your own images")
-    add = training.add_argument_group("data").add_argument
-    add("--data", required=True, help="a folder, file or Hub data set")
-    add("--split", default="train", help="of the data set (%(default)s)")
-    add("--subset", help="of a Hub data set that has several")
-    add("--revision", help="branch, tag or commit of a Hub data set")
-    add("--image-column", help="name (default: by its type or the usual names)")
-    add("--label-column", help="name (default: by its type or the usual names)")
-    add("--label-names", type=Path, metavar="FILE", help="names of all classes in order, a line each")
-    add("--streaming", action="store_true", help="read one after the other, for data too large or too far away")
-    add("--images", type=positive, help="how many there are, if they are streamed and that is known")
-    add_training(training, preset="finetune from weights, else imagenet1k")
+    training = command(
+        commands,
+        "train",
+        "training.train_model",
+        "train a model on your own images",
+        "whitebox-crate train --data photos --pretrained crate_nano --out run",
+    )
+    training.usage = "%(prog)s --data DATA --out FOLDER [options]"
+    add = training.section("data").add_argument
+    add("--data", required=True, help="a folder with one folder per class, a file, or a data set of the Hub")
+    add("--split", default="train", help="split to train on (default: %(default)s)")
+    add("--subset", help="which subset, if the data set has several")
+    add("--revision", help="branch, tag or commit of a data set of the Hub (default: its main branch)")
+    add("--image-column", metavar="NAME", help="column of the images (default: found by type or usual name)")
+    add("--label-column", metavar="NAME", help="column of the labels (default: found by type or usual name)")
+    add("--label-names", type=Path, metavar="FILE", help="text file with the class names in order, one per line")
+    add("--streaming", action="store_true", help="read the images in order, for data too large to download")
+    add("--images", type=positive, metavar="N", help="with --streaming: number of images, if you know it")
+    add_training(training, preset="finetune with --pretrained; else imagenet1k")
 
 
 def add_training(parser: Parser, preset: str, without: Collection[str] = ()) -> None:
-    """What every training takes, whatever its data.
+    """Adds the options that every training takes, whatever its data.
 
     Args:
-        parser: Gets it.
-        preset: What --preset is if it is not given, for the help.
+        parser: Gets the options.
+        preset: The default of --preset, for the help.
         without: Fields of `Recipe` that the data have no use for.
     """
-    add = parser.add_argument_group("model").add_argument
-    add("--model", help="architecture, to be trained from scratch (crate_nano)")
-    add("--pretrained", metavar="NAME", help="weights to start from: name, name.tag, local-dir:PATH or hf-hub:org/name")
-    add("--set", nargs="+", action="extend", default=[], metavar="OPTION=VALUE", help="options of the model")
-    add = parser.add_argument_group("validation").add_argument
+    add = parser.section("model").add_argument
+    add("--model", help="architecture to train from scratch (default: crate_nano)")
+    add("--pretrained", metavar="NAME", help="weights to start from: name, name.tag, local-dir:PATH or hf-hub:ORG/NAME")
+    add(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="options of the model, for example depth=6 img_size=96",
+    )
+    add = parser.section("validation").add_argument
     add(
         "--validation",
         metavar="SHARE|SPLIT|PATH",
-        help="what is to be named: a share of each class to hold out (0.2), a split of the data, or a folder or file",
+        help="images to validate with: a share of each class to hold out (0.2), a split of the data, or other data "
+        "(default: none)",
     )
-    add("--masks", type=Path, metavar="FOLDER", help="images/ with masks/, or VOC 2012, to be segmented by attention")
+    add(
+        "--masks",
+        type=Path,
+        metavar="FOLDER",
+        help="images with masks, to measure the IoU of attention: images/ and masks/, or VOC 2012 (default: none)",
+    )
     add(
         "--validate-every",
         type=float,
-        help="epochs (1, or a hundredth of the run if that is more); steps where no epoch is known",
+        metavar="EPOCHS",
+        help="epochs between validations (default: 1, or a hundredth of the run if that is longer). Counted in steps "
+        "if the length of an epoch is unknown",
     )
-    add = parser.add_argument_group("run").add_argument
-    add("--out", type=Path, required=True, help="folder; one that holds a run is gone on with")
-    add("--workers", type=int, default=0, help="processes that make batches ahead of time, for each of the run's (0)")
-    add("--checkpoint-every", type=positive, default=250, help="steps (%(default)s)")
-    add("--keep", choices=("last", "best"), default="last", help="which weights, best by validation (%(default)s)")
-    add("--tracker", nargs="+", default=[], metavar="NAME", help="trackers that accelerate knows, as tensorboard")
-    add("--push-to-hub", metavar="ORG/NAME", help="repository for the trained model")
-    recipe = parser.add_argument_group("recipe", "a preset, and what shall differ from it")
-    recipe.add_argument("--preset", choices=sorted(PRESETS), help=f"({preset}); each has its numbers below")
+    add = parser.section("run").add_argument
+    add("--out", type=Path, metavar="FOLDER", required=True, help="folder of the run; a stopped run resumes")
+    add(
+        "--workers",
+        type=int,
+        metavar="N",
+        default=0,
+        help="processes that load images, for each training process (default: %(default)s)",
+    )
+    add(
+        "--checkpoint-every",
+        type=positive,
+        metavar="STEPS",
+        default=250,
+        help="steps between checkpoints (default: %(default)s)",
+    )
+    add(
+        "--keep",
+        choices=("last", "best"),
+        default="last",
+        help="weights to keep; best is by validation (default: %(default)s)",
+    )
+    add(
+        "--tracker",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="trackers of accelerate, for example tensorboard (default: none)",
+    )
+    add("--push-to-hub", metavar="ORG/NAME", help="Hub repository to upload the trained model to (default: none)")
+    recipe = parser.add_argument_group(
+        "recipe", "A preset sets all of these; an option changes one. In brackets: the value in each preset."
+    )
+    recipe.add_argument("--preset", choices=sorted(PRESETS), help=f"the recipe to start from (default: {preset})")
     meanings = _meanings()
     for field in dataclasses.fields(Recipe):
         if field.name not in without:
@@ -352,7 +586,7 @@ def add_training(parser: Parser, preset: str, without: Collection[str] = ()) -> 
 
 
 def _meanings() -> dict[str, str]:
-    """What each field of a recipe means: the first sentence of its docstring, of which python -OO keeps none."""
+    """The meaning of each field of a recipe: the first sentence of its docstring. (python -OO drops docstrings.)"""
     attributes = inspect.cleandoc(Recipe.__doc__ or "").partition("Attributes:")[2].partition("Raises:")[0]
     found = re.findall(r"^    (\w+): (.+?)\.(?:\s|$)", attributes, re.MULTILINE | re.DOTALL)
     return {name: " ".join(sentence.split()) for name, sentence in found}
@@ -370,12 +604,12 @@ def _add_recipe_field(parser: Any, field: dataclasses.Field[Any], meaning: str) 
 
 
 def _by_preset(name: str) -> str:
-    """What a field of a recipe is in each preset, those of one value together."""
+    """The value of a field in each preset; presets of equal value are named together."""
     presets: dict[str, list[str]] = {}
     for preset, made in PRESETS.items():
         value = getattr(made.recipe, name)
         if name == "steps" and made.recipe.epochs:
-            shown = "as many as the epochs have"
+            shown = "from the epochs"
         elif name == "sizes" and len(value) == 1:
             shown = "the model's"
         else:
@@ -400,58 +634,92 @@ def _add_images(parser: Parser) -> None:
 
 def _add_run(parser: Parser, root: str) -> None:
     """What every evaluation takes."""
+    parser.section("data").add_argument("--root", type=Path, metavar="FOLDER", required=True, help=root)
+    parser.section("data").add_argument(
+        "--skip-broken", action="store_true", help="report and leave out files that cannot be read"
+    )
     _add_model(parser)
-    parser.add_argument("--root", type=Path, required=True, help=root)
     _add_size(parser)
-    parser.add_argument("--skip-broken", action="store_true", help="report and leave out what cannot be read")
     _add_workers(parser)
-    parser.add_argument("--out", type=Path, required=True, help="folder of results; one that was begun is gone on with")
+    parser.section("output").add_argument(
+        "--out", type=Path, metavar="FOLDER", required=True, help="folder for results; a stopped run resumes"
+    )
 
 
 def _add_model(parser: Parser) -> None:
-    parser.add_argument(
-        "--model", default="crate_nano", help="name, name.tag, local-dir:PATH, or timm:NAME of timm's (%(default)s)"
+    add = parser.section("model").add_argument
+    add(
+        "--model",
+        default="crate_nano",
+        help="name, name.tag, local-dir:PATH, or timm:NAME for a model of timm (default: %(default)s)",
     )
-    parser.add_argument(
-        "--checkpoint", type=Path, help="file of weights of any known format, in place of the model's own"
+    add(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="load these weights, of any known format, in place of the model's own",
     )
     _add_device(parser)
 
 
 def _add_workers(parser: Parser) -> None:
     parser.add_argument(
-        "--workers", type=positive, default=1, help="photographs at once, each by a thread: the cores are best (1)"
+        "--workers",
+        type=positive,
+        metavar="N",
+        default=1,
+        help="photographs to process at once, each in a thread; the number of cores is best (default: %(default)s)",
     )
 
 
 def _add_device(parser: Parser) -> None:
-    parser.add_argument(
-        "--device", help="cuda (each process its own), cuda:N, mps or cpu (default: the first there is)"
+    parser.section("model").add_argument(
+        "--device",
+        help="cuda (with several processes, each takes its own), cuda:N, mps, or cpu (default: the first available)",
     )
 
 
 def _add_size(parser: Parser) -> None:
-    parser.add_argument("--size", type=positive, help="shorter side for the model, pixels (default: the weights' best)")
+    parser.section("model").add_argument(
+        "--size",
+        type=positive,
+        metavar="PIXELS",
+        help="shorter side of the image that the model sees (default: best for the weights)",
+    )
 
 
 def _add_layer(parser: Parser) -> None:
-    parser.add_argument("--layer", type=int, help=f"which layer (default: {LAYER})")
+    parser.section("model").add_argument("--layer", type=int, help=f"a layer (default: {LAYER})")
 
 
 def _add_disturbance(parser: Parser, strengths: list[float]) -> None:
     """Strengths, shares and seed of noise on pixels."""
-    parser.add_argument(
-        "--strengths", nargs="+", type=float, default=strengths, help="standard deviations, of 255 (%(default)s)"
+    add = parser.section("noise").add_argument
+    shown = " ".join(f"{strength:g}" for strength in strengths)
+    add(
+        "--strengths",
+        nargs="+",
+        type=float,
+        default=strengths,
+        metavar="STRENGTH",
+        help=f"standard deviations of the noise; pixels go from 0 to 255 (default: {shown})",
     )
-    parser.add_argument("--shares", nargs="+", type=float, default=[0.5], help="of the pixels (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
+    add(
+        "--shares",
+        nargs="+",
+        type=float,
+        default=[0.5],
+        metavar="SHARE",
+        help="shares of the pixels that get noise (default: 0.5)",
+    )
+    add("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
 
 
 def _kinds(text: str) -> tuple[str, ...]:
     kinds = tuple(text.split(","))
     for kind in kinds:
         if kind not in SAVED:
-            raise argparse.ArgumentTypeError(f"{', '.join(SAVED)}, separated by commas, not {kind!r}")
+            raise argparse.ArgumentTypeError(f"any of {', '.join(SAVED)}, separated by commas, not {kind!r}")
     return kinds
 
 
@@ -459,7 +727,7 @@ def _heads(text: str) -> str | list[int]:
     try:
         return text if text == "all" else [int(number) for number in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"a number, several as 0,2, or all, not {text!r}") from None
+        raise argparse.ArgumentTypeError(f"a head's number, several as 0,2, or all, not {text!r}") from None
 
 
 def _layer(text: str) -> int | str:

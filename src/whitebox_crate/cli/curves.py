@@ -1,4 +1,4 @@
-"""curves: segmentation by attention over a data set, by layer, by checkpoint, and under noise."""
+"""curves: how well attention segments a data set, by layer, by checkpoint, and under noise."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def noise(options: argparse.Namespace) -> int:
 
 
 def _of(options: argparse.Namespace) -> Curves:
-    require("matplotlib.figure", extra="plots")  # missing it is better known before
+    require("matplotlib.figure", extra="plots")  # say that it is missing before all work
     voc = options.data == "voc"
     data = read_voc(options.root, options.split) if voc else read_folder(options.root, options.void)
     run = run_of(options, data=options.data)
     run.check_files(data.check_files)
-    for name in getattr(options, "against", ()):  # one that is not there is better known before hours of work
+    for name in getattr(options, "against", ()):  # say that a model is missing before hours of work
         resolve_layer(_model(options, name, quiet=True), getattr(options, "layer", None))
     return Curves(run, data, options.size, options.keep)
 
@@ -56,7 +56,7 @@ def _write(options: argparse.Namespace, curves: Curves, found: list[Curve], x_la
 
 
 def _models(options: argparse.Namespace) -> Iterator[tuple[str, Readable]]:
-    """--model and those --against it, each with its name; --checkpoint is for the first."""
+    """--model and the models --against it, each with its name. --checkpoint belongs to the first."""
     for number, name in enumerate((options.model, *options.against)):
         yield name, _model(options, name, options.checkpoint if number == 0 else None)
 

@@ -1,4 +1,4 @@
-"""evaluate: the paper's measurements over whole data sets, by any number of processes, resumed after a kill."""
+"""evaluate: the paper's measurements over whole data sets. Any number of processes; a killed run resumes."""
 
 from __future__ import annotations
 
@@ -82,7 +82,9 @@ def _attention(options: argparse.Namespace, run: Run, data: LabelledImages, by_c
 
 def _masks(options: argparse.Namespace, run: Run, data: LabelledImages, by_class: bool) -> int:
     if options.rules is not None:
-        raise InputError("rules are of single heads, and --method takes their place: leave --rules out")
+        raise InputError(
+            "--rules is for single heads, but --method scores its own masks: leave --rules out, or --method"
+        )
     settings = {"layer": options.layer, "keep": options.keep}
     choose_method(options.method, **settings)  # before a model is loaded
     run.check_files(data.check_files)
@@ -103,6 +105,6 @@ def _masks(options: argparse.Namespace, run: Run, data: LabelledImages, by_class
 
 def _show(outcome: Outcome | None) -> int:
     if outcome is not None:
-        print(printable(outcome.table))  # with names of classes from the data
+        print(printable(outcome.table))  # it has class names from the data
         print(outcome.path)
     return 0

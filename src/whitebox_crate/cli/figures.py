@@ -1,4 +1,4 @@
-"""pca, heads and noise: pictures of what features and heads pick over photographs, and of what noise does to it."""
+"""pca, heads and noise: pictures of what features and heads pick, and of the effect of noise."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def pca(options: argparse.Namespace) -> int:
     photos, failed = _read(options, model)
     if options.layer == "all":
         if options.threshold is not None:
-            raise InputError("--threshold is for one layer; the strip of all shows every patch")
+            raise InputError(
+                "--threshold needs one layer; with --layer all every patch is shown: leave one of them out"
+            )
         sheet, name, what = pca_strip(model, photos), "pca-layers", "all layers"
     else:
         layer = resolve_layer(model, options.layer)
@@ -40,11 +42,11 @@ def pca(options: argparse.Namespace) -> int:
 
 
 def heads(options: argparse.Namespace) -> int:
-    """Draws the same heads across images, and writes how they rank."""
+    """Draws the same heads across images, and writes their ranks."""
     model = load(options)
     photos, failed = _read(options, model)
     if len(photos) < 2:
-        raise InputError("heads are compared across photographs, and there is one: give two or more")
+        raise InputError("heads compares heads across photographs, but you gave one: give two or more")
     layer = resolve_layer(model, options.layer)
     rule, keep = rule_and_keep(options.rule, options.keep)
     sheet, found = heads_sheet(model, photos, layer, masks=options.masks, void=options.void, rule=rule, keep=keep)
@@ -75,7 +77,7 @@ def noise(options: argparse.Namespace) -> int:
 
 
 def _read(options: argparse.Namespace, model: Readable) -> tuple[list[Photograph], int]:
-    """The images, and how many could not be read; each of these is reported."""
+    """The images that can be read, and how many cannot. Reports those that cannot."""
     check_takes_photos(model, options.model)
     photos, failed = [], 0
     for path in photographs(options.images):
@@ -85,7 +87,7 @@ def _read(options: argparse.Namespace, model: Readable) -> tuple[list[Photograph
             report_error(path, error)
             failed += 1
     if not photos:
-        raise InputError(f"none of {failed} images can be read; see above")
+        raise InputError(f"none of the {failed} images can be read; the messages above say why")
     return photos, failed
 
 

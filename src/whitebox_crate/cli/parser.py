@@ -1,4 +1,4 @@
-"""Parser: argparse, which answers an unknown word with the close matches, and says whose help explains."""
+"""Parser: argparse that answers an unknown word with close matches, and groups options in --help."""
 
 from __future__ import annotations
 
@@ -17,25 +17,32 @@ MOST_THREADS = 1024  # more are refused by the system, in its own words
 
 
 class Parser(argparse.ArgumentParser):
-    """The parser of a command, which may have commands of its own."""
+    """The parser of a command. It may have commands of its own."""
 
-    commands: Any = None  # what `add_subparsers` gave
+    commands: Any = None  # the result of `add_subparsers`
 
     def __init__(self, prog: str | None = None, **options: Any) -> None:
         options["allow_abbrev"] = False  # or a new option would change what --ou means
         super().__init__(prog, **options)
+        self.sections: dict[str, Any] = {}
 
     def error(self, message: str) -> NoReturn:
-        """Ends with what is wrong, which holds what was typed; a usage of forty options would hide it."""
+        """Ends with the mistake and what was typed; a usage of forty options would hide it."""
         self.exit(2, f"usage: {self.prog} [-h] ...  (--help shows all)\n{self.prog}: error: {shown(message)}\n")
 
     def add_commands(self, metavar: str) -> Any:
-        """Makes it a parser of commands, which `add_parser` of the result adds."""
+        """Makes this a parser of commands; `add_parser` of the result adds them."""
         self.commands = self.add_subparsers(required=True, metavar=metavar)
         return self.commands
 
+    def section(self, title: str) -> Any:
+        """The options that --help shows under a title."""
+        if title not in self.sections:
+            self.sections[title] = self.add_argument_group(title)
+        return self.sections[title]
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """Refuses what it does not know; argparse would leave that to the parsers above, which show their own usage."""
+        """Refuses unknown words; argparse leaves that to the parsers above, and these show their own usage."""
         words = list(sys.argv[1:] if args is None else args)
         self._look_for_unknown(words)
         options, rest = super().parse_known_args(words, namespace)
@@ -44,7 +51,7 @@ class Parser(argparse.ArgumentParser):
         return options, rest
 
     def _look_for_unknown(self, words: Sequence[str]) -> None:
-        """Before argparse, which would rather speak of what is missing."""
+        """Looks before argparse does: argparse would name a missing option first."""
         own = list(takewhile(lambda word: word != "--", words))
         if self.commands is not None:
             own = list(takewhile(lambda word: word.startswith("-"), own))
@@ -61,18 +68,23 @@ class Parser(argparse.ArgumentParser):
         self.error(f"unknown {kind} {word!r}; {hint}")
 
 
-def command(commands: Any, name: str, run: str, summary: str) -> Parser:
-    """Adds a command that runs: `run` is the module beside this one and its function, as "pictures.classify"."""
-    parser: Parser = commands.add_parser(name, help=summary, description=summary)
-    parser.add_argument("--threads", type=_threads, help="processor threads (default: PyTorch's choice)")
+def command(commands: Any, name: str, run: str, summary: str, example: str) -> Parser:
+    """Adds a command. `run` names a module beside this one and its function, for example "pictures.classify"."""
+    parser = _described(commands, name, summary, example)
+    parser.add_argument("--threads", type=_threads, metavar="N", help="processor threads (default: PyTorch chooses)")
     parser.set_defaults(run=run)
     return parser
 
 
-def group(commands: Any, name: str, metavar: str, summary: str) -> Any:
-    """Adds a command that has commands of its own, and gives what these are added to."""
-    parser: Parser = commands.add_parser(name, help=summary, description=summary)
-    return parser.add_commands(metavar)
+def group(commands: Any, name: str, metavar: str, summary: str, example: str) -> Any:
+    """Adds a command that has commands of its own; `command` adds those to the result."""
+    return _described(commands, name, summary, example).add_commands(metavar)
+
+
+def _described(commands: Any, name: str, summary: str, example: str) -> Parser:
+    sentence = f"{summary[0].upper()}{summary[1:]}."
+    parser: Parser = commands.add_parser(name, help=summary, description=sentence, epilog=f"example: {example}")
+    return parser
 
 
 def positive(text: str) -> int:

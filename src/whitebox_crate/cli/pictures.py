@@ -24,7 +24,7 @@ from ._common import free_name, load, photographs, report_error, save_picture
 
 @torch.inference_mode()
 def classify(options: argparse.Namespace) -> int:
-    """Names each image as the weights were evaluated: at the model's own size, cropped and normalised as they say."""
+    """Names each image. Size, crop and normalisation are those that the weights were evaluated with."""
     paths, model = photographs(options.images), load(options, any_size=False)
     _check_classifies(model, options)
     transform = create_transform(**resolve_data_config(model))
@@ -39,7 +39,7 @@ def classify(options: argparse.Namespace) -> int:
             continue
         probabilities = model(pixels[None])[0].float().softmax(-1)
         if not probabilities.isfinite().all():
-            raise WeightsError(f"{options.model} gives numbers that are not finite; its weights are damaged")
+            raise WeightsError(f"{options.model} gives logits that are not finite: its weights are damaged")
         top = probabilities.topk(min(options.top, model.num_classes))
         classes = [
             {"index": index, "label": names[index] if len(names) == model.num_classes else None, "probability": share}
@@ -57,14 +57,14 @@ def classify(options: argparse.Namespace) -> int:
 def attention(options: argparse.Namespace) -> int:
     """Draws each image and its maps, of all heads or of the classes that --label names.
 
-    One that fails is reported, and the others are drawn all the same.
+    Reports an image that fails, and goes on with the others.
     """
     paths, model = photographs(options.images), load(options)
     check_takes_photos(model, options.model)
     if options.label:
         _check_classifies(model, options)
         if options.state != "attention":
-            raise InputError(f"what speaks for a class is in attention: give --label or --state {options.state}")
+            raise InputError(f"--label needs --state attention: leave out --label or --state {options.state}")
     classes = [class_index(model, label) for label in options.label]
     names = [class_names(model)[index] for index in classes]
     layer, failed, taken = _layer_of(model, options.state, options.layer), 0, set[str]()
@@ -91,14 +91,14 @@ def attention(options: argparse.Namespace) -> int:
 
 
 def _layer_of(model: Readable, state: str, layer: int | None) -> int:
-    """The layer to draw: the one that is given, else the best of [CLS] attention, or the last that has membership."""
+    """The layer to draw: the given one; else the best for [CLS] attention, or the last that has membership."""
     if state == "membership":
         return layers_with(model, state, layers=None if layer is None else [layer])[-1]
     return resolve_layer(model, layer)
 
 
 def _maps_of(model: Readable, image: Tensor, classes: Sequence[int], layer: int | None) -> Tensor:
-    """The maps of classes in one image, (classes, rows, columns): by all layers, or by the one that is given."""
+    """The maps of classes in one image, (classes, rows, columns), from all layers or from the given one."""
     method: ClassMap = "relevance" if layer is None else "gradient_attention"
     return torch.cat([class_maps(model, image, index, method, layer) for index in classes])
 

@@ -1,4 +1,4 @@
-"""segment and compare: the objects in photographs as masks and pictures, as one model finds them, or as two do."""
+"""segment and compare: masks and pictures of the objects that one model, or two, find in photographs."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from .arguments import COMPARED
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SETTINGS = ("n", "layer", "head", "rule", "keep", "tau", "label")  # of methods, that are options
+SETTINGS = ("n", "layer", "head", "rule", "keep", "tau", "label")  # settings of methods that are options
 MOST = 255  # objects that an 8-bit mask can number
 
 
 def segment(options: argparse.Namespace) -> int:
-    """Segments each photograph that is not done yet; one that fails is reported, and the others go on."""
+    """Segments each photograph that is not done yet. Reports one that fails, and goes on with the others."""
     paths, model = photographs(options.images), load(options)
     check_takes_photos(model, options.model)
     settings, size = _settings(options, model), options.size or best_short_side(model)
@@ -53,7 +53,7 @@ def segment(options: argparse.Namespace) -> int:
     progress = Progress(0, len(items), 1, _say_nothing if options.quiet or len(items) == 1 else to_stderr)
 
     def entry(item: str) -> Entry:
-        """What was noted, with the photograph's name as it is given now: it may be run from another folder."""
+        """The journal's entry, with the photograph's path as given now: the working folder may have changed."""
         return {**journal.read(item), "image": str(items[item])}
 
     def result(item: str) -> tuple[str, Entry | None]:
@@ -95,7 +95,7 @@ def compare(options: argparse.Namespace) -> int:
     """Draws each photograph with what two models find in it, side by side."""
     names = options.model or COMPARED
     if len(names) != 2:
-        raise InputError(f"two models are compared, not {len(names)}: give --model A --model B")
+        raise InputError(f"compare takes two models, not {len(names)}: give --model A --model B")
     paths = photographs(options.images)
     models = load_each(options, names)
     for name, model in zip(names, models, strict=True):
@@ -120,7 +120,7 @@ def compare(options: argparse.Namespace) -> int:
 
 
 def _settings(options: argparse.Namespace, model: Readable) -> dict[str, Any]:
-    """The settings of the method that were given; what they name is looked up in the model, before any photograph."""
+    """The settings that were given for the method. Layer, head and class are looked up before any photograph."""
     given = {name: value for name in SETTINGS if (value := getattr(options, name)) is not None}
     if options.keep is not None and options.rule == "mean":
         raise InputError("the rule 'mean' has no share to keep: leave --keep out, or choose --rule mass or entries")
@@ -131,14 +131,16 @@ def _settings(options: argparse.Namespace, model: Readable) -> dict[str, Any]:
     if "label" in given:
         given["label"] = class_index(model, given["label"])
     if given.get("n", 1) > MOST:
-        raise InputError(f"--n is at most {MOST}, for more do not fit into a mask of 8 bits, not {given['n']}")
+        raise InputError(
+            f"--n is {given['n']}, but a mask of 8 bits numbers at most {MOST} objects: give --n {MOST} or less"
+        )
     if "layer" in settings_of(options.method):
         given["layer"] = resolve_layer(model, options.layer)
     return given
 
 
 def _what(options: argparse.Namespace, model: Readable, settings: dict[str, Any]) -> str:
-    """The model, the method and what of the model it looks at, for people."""
+    """The model, the method, and the layer and heads that it looks at, in words."""
     parts = [options.model, options.method]
     if "layer" in settings:
         parts.append(f"layer {settings['layer']}")
@@ -152,20 +154,20 @@ def _what(options: argparse.Namespace, model: Readable, settings: dict[str, Any]
 
 
 def _digest(options: argparse.Namespace, model: Readable, settings: dict[str, Any], size: int) -> str:
-    """What tells a run from any other whose files would differ."""
+    """A digest of everything that changes the files of a run."""
     method = {"method": options.method, "edges": options.edges, **settings_of(options.method), **settings}
     whole = json.dumps({**model_settings(model, options.model, size), **method}, sort_keys=True, default=repr)
     return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 
 def _named(paths: Sequence[Path]) -> dict[str, Path]:
-    """Each file by the name that its results get: its own, unless another has it."""
+    """Each file by the name of its results: its own name, unless another file has it."""
     taken: set[str] = set()
     return {free_name(Path(), path.stem, taken).stem: path for path in paths}
 
 
 def _tell(options: argparse.Namespace, entry: Entry, files: dict[str, Path], what: str) -> None:
-    """Prints what was found in a photograph: a line for people, or one of JSON without the masks."""
+    """Prints what was found in a photograph: a line of text, or a line of JSON without masks."""
     if options.json:
         objects = [{key: of[key] for key in ("box", "score", "area")} for of in entry["objects"]]
         shown = {key: entry[key] for key in ("image", "model", "method", "width", "height", "grid")}

@@ -1,4 +1,4 @@
-"""train: data, a recipe and a model at the command line."""
+"""train: trains a model on data by a recipe, from the command line."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ IN_RECIPES = ("photographs", "garments")
 
 
 def train_model(options: argparse.Namespace) -> int:
-    require("accelerate", "train")  # or its lack would be told after the data are read
+    require("accelerate", "train")  # say that it is missing before the data are read
     if options.data in IN_RECIPES:
         raise InputError(
-            f"composites of {options.data} are drawn in a clone of the project: python -m recipes.train --data "
-            f"{options.data}, with what this command takes on model, validation, run and recipe, except --crop and "
-            f"--flip; a folder of that name is ./{options.data}"
+            f"composites of {options.data} are made in a clone of the project: python -m recipes.train --data "
+            f"{options.data} (it takes the same options for model, validation, run and recipe, except --crop and "
+            f"--flip); if you mean a folder of that name, give ./{options.data}"
         )
     preset = options.preset or ("finetune" if options.pretrained else "imagenet1k")
     recipe = chosen_recipe(options, preset)
@@ -45,32 +45,32 @@ def train_model(options: argparse.Namespace) -> int:
     if share:
         if isinstance(images, StreamedImageDataset):
             raise InputError(
-                f"streamed images cannot be held out: give --validation a split or a folder, not {share:g}"
+                f"streamed images cannot be held out by --validation {share:g}: name a split or a folder instead"
             )
         images, to_validate = images.hold_out(share, recipe.seed)
     elif options.validation:
         to_validate = _to_validate(options, recipe, images.class_names)
         if (known := fingerprint_of(images)) and known == fingerprint_of(to_validate):
             raise InputError(
-                f"--validation {options.validation} has the very images that are trained on, which a model may know by "
-                "heart: hold a share of them out, as --validation 0.2, or give others"
+                f"--validation {options.validation} has the images of the training data, which the model may know by "
+                "heart: hold out a share, for example --validation 0.2, or give other images"
             )
     return train_on(options, images, recipe, preset, to_validate)
 
 
 def _share(text: str) -> float:
-    """The share of the images that is to be held out; 0 if that is not what --validation asks for."""
+    """The share of the images to hold out; 0 if --validation asks for something else."""
     try:
         share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         return 0.0
     if not 0 < share < 1:
-        raise InputError(f"--validation {text} is no share of the images: give one between 0 and 1, as 0.2")
+        raise InputError(f"--validation {text} is not a share of the images: give one between 0 and 1, for example 0.2")
     return share
 
 
 def _to_validate(options: argparse.Namespace, recipe: Recipe, names: Sequence[str]) -> Ordered:
-    """What --validation names: a split of the data, else other data."""
+    """The images that --validation names: a split of the data, or else other data."""
     if "/" not in options.validation:
         try:
             return _images(options, recipe, options.data, options.validation, names)
@@ -81,11 +81,11 @@ def _to_validate(options: argparse.Namespace, recipe: Recipe, names: Sequence[st
 
 
 def other_data(where: str, opened: Callable[..., Ordered]) -> Ordered:
-    """Other data to validate with: its split for that, or all of it if it has no splits.
+    """Other data to validate with: its validation split, or all of it if it has no splits.
 
     Args:
         where: Folder, file, pattern or name on the Hub.
-        opened: Opens a split of it.
+        opened: Opens a split of the data.
     """
     try:
         return opened(split="validation")
@@ -97,33 +97,40 @@ def other_data(where: str, opened: Callable[..., Ordered]) -> Ordered:
 
 
 def chosen_recipe(options: argparse.Namespace, preset: str) -> Recipe:
-    """The recipe of a preset with what was given in place of its own; options are looked at before data are read."""
+    """The recipe of a preset, changed by the options. Options are checked before data are read."""
     if options.model and options.pretrained:
         raise InputError(f"--pretrained {options.pretrained} names the model too: leave --model {options.model} out")
     if preset == "linear-probe" and not options.pretrained:
-        raise InputError("a linear probe tells what weights know: give them by --pretrained")
+        raise InputError("--preset linear-probe needs pretrained weights: give them with --pretrained")
     given = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(Recipe)}
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     given = {key: value for key, value in given.items() if value is not None}
     recipe = recipe_of(preset, _name(options), model_options=_model_options(options), **given)
     if options.validation and recipe.objective == "mae":
-        raise InputError("a model that learns pixels names nothing: leave --validation out; --masks measures it")
+        raise InputError(
+            "a model that learns pixels (mae) has no classes to validate: use --masks in place of --validation"
+        )
     if options.keep == "best" and not options.validation and not options.masks:
-        raise InputError("--keep best is by what validation finds: give --validation or --masks")
+        raise InputError("--keep best needs a validation to choose by: give --validation or --masks")
     return recipe
 
 
 def train_on(
     options: argparse.Namespace, source: Source | Stream, recipe: Recipe, preset: str, to_validate: Ordered | None
 ) -> int:
-    """Trains the model that was asked for on a source, as all other options say."""
+    """Trains the model of the options on a source, as the other options say."""
     if recipe.epochs and count_of(source) is None:
-        raise InputError(f"how many images {name_of(source)} has is not known, nor what an epoch is: give --steps")
+        raise InputError(
+            f"the number of images in {name_of(source)} is unknown, and so is the length of an epoch: give --steps"
+        )
     if options.batch_size is None and (fitting := fit_batch(recipe, source)) != recipe:
         if os.environ.get("RANK", "0") == "0":
-            print(f"batches of {fitting.batch_size} images: there are too few for {recipe.batch_size}", file=sys.stderr)
+            print(
+                f"batches of {fitting.batch_size} images: there are too few images for {recipe.batch_size}",
+                file=sys.stderr,
+            )
         recipe = fitting
-    torch.manual_seed(recipe.seed)  # or what a model draws while it is trained, as dropout, would not repeat
+    torch.manual_seed(recipe.seed)  # so that random parts of training, such as dropout, repeat
     model = make_model(_name(options), source, recipe, pretrained=bool(options.pretrained), **_model_options(options))
     folder = train_and_save(
         model,
@@ -157,7 +164,7 @@ def _model_options(options: argparse.Namespace) -> dict[str, Any]:
 def _images(
     options: argparse.Namespace, recipe: Recipe, where: str, split: str, label_names: Sequence[str] | None
 ) -> ImageDataset | StreamedImageDataset:
-    """The images of a split, as the options on data say."""
+    """The images of a split, opened as the data options say."""
     return open_images(
         where,
         split=split,
@@ -179,7 +186,7 @@ def _label_names(path: Path | None) -> list[str] | None:
     try:
         return None if path is None else path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}; it is text, the name of a class a line") from error
+        raise InputError(f"{path} cannot be read: {error}; give a text file with one class name per line") from error
 
 
 def _validation(
@@ -190,12 +197,12 @@ def _validation(
         return None
     count, wanted, steps = count_of(source), options.validate_every, settled(recipe, source).steps
     epoch = 1.0 if count is None else count / recipe.batch_size
-    if wanted is None:  # of epochs of few steps, not each
+    if wanted is None:  # not after each epoch, if epochs have few steps
         every = options.checkpoint_every if count is None else max(round(epoch), steps // 100)
     elif 0 < wanted < math.inf:
         every = round(wanted * epoch)
     else:
-        raise InputError(f"--validate-every is a number of epochs or steps, more than 0, not {wanted:g}")
+        raise InputError(f"--validate-every must be above 0 (epochs, or steps), not {wanted:g}")
     return Validation(images, max(1, every), masks=masks)
 
 

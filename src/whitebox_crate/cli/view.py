@@ -1,4 +1,4 @@
-"""view: photographs and what models see in them, as one page to play with in a browser."""
+"""view: one interactive page of photographs and what models see in them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def write_page(options: argparse.Namespace) -> int:
-    """Shows every picture that can be read; those that cannot are reported."""
+    """Shows every picture that can be read, and reports the others."""
     target = place_of_page(options.out, "page.html")
     names = options.model or ["crate_nano"]
     models = list(zip(names, map(transformer_in, load_each(options, names)), strict=True))
@@ -28,7 +28,7 @@ def write_page(options: argparse.Namespace) -> int:
         except InputError as error:
             report_error(path, error)
     if not photos:
-        raise InputError(f"none of {len(paths)} images can be read; see above")
+        raise InputError(f"none of the {len(paths)} images can be read; the messages above say why")
     page = view_photographs(photos, models, options.size, options.megabytes)
     save_page(page.html, target)
     print(f"{target}  ({', '.join(names)}, {len(page.html) / 1e6:.1f} MB)")

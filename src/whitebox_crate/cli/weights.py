@@ -1,4 +1,4 @@
-"""list and convert: which models and weights there are, and other people's in our form."""
+"""list and convert: the names of models and weights, and checkpoints of other projects."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def show_names(options: argparse.Namespace) -> int:
     names = list_models(filters, pretrained=options.pretrained, include_tags=tagged)
     if not names:
         for text in options.filter:
-            get_pretrained_cfg(text)  # says what is close, or what there is
-        raise UnknownNameError(f"no name fits {' '.join(options.filter)}; whitebox-crate list shows all")
+            get_pretrained_cfg(text)  # raises with close names
+        raise UnknownNameError(f"no model matches {' '.join(options.filter)}; whitebox-crate list shows all names")
     print("\n".join(names))
     return 0
 
 
 def _full_name(text: str) -> str:
-    """A short name in full; wildcards as they are."""
+    """The full name of a short one; wildcards stay as they are."""
     return ".".join(filter(None, split_name(text))) if is_model(text) else text
 
 
@@ -57,6 +57,10 @@ def _images(cfg: PretrainedCfg) -> str:
 
 
 def _tags(name: str) -> str:
-    """What to do where the facts are only defaults."""
+    """What to do if mean, crop and the like are only defaults."""
     known = [] if "." in name else list_pretrained(f"{name}.*")
-    return f"; if these are the weights of {' or '.join(known)}, say so by --model, for its facts" if known else ""
+    return (
+        f"; if these are the weights of {' or '.join(known)}, give that name with --model to take its settings"
+        if known
+        else ""
+    )

@@ -49,7 +49,7 @@ def infer_model(
     name is taken: "crate_tiny", not "crate_sth_paper_small".
 
     Args:
-        checkpoint: As of `convert_checkpoint`, or what it made of one.
+        checkpoint: See `convert_checkpoint`, or what it made of one.
         model: Its registered name, if that is known, with or without a tag.
         options: Options that are known; they go before what the shapes say.
 

@@ -41,10 +41,10 @@ def evaluate_attention(
         model: A model that `capture` reads, on its device.
         data: The images, as `read_voc` and `read_folder` give them.
         name: What to call the model.
-        size: As of `score_image`.
+        size: See `score_image`.
         layer: Of the table by class; `default_layer` of the model if None.
-        rules: As of `score_image`.
-        keep: As of `score_image`.
+        rules: See `score_image`.
+        keep: See `score_image`.
         by_class: Whether labels mean the same in all images; else they number the objects of one.
 
     Returns:

@@ -41,8 +41,8 @@ class Curves:
     Args:
         run: Where records and results go.
         data: The images, as `read_voc` and `read_folder` give them.
-        size: As of `score_image`.
-        keep: As of `score_image`.
+        size: See `score_image`.
+        keep: See `score_image`.
 
     Attributes:
         broken: What was skipped, and why.
@@ -91,8 +91,8 @@ class Curves:
 
         Args:
             models: The models, which may come one at a time.
-            strengths: As of `add_noise`.
-            shares: As of `add_noise`.
+            strengths: See `add_noise`.
+            shares: See `add_noise`.
             seed: Of the noise.
             layer: Which layer; `default_layer` of each model if None.
         """

@@ -109,7 +109,7 @@ def pca_sheet(model: nn.Module, photos: Sequence[Photograph], layer: int, thresh
         model: Where the features come from.
         photos: The photographs, of one class of things.
         layer: Which layer.
-        threshold: As of `patch_pca`.
+        threshold: See `patch_pca`.
     """
     features, grids = _features(model, photos, layer)
     found = patch_pca(features, grids, threshold)
@@ -169,8 +169,8 @@ def heads_sheet(
         masks: A folder of mask PNGs, named as the photographs: heads are then ranked by IoU, else by `rank_heads`.
             Photographs are then turned as their masks are (`LabelledImage.read`).
         void: The label of pixels that count for nothing.
-        rule: As of `attention_masks`.
-        keep: As of `attention_masks`.
+        rule: See `attention_masks`.
+        keep: See `attention_masks`.
 
     Returns:
         The sheet; and `layer`, `heads` in their order with what `rank_heads` says of each, and where masks are given
@@ -218,12 +218,12 @@ def noise_sheet(
         model: Where the maps come from.
         photo: The photograph.
         layer: Which layer.
-        strengths: As of `add_noise`.
-        shares: As of `add_noise`.
+        strengths: See `add_noise`.
+        shares: See `add_noise`.
         seed: Of the noise; its name makes it another for each photograph.
 
     Raises:
-        InputError: As of `add_noise`.
+        InputError: See `add_noise`.
     """
     core = readable(model)
     cfg = core.pretrained_cfg

@@ -49,11 +49,11 @@ def evaluate_maskcut(
         annotations: The file, as instances_val2017.json.
         images: The folder of images.
         name: What to call the model.
-        size: As of `maskcut_results`.
-        layer: As of `maskcut_results`; `default_layer` of the model if None.
-        n: As of `maskcut_results`.
-        tau: As of `maskcut_results`.
-        state: As of `maskcut_results`.
+        size: See `maskcut_results`.
+        layer: See `maskcut_results`; `default_layer` of the model if None.
+        n: See `maskcut_results`.
+        tau: See `maskcut_results`.
+        state: See `maskcut_results`.
 
     Returns:
         What it came to; None in processes other than the main one.
@@ -134,7 +134,7 @@ def maskcut_results(
         layer: Which layer, from 0; negative from the end. The paper takes -2 of CRATE and -1 of ViT.
         n: How many masks at most.
         tau: Patches are linked where their cosine is above this, in [0, 1).
-        state: What to cut by, as of `maskcut_of`: "projections", as in the paper, or "tokens", "compressed", "output".
+        state: What to cut by; see `maskcut_of`: "projections", as in the paper, or "tokens", "compressed", "output".
 
     Returns:
         As `to_results`.

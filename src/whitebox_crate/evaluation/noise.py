@@ -19,8 +19,8 @@ class Noise(NamedTuple):
     """Noise on the pixels of a data set; each image has its own.
 
     Attributes:
-        strength: As of `add_noise`.
-        share: As of `add_noise`.
+        strength: See `add_noise`.
+        share: See `add_noise`.
         seed: With the name of an image, it makes the noise of that image.
     """
 
@@ -75,12 +75,12 @@ def noisy(model: nn.Module, strength: float, share: float, generator: torch.Gene
 
     Args:
         model: A model that `capture` reads.
-        strength: As of `add_noise`.
-        share: As of `add_noise`.
-        generator: As of `add_noise`.
+        strength: See `add_noise`.
+        share: See `add_noise`.
+        generator: See `add_noise`.
 
     Raises:
-        InputError: As of `add_noise`.
+        InputError: See `add_noise`.
 
     Example:
         >>> model = create_model("crate_nano", pretrained=True).eval()

@@ -104,7 +104,7 @@ class CBT(ImageTransformer):
             square grids; or "patches", for all grids.
         representatives: (rows, columns) of their grid, or one number for both.
         dynamic_img_size: Whether images of any size divisible by the patch are taken.
-        drop_rate, patch_drop_rate, proj_drop_rate, drop_path_rate: As of `Crate`; `patch_drop_rate` is 0.
+        drop_rate, patch_drop_rate, proj_drop_rate, drop_path_rate: See `Crate`; `patch_drop_rate` is 0.
 
     Shape:
         - Input: (batch, in_chans, height, width), float.

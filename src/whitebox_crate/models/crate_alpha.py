@@ -91,7 +91,7 @@ class CrateAlpha(ImageTransformer):
         expansion: Atoms of ODL's dictionaries per entry of a token.
         norm_eps: eps of the last LayerNorm: 1e-5 in the released PyTorch code, 1e-6 in the JAX original.
         dynamic_img_size: Whether images of any size divisible by the patch are taken.
-        drop_rate, patch_drop_rate, proj_drop_rate, attn_drop_rate, drop_path_rate: As of `Crate`; ODL is a path
+        drop_rate, patch_drop_rate, proj_drop_rate, attn_drop_rate, drop_path_rate: See `Crate`; ODL is a path
             too.
 
     Shape:

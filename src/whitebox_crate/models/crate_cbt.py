@@ -19,12 +19,12 @@ class CrateCBT(ImageTransformer):
     published weights want them shifted. All patches must be there, so that there is no `patch_drop_rate`.
 
     Args:
-        img_size, patch_size, in_chans, num_classes, global_pool, embed_dim, depth, num_heads, head_dim: As of `Crate`.
+        img_size, patch_size, in_chans, num_classes, global_pool, embed_dim, depth, num_heads, head_dim: See `Crate`.
         cbt_depth: How many of the layers, the last ones, are CBT's; half of them, rounded down, if None.
         step_size: eta of ISTA.
         sparsity: lambda of ISTA.
         representatives: (rows, columns) of their grid, or one number for both; see `CBSA`.
-        dynamic_img_size, drop_rate, proj_drop_rate, drop_path_rate: As of `Crate`.
+        dynamic_img_size, drop_rate, proj_drop_rate, drop_path_rate: See `Crate`.
 
     Shape:
         - Input: (batch, in_chans, height, width), float.

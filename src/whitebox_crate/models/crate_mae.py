@@ -97,7 +97,7 @@ class CrateMae(ImageTransformer):
         decoder_num_heads: Number of subspaces of the decoder; `num_heads` if None.
         norm_pix_loss: Whether each patch of the target is standardised by its own mean and variance.
         dynamic_img_size: Whether images of any size divisible by the patch are taken.
-        drop_rate, patch_drop_rate, proj_drop_rate, attn_drop_rate, drop_path_rate: As of `Crate`; the decoder
+        drop_rate, patch_drop_rate, proj_drop_rate, attn_drop_rate, drop_path_rate: See `Crate`; the decoder
             leaves out nothing.
 
     Shape:

@@ -94,7 +94,7 @@ class ClassAttentionBlock(Block):
     patches are doubled. Nothing derives this layer.
 
     Args:
-        dim, num_heads, head_dim, mlp_ratio, qkv_bias, init_values, drop: As of `ToSTBlock`.
+        dim, num_heads, head_dim, mlp_ratio, qkv_bias, init_values, drop: See `ToSTBlock`.
         tokens_norm: Whether the second norm is of all tokens, as in all registered models, or of [CLS] alone.
 
     Shape:
@@ -161,7 +161,7 @@ class ToST(ImageTransformer):
         mlp_ratio: Hidden width of an MLP over `embed_dim`.
         qkv_bias: Whether projections on the subspaces, and those of class attention, have a bias.
         init_values: What the numbers of LayerScale begin with (`eta` as released: 1 at a depth of 12, 1e-5 at 24).
-        tokens_norm: As of `ClassAttentionBlock`.
+        tokens_norm: See `ClassAttentionBlock`.
         cls_attn_layers: Number of layers with class attention, at least 1.
         dynamic_img_size: Whether images of any size divisible by the patch are taken.
         drop_rate: Share of the head's input that training leaves out; evaluation leaves out nothing, here and below.
@@ -174,7 +174,7 @@ class ToST(ImageTransformer):
         - Output: (batch, num_classes).
 
     Raises:
-        InputError: As of `ImageTransformer` and `ConvStem`, or if there is no class attention.
+        InputError: See `ImageTransformer` and `ConvStem`, or if there is no class attention.
     """
 
     first_conv = "patch_embed.proj.0.0"

@@ -112,7 +112,7 @@ def relevance(weighted: Sequence[Tensor], read: Tensor) -> Tensor:
     """What came from each token by one or more layers: `read ((1 + G_L) ... (1 + G_1) - 1)`, arXiv 2103.15679, Eq. 6.
 
     Args:
-        weighted: G of each layer, the first one first, (batch, tokens, tokens), as of `positive_attention`.
+        weighted: G of each layer, the first one first, (batch, tokens, tokens); see `positive_attention`.
         read: (tokens,): the weights by which the last tokens are read; 1 for [CLS] and else 0, if that alone is.
 
     Returns:

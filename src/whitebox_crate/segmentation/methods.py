@@ -73,8 +73,8 @@ def by_attention(
         pixels: (in_chans, height, width), normalised.
         layer: Which layer; `default_layer` of the model if None.
         head: One head, several, or "all", whose mean is cut; if None, the weights' best if it was measured, else all.
-        rule: As of `attention_masks`; if None, "mass" where `keep` is given, else "mean".
-        keep: As of `attention_masks`, 0.6 if None.
+        rule: See `attention_masks`; if None, "mass" where `keep` is given, else "mean".
+        keep: See `attention_masks`, 0.6 if None.
 
     Raises:
         InputError: If the pixels or `keep` are not as above.
@@ -151,7 +151,7 @@ def by_maskcut(
         pixels: (in_chans, height, width), normalised.
         n: Most objects, at least 1.
         layer: Which layer; `default_layer` of the model if None.
-        state: What to cut by, as of `maskcut_of`.
+        state: What to cut by; see `maskcut_of`.
         tau: Patches are linked where their cosine is above this, in [0, 1).
 
     Raises:
@@ -200,7 +200,7 @@ def by_features(
         masker: Called with features (tokens, dim), rows of the grid first, and the grid (rows, columns); gives bool (n,
             rows, columns) or (rows, columns).
         layer: Which layer; `default_layer` of the model if None.
-        state: Which features, as of `patch_features`.
+        state: Which features; see `patch_features`.
 
     Raises:
         InputError: If the pixels are not as above, or the function gives something else.
@@ -232,7 +232,7 @@ def choose_method(method: str | Masker, **settings: Any) -> Callable[[nn.Module,
     """A method with its settings, to be called with a model and the pixels of one image.
 
     Args:
-        method: A name in `METHODS`, or a function of one's own, as of `by_features`.
+        method: A name in `METHODS`, or a function of one's own; see `by_features`.
         **settings: Those that the method has; None stands for its own value.
 
     Raises:

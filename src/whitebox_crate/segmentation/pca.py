@@ -76,14 +76,14 @@ def patch_pca(features: Features, grids: Grid | Sequence[Grid], threshold: float
     first three components of the foreground alone are red, green and blue (equation 12).
 
     Args:
-        features: As of `pca_maps`.
-        grids: As of `pca_maps`.
+        features: See `pca_maps`.
+        grids: See `pca_maps`.
         threshold: Foreground is above so many standard deviations of the first component from its mean, over the set.
             (The paper's lambda is in the units of its features, which another model does not share.) None for the
             cut between the two groups of patches that vary least within (Otsu's).
 
     Raises:
-        InputError: As of `pca_maps`, or if the threshold is not finite.
+        InputError: See `pca_maps`, or if the threshold is not finite.
 
     Example:
         >>> found = patch_pca(torch.rand(3, 64, 16), grids=(8, 8))  # of 3 images

@@ -61,15 +61,15 @@ def all_cls_attention(model: nn.Module, images: Tensor, layers: Sequence[int] | 
 
     Args:
         model: A model that `capture` reads.
-        images: As of `cls_attention`.
+        images: See `cls_attention`.
         layers: Which layers; None for all that have attention.
 
     Returns:
         (batch, layers, heads, grid_h, grid_w), the dtype of the attention.
 
     Raises:
-        InputError: As of `cls_attention`.
-        UnknownNameError: As of `cls_attention`.
+        InputError: See `cls_attention`.
+        UnknownNameError: See `cls_attention`.
     """
     return _cls_maps(model, images, layers)
 
@@ -82,7 +82,7 @@ def membership_maps(model: nn.Module, images: Tensor, layer: int | None = None) 
 
     Args:
         model: A ToST.
-        images: As of `cls_attention`.
+        images: See `cls_attention`.
         layer: Which layer, from 0; negative from the end, where class attention comes last. The last one that has
             membership if None.
 
@@ -90,7 +90,7 @@ def membership_maps(model: nn.Module, images: Tensor, layer: int | None = None) 
         (batch, heads, rows, columns), in [0, 1], 1 in sum over heads at each patch; the dtype of the membership.
 
     Raises:
-        InputError: As of `cls_attention`.
+        InputError: See `cls_attention`.
         UnknownNameError: If there is no such layer, or it has no membership; the message lists the states that it has.
     """
     core = readable(model)

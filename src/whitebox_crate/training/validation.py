@@ -41,7 +41,7 @@ class Validation:
         size: Side of the images in pixels, and the shorter one of those with masks; the model's own if None.
         masks: Images with masks (`read_voc` and `read_folder` of `whitebox_crate.evaluation`), for a model
             that takes images of any size.
-        rule: What an attention map's mask keeps, as of `attention_masks`.
+        rule: What an attention map's mask keeps; see `attention_masks`.
     """
 
     images: Ordered | None
