@@ -406,7 +406,7 @@ def test_the_documented_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     [
         ("vit_tinny_patch16_224", UnknownNameError, "vit_tiny_patch16_224"),
         ("vit_small_patch16_36x1_224", WeightsError, "no weights"),
-        ("resnet18", InputError, "no vision transformer"),
+        ("resnet18", InputError, "not a vision transformer"),
     ],
 )
 def test_names_that_timm_does_not_have(name: str, error: type[Exception], says: str) -> None:

@@ -354,10 +354,10 @@ class TestSaid:
     @pytest.mark.parametrize(
         ("make", "said"),
         [
-            (lambda path: path.write_text("text"), "no image"),
+            (lambda path: path.write_text("text"), "not an image"),
             (lambda path: path.mkdir(), "holds no image"),
             (lambda path: Image.new("RGB", (1, 1)).save(path), "1 x 1"),
-            (lambda path: path.write_bytes(b""), "no image"),
+            (lambda path: path.write_bytes(b""), "not an image"),
         ],
     )
     def test_what_is_no_photograph(

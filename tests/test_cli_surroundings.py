@@ -65,7 +65,7 @@ def test_odd_names_a_full_disk_and_no_home(photo: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["segment", "compare", "attention", "pca", "heads", "noise", "analyze", "view"])
 def test_an_address_is_not_fetched(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([name, "https://example.com/cat.jpg"]) == 1
-    assert "cat.jpg' is an address, and addresses are not fetched" in capsys.readouterr().err
+    assert "cat.jpg' is a web address, and nothing is downloaded here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

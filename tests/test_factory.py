@@ -346,7 +346,7 @@ def test_a_tag_means_the_same_network_with_and_without_weights() -> None:
 
 @pytest.mark.parametrize("name", [Path("crate_tiny"), None, 3])
 def test_a_name_that_is_no_text(name: object) -> None:
-    with pytest.raises(InputError, match="name is text"):
+    with pytest.raises(InputError, match="name must be text"):
         create_model(name)  # type: ignore[arg-type]
 
 
@@ -440,14 +440,14 @@ def test_an_encoder_loads_without_its_decoder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["timm/vit_base_patch16_224.dino", "org/name"])
 def test_what_looks_like_a_repository_gets_the_hint_how_to_say_it(name: str) -> None:
-    with pytest.raises(UnknownNameError, match=rf"'hf-hub:{name}' of the Hub"):
+    with pytest.raises(UnknownNameError, match=rf"'hf-hub:{name}' for the Hub"):
         create_model(name)
 
 
 def test_a_folder_gets_the_hint_how_to_say_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    with pytest.raises(UnknownNameError, match="'local-dir:runs' of a folder"):
+    with pytest.raises(UnknownNameError, match="'local-dir:runs' for a folder"):
         create_model("runs")
     (tmp_path / "crate_nano").mkdir()
     assert create_model("crate_nano").architecture == "crate_nano_patch6_96"

@@ -695,7 +695,7 @@ def test_a_file_that_is_damaged_in_the_cache_is_fetched_afresh(
     assert len(pushed.seen("GET", name)) == 2
     cached.resolve().write_bytes(content)
     pushed.stop()
-    with pytest.raises(WeightsError, match=r"deleted from the cache, and .* cannot be had"):
+    with pytest.raises(WeightsError, match=r"deleted from the cache, and .* cannot be fetched"):
         load()
 
 

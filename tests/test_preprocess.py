@@ -98,10 +98,13 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     for path, says in [
         (tmp_path / "missing.png", "missing.png' cannot be opened.*No such file"),
-        ("https://example.com/cat.jpg", "an address, and addresses are not fetched; download it, and give the file"),
+        (
+            "https://example.com/cat.jpg",
+            "a web address, and nothing is downloaded here; download the file, then give its path",
+        ),
         (
             Path("https://example.com/cat.jpg"),
-            "an address, and addresses are not fetched; download it, and give the file",
+            "a web address, and nothing is downloaded here; download the file, then give its path",
         ),
         (tmp_path, "cannot be opened.*directory"),
         (tmp_path / "notes.png" / "inside.png", "cannot be opened"),
@@ -168,7 +171,7 @@ def test_a_picture_of_more_pixels_than_its_bytes_can_tell_is_refused(tmp_path: P
 def test_a_size_that_would_fill_the_memory_is_refused_with_the_largest(
     size: tuple[int, int], patch: int, side: int
 ) -> None:
-    with pytest.raises(InputError, match=r"patches of .*, of which at most .*--size") as raised:
+    with pytest.raises(InputError, match=r"patches of .*, but at most .*--size") as raised:
         resize_to_grid(Image.new("RGB", size), patch, side)
     assert "width" not in str(raised.value)  # of no model: none is known here
     largest = int(str(raised.value).split()[-1])
@@ -179,7 +182,7 @@ def test_a_size_that_would_fill_the_memory_is_refused_with_the_largest(
 
 @pytest.mark.parametrize("side", [10**400, -(10**400), 1 << 40])
 def test_sides_that_are_none(side: int) -> None:
-    with pytest.raises(InputError, match="sides are from 1"):
+    with pytest.raises(InputError, match="sides must be from 1"):
         resize_to_grid(Image.new("RGB", (4, 4)), 16, side)
 
 
@@ -591,7 +594,7 @@ def test_an_unknown_interpolation_lists_close_matches() -> None:
         (torch.full((3, 8, 8), float("nan")), r"in \[0, 1\].*nan"),
         (torch.zeros(3, 8, 8, dtype=torch.int64), "int64"),
         (Image.new("F", (4, 4)), "8 or 16 bits"),
-        (Image.new("RGB", (900, 1)), "1 x 900 pixels would become 8 x 7200.*crop the image first"),
+        (Image.new("RGB", (900, 1)), "1 x 900 pixels would be resized to 8 x 7200.*crop the image first"),
         ("photo.png", "got str"),
     ],
 )

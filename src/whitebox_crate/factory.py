@@ -56,33 +56,32 @@ def create_model(
         name: "architecture", "architecture.tag", an alias, "local-dir:PATH" for a folder that `save_pretrained` wrote,
             or "hf-hub:org/name" or "hf-hub:org/name@revision" for such a folder on the Hugging Face Hub.
         pretrained: Whether to load the weights that the name stands for.
-        pretrained_cfg: Other facts about the weights: a tag, a `PretrainedCfg`, or its fields.
-        pretrained_cfg_overlay: Single fields of it to change.
+        pretrained_cfg: Facts about the weights, in place of the known ones: a tag, a `PretrainedCfg`, or its fields.
+        pretrained_cfg_overlay: Single fields of the facts to change.
         checkpoint_path: A file of weights, in any format that `whitebox_crate.convert` knows, loaded strictly.
-        cache_dir: Folder for downloads; that of huggingface_hub if None.
-        token: Access token for the Hub, False for none; that of `hf auth login` or `HF_TOKEN` if None.
-        mmap: Whether weights in a safetensors file of yours, too, are the file itself, as those of the package and the
-            Hub's cache are: loaded in no time and shared by processes, but nobody may write to the file meanwhile.
+        cache_dir: Folder for downloads; None takes huggingface_hub's cache.
+        token: Access token for the Hub. None takes the token of `hf auth login` or `HF_TOKEN`; False sends none.
+        mmap: Whether to memory-map your own safetensors file: it loads at once and processes share it, but nobody may
+            write to it meanwhile. (Files of the package and of the Hub's cache are always mapped.)
         features_only: Whether to return a `FeatureExtractor` (a list of feature maps) instead.
-        out_indices: Its layers.
-        feature_cls: What comes out of it, as there.
-        device: Where the model is moved to, if anywhere.
-        dtype: What its parameters become, if anything else.
-        model_name: `name`, as timm calls it.
-        **model_options: Options of the model's class, for example `num_classes`, `img_size`, `depth`; None stands for
-            the default. Those that the class does not have, but timm's models may, are fine as None, False or 0.
+        out_indices: Layers of the `FeatureExtractor`.
+        feature_cls: Output of the `FeatureExtractor`; see there.
+        device: Device to move the model to; None leaves it.
+        dtype: Dtype of the parameters; None leaves it.
+        model_name: The same as `name`, as timm calls it.
+        **model_options: Options of the model's class, for example `num_classes`, `img_size`, `depth`. None stands for
+            the default. Options that only timm's models have are accepted as None, False or 0.
 
     Returns:
-        An `ImageTransformer` in training mode, as PyTorch makes modules, or in evaluation mode if it was saved folded
-        (or a `FeatureExtractor`, or whatever a registered entrypoint makes). With weights, its `load_report` says what
-        was loaded.
+        An `ImageTransformer` in training mode, as PyTorch makes modules; in evaluation mode if it was saved folded.
+        With `features_only`, a `FeatureExtractor`; for a registered entrypoint, whatever that makes. With weights, its
+        `load_report` says what was loaded.
 
     Raises:
         UnknownNameError: If the model, tag or option does not exist; the message lists close matches.
-        InputError: If an option has a value that makes no model, or `out_indices` or `feature_cls` is given without
-            `features_only`.
-        WeightsError: If weights are asked for and absent, broken or of other shapes. With `pretrained`, a changed
-            `num_classes` leaves the head fresh, and nothing but the head; `checkpoint_path` takes no other shapes.
+        InputError: If the options make no model, or `out_indices` or `feature_cls` is given without `features_only`.
+        WeightsError: If weights are asked for but are absent, broken or of other shapes. With `pretrained`, a changed
+            `num_classes` leaves only the head fresh. With `checkpoint_path`, all shapes must fit.
 
     Example:
         >>> model = create_model("crate_small_patch8_224", num_classes=10, img_size=(32, 48), depth=3)
@@ -91,20 +90,22 @@ def create_model(
         >>> model = create_model("crate_nano", pretrained=True).eval()
     """
     if (out_indices is not None or feature_cls is not None) and not features_only:
-        raise InputError("out_indices and feature_cls are of the maps of features_only=True; without it there are none")
+        raise InputError("out_indices and feature_cls need features_only=True; give that too, or leave them out")
     if model_name is not None:
         if name is not None:
-            raise InputError(f"name and model_name are one, and {name!r} and {model_name!r} were given; give one")
+            raise InputError(
+                f"name and model_name mean the same, but {name!r} and {model_name!r} were given; give one of them"
+            )
         name = model_name
     if not isinstance(name, str):
-        raise InputError(f"a model's name is text, not {name!r}; write 'local-dir:PATH' for a folder")
+        raise InputError(f"a model's name must be text, not {name!r}; write 'local-dir:PATH' for a folder")
     fetch = partial(hub.fetch, cache_dir=cache_dir, token=token)
     source = _source(name, pretrained, pretrained_cfg, fetch)
     if pretrained_cfg_overlay:
         source = replace(source, cfg=_overlaid(source.cfg, _known_fields(pretrained_cfg_overlay)))
     checkpoint_path = checkpoint_path or None  # timm's default is ""
     own_weights = pretrained and checkpoint_path is None
-    # Weights decide whether their last norm comes before or after pooling; another pooling is set afterwards.
+    # The weights decide whether the last norm comes before or after pooling; another pooling is set afterwards.
     given = {key: value for key, value in model_options.items() if not (own_weights and key == "global_pool")}
     options = _options(source, given, pretrained)
     path = _weights_file(name, source, fetch) if own_weights else checkpoint_path
@@ -124,7 +125,9 @@ def create_model(
     model = _make(source.entry, options, empty=converted is not None)
     if not isinstance(model, ImageTransformer):
         if converted is not None or features_only:
-            raise WeightsError(f"{name!r} makes a {type(model).__name__}, no ImageTransformer: load it yourself")
+            raise WeightsError(
+                f"{name!r} makes a {type(model).__name__}, not an ImageTransformer: load its weights yourself"
+            )
         return model.to(device, dtype)
     if source.folded:
         model = fold_for_inference(model.eval(), inplace=True)
@@ -136,7 +139,7 @@ def create_model(
         load_state(model, converted.state, str(path), unused=converted.unused)
     pool = source.pool
     if model_options.get("global_pool") is not None:
-        pool = model_options["global_pool"] if own_weights else None  # else the entrypoint has had it
+        pool = model_options["global_pool"] if own_weights else None  # else the entrypoint already got it
     if pool is not None:
         model.global_pool = known_pool(pool)
     made = FeatureExtractor(model, out_indices, feature_cls or "list") if features_only else model
@@ -146,7 +149,7 @@ def create_model(
 def _with_what_a_file_shows(
     entry: Entry, options: Mapping[str, Any], converted: Converted, path: Path
 ) -> dict[str, Any]:
-    """Adds what a file shows beside its tensors, which no shape could contradict: heads and eps of a JAX file.
+    """Adds the options that a file states beside its tensors and that no shape shows: heads and eps of a JAX file.
 
     Raises:
         WeightsError: If something else was asked for.
@@ -159,14 +162,14 @@ def _with_what_a_file_shows(
 
 @dataclass(frozen=True)
 class _Source:
-    """What a name stands for: how to make the model, and the facts about its weights.
+    """The meaning of a name: how to make the model, and the facts about its weights.
 
     Attributes:
         entry: The registered model.
         cfg: The facts.
         options: Options that were saved with the weights.
-        pool: Pooling that was saved with them; that of `options` only says where the last norm is.
-        folded: Whether the weights are those of a model that `fold_for_inference` made.
+        pool: Pooling that was saved with the weights; the pooling in `options` only places the last norm.
+        folded: Whether the weights belong to a model that `fold_for_inference` made.
         folder: Where the weights lie, if in a folder.
     """
 
@@ -179,7 +182,7 @@ class _Source:
 
     @property
     def is_never_written(self) -> bool:
-        """Whether the weights come with the package or lie in the Hub's cache, under the hash of their content."""
+        """Whether nobody writes to the file: it belongs to the package, or to the Hub's cache under its hash."""
         return self.folder is None and (bool(self.cfg.hf_hub_id) or not Path(self.cfg.file).is_absolute())
 
 
@@ -189,33 +192,33 @@ def _source(
     given: str | Mapping[str, Any] | PretrainedCfg | None,
     fetch: Callable[..., Path],
 ) -> _Source:
-    """Looks a name up in the registry, in a folder or on the Hub: the one place that does."""
+    """Looks a name up in the registry, in a folder or on the Hub. Only this function does."""
     if not name.startswith((LOCAL, HUB)):
         if "/" in name or (is_folder(name) and not is_model(name)):
-            of_the_hub = "" if is_folder(name) or name[0] in "./" else f", '{HUB}{name}' of the Hub"
-            raise UnknownNameError(f"unknown model {name!r}; say '{LOCAL}{name}' of a folder{of_the_hub}")
+            of_the_hub = "" if is_folder(name) or name[0] in "./" else f", '{HUB}{name}' for the Hub"
+            raise UnknownNameError(f"unknown model {name!r}; write '{LOCAL}{name}' for a folder{of_the_hub}")
         entry, tag = find_entry(name)
         cfg = _facts(entry, tag, pretrained, given)
         return _Source(entry, cfg, _classes(entry, cfg) if tag or isinstance(given, str) else {})
     if given is not None:
-        raise InputError(f"{name} has facts of its own; change single ones with pretrained_cfg_overlay")
+        raise InputError(f"{name} has its own facts; change single ones with pretrained_cfg_overlay")
     if name.startswith(LOCAL):
         folder = Path(name.removeprefix(LOCAL))
         if not is_folder(folder):
-            raise WeightsError(f"there is no folder {folder}; look at the path after '{LOCAL}', and its permissions")
+            raise WeightsError(f"there is no folder {folder}; check the path after '{LOCAL}', and its permissions")
         if not (folder / hub.CONFIG).exists():
             raise WeightsError(
-                f"there is no {hub.CONFIG} in {folder}: that is no folder of a model; give one that save_pretrained or "
+                f"there is no {hub.CONFIG} in {folder}: it is not a model's folder; give one that save_pretrained or "
                 "train wrote"
             )
         return _described(hub.read_config(folder), folder)
     repo_id, at, revision = name.removeprefix(HUB).partition("@")
     if at and not revision:
-        raise InputError(f"{name} names no revision after '@'; give a branch, tag or commit, or leave the '@' out")
+        raise InputError(f"{name} has no revision after '@'; give a branch, tag or commit, or leave the '@' out")
     again = partial(fetch, repo_id, hub.CONFIG, revision=revision or None)
     commit, config = hub.read_fresh(again(), again, lambda path: (path.parent.name, hub.read_config(path.parent)))
     source = _described(config)
-    # The cache names a snapshot by its commit: the weights shall be of the same one.
+    # The cache names a snapshot by its commit; the weights come from the same commit.
     return replace(source, cfg=replace(source.cfg, hf_hub_id=repo_id, file=hub.WEIGHTS, revision=commit))
 
 
@@ -224,15 +227,15 @@ def _described(config: hub.Config, folder: Path | None = None) -> _Source:
         entry, _ = find_entry(config.architecture)
     except UnknownNameError as error:
         raise UnknownNameError(
-            f"{error} If it is a model of your own, import the module that registers it; for the command line, a file "
-            "that imports it and calls whitebox_crate.cli.main() is the command"
+            f"{error} If it is your own model, import the module that registers it. For the command line, write a file "
+            "that imports it and calls whitebox_crate.cli.main()"
         ) from None
     options = {**_classes(entry, config.cfg), **config.options}
     return _Source(entry, config.cfg, options, config.pool, config.folded, folder)
 
 
 def _classes(entry: Entry, cfg: PretrainedCfg) -> dict[str, Any]:
-    """The number of classes of the weights as an option, where the model has it."""
+    """The number of classes of the weights as an option, if the model has that option."""
     return {"num_classes": cfg.num_classes} if entry.takes("num_classes") else {}
 
 
@@ -256,18 +259,18 @@ def _facts(
 
 
 def _options(source: _Source, given: Mapping[str, Any], pretrained: bool) -> dict[str, Any]:
-    """Options for the entrypoint: those given go before those of the weights; None stands for the default."""
+    """Options for the entrypoint. Given options win over those of the weights; None stands for the default."""
     entry = source.entry
     given = {key: value for key, value in given.items() if entry.takes(key) or not _asks_for_nothing(key, value)}
     merged = {**source.cfg.model_args, **source.options}
     merged.update({key: value for key, value in given.items() if value is not None or key not in merged})
     entry.check_options(merged)
     options = {key: _plain_number(value) for key, value in merged.items() if value is not None}
-    for key, value in options.items():  # constants enter no shape: a wrong one would show only where it is used
+    for key, value in options.items():  # constants enter no shape, so a wrong one would show only in use
         if type(entry.defaults.get(key)) is float and not is_finite(value):
-            raise InputError(f"{key} of {entry.name} is a finite number, not {value!r:.50}")
+            raise InputError(f"{key} of {entry.name} must be a finite number, not {value!r:.50}")
         if type(entry.defaults.get(key)) is float:
-            options[key] = float(value)  # integers without end are no numbers to torch
+            options[key] = float(value)  # torch cannot take huge integers
     if pretrained:
         options = {**_classes(entry, source.cfg), **options}
     if source.pool is not None and entry.names("global_pool"):  # timm saves it apart from the options
@@ -276,23 +279,23 @@ def _options(source: _Source, given: Mapping[str, Any], pretrained: bool) -> dic
 
 
 def _asks_for_nothing(option: str, value: Any) -> bool:
-    """Whether a model is what is asked for without having the option.
+    """Whether a model can ignore an option that it lacks.
 
-    That is so of timm's options that are switched off, and of those that make a model fit for export: all are.
+    It can if an option of timm is switched off, or makes a model fit for export: all models here are.
     """
     return value is None or (isinstance(value, Real) and not value) or option in ("exportable", "no_jit")
 
 
 def _plain_number(value: Any) -> Any:
-    """Numbers of numpy as Python's own, which a file of options can hold."""
+    """Numbers of numpy as numbers of Python, which JSON can hold."""
     return value.item() if isinstance(value, np.generic) else value
 
 
 def _check_growth(source: _Source) -> None:
-    """Refuses the options of a folder that make a model of another order of size, where no weights tell its size.
+    """Refuses options of a folder that make a far larger model, if no weights are loaded that would show its size.
 
     Raises:
-        WeightsError: If they do.
+        WeightsError: If the model would be far larger.
     """
     if source.options.keys() <= {"num_classes"}:
         return
@@ -302,18 +305,18 @@ def _check_growth(source: _Source) -> None:
     )
     if wanted > max(MAX_GROWTH * usual, SMALL):
         raise WeightsError(
-            f"{hub.CONFIG} asks for a model of {wanted} numbers, where {source.entry.name} has {usual}: load its "
-            f"weights by pretrained=True, or make {source.entry.name} with options of your own"
+            f"{hub.CONFIG} asks for a model of {wanted} numbers, but {source.entry.name} has {usual}: load its "
+            f"weights by pretrained=True, or make {source.entry.name} with your own options"
         )
 
 
 def _make(entry: Entry, options: Mapping[str, Any], empty: bool) -> nn.Module:
-    """Runs the entrypoint, inside `meta_init` if weights follow and the model needs no values while it is made."""
+    """Runs the entrypoint; inside `meta_init` if weights follow and the model needs no values at construction."""
     try:
         model = made_empty(lambda: entry.entrypoint(**options)) if empty else None
         if model is not None and {name for name, _ in model.named_buffers()} <= model.state_dict().keys():
             return model
-        return entry.entrypoint(**options)  # what no file holds, as hidden buffers, gets its values here
+        return entry.entrypoint(**options)  # gives values to buffers that no file holds
     except WhiteboxCrateError:
         raise
     except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
@@ -321,10 +324,10 @@ def _make(entry: Entry, options: Mapping[str, Any], empty: bool) -> nn.Module:
 
 
 def _weights_file(name: str, source: _Source, fetch: Callable[..., Path]) -> Path:
-    """Where the weights are, after a download if they are on the Hub and not in the cache.
+    """The file of the weights. Downloads it if it is on the Hub and not in the cache.
 
     Raises:
-        WeightsError: If they cannot be had, or are not what they should be.
+        WeightsError: If the file cannot be fetched, or is damaged.
     """
     cfg = source.cfg
     if source.folder is not None:
@@ -347,7 +350,7 @@ def _weights_file(name: str, source: _Source, fetch: Callable[..., Path]) -> Pat
 
 
 def _overlaid(cfg: PretrainedCfg, overlay: Mapping[str, Any]) -> PretrainedCfg:
-    """The facts with some changed: the hash of a file is not that of another, nor is the revision of a repository."""
+    """The facts with some changed. A new file drops the old hash, and a new repository the old revision."""
     elsewhere = any(overlay.get(key, getattr(cfg, key)) != getattr(cfg, key) for key in ("file", "hf_hub_id", "url"))
     if elsewhere or overlay.get("revision", cfg.revision) != cfg.revision:
         cfg = replace(cfg, sha256="", checked="")
@@ -365,7 +368,7 @@ def _known_fields(overlay: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 class _Folders:
-    """The storage behind the verbs of models: folders as `save_pretrained` writes them, here and on the Hub."""
+    """The storage behind the methods of models: folders of `save_pretrained`, local and on the Hub."""
 
     def load(
         self,
@@ -380,7 +383,7 @@ class _Folders:
     ) -> Any:
         not_of_models = sorted(model_options.keys() & inspect.signature(create_model).parameters.keys())
         if not_of_models:
-            raise InputError(f"{not_of_models} are no options of a model; call create_model for them")
+            raise InputError(f"{not_of_models} are not options of a model; give them to create_model instead")
         name = f"{LOCAL}{source}"
         if not is_folder(source):
             for file in (hub.CONFIG, hub.WEIGHTS):  # into the cache, where create_model finds them
@@ -393,7 +396,7 @@ class _Folders:
                     local_files_only=local_files_only,
                     force_download=force_download,
                 )
-                revision = place.parent.name  # the cache names a snapshot by its commit: both files are of one
+                revision = place.parent.name  # the cache names a snapshot by its commit; both files come from one
             name = f"{HUB}{source}@{revision}"
         return create_model(name, pretrained=True, cache_dir=cache_dir, token=token, **model_options)
 

@@ -1,4 +1,4 @@
-"""Models as folders, here and on the Hugging Face Hub: config.json beside model.safetensors, in timm's fields."""
+"""Models as folders, local and on the Hugging Face Hub: config.json, with timm's fields, and model.safetensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import huggingface_hub  # its client of HTTP takes long to import: it does so itself when the first name is asked for
+import huggingface_hub  # it imports its HTTP client, which takes long, only when a name is first used
 from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import Tensor
@@ -28,18 +28,18 @@ from .pretrained_cfg import PretrainedCfg
 from .registry import find_entry
 
 if TYPE_CHECKING:
-    import huggingface_hub.errors  # imported by what raises them
+    import huggingface_hub.errors  # the code that raises them imports them
 
 T = TypeVar("T")
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-# Where other libraries put weights in a folder: in several files that an index names, or as torch.save writes them.
+# Names that other libraries give weights in a folder: an index of several files, or a file of torch.save.
 _OTHER_WEIGHTS = (f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-# Facts of where weights lie and what was seen of them, which are not true of a copy that may have changed.
+# Facts about where weights lie and what was measured on them; they may be wrong for a copy that has changed.
 _NOT_OF_A_COPY: dict[str, Any] = {
     **dict.fromkeys(("hf_hub_id", "file", "revision", "sha256", "url", "checked", "notes"), ""),
     "model_args": {},
 }
-# What timm does not know is kept apart under this name, for it takes no other fields in "pretrained_cfg" than its own.
+# Fields that timm does not know go under this name, since timm accepts only its own in "pretrained_cfg".
 _OURS = "whitebox_crate"
 _ONLY_OURS = ("attention_layer", "attention_head", "attention_size", "origin", "paper")
 
@@ -55,27 +55,27 @@ def fetch(
     local_files_only: bool = False,
     force_download: bool = False,
 ) -> Path:
-    """A file of a Hub repository, from huggingface_hub's cache or else by download.
+    """A file of a Hub repository, from huggingface_hub's cache or by download.
 
-    Its SHA-256 is compared with `sha256` if given, else, after a download, with the one that the Hub announces for
-    large files; a file that differs is deleted from the cache. That reads the file once. A download of which nothing
-    comes for two minutes is given up; the file in the cache then serves, if there is one.
+    Its SHA-256 is compared with `sha256` if given; else, after a download, with the hash that the Hub announces for
+    large files. This reads the file once. A file that differs is deleted from the cache. A download that brings nothing
+    for two minutes is given up; then the file in the cache is used, if there is one.
 
     Args:
         repo_id: "org/name".
         filename: Path in the repository.
         revision: Branch, tag or commit; the main branch if None.
-        sha256: What the file must hash to, in hex; "" for what the Hub says.
-        cache_dir: Cache folder; that of huggingface_hub (`HF_HUB_CACHE`) if None.
-        token: Access token, False for none; that of `hf auth login` or `HF_TOKEN` if None.
-        local_files_only: Whether to look in the cache only, as `HF_HUB_OFFLINE=1` does for all.
-        force_download: Whether to download a file that is in the cache again.
+        sha256: Expected hash of the file, in hex; "" takes the Hub's.
+        cache_dir: Cache folder; None takes huggingface_hub's (`HF_HUB_CACHE`).
+        token: Access token. None takes the token of `hf auth login` or `HF_TOKEN`; False sends none.
+        local_files_only: Whether to look only in the cache, as `HF_HUB_OFFLINE=1` does for all files.
+        force_download: Whether to download a file again that is in the cache.
 
     Returns:
         The path of the file in the cache.
 
     Raises:
-        WeightsError: If the file cannot be had, or is not what it should be; the message says what to do.
+        WeightsError: If the file cannot be fetched, or has another hash; the message says what to do.
     """
     what = f"{filename} of {repo_id}" + (f" at revision {revision}" if revision else "") + " on the Hub"
     try:
@@ -98,8 +98,8 @@ def fetch(
             if not isinstance(cached, str) or force_download:
                 raise
             path = Path(cached)
-    except Exception as error:  # the client raises its own errors and those of HTTP, sockets, files and locks
-        raise WeightsError(f"{what} cannot be had: {_why(error, local_files_only)}") from error
+    except Exception as error:  # the client raises its own errors, and errors of HTTP, sockets, files and locks
+        raise WeightsError(f"{what} cannot be fetched: {_why(error, local_files_only)}") from error
     if not sha256 and (force_download or str(path) != cached):
         sha256 = _announced_sha256(path)
     verify(path, sha256, what, discard=True)
@@ -107,7 +107,7 @@ def fetch(
 
 
 def _why(error: Exception, local_files_only: bool) -> str:
-    """What went wrong and what to do, in a sentence."""
+    """The cause and the next step, in one sentence."""
     if isinstance(error, huggingface_hub.errors.GatedRepoError):
         return "the repository is gated; ask for access on its page, then log in by 'hf auth login'"
     if isinstance(error, huggingface_hub.errors.RepositoryNotFoundError):
@@ -119,7 +119,9 @@ def _why(error: Exception, local_files_only: bool) -> str:
         return "there is no such revision; give a branch, tag or commit of the repository after '@'"
     if isinstance(error, huggingface_hub.errors.LocalEntryNotFoundError):
         if local_files_only or constants.HF_HUB_OFFLINE:
-            return "it is not in the cache and the Hub is not to be asked; fetch it beforehand by 'hf download'"
+            return (
+                "it is not in the cache, and the Hub may not be asked (offline); fetch it beforehand by 'hf download'"
+            )
         return f"the Hub does not answer and it is not in the cache; check the connection and try again ({error})"
     if isinstance(error, huggingface_hub.errors.EntryNotFoundError):
         return (
@@ -127,7 +129,7 @@ def _why(error: Exception, local_files_only: bool) -> str:
             "and run 'whitebox-crate convert' on the file"
         )
     if isinstance(error, huggingface_hub.errors.HFValidationError):
-        return f"that is no name of a repository ({error}); write hf-hub:org/name or hf-hub:org/name@revision"
+        return f"that is not a name of a repository ({error}); write hf-hub:org/name or hf-hub:org/name@revision"
     if isinstance(error, huggingface_hub.errors.HfHubHTTPError) and error.response.status_code in (401, 403):
         return f"the Hub refuses the token; renew it by 'hf auth login', HF_TOKEN or token=... ({error})"
     if isinstance(error, TimeoutError):
@@ -136,13 +138,13 @@ def _why(error: Exception, local_files_only: bool) -> str:
 
 
 def read_fresh(path: Path, fetch: Callable[[], Path], read: Callable[[Path], T]) -> T:
-    """Reads a fetched file; one that is damaged in the cache is deleted there and fetched once more.
+    """Reads a fetched file. If the file is damaged in the cache, deletes it there and fetches it once more.
 
-    It is damaged if it cannot be read and its hash is not the one by which the cache names it, as that of a file which
-    broke on the disk, or of a page that a portal sent in its place. What is as the Hub has it is fetched once.
+    A file is damaged if it cannot be read and its hash differs from its name in the cache: the disk may have failed, or
+    a login portal may have sent a page in its place. A file that equals the Hub's is fetched only once.
 
     Raises:
-        WeightsError: If it cannot be read, or not be fetched again.
+        WeightsError: If the file cannot be read, or cannot be fetched again.
     """
     try:
         return read(path)
@@ -158,7 +160,7 @@ def read_fresh(path: Path, fetch: Callable[[], Path], read: Callable[[Path], T])
 
 
 def _discard(path: Path) -> None:
-    """Deletes a file of the cache: a snapshot's link and its blob, or the file itself where there are no links."""
+    """Deletes a file of the cache: the snapshot's link and its blob, or the file itself if there are no links."""
     path.resolve().unlink(missing_ok=True)
     path.unlink(missing_ok=True)
 
@@ -170,14 +172,14 @@ def _is_announced(path: Path) -> bool:
         return False
     if sha256 := _announced_sha256(path):
         return sha256_of(place) == sha256
-    if len(place.name) != len(hashlib.sha1().hexdigest()):  # the cache has no links, and so no hash
+    if len(place.name) != len(hashlib.sha1().hexdigest()):  # without links the name is not a hash
         return False
     content = place.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == place.name
 
 
 def _announced_sha256(path: Path) -> str:
-    """The hash that the Hub announced: the cache names large files by it, and small ones by git's shorter one."""
+    """The SHA-256 that the Hub announced. The cache names large files by it; small files are named by git's hash."""
     name = path.resolve().name
     return name if len(name) == 64 and set(name) <= set("0123456789abcdef") else ""
 
@@ -187,9 +189,9 @@ def verify(path: Path, sha256: str, what: str, *, discard: bool = False) -> None
 
     Args:
         path: The file, or a link to it in huggingface_hub's cache.
-        sha256: What it must hash to, in hex; "" for no comparison.
-        what: What to call it in the message.
-        discard: Whether a file that differs is deleted, and what it links to.
+        sha256: Expected hash, in hex; "" for no comparison.
+        what: Name of the file in the message.
+        discard: Whether to delete a file that differs, with the file that it links to.
 
     Raises:
         WeightsError: If the hash differs or the file cannot be read.
@@ -204,24 +206,24 @@ def verify(path: Path, sha256: str, what: str, *, discard: bool = False) -> None
         if discard:
             _discard(path)
         raise WeightsError(
-            f"{what} is not what it should be: its SHA-256 is {digest}, expected {sha256}; "
-            + ("it was not kept. Try again" if discard else "install the package again")
-            + ", and if it stays so, do not use it"
+            f"{what} is damaged or was exchanged: its SHA-256 is {digest}, expected {sha256}; "
+            + ("it was deleted. Try again" if discard else "install the package again")
+            + "; if the hash still differs, do not use the file"
         )
 
 
 def weights_in(folder: Path) -> Path:
-    """The file of a folder that holds its weights, or names those that do.
+    """The file of a folder that holds its weights, or an index of such files.
 
     Raises:
-        WeightsError: If there is none.
+        WeightsError: If there is no such file.
     """
     for name in (WEIGHTS, *_OTHER_WEIGHTS):
         if (folder / name).is_file():
             return folder / name
     raise WeightsError(
-        f"there are no weights in {folder}: none of {[WEIGHTS, *_OTHER_WEIGHTS]}. If they have another name, give the "
-        "file as checkpoint_path=..."
+        f"there are no weights in {folder}: none of {[WEIGHTS, *_OTHER_WEIGHTS]}. If the file has another name, give "
+        "it as checkpoint_path=..."
     )
 
 
@@ -231,19 +233,18 @@ def save_pretrained(model: ImageTransformer, folder: str | Path, *, repo_id: str
     The folder gets config.json, model.safetensors, and README.md if it has none yet.
 
     Args:
-        model: The model; of one that torch.compile or distributed training wraps, and of layers that are compiled one
-            by one, what is inside.
+        model: The model. Wrappers of torch.compile or distributed training, of the model or of single layers, are
+            taken off.
         folder: Made if it does not exist.
-        repo_id: "org/name" of the Hub repository that README.md shall say to load from, if there is one.
+        repo_id: Hub repository "org/name" that README.md names to load from, if there is one.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: If `create_model` did not make the model, so that its options are not known, or JSON does not
-            know their types, or parts of it were taken out or exchanged since, or it is quantised, or spread over
-            processes (FSDP).
-        OutputError: If the folder cannot be written; a file that was there stays whole.
+        InputError: If `create_model` did not make the model, so that its options are unknown; if JSON cannot hold its
+            options; if parts of it were removed or replaced; if it is quantised, or spread over processes (FSDP).
+        OutputError: If the folder cannot be written; older files stay whole.
 
     Example:
         >>> folder = save_pretrained(create_model("crate_nano", pretrained=True), "saved")
@@ -251,14 +252,14 @@ def save_pretrained(model: ImageTransformer, folder: str | Path, *, repo_id: str
     """
     whole = unwrap(model)
     if not isinstance(whole, ImageTransformer):
-        raise InputError(f"a {type(whole).__name__} is not saved; save the whole model before its features are taken")
+        raise InputError(f"a {type(whole).__name__} cannot be saved; save the whole model instead")
     model = whole
     if not model.architecture:
         raise InputError(
-            f"this {type(model).__name__} was not made by create_model, so that its name is not known: register_model "
-            "makes a class known, and create_model makes one that can be saved"
+            f"this {type(model).__name__} was not made by create_model, so its name and options are unknown: register "
+            "its class with register_model, then make it with create_model"
         )
-    state = plain_state(model, "save a model in floating point, with all of its weights in this process")
+    state = plain_state(model, "save a model in floating point, with all its weights in this process")
     options = _options_of(model)
     _check_description(model, state, options)
     folder = Path(folder)
@@ -300,7 +301,7 @@ def _facts_of(model: ImageTransformer) -> PretrainedCfg:
 
 
 def _options_of(model: ImageTransformer) -> dict[str, Any]:
-    """The options that make a model of these sizes; its pooling is that of construction, which places the last norm."""
+    """The options that make a model of these sizes. The pooling is the original one, which places the last norm."""
     entry, _ = find_entry(model.architecture)
     now = {"num_classes": model.num_classes, "img_size": model.img_size, "depth": len(model.blocks)}
     options = {**model.model_args, **{key: value for key, value in now.items() if entry.names(key)}}
@@ -310,7 +311,7 @@ def _options_of(model: ImageTransformer) -> dict[str, Any]:
 
 
 def _check_description(model: ImageTransformer, state: Mapping[str, Tensor], options: dict[str, Any]) -> None:
-    """Whether these options make a model of the same names and shapes, so that what is saved can be loaded."""
+    """Checks that these options make a model of the same names and shapes, so that the saved file can be loaded."""
     entrypoint = find_entry(model.architecture)[0].entrypoint
 
     def make() -> Any:
@@ -322,13 +323,13 @@ def _check_description(model: ImageTransformer, state: Mapping[str, Tensor], opt
     differ = sorted(name for name in have.keys() | made.keys() if have.get(name) != made.get(name))
     if differ:
         raise InputError(
-            f"this {type(model).__name__} is not what {model.architecture} makes with its options: {differ[:5]} "
-            "differ. Save the whole model, before parts are taken out, or its state_dict() by safetensors"
+            f"this {type(model).__name__} differs from a new {model.architecture} of the same options: {differ[:5]} "
+            "differ. Save the whole model before you remove parts, or save its state_dict() by safetensors"
         )
 
 
 def model_card(model: ImageTransformer, repo_id: str = "") -> str:
-    """The text of a README.md for a repository that holds this model: what it is and how to load it."""
+    """The text of a README.md for a repository of this model: its facts and how to load it."""
     cfg = _facts_of(model)
     facts = {
         "Architecture": f"`{model.architecture}`",
@@ -350,7 +351,7 @@ def model_card(model: ImageTransformer, repo_id: str = "") -> str:
 
 
 class Config(NamedTuple):
-    """What config.json says: how to make the model, the facts about its weights, its pooling, whether it is folded."""
+    """The content of config.json: how to make the model, facts about its weights, its pooling, whether it is folded."""
 
     architecture: str
     options: dict[str, Any]
@@ -362,25 +363,25 @@ class Config(NamedTuple):
 def read_config(folder: str | Path) -> Config:
     """Reads a folder's config.json, as this package or timm writes it.
 
-    Fields that are not known here are left out; they come from other libraries.
+    Unknown fields are ignored; they come from other libraries.
 
     Raises:
-        WeightsError: If it is missing, lacks what is needed, or a field has a value of another kind.
+        WeightsError: If the file is missing, lacks a needed field, or a field has a value of another kind.
     """
     path = Path(folder) / CONFIG
     config = read_json(path)
     architecture, labels = config.get("architecture"), config.get("label_names", [])
-    # Older folders of ours have everything in "pretrained_cfg".
+    # Older folders of this package have all fields in "pretrained_cfg".
     objects: tuple[Any, ...] = tuple(config.get(name, {}) for name in ("model_args", "pretrained_cfg", _OURS))
     if not isinstance(architecture, str) or not all(isinstance(part, dict) for part in objects):
         raise WeightsError(
-            f"{path} needs 'architecture' (text), 'model_args', 'pretrained_cfg' and '{_OURS}' (objects)"
+            f"{path} needs 'architecture' (text), 'model_args', 'pretrained_cfg' and '{_OURS}' (objects): add them"
         )
     options, facts, ours = objects
     known = {field.name: field for field in fields(PretrainedCfg) if field.name not in _NOT_OF_A_COPY}
     values: dict[str, Any] = {k: _tupled(v) for k, v in {**facts, **ours}.items() if k in known and v is not None}
     values["label_names"] = tuple(printable(str(label)) for label in labels) if isinstance(labels, list) else ()
-    if "num_classes" in config:  # timm's own place for it
+    if "num_classes" in config:  # timm puts it here
         values["num_classes"] = config["num_classes"]
     try:
         cfg = PretrainedCfg(**values)
@@ -389,18 +390,18 @@ def read_config(folder: str | Path) -> Config:
     options = {k: _tupled(v) for k, v in options.items()}
     for depth in (options.get("depth"), options.get("decoder_depth")):
         if isinstance(depth, int) and depth > MAX_DEPTH:
-            raise WeightsError(f"{path} asks for {depth} layers; at most {MAX_DEPTH} are made from a file")
+            raise WeightsError(f"{path} asks for {depth} layers; a file may ask for at most {MAX_DEPTH}")
     classes = options.get("num_classes", cfg.num_classes)
-    if type(classes) is not int or classes != cfg.num_classes:  # the head would be taken for one to be left fresh
+    if type(classes) is not int or classes != cfg.num_classes:  # else loading would leave the head fresh
         raise WeightsError(f"{path} has {cfg.num_classes} classes as 'num_classes' and {classes!r} in 'model_args'")
     folded = config.get("folded", False)
     if not isinstance(folded, bool):
-        raise WeightsError(f"{path}: 'folded' is true or false, not {folded!r}")
+        raise WeightsError(f"{path}: 'folded' must be true or false, not {folded!r}")
     pool: Any = config.get("global_pool")
     return Config(architecture, options, cfg, pool, folded)
 
 
 def _tupled(value: object) -> object:
     """JSON has no tuples, and options and facts have no lists."""
-    value = printable(value) if isinstance(value, str) else value  # or a licence could move the cursor of a terminal
+    value = printable(value) if isinstance(value, str) else value  # no control characters, for example in a licence
     return tuple(value) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""Images to tensors: the resize, crop and normalisation that a set of weights was evaluated with."""
+"""Turns images into tensors, with the resize, crop and normalisation that a set of weights was evaluated with."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 AnyImage: TypeAlias = Union["Image", np.ndarray[Any, Any], Tensor]
 
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  # Pillow's, in lower case
-MOST_CROPPED = 100  # a resized image is at most so many squares over the crop's longer side, for memory is finite
-MOST_PATCHES, MOST_PIXELS = 1 << 18, 1 << 26  # of a photograph for a model
+MOST_CROPPED = 100  # most squares of the crop's longer side in a resized image, so that a strip does not fill memory
+MOST_PATCHES, MOST_PIXELS = 1 << 18, 1 << 26  # most of a photograph for a model
 
 
 def resolve_data_config(
@@ -33,19 +33,19 @@ def resolve_data_config(
     pretrained_cfg: Mapping[str, Any] | None = None,
     model: nn.Module | None = None,
 ) -> dict[str, Any]:
-    """What images a model expects: the keyword arguments of `create_transform`, under timm's names.
+    """The images that a model expects: the keyword arguments of `create_transform`, under timm's names.
 
     `resolve_data_config(model)`, `resolve_data_config(cfg)`, or timm's form: `resolve_data_config({}, model=model)`.
 
-    Of a model, the size is the one that it has now, which may differ from that of its weights. If it takes another
-    number of channels than the weights have means for, one channel gets the average of the means and that of the
-    standard deviations (the image becomes grey); any other number repeats them in turn.
+    The size is the model's current size, which may differ from the size of its weights. The model may take another
+    number of channels than the weights have means for. Then one channel gets the average mean and the average standard
+    deviation (the image becomes grey); any other number repeats them in turn.
 
     Args:
-        args: A model that `capture` reads; or the facts about weights, as `get_pretrained_cfg` gives them;
-            or what goes before these, as from timm's command lines: those of the keys below that are there and not
-            None, `img_size` and `in_chans` (or `chans`). Other keys are passed over.
-        pretrained_cfg: The facts, in place of the model's; those that are not there are as of `PretrainedCfg()`.
+        args: A model that `capture` reads; or facts about weights, as `get_pretrained_cfg` gives them; or settings that
+            override these, as in timm's command lines: the keys below that are present and not None, `img_size` and
+            `in_chans` (or `chans`). Other keys are ignored.
+        pretrained_cfg: Facts in place of the model's; missing ones have the values of `PretrainedCfg()`.
         model: The model.
 
     Returns:
@@ -53,7 +53,7 @@ def resolve_data_config(
         crop_pct; crop_mode.
 
     Raises:
-        InputError: If there is no model that is known and no facts, or the facts have no mean or std.
+        InputError: If there is neither a known model nor facts, or the facts have no mean or std.
 
     Example:
         >>> config = resolve_data_config(create_model("crate_nano"))
@@ -104,21 +104,21 @@ def create_transform(
     """The evaluation transform: `create_transform(**resolve_data_config(model))`.
 
     Args:
-        input_size: (channels, height, width), pixels; or (height, width), or one number, of 3 channels.
+        input_size: (channels, height, width), pixels; or (height, width) or one number, with 3 channels.
         interpolation: Pillow's filter: "nearest", "box", "bilinear", "hamming", "bicubic" or "lanczos".
-        mean: Per channel, of images scaled to [0, 1].
-        std: Per channel, likewise.
+        mean: Mean of each channel, of images scaled to [0, 1].
+        std: Standard deviation of each channel, likewise.
         crop_pct: Side of the centre crop over the shorter side of the resized image, from 0.01
             to 1.
-        crop_mode: "center", the one of timm's modes that there is here.
-        is_training: False; training crops at random, which `whitebox_crate.training` does.
+        crop_mode: "center", the only one of timm's modes here.
+        is_training: False; `whitebox_crate.training` does the random crops of training.
 
     Returns:
         A `Transform`, to be called with one image or with a batch.
 
     Raises:
         UnknownNameError: If there is no such interpolation or crop mode; the message lists close matches.
-        InputError: If a value is out of range, there are neither 1 nor 3 channels, or it is for training.
+        InputError: If a value is out of range, the channels are not 1 or 3, or `is_training` is true.
 
     Example:
         >>> from whitebox_crate.images import load_image
@@ -128,7 +128,9 @@ def create_transform(
     if crop_mode != PretrainedCfg.crop_mode:
         raise UnknownNameError.of("crop_mode", crop_mode, (PretrainedCfg.crop_mode,))
     if is_training:
-        raise InputError("this transform is for evaluation; whitebox_crate.training crops for training")
+        raise InputError(
+            "is_training=True: this transform is for evaluation; whitebox_crate.training crops for training"
+        )
     size: Any
     shape: Any = input_size
     channels, size = (shape[0], shape[1:]) if isinstance(shape, tuple | list) and len(shape) == 3 else (3, shape)
@@ -137,12 +139,12 @@ def create_transform(
 
 @dataclass(frozen=True)
 class Transform:
-    """Resize, centre crop, (pixels / 255 - mean) / std; of uint8 pixels, bit for bit what Pillow gives.
+    """Resize, centre crop, (pixels / 255 - mean) / std. On uint8 pixels it equals Pillow bit for bit.
 
     The image keeps its proportions and is resized until it covers floor(side / crop_pct) on both sides. Lengths are
-    rounded as in the evaluations that published accuracies come from: for square inputs as by torchvision's `Resize`
-    (the longer side down), for others as by timm (both to the nearest). `create_transform` says what the fields are;
-    of input_size, 1 channel is grey (ITU-R 601) and 3 are RGB.
+    rounded as in the evaluations behind published accuracies: for square inputs as in torchvision's `Resize` (the
+    longer side down), for others as in timm (both to the nearest). `create_transform` explains the fields. In
+    input_size, 1 channel is grey (ITU-R 601) and 3 channels are RGB.
     """
 
     input_size: tuple[int, int, int]
@@ -168,7 +170,7 @@ class Transform:
             )
 
     def __call__(self, images: AnyImage | Sequence[AnyImage]) -> Tensor:
-        """Turns one image, or a batch of images, into what the model takes.
+        """Turns one image, or a batch of images, into a tensor for the model.
 
         Args:
             images: A Pillow image of any mode; uint8 (height, width, 3) in numpy; uint8 (3, height, width) in torch;
@@ -180,8 +182,8 @@ class Transform:
             device of a tensor, else on the CPU.
 
         Raises:
-            InputError: If an image is none of these, has no pixels, has values out of range, is a strip that resizing
-                would make huge (about 1 : 100), or holds floats and needs resizing; or the batch is empty.
+            InputError: If an image is none of these, has no pixels, has values out of range, is so long a strip (about
+                1 : 100) that resizing would make it huge, or holds floats and needs resizing; or the batch is empty.
             MissingExtraError: If Pillow is needed and not installed.
         """
         if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
@@ -199,7 +201,7 @@ class Transform:
         return torch.stack(rows)
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
-        """The (height, width) before the crop, of an image of this size."""
+        """The (height, width) to which an image of this size is resized before the crop."""
         target_height, target_width = self.input_size[1:]
         tall, wide = math.floor(target_height / self.crop_pct), math.floor(target_width / self.crop_pct)
         if tall == wide:
@@ -210,7 +212,7 @@ class Transform:
             size = round(height / ratio), round(width / ratio)
         if size[0] * size[1] > min(MOST_CROPPED * max(target_height, target_width) ** 2, MOST_PIXELS):
             raise InputError(
-                f"{height} x {width} pixels would become {size[0]} x {size[1]}, to be cropped to {target_height} x "
+                f"{height} x {width} pixels would be resized to {size[0]} x {size[1]} and cropped to {target_height} x "
                 f"{target_width}; crop the image first"
             )
         return size
@@ -222,14 +224,14 @@ class Transform:
 def resize_to_grid(
     image: Image, patch_size: Size, short_side: int, long_side: int | None = None, *, square: bool = False
 ) -> Image:
-    """Scales an image so that patches tile it: nothing is cut off, and sides are rounded to whole patches.
+    """Scales an image so that whole patches tile it. Nothing is cut off; sides are rounded to whole patches.
 
     Args:
         image: A Pillow image of any size and mode.
         patch_size: (height, width) of a patch or one number, pixels.
-        short_side: Length that the shorter side gets, pixels, before rounding to whole patches.
-        long_side: Length that the longer side does not exceed; the whole image is scaled down further for it.
-            Default 4 * `short_side`, so that no panorama asks for any amount of memory.
+        short_side: Length of the shorter side, pixels, before rounding to whole patches.
+        long_side: Largest length of the longer side, pixels; for it, the whole image is scaled down further. Default
+            4 * `short_side`, so that a panorama does not fill memory.
         square: Whether both sides get `short_side`, whatever the image's proportions.
 
     Returns:
@@ -237,7 +239,7 @@ def resize_to_grid(
         of the patch, and at least one patch.
 
     Raises:
-        InputError: If a size is not positive, or more patches come of it than a model could take.
+        InputError: If a size is not positive, or makes more patches than a model could take.
     """
     pillow: Any = require("PIL.Image", extra="images")
     patch_height, patch_width = to_pair(patch_size)
@@ -248,11 +250,13 @@ def resize_to_grid(
 def grid_for(
     image: Image, patch_size: Size, short_side: int, long_side: int | None = None, *, square: bool = False
 ) -> tuple[int, int]:
-    """The (rows, columns) of patches that `resize_to_grid` makes of an image; arguments and errors are the same."""
+    """The (rows, columns) of patches of an image after `resize_to_grid`, with the same arguments and errors."""
     patch_height, patch_width = to_pair(patch_size)
     longest = 4 * short_side if long_side is None else long_side
     if not all(1 <= side <= 4 * MOST_PIXELS for side in (short_side, longest)):
-        raise InputError(f"sides are from 1 to {4 * MOST_PIXELS} pixels, not {short_side!r:.50} and {longest!r:.50}")
+        raise InputError(
+            f"sides must be from 1 to {4 * MOST_PIXELS} pixels, not {short_side!r:.50} and {longest!r:.50}"
+        )
     width, height = (1, 1) if square else image.size
     scale = min(short_side / min(width, height), longest / max(width, height))
     rows, columns = max(1, round(height * scale / patch_height)), max(1, round(width * scale / patch_width))
@@ -261,13 +265,13 @@ def grid_for(
 
 
 def _check_patches(rows: int, columns: int, patch: tuple[int, int], short_side: int) -> None:
-    """Refuses a picture that would fill the memory, before any is taken."""
+    """Refuses a picture that would fill the memory, before it takes any."""
     patches, pixels = rows * columns, rows * columns * patch[0] * patch[1]
     if (share := max(patches / MOST_PATCHES, pixels / MOST_PIXELS)) > 1:
         most = min(MOST_PATCHES, MOST_PIXELS // (patch[0] * patch[1]))
         raise InputError(
             f"a shorter side of {short_side} pixels makes {rows} x {columns} = {patches:,} patches of {patch[0]} x "
-            f"{patch[1]} pixels, of which at most {most:,} are taken; "
+            f"{patch[1]} pixels, but at most {most:,} are allowed; "
             f"give a size (--size) of at most {max(1, int(short_side / math.sqrt(share)))}"
         )
 
@@ -276,7 +280,7 @@ def best_short_side(model: nn.Module) -> int:
     """The shorter side of a photograph, pixels, at which a model's attention shows objects best.
 
     Args:
-        model: The model, whose `pretrained_cfg.attention_size` tells; where it was not measured, its own image's side.
+        model: The model. Its `pretrained_cfg.attention_size` says; if that was not measured, its own image size counts.
     """
     core = readable(model)
     return core.pretrained_cfg.attention_size or min(core.img_size)
@@ -295,19 +299,19 @@ class SeenPhoto(NamedTuple):
 
 
 def fit_photo(model: nn.Module, photo: Image, short_side: int | None = None) -> SeenPhoto:
-    """The one way from a photograph to a model's tensor: whole patches, nothing cut off, the weights' mean and std.
+    """Turns a photograph into a model's tensor: whole patches, nothing cut off, the weights' mean and std.
 
-    A model that takes images of one size alone (`dynamic_img_size=False`) sees the photograph resized to that, whatever
-    its proportions, and one that takes squares alone (`square_images`, as CBT's released pooling) sees it as a square.
+    A model that takes only one size (`dynamic_img_size=False`) sees the photograph resized to that size, whatever its
+    proportions. A model that takes only squares (`square_images`, as CBT's released pooling) sees it as a square.
 
     Args:
         model: A model that `capture` reads.
         photo: A Pillow image of any size and mode, as `whitebox_crate.images.load_image` reads it.
-        short_side: Of the image, pixels, before it is rounded to whole patches; `best_short_side` if None.
+        short_side: Shorter side of the image, pixels, before rounding to whole patches; `best_short_side` if None.
 
     Raises:
-        InputError: If the model takes another number of channels than a photograph has, or the side is not positive, or
-            is not that of the one size that the model takes.
+        InputError: If the model does not take 3 channels, or the side is not positive, or the model takes only another
+            size.
         MissingExtraError: If Pillow is not installed.
 
     Example:
@@ -326,20 +330,22 @@ def fit_photo(model: nn.Module, photo: Image, short_side: int | None = None) -> 
         image = to_rgb(photo).resize(core.img_size[::-1], pillow.Resampling.BICUBIC)
     else:
         height, width = core.img_size
-        raise InputError(f"the model takes images of {height} x {width} alone; leave out the size of {short_side}")
+        raise InputError(
+            f"the model takes only images of {height} x {width}, not size {short_side}; leave the size out"
+        )
     pixels = image_to_tensor(image, mean=core.pretrained_cfg.mean, std=core.pretrained_cfg.std)
     return SeenPhoto(image, pixels.to(next(core.patch_embed.parameters())))
 
 
 def check_takes_photos(model: nn.Module, name: str = "the model") -> None:
-    """Refuses a model, called by this name, that takes another number of channels than a photograph has.
+    """Refuses a model that does not take the 3 channels of a photograph.
 
     Raises:
-        InputError: If it does.
+        InputError: If it does not; the message calls the model by `name`.
     """
     channels = readable(model).in_chans
     if channels != 3:
-        raise InputError(f"{name} takes {channels} channels; photographs have 3")
+        raise InputError(f"{name} takes {channels} channels, but photographs have 3; choose another model")
 
 
 def image_to_tensor(
@@ -349,21 +355,21 @@ def image_to_tensor(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> Tensor:
-    """Turns one image into a tensor as it is, nothing cut off: (pixels / 255 - mean) / std.
+    """Turns one whole image into a tensor: (pixels / 255 - mean) / std. Nothing is cut off.
 
     Args:
         image: A Pillow image of any mode; uint8 (height, width, 3) in numpy; or uint8 in [0, 255] or float in
             [0, 1], (3, height, width), in torch.
-        size: (height, width) or one number, pixels, to resize to by Pillow's antialiased bicubic filter,
+        size: (height, width) or one number, pixels. Pillow's antialiased bicubic filter resizes the image to it,
             whatever the proportions. Float tensors are not resized.
-        mean: Per channel, of images scaled to [0, 1].
-        std: Per channel, likewise.
+        mean: Mean of each channel, of images scaled to [0, 1].
+        std: Standard deviation of each channel, likewise.
 
     Returns:
         (3, height, width), float32, on the device of a tensor, else on the CPU. Stack them for a batch.
 
     Raises:
-        InputError: If the image is none of these, or a value of it is out of range.
+        InputError: If the image is none of these, or has a value out of range.
         MissingExtraError: If Pillow is needed and not installed.
     """
     _check_statistics(mean, std, channels=3)
@@ -379,10 +385,10 @@ def _normalised(
     std: Sequence[float],
     crop: tuple[int, int] | None = None,
 ) -> Tensor:
-    """(pixels / 255 - mean) / std of an image at the size that `resized` makes of its own; as many channels as means.
+    """(pixels / 255 - mean) / std of an image that is resized to `resized(its size)`, with as many channels as means.
 
-    Of a resized image, the (height, width) of `crop` in the middle. What is cut off never becomes floats.
-    Float tensors hold pixels / 255 already, and are not resized.
+    `crop` is the (height, width) to take from the middle of the resized image. The rest never becomes floats.
+    Float tensors already hold pixels / 255, and are not resized.
     """
     if isinstance(image, Tensor) and image.is_floating_point():
         pixels = _check_unit_range(image, channels=len(mean))
@@ -390,8 +396,8 @@ def _normalised(
         top, left, height, width = _middle(size, crop)
         if size != pixels.shape[1:]:
             raise InputError(
-                f"float tensors are not resized, and {tuple(pixels.shape[1:])} would have to become {size}; give it "
-                "that size, or give uint8 pixels: (255 * image).round().byte()"
+                f"float tensors are not resized, but {tuple(pixels.shape[1:])} would have to become {size}; resize it "
+                "yourself, or give uint8 pixels: (255 * image).round().byte()"
             )
         pixels = pixels[:, top : top + height, left : left + width]
     else:
@@ -405,12 +411,14 @@ def _normalised(
         array = np.array(photo.crop((left, top, left + width, top + height))).reshape(height, width, len(mean))
         pixels = torch.from_numpy(array).permute(2, 0, 1).float() / 255
     offset, scale = (pixels.new_tensor(values).view(-1, 1, 1) for values in (mean, std))
-    normalised = ((pixels - offset) / scale).contiguous()  # on the CPU if by Pillow: accelerators round otherwise
+    normalised = (
+        (pixels - offset) / scale
+    ).contiguous()  # on the CPU if Pillow resized: accelerators round differently
     return normalised.to(image.device) if isinstance(image, Tensor) else normalised
 
 
 def _middle(size: tuple[int, int], crop: tuple[int, int] | None) -> tuple[int, int, int, int]:
-    """Top, left, height and width of the crop from the middle of an image of this (height, width)."""
+    """Top, left, height and width of a crop from the middle of an image of this (height, width)."""
     height, width = crop or size
     # Python rounds halves to even, and so do the evaluations.
     return round((size[0] - height) / 2), round((size[1] - width) / 2), height, width
@@ -434,8 +442,8 @@ def to_pillow(image: Any) -> Image:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
             raise InputError(
                 "expected uint8 pixels of shape (height, width, 3) in numpy or (3, height, width) in torch; "
-                f"as (height, width, channels) this is {image.dtype} of {image.shape}"
-                + ("; (255 * values).round() as uint8 makes them of [0, 1]" if image.dtype.kind == "f" else "")
+                f"got {image.dtype} of (height, width, channels) {image.shape}"
+                + ("; turn floats in [0, 1] into uint8: (255 * values).round()" if image.dtype.kind == "f" else "")
             )
         image = pillow.fromarray(np.ascontiguousarray(image))
     elif not isinstance(image, pillow.Image):
@@ -448,8 +456,8 @@ def _check_unit_range(pixels: Tensor, channels: int) -> Tensor:
         raise InputError(f"expected a tensor of shape ({channels}, height, width), got {tuple(pixels.shape)}")
     if not ((pixels >= 0) & (pixels <= 1)).all():
         raise InputError(
-            f"float pixels are in [0, 1]; these are from {float(pixels.min())} to {float(pixels.max())}: divide by the "
-            "largest value they can have; if some are NaN, look at how they were read"
+            f"float pixels must be in [0, 1]; these are from {float(pixels.min())} to {float(pixels.max())}: divide by "
+            "the largest possible value; if some are NaN, check how they were read"
         )
     return pixels.float()
 
@@ -457,7 +465,7 @@ def _check_unit_range(pixels: Tensor, channels: int) -> Tensor:
 def _check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
     finite = all(map(is_finite, (*mean, *std)))
     if len(mean) != channels or len(std) != channels or not finite or min(std) <= 0:
-        raise InputError(f"mean and std are {channels} finite numbers each, std positive, not {mean!r} and {std!r}")
+        raise InputError(f"mean and std must be {channels} finite numbers each, std positive, not {mean!r} and {std!r}")
 
 
 def _for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:

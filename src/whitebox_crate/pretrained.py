@@ -1,7 +1,7 @@
 """Which weights exist, as data: architecture -> facts about each set of weights, the default one first.
 
-Revisions, hashes and licences of files on the Hub are those of their pages there. `checked` says how far each entry was
-tried: most with a file of the same names and shapes, not with the published one.
+Revisions, hashes and licences of files on the Hub come from their pages there. `checked` says how each entry was
+tested: most with a file of the same names and shapes, not with the published file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NANO = PretrainedCfg(
     checked="file",
 )
 
-# Which head shows the object differs from one photograph to the next: the mean of the heads of layer 5 does best.
+# The head that shows the object differs between photographs; the mean of the heads of layer 5 is best.
 _NANO_SCENES = replace(
     _NANO,
     tag="scene_composites",
@@ -46,7 +46,7 @@ _NANO_SCENES = replace(
     origin="recipes.train_nano, from crate_nano.tuxpaint_composites; docs/cards/crate_nano_scenes.md has all of it",
 )
 
-# Trained on with photographs of other things as half of each batch.
+# Trained further, with photographs of other things as half of each batch.
 _NANO_PHOTOGRAPHS = replace(
     _NANO_SCENES,
     tag="scenes_and_photographs",
@@ -83,7 +83,7 @@ _PICO = PretrainedCfg(
     checked="file",
 )
 
-# Official CRATE: file hosts that serve people, not programs.
+# Official CRATE: on file hosts that serve people, not programs.
 _OFFICIAL = PretrainedCfg(checked="shapes", license="mit", origin="CRATE's authors, github.com/Ma-Lab-Berkeley/CRATE")
 _CRATE_SMALL = replace(
     _OFFICIAL,
@@ -141,7 +141,7 @@ def _top1(percent: float) -> str:
     return f"{percent}% top-1 on ImageNet-1k, as its authors report."
 
 
-# CBT: a file host too. Resize(256) and CenterCrop(224) of its main.py.
+# CBT: on such a file host too. Resize(256) and CenterCrop(224) of its main.py.
 _CBT = PretrainedCfg(
     tag="in1k",
     interpolation="bilinear",
@@ -188,7 +188,7 @@ _AUGREG = replace(
     paper="arXiv 2106.10270",
 )
 
-# SimDINO: a file host that serves people, not programs.
+# SimDINO: on a file host that serves people, not programs.
 _SIMDINO = PretrainedCfg(
     crop_pct=0.875,  # Resize(256) and CenterCrop(224) of its evaluations
     num_classes=0,

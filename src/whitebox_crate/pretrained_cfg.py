@@ -10,47 +10,47 @@ from .errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-LEAST_CROP = 0.01  # less of an image is nothing to see, and resizing it takes memory without end
+LEAST_CROP = 0.01  # a smaller crop shows nothing, and resizing for it takes too much memory
 # timm's fields that are constants of `PretrainedCfg`.
 SAME_FOR_ALL = ("classifier", "fixed_input_size", "crop_mode", "pool_size")
 
 
 @dataclass(frozen=True)
 class PretrainedCfg(Mapping[str, Any]):
-    """Facts about one set of weights; fields that timm has mean what they mean there.
+    """Facts about one set of weights. Fields that timm has too mean the same.
 
-    It is a mapping as well, as code that was written for timm reads it: `cfg["mean"]`, `cfg.get("min_input_size")`,
-    `dict(cfg)`. Besides the fields below it has those of timm that are the same for all weights here: `classifier`,
+    It is also a mapping, so that code for timm can read it: `cfg["mean"]`, `cfg.get("min_input_size")`, `dict(cfg)`.
+    Besides the fields below it has fields of timm that are the same for all weights here: `classifier`,
     `fixed_input_size` (models have an option `img_size`), `crop_mode` and `pool_size`.
 
-    The weights lie in one of four places: on the Hub (`hf_hub_id` and `file`), in the package (`file` alone), on a page
-    from which only a person can fetch them (`url` and `file`), or nowhere (none of these).
+    Weights lie in one of four places: on the Hub (`hf_hub_id` and `file`), in the package (only `file`), on a page
+    from which a person must download them (`url` and `file`), or nowhere (none of these).
 
     Attributes:
         tag: What follows the dot in `name.tag`; "" for weights that do not exist.
         hf_hub_id: Repository on the Hugging Face Hub, "org/name".
         file: Path of the weights in that repository, or their name in the package or on the page.
         revision: Branch, tag or commit of the repository; "" for its main branch.
-        sha256: Of the file, in hex, where it is known; a file that differs is refused.
-        url: Page where a person can download the file, for weights that no client library serves.
-        input_size: (channels, height, width) the weights were trained with.
-        mean: Per channel, of images scaled to [0, 1].
-        std: Per channel, of images scaled to [0, 1].
-        interpolation: Pillow's resampling used on images: "bicubic", "bilinear" or another name of it.
+        sha256: Hash of the file, in hex, if known; a file that differs is refused.
+        url: Page where a person can download the file, if no client library can.
+        input_size: (channels, height, width) that the weights were trained with; pixels.
+        mean: Mean of each channel, of images scaled to [0, 1].
+        std: Standard deviation of each channel, of images scaled to [0, 1].
+        interpolation: Pillow's filter for resizing images: "bicubic", "bilinear" or another name.
         crop_pct: Side of the centre crop over the shorter side of the resized image.
         num_classes: Number of classes of the head; 0 if the weights have none.
         label_names: Name of each class, empty if unknown.
         first_conv: Name in the model of the module that reads the pixels, a convolution or a Linear.
-        model_args: Options of the model that these weights need and its architecture does not have by default.
+        model_args: Options of the model that these weights need and that differ from the architecture's defaults.
         attention_layer: The layer whose [CLS] attention shows objects, if measured.
-        attention_head: The head of it that does so best, if measured.
-        attention_size: Shorter side of an image, pixels, at which it does so best, if measured.
-        license: Licence of the weights; "" where none is stated.
-        origin: How the weights came about, and by whom.
-        paper: Where they are described.
-        checked: What of it was tried here: "file" for the weights themselves, "shapes" for a file of the same names and
+        attention_head: The head of that layer that shows them best, if measured.
+        attention_size: Shorter side of the image, pixels, at which it shows them best, if measured.
+        license: Licence of the weights; "" if none is stated.
+        origin: Who made the weights, and how.
+        paper: The paper that describes them.
+        checked: What was tested here: "file" for the weights themselves, "shapes" for a file of the same names and
             shapes, "" for nothing.
-        notes: What deviates from the paper, and what its authors say of it.
+        notes: Deviations from the paper, and remarks of its authors.
 
     Raises:
         InputError: If a field has a value of another kind than its default.
@@ -92,11 +92,11 @@ class PretrainedCfg(Mapping[str, Any]):
                 raise InputError(f"{fact.name!r} is {getattr(self, fact.name)!r}; expected a value like {default!r}")
         if [type(side) for side in self.input_size] != [int] * 3 or min(self.input_size) < 1 or self.num_classes < 0:
             raise InputError(
-                f"'input_size' is (channels, height, width) and 'num_classes' at least 0, not {self.input_size!r} and "
-                f"{self.num_classes}"
+                f"'input_size' must be (channels, height, width) and 'num_classes' at least 0, not {self.input_size!r} "
+                f"and {self.num_classes}"
             )
         if not LEAST_CROP <= self.crop_pct <= 1:
-            raise InputError(f"'crop_pct' is a share from {LEAST_CROP} to 1, not {self.crop_pct!r:.50}")
+            raise InputError(f"'crop_pct' must be a share from {LEAST_CROP} to 1, not {self.crop_pct!r:.50}")
 
     def __iter__(self) -> Iterator[str]:
         yield from (fact.name for fact in fields(self))

@@ -1,4 +1,4 @@
-"""Models ready to look at photographs: by name or as they were made, this package's or timm's, on a device."""
+"""Models ready to look at photographs: by name or as objects, from this package or from timm, on a device."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ TIMM = "timm:"  # before the name of a model that timm makes
 
 
 def ready_model(model: str | nn.Module, device: str | torch.device | None = None) -> Readable:
-    """A model with weights by its name, in evaluation mode and for images of any size, or the one that is given.
+    """A model that is ready to use: a given model as it is; a named one with weights, in evaluation mode, for any size.
 
     Args:
-        model: A name; see `named_model`, or a model that `capture` reads.
-        device: Where it goes; if None, a model that is given stays where it is, and a named one goes to the best device
-            there is.
+        model: A name (see `named_model`), or a model that `capture` reads.
+        device: Device to move it to. If None, a given model stays where it is, and a named one goes to the best
+            available device.
 
     Raises:
-        InputError: If nothing is known of the model, or there is no such device.
+        InputError: If no adapter knows the model, or there is no such device.
         UnknownNameError: If there is no such name.
-        WeightsError: If it has no weights.
+        WeightsError: If the name has no weights.
         MissingExtraError: If the name is timm's and timm is not installed.
     """
     if isinstance(model, str):
@@ -42,12 +42,12 @@ def named_model(name: str, checkpoint: Path | None = None, any_size: bool = True
     Args:
         name: A name that `create_model` loads with weights; or "timm:" and a name of timm.
         checkpoint: A file of weights in place of the model's own.
-        any_size: Whether it takes images of any size, or as it was made.
+        any_size: Whether the model takes images of any size, or only of the size that it was made for.
 
     Raises:
-        InputError: If nothing is known of what the name makes.
+        InputError: If no adapter knows the model that the name makes.
         UnknownNameError: If there is no such name.
-        WeightsError: If it has no weights.
+        WeightsError: If the name has no weights.
         MissingExtraError: If the name is timm's and timm is not installed.
     """
     if name.startswith(TIMM):
@@ -59,19 +59,20 @@ def named_model(name: str, checkpoint: Path | None = None, any_size: bool = True
 
 def _of_timm(name: str, checkpoint: Path | None, any_size: bool) -> nn.Module:
     timm = require("timm", extra="timm")
-    if ":" not in name:  # which are names of places, such as hf-hub:
+    if ":" not in name:  # names with a colon are places, such as hf-hub:
         if not timm.is_model(name.partition(".")[0]):
             raise UnknownNameError.of("model of timm", name, timm.list_models())
         if checkpoint is None and not timm.is_model_pretrained(name):
-            raise WeightsError(f"timm has no weights of {name}; give --checkpoint, or a model that timm has made")
+            raise WeightsError(f"timm has no weights for {name}; give --checkpoint, or a model object that timm made")
     options = {"dynamic_img_size": True} if any_size else {}
     try:
         made: nn.Module = timm.create_model(
             name, pretrained=checkpoint is None, checkpoint_path=str(checkpoint or ""), **options
         )
-    except TypeError as error:  # what is no vision transformer has no such option
+    except TypeError as error:  # models other than vision transformers lack this option
         raise InputError(
-            f"timm's {name} is no vision transformer that takes images of any size ({error}); vit_small_patch16_224 is"
+            f"timm's {name} is not a vision transformer that takes images of any size ({error}); choose another, for "
+            "example vit_small_patch16_224"
         ) from error
     except (OSError, RuntimeError) as error:
         raise WeightsError(
@@ -81,13 +82,13 @@ def _of_timm(name: str, checkpoint: Path | None, any_size: bool) -> nn.Module:
 
 
 def check_layers_known(made: nn.Module, name: str) -> ImageTransformer:
-    """The model that a name, or a file, makes; such a name may be registered for any module.
+    """Checks a model that a name or a file made: a name may be registered for any module.
 
     Raises:
-        InputError: If it is no model of this package.
+        InputError: If it is not a model of this package.
     """
     if not isinstance(made, ImageTransformer):
         raise InputError(
-            f"{name} makes a {type(made).__name__}, whose layers are not known; choose one of whitebox-crate list"
+            f"{name} makes a {type(made).__name__}, whose layers are unknown; choose a model of whitebox-crate list"
         )
     return made

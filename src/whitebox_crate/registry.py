@@ -29,9 +29,9 @@ class Entry:
     """A registered model.
 
     Attributes:
-        name: Its full name.
-        entrypoint: Makes it from keyword options.
-        pretrained: Tag -> facts about weights that exist for it, the default first.
+        name: Full name.
+        entrypoint: Makes the model from keyword options.
+        pretrained: Tag -> facts about its weights, the default first.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Entry:
 
     @cached_property
     def defaults(self) -> dict[str, Any]:
-        """Option -> default, of the options that have one."""
+        """Option -> default, for the options that have a default."""
         return {key: p.default for key, p in self._parameters.items() if p.default is not inspect.Parameter.empty}
 
     def takes(self, option: str) -> bool:
@@ -54,14 +54,14 @@ class Entry:
         )
 
     def names(self, option: str) -> bool:
-        """Whether the entrypoint names this option itself, rather than taking any."""
+        """Whether the entrypoint names this option itself, not only through **kwargs."""
         return option in self._parameters
 
     def check_options(self, options: Iterable[str]) -> None:
-        """Looks whether the entrypoint takes these options.
+        """Checks that the entrypoint takes these options.
 
         Raises:
-            UnknownOptionError: If it does not; the message lists close matches.
+            UnknownOptionError: If it does not take one; the message lists close matches.
         """
         for option in options:
             if not self.takes(option):
@@ -79,19 +79,19 @@ class Entry:
 
     @property
     def _made_by(self) -> Any:
-        """Its class or function, without options that it is given."""
+        """The class or function, without its bound options."""
         return self.entrypoint.func if isinstance(self.entrypoint, partial) else self.entrypoint
 
     @property
     def module(self) -> str:
-        """The last name of the Python module in which its class or function is, as "vit"."""
+        """The last part of the name of its Python module, for example "vit"."""
         return str(getattr(self._made_by, "__module__", "")).rpartition(".")[2]
 
     def pretrained_cfg(self, tag: str = "") -> PretrainedCfg:
-        """The facts about the weights of a tag, or about the first of its weights if none is given.
+        """The facts about the weights of a tag; without a tag, about the first weights.
 
         Raises:
-            UnknownNameError: If the tag does not exist, or no weights do.
+            UnknownNameError: If the tag does not exist, or the model has no weights.
         """
         if tag in self.pretrained:
             return self.pretrained[tag]
@@ -100,8 +100,8 @@ class Entry:
         if not self.pretrained:
             close = difflib.get_close_matches(f"{self.name}.{tag}", list_pretrained(), n=3, cutoff=0.5)
             raise UnknownNameError(
-                f"no pretrained weights are known for {self.name!r}; give a file of them (checkpoint_path, or "
-                f"--checkpoint), or take others{', as ' if close else ''}{', '.join(close)}: list_pretrained(), or "
+                f"no pretrained weights are known for {self.name!r}; give a file of weights (checkpoint_path, or "
+                f"--checkpoint), or choose others{', as ' if close else ''}{', '.join(close)}: list_pretrained(), or "
                 "whitebox-crate list --pretrained, shows all"
             )
         raise UnknownNameError.of(f"tag of {self.name}", tag, self.pretrained)
@@ -119,20 +119,20 @@ def register_model(
     pretrained: Iterable[PretrainedCfg] = (),
     override: bool = False,
 ) -> Any:
-    """Makes a function or class known by name; a decorator with or without arguments.
+    """Registers a function or class under a name. A decorator, with or without arguments.
 
     Args:
         entrypoint: Makes the model from keyword options; its signature says which options exist.
-        name: Its name; the function's own if None.
+        name: Name of the model; the function's own if None.
         aliases: Other names for it.
         pretrained: Weights that exist for it.
-        override: Whether a name that is taken may be taken over.
+        override: Whether to replace a model that has the name already.
 
     Returns:
         The entrypoint.
 
     Raises:
-        InputError: If a name is taken, or holds a dot, which separates name and tag.
+        InputError: If a name is taken, or holds a dot (a dot separates name and tag).
 
     Example:
         >>> from whitebox_crate.models import Crate
@@ -162,7 +162,7 @@ def register_model(
 
 
 def find_entry(name: str) -> tuple[Entry, str]:
-    """The registered model that a name means, aliases resolved, and the tag ("" if none is given).
+    """The registered model of a name or alias, and the tag ("" if the name has none).
 
     Args:
         name: "crate_base", "crate_base_patch16_224" or "architecture.tag".
@@ -186,7 +186,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def is_model(name: str) -> bool:
-    """Whether a model, or an alias of one, has this name; a tag is not looked at.
+    """Whether there is a model or an alias of this name. A tag is ignored.
 
     Example:
         >>> is_model("crate_nano"), is_model("crate_giant")
@@ -197,7 +197,7 @@ def is_model(name: str) -> bool:
 
 
 def is_model_pretrained(name: str) -> bool:
-    """Whether weights are known for a name: for its tag, or for the architecture if it has none.
+    """Whether weights are known for a name: for its tag, or for the architecture if the name has no tag.
 
     Example:
         >>> is_model_pretrained("crate_nano"), is_model_pretrained("crate_large")
@@ -230,7 +230,7 @@ def get_pretrained_cfg(name: str) -> PretrainedCfg:
         name: "architecture.tag", or an architecture alone for the first of its weights.
 
     Raises:
-        UnknownNameError: If the model or the tag does not exist, or no weights do.
+        UnknownNameError: If the model or the tag does not exist, or the model has no weights.
 
     Example:
         >>> cfg = get_pretrained_cfg("crate_nano")
@@ -242,7 +242,7 @@ def get_pretrained_cfg(name: str) -> PretrainedCfg:
 
 
 def get_pretrained_cfg_value(name: str, key: str) -> Any:
-    """One of the facts that `get_pretrained_cfg` gives, or that a model without weights has; None if there is no such.
+    """One of the facts of `get_pretrained_cfg`, or of a model without weights; None if there is no such fact.
 
     Args:
         name: "architecture", or "architecture.tag".
@@ -268,19 +268,19 @@ def list_models(
     name_matches_cfg: bool = False,
     include_tags: bool | None = None,
 ) -> list[str]:
-    """Names of the models, in natural order; an empty list if none fits.
+    """Names of the models, in natural order; an empty list if none matches.
 
     Args:
-        filter: Wildcards of which a name must match one, for example "crate_*"; "" for all.
-        module: Modules of `whitebox_crate.models`, or of your own, of which one must have the model's class, as "vit";
-            "" for all.
+        filter: Wildcards, for example "crate_*"; a name must match one of them. "" for all.
+        module: Names of modules (of `whitebox_crate.models`, or your own), for example "vit"; the model's class must be
+            in one of them. "" for all.
         pretrained: Whether to list only models that have weights.
-        exclude_filters: Wildcards of which a name must match none.
-        name_matches_cfg: timm's way to leave out aliases; none is ever listed here.
-        include_tags: Whether to list "name.tag"; as `pretrained` if None.
+        exclude_filters: Wildcards; a name must match none of them.
+        name_matches_cfg: timm's option to leave out aliases; aliases are never listed here.
+        include_tags: Whether to list "name.tag"; None means the same as `pretrained`.
 
     Raises:
-        InputError: If a filter or a module is no text.
+        InputError: If a filter or a module is not text.
 
     Example:
         >>> list_models("crate_small_*")
@@ -302,7 +302,7 @@ def list_models(
 
 
 def list_pretrained(filter: str | Sequence[str] = "", exclude_filters: str | Sequence[str] = "") -> list[str]:
-    """Names with tags of all weights, as `list_models` with `pretrained=True`.
+    """Names with tags of all weights: `list_models` with `pretrained=True`.
 
     Example:
         >>> list_pretrained("crate_pico*")
@@ -312,8 +312,8 @@ def list_pretrained(filter: str | Sequence[str] = "", exclude_filters: str | Seq
 
 
 def _patterns(argument: str, given: str | Sequence[str] | None) -> list[str]:
-    """What was given for an argument, without what is empty."""
-    advice = f"give text or a list of it, as {argument}='crate_*'"
+    """The patterns in an argument, without empty ones."""
+    advice = f"give text or a list of texts, for example {argument}='crate_*'"
     check_kind(argument, given, str | Sequence | None, advice)
     patterns = [given] if isinstance(given, str) else list(given or ())
     for pattern in patterns:

@@ -1,4 +1,4 @@
-"""segment: from a photograph to the masks of its objects, in one call."""
+"""segment: finds the masks of the objects in a photograph, in one call."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 AnyPath: TypeAlias = Union[str, "os.PathLike[str]"]
 
 SHORT_SIDE = 320  # of a picture in a panel, pixels
-LEAST = 2  # pixels on a side: fewer show nothing that could be told apart
+LEAST = 2  # pixels on a side; fewer show nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +40,11 @@ class Segmentation:
     Attributes:
         photo: The photograph, Pillow, upright, mode RGB.
         masks: bool (n, height, width): the objects, disjoint, each at the photograph's own size. n may be 0.
-        scores: float32 (n,), in [0, 1]: how clearly the map tells each object from what is around it
-            (`segmentation.clearness`). It is no probability.
-        map: float32 (rows, columns), on the patch grid: what the first mask was cut from.
-        maps: float32 (maps, rows, columns): all that was looked at, as the [CLS] maps of several heads.
-        source: The file, if it was one.
+        scores: float32 (n,), in [0, 1]: how clearly the map separates each object from its surroundings
+            (`segmentation.clearness`). They are not probabilities.
+        map: float32 (rows, columns), on the patch grid: the map that the first mask was cut from.
+        maps: float32 (maps, rows, columns): all maps behind the masks, for example the [CLS] maps of several heads.
+        source: The file, if the photograph came from one.
     """
 
     photo: Image
@@ -56,7 +56,7 @@ class Segmentation:
 
     @property
     def mask(self) -> Tensor:
-        """bool (height, width): what belongs to any object."""
+        """bool (height, width): the pixels that belong to any object."""
         return self.masks.any(dim=0)
 
     @property
@@ -66,20 +66,20 @@ class Segmentation:
 
     @property
     def score(self) -> float:
-        """That of the first object; 0 if there is none."""
+        """The score of the first object; 0 if there is none."""
         return float(self.scores[0]) if len(self.scores) else 0.0
 
     def overlay(self) -> Image:
-        """The photograph, at its own size, with the objects standing out (`segmentation.draw.draw_objects`)."""
+        """The photograph at its own size, with the objects highlighted (`segmentation.draw.draw_objects`)."""
         return draw_objects(self.photo, self.masks)
 
     def panel(self) -> Image:
-        """A sheet for people: the photograph, the map on its patch grid with a scale, and the objects."""
+        """A sheet to look at: the photograph, the map on its patch grid with a scale, and the objects."""
         pictures, captions = zip(*self.pictures(), strict=True)
         return draw_panels(pictures, captions)
 
     def pictures(self) -> list[tuple[Image, str]]:
-        """What `panel` lays side by side: pictures of one size, each with a caption."""
+        """The pictures of `panel`: all of one size, each with a caption."""
         scale = SHORT_SIDE / min(self.photo.size)
         width, height = (max(1, round(min(side * scale, 4 * SHORT_SIDE))) for side in self.photo.size)
         small = self.photo.resize((width, height))
@@ -94,7 +94,7 @@ class Segmentation:
         ]
 
     def __repr__(self) -> str:
-        """A line: the tensors would fill pages."""
+        """One line, without the tensors."""
         count = len(self.masks)
         said = [f"{self.photo.width} x {self.photo.height} pixels", f"{count} object{'' if count == 1 else 's'}"]
         said = [self.source.name, *said] if self.source else said
@@ -162,33 +162,31 @@ def segment(
     """Finds objects in photographs with a network that was only taught to name them (arXiv 2308.16271).
 
     Args:
-        images: A photograph: a file; a Pillow image; uint8 (height, width, 3) in numpy or (3, height, width) in torch.
-            Or several: a list, a generator or a batch of these, or a folder, with all files in it that look like
-            photographs, sorted.
-        model: Name of a model with weights; see `create_model`; or a model, of this package or another's, as of
-            `capture`.
+        images: One photograph: a file; a Pillow image; uint8 (height, width, 3) in numpy or (3, height, width) in
+            torch. Or several: a list, a generator or a batch of these, or a folder (its photographs, sorted).
+        model: Name of a model with weights (see `create_model`), or a model that `capture` reads.
         method: A name in `segmentation.METHODS`, or a function from features (tokens, dim) and grid (rows, columns) to
-            masks, bool (n, rows, columns). If None, the first method there that has the settings.
-        size: Shorter side of the photograph for the model, pixels; `best_short_side` of the model if None.
-        edges: How masks come from patches to pixels: a name in `segmentation.EDGES`, or a function like those.
-        device: Where the model runs, to which it is moved; if None, a model that is already made stays where it is,
-            and any other runs on the best device there is (CUDA, then MPS, then CPU).
-        workers: How many of several photographs are looked at at once, each by a thread; as many as the processor has
-            cores is fastest. What is found is the same.
-        **settings: Of the method: layer and scales of "multiscale"; layer, head, rule and keep of "attention"; n,
-            layer, state and tau of "maskcut"; label of "class"; layer and state of a function.
+            masks, bool (n, rows, columns). If None, the first method that has the given settings.
+        size: Shorter side of the image that the model sees, pixels; `best_short_side` of the model if None.
+        edges: How masks go from patches to pixels: a name in `segmentation.EDGES`, or a function like those.
+        device: Device to move the model to. If None, a given model stays where it is, and a named one runs on the best
+            available device (CUDA, then MPS, then CPU).
+        workers: Number of photographs to process at once, each in a thread. The number of cores is fastest. The results
+            are the same.
+        **settings: Settings of the method: layer and scales of "multiscale"; layer, head, rule and keep of "attention";
+            n, layer, state and tau of "maskcut"; label of "class"; layer and state of a function.
             `segmentation.settings_of` lists them.
 
     Returns:
-        Of one photograph its `Segmentation`; of several an iterator, which looks at each one when it is asked for, or
-        with workers a few before, so that any number of them fit into memory. It can be gone through once: call
-        `segment` again, or keep `list(...)` of few photographs. One that cannot be read raises its error in its turn;
-        `next` gives the one after it.
+        The `Segmentation` of one photograph. For several, an iterator that segments each photograph on demand (with
+        workers, a few ahead), so any number of them fits into memory. It can be read once: call `segment` again, or
+        keep `list(...)` of a few photographs. A photograph that cannot be read raises its error in its turn; `next`
+        then gives the one after it.
 
     Raises:
         InputError: If a photograph cannot be read, or an argument is not as above; the message names the file.
         UnknownNameError: If there is no such model, method, setting, layer, head or kind of edges.
-        WeightsError: If there are no weights, or they give numbers that are not finite.
+        WeightsError: If there are no weights, or the model's states are not finite.
         MissingExtraError: If Pillow is not installed.
 
     Example:
@@ -208,7 +206,9 @@ def segment(
         photo = to_pillow(image) if source is None else load_image(source)
         try:
             if min(photo.size) < LEAST:
-                raise InputError(f"it has {photo.width} x {photo.height} pixels; give one of {LEAST} x {LEAST} or more")
+                raise InputError(
+                    f"the photograph has {photo.width} x {photo.height} pixels; give at least {LEAST} x {LEAST}"
+                )
             pixels = fit_photo(network, photo, size).pixels
             with torch.inference_mode(), _memory(pixels):
                 found = find(network, pixels)
@@ -216,7 +216,7 @@ def segment(
             raise InputError(f"{source}: {error}" if source else str(error)) from error
         levels, scores, map_, maps = (of.cpu() for of in found)
         masks = to_pixels(levels, torch.from_numpy(np.array(photo)).permute(2, 0, 1))
-        there = masks.flatten(1).any(1)  # the outline of a larger object may cover a small one
+        there = masks.flatten(1).any(1)  # the outline of a larger object may cover a small object
         return Segmentation(photo, masks[there], scores[there], map_, maps, source)
 
     several = _several(images)
@@ -225,18 +225,18 @@ def segment(
 
 @contextmanager
 def _memory(pixels: Tensor) -> Iterator[None]:
-    """Says what to do where memory does not suffice."""
+    """Turns a lack of memory into an InputError that names the next step."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         height, width = pixels.shape[-2:]
-        raise InputError(f"{height} x {width} pixels take more memory than there is; give a smaller size") from error
+        raise InputError(f"{height} x {width} pixels need more memory than is free; give a smaller size") from error
 
 
 def _several(images: Any) -> Iterable[AnyPath | AnyImage] | None:
-    """The photographs, if it is not a single one."""
+    """The photographs, or None for a single one."""
     if isinstance(images, str | os.PathLike):
         return image_files(images) if os.path.isdir(images) else None
     if isinstance(images, np.ndarray | Tensor):
@@ -245,7 +245,7 @@ def _several(images: Any) -> Iterable[AnyPath | AnyImage] | None:
 
 
 def _with_strip(picture: Image, strip: Image | None = None) -> Image:
-    """A picture with a strip below it, empty if there is none, so that panels with and without are of one size."""
+    """A picture with a strip below it (empty if None), so that all panels have one size."""
     sheet = blank_panel(picture.width, picture.height + CAPTION)
     sheet.paste(picture, (0, 0))
     if strip is not None:

@@ -1,4 +1,4 @@
-"""Every named configuration, as data: name -> model class and the options that differ from its defaults."""
+"""Every named configuration, as data: name -> model class, and options that differ from its defaults."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _RELEASED: dict[str, dict[str, Any]] = {
 }
 # S of the paper's experiments (arXiv 2308.16271, Table 1 and 2) is 384 wide with 6 heads.
 _PAPER_SMALL: dict[str, Any] = {"embed_dim": 384, "depth": 12, "num_heads": 6}
-# T of its Table 3 is 192 wide: 5.74 M parameters, with the 21,841 classes of ImageNet-21k and patches of 8, leave no
-# other width. The paper does not say how many heads it has; these are 64 dimensions wide, as those of S.
+# T of its Table 3 is 192 wide: no other width gives 5.74 M parameters with 21,841 classes of ImageNet-21k and patches
+# of 8. The paper does not give its number of heads; here they are 64 dimensions wide, as in S.
 _PAPER_TINY: dict[str, Any] = {"embed_dim": 192, "depth": 12, "num_heads": 3}
 # B/8 of the paper's public demo has 6 heads, so p = 128, and ImageNet-21k's 21,842 classes.
 _DEMO_BASE: dict[str, Any] = {"embed_dim": 768, "depth": 12, "num_heads": 6, "num_classes": 21842}
@@ -46,7 +46,7 @@ _VIT: dict[str, dict[str, Any]] = {
     "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
 }
 # DINOv2 (arXiv 2304.07193), without and with registers (arXiv 2309.16588), in timm's form: with registers, the position
-# of [CLS] is part of `cls_token`, and patches alone have positions.
+# of [CLS] is part of `cls_token`, and only patches have positions.
 _DINOV2: dict[str, Any] = {"patch_size": 14, "img_size": 518, "num_classes": 0, "init_values": 1e-5}
 _REGISTERS: dict[str, Any] = {"reg_tokens": 4, "no_embed_class": True}
 # SimDINOv2 (arXiv 2502.10385; github.com/RobinWu218/SimDINO, simdinov2/configs), of which base and large are published.
@@ -59,7 +59,7 @@ _CBT: dict[str, dict[str, Any]] = {
     "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
 }
 # Sizes of ToST for images, with their depth in the name as released (arXiv 2412.17810; github.com/RobinWu218/ToST,
-# tost_vision/tost.py); LayerScale begins at 1 in those of 12 layers, and at 1e-5 in those of 24.
+# tost_vision/tost.py); LayerScale starts at 1 with 12 layers, and at 1e-5 with 24.
 _TOST: dict[str, dict[str, Any]] = {
     "tiny_12": {"embed_dim": 192, "depth": 12, "num_heads": 4},
     "small_12": {"embed_dim": 384, "depth": 12, "num_heads": 8},
@@ -77,7 +77,7 @@ _NANO: dict[str, Any] = {
     "num_classes": 476,
     "dynamic_img_size": True,
 }
-# The emergence study's, for garments.
+# Sizes of the emergence study, for garments.
 _PICO: dict[str, Any] = {
     "embed_dim": 64,
     "depth": 6,
@@ -155,7 +155,7 @@ ALIASES = {
     "crate_nano": "crate_nano_patch6_96",
     "crate_pico": "crate_pico_patch4_32",
     "vit_nano": "vit_nano_patch6_96",
-    # T and S of the paper have 12 layers; its M, of 68.1 million parameters, is none of the released sizes.
+    # T and S of the paper have 12 layers; its M, with 68.1 million parameters, was not released.
     "tost_tiny": "tost_tiny_12_patch16_224",
     "tost_small": "tost_small_12_patch16_224",
     "tost_medium": "tost_medium_24_patch16_224",

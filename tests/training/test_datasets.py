@@ -80,7 +80,7 @@ def test_the_places_of_damaged_pictures_are_taken_by_others_and_counted(tmp_path
     assert isinstance(images, ImageDataset)
     whole = open_images(make_folder(tmp_path / "whole"), size=2)
     assert isinstance(whole, ImageDataset)
-    with pytest.warns(UserWarning, match=r"left out: .*001\.png.*cut short|left out: .*004\.png.*no image"):
+    with pytest.warns(UserWarning, match=r"left out: .*001\.png.*cut short|left out: .*004\.png.*not an image"):
         batch = images.draw(12, seed=0, step=0)
     order = numbers(whole.draw(12, seed=0, step=0))
     good = [number for number in order if number not in lost]
@@ -108,7 +108,9 @@ def test_only_the_first_damaged_pictures_are_named_and_a_batch_of_them_is_an_err
     assert isinstance(images, ImageDataset)
     with pytest.warns(UserWarning, match="left out") as warned:
         for step in range(3):
-            with pytest.raises(InputError, match=r"none of 4 pictures can be decoded; the first: .*png .* no image"):
+            with pytest.raises(
+                InputError, match=r"none of 4 pictures can be decoded; the first: .*png .* not an image"
+            ):
                 images.draw(4, seed=0, step=step)
     assert len(warned) == 5 and "further ones are only counted" in str(warned[-1].message)
     with pytest.raises(InputError, match="none of 12 pictures"):

@@ -201,7 +201,7 @@ def test_columns_are_found_by_type_or_name_or_given(tmp_path: Path) -> None:
         ("missing/folder/of", {}, "is no folder"),
         ("gone*.parquet", {}, "matches no file"),
         ("data/0.parquet.txt", {}, "is no folder"),
-        ("empty", {}, "has no picture and no .parquet or .tar"),
+        ("empty", {}, "has no picture, .parquet or .tar"),
         ("photos/ant/deeper", {}, "no pictures in sub-folders"),
         ("data", {"split": "val"}, "unknown split 'val'; known: 'train'"),
         ("data", {"split": "val", "streaming": True}, "unknown split 'val'; known: 'train'"),

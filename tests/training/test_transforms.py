@@ -142,6 +142,6 @@ def test_pictures_of_any_size_give_the_size_that_is_asked_for(width: int, height
 
 def test_what_is_damaged_is_named() -> None:
     cut = saved(ramp(640, 480), "JPEG").getvalue()[:2000]
-    for content, says in ((cut, "photo.jpg is damaged or cut short"), (b"text", "photo.jpg is no image")):
+    for content, says in ((cut, "photo.jpg is damaged or cut short"), (b"text", "photo.jpg is not an image")):
         with pytest.raises(InputError, match=says):
             read_part(io.BytesIO(content), "photo.jpg", 32, centre_box, mirrored=False)

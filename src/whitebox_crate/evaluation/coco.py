@@ -258,6 +258,6 @@ def _read_json(path: str | os.PathLike[str]) -> Any:
         with open(path, "rb") as file:
             return json.load(file)
     except OSError as error:
-        raise InputError(f"{path} cannot be opened: {error}; look at the path") from error
+        raise InputError(f"{path} cannot be opened: {error}; check the path") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no JSON, or is cut short: {error}") from error

@@ -267,7 +267,7 @@ def content_of(*paths: str | os.PathLike[str]) -> str:
         try:
             whole.update(bytes.fromhex(sha256_of(Path(path))))
         except OSError as error:
-            raise InputError(f"{path} cannot be read: {error}; look at the path") from error
+            raise InputError(f"{path} cannot be read: {error}; check the path") from error
     return whole.hexdigest()[:16]
 
 

@@ -45,7 +45,7 @@ class HubVerbs:
             **model_options: Options of the model, as in `create_model`.
 
         Raises:
-            WeightsError: If folder or repository cannot be had or do not hold a model.
+            WeightsError: If the folder or repository cannot be fetched or does not hold a model.
             InputError: If the model is not of the class that this was called on.
         """
         source = str(pretrained_model_name_or_path)

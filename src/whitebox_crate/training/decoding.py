@@ -167,4 +167,4 @@ def _opened(example: Example) -> tuple[str, IO[bytes]]:
             return name, remote
         return name, open(path, "rb")
     except (OSError, ValueError) as error:
-        raise InputError(f"{name} cannot be opened: {error}; look at the path") from error
+        raise InputError(f"{name} cannot be opened: {error}; check the path") from error

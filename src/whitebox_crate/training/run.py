@@ -94,7 +94,7 @@ def make_model(
     Raises:
         InputError: If the model is of no kind that is trained here, or has fewer classes than the data.
         UnknownNameError: If there is no such model.
-        WeightsError: If the weights cannot be had.
+        WeightsError: If the weights cannot be fetched.
     """
     classes = () if recipe.objective == "mae" else class_names_of(source)
     known: dict[str, Any] = {"img_size": max(recipe.sizes), "dynamic_img_size": True}

@@ -51,7 +51,7 @@ def find(
         return _load(name, usual, streaming, kind, data_dir=str(path.absolute())), None, files
     if kind is None:
         raise InputError(
-            f"{name!r} is no folder, no .parquet or .tar file and no name on the Hub ('owner/name'); look at the path"
+            f"{name!r} is not a folder, a .parquet or .tar file, or a name on the Hub ('owner/name'); check the path"
         )
     files = _shards(path, base, kind) if path.is_dir() else _matching(name)
     if kind == "webdataset":
@@ -72,7 +72,7 @@ def _kind_of(root: Path, split: str) -> str:
             return KINDS[suffix]
         if suffix in suffixes:
             return "folder"
-    raise InputError(f"{str(root)!r} has no picture and no .parquet or .tar file in it; look at the path")
+    raise InputError(f"{str(root)!r} has no picture, .parquet or .tar file in it; check the path")
 
 
 def _matching(name: str) -> list[str]:
@@ -81,7 +81,7 @@ def _matching(name: str) -> list[str]:
         return [name]
     files = require("fsspec", "train").filesystem("file").glob(os.path.abspath(name))  # follows no links in circles
     if not files:
-        raise InputError(f"{name!r} matches no file; look at the path")
+        raise InputError(f"{name!r} matches no file; check the path")
     return sorted(files)
 
 
