@@ -398,7 +398,7 @@ def test_layers_are_measured_by_what_needs_no_bases(model: Toy, images: Tensor) 
     for quantity in ("coding_rate", "attention_entropy"):
         with pytest.raises(InputError, match="bases of a Layer"):
             layerwise_analysis(model, [images], quantities=[quantity], report=lambda line: None)
-    with pytest.raises(InputError, match="of models of this package"):
+    with pytest.raises(InputError, match="a model of this package"):
         verify_descent(model, [images], report=lambda line: None)
 
 
@@ -413,7 +413,7 @@ def test_what_cannot_be_read_says_so(model: Toy, images: Tensor) -> None:
         pass
     with pytest.raises(UnknownNameError, match="no layer 3"), capture(model, "attention", layers=[3]):
         pass
-    with pytest.raises(InputError, match="of models of this package"):
+    with pytest.raises(InputError, match="a model of this package"):
         subspace_report(model)
 
 

@@ -671,7 +671,7 @@ def test_anything_that_maps_tokens_to_tokens_may_be_a_layer() -> None:
     torch.testing.assert_close(last, model.blocks[-1](trace["tokens", -1]))
     assert torch.equal(logits, model.forward_head(model.norm(last)))
     with (
-        pytest.raises(InputError, match="a Sequential in place of a layer has no states"),
+        pytest.raises(InputError, match="a Sequential in place of a layer has only the states"),
         capture(model, "attention"),
     ):
         pass

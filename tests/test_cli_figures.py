@@ -157,7 +157,7 @@ def test_a_model_of_grey_images_is_refused_once(
     name = f"local-dir:{save_pretrained(create_model('vit_nano', depth=1, in_chans=1), tmp_path / 'grey')}"
     assert run(command, *images_of(data), "--model", name, "--out", tmp_path / "out") == 1
     errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
-    assert errors == [f"whitebox-crate: error: {name} takes 1 channels, but photographs have 3"]
+    assert errors == [f"whitebox-crate: error: {name} takes 1 channels, but photographs have 3; choose another model"]
 
 
 def test_masks_of_heads_are_found_whatever_the_case_of_their_suffix(data: Path, tmp_path: Path) -> None:

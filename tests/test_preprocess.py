@@ -583,7 +583,7 @@ def test_an_unknown_interpolation_lists_close_matches() -> None:
         ([], "batch is empty"),
         (np.zeros((0, 4, 4, 3), dtype=np.uint8), "batch is empty"),
         (torch.zeros(0, 3, 4, 4), "batch is empty"),
-        ([Image.new("RGB", (4, 4)), Image.new("RGB", (4, 0))], "image 1 of the batch: it is 4 x 0"),
+        ([Image.new("RGB", (4, 4)), Image.new("RGB", (4, 0))], "image 1 of the batch: the image is 4 x 0"),
         ([np.zeros((4, 4, 3), dtype=np.uint8)] * 2 + ["photo.png"], "image 2 .* got str"),
         ([[Image.new("RGB", (4, 4))]], "image 0 .* got list"),
         (np.zeros((2, 3, 4, 4), dtype=np.uint8), "image 0 .*uint8 of"),

@@ -166,7 +166,7 @@ class Transform:
         _check_statistics(self.mean, self.std, channels)
         if not (isinstance(self.crop_pct, int | float) and LEAST_CROP <= self.crop_pct <= 1):
             raise InputError(
-                f"crop_pct is a share from {LEAST_CROP} to 1, not {self.crop_pct!r:.50}; 1 crops only what sticks out"
+                f"crop_pct must be a share from {LEAST_CROP} to 1, not {self.crop_pct!r:.50}; 1 cuts least"
             )
 
     def __call__(self, images: AnyImage | Sequence[AnyImage]) -> Tensor:

@@ -348,7 +348,7 @@ def test_models_and_images_that_do_not_do_are_told() -> None:
         head_contributions(model, images * float("nan"), 0)
     with pytest.raises(InputError, match="expected images"):
         head_contributions(model, images[:, :1], 0)
-    with pytest.raises(InputError, match="skip is a share"):
+    with pytest.raises(InputError, match="skip must be a share"):
         attention_rollout(model, images, skip=2)
     with pytest.raises(UnknownNameError, match="no query token 7"):
         head_outputs(model, images, queries=[7])

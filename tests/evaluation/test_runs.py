@@ -47,11 +47,11 @@ def test_missing_files_are_refused_before_anything_is_written(model: ImageTransf
 def test_shares_and_cosines_are_in_their_range(model: ImageTransformer, tmp_path: Path) -> None:
     make_folder(tmp_path, 1)
     run, data = Run(tmp_path / "out"), read_folder(tmp_path)
-    with pytest.raises(InputError, match="keep is a share"):
+    with pytest.raises(InputError, match="keep must be a share"):
         evaluate_attention(run, model, data, name="mine", keep=0)
-    with pytest.raises(InputError, match="keep is a share"):
+    with pytest.raises(InputError, match="keep must be a share"):
         Curves(run, data, keep=2).by_layer([("mine", model)])
-    with pytest.raises(InputError, match="tau is a cosine"):
+    with pytest.raises(InputError, match="tau must be a cosine"):
         evaluate_maskcut(run, model, "nowhere.json", tmp_path, name="mine", tau=1)
     assert not run.folder.exists()
 

@@ -78,7 +78,7 @@ def test_what_is_no_option_is_refused() -> None:
         CBSA(12, 3, pool="release")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="positive int or a pair"):
         CBSA(12, 3, representatives=0)
-    with pytest.raises(InputError, match="cannot share"):
+    with pytest.raises(InputError, match="cannot divide"):
         CBSA(12, 5)
 
 

@@ -253,7 +253,7 @@ def test_sines_and_cosines_tell_the_column_then_the_row(grid: tuple[int, int], q
 
 
 def test_sines_and_cosines_need_four_channels_each() -> None:
-    with pytest.raises(InputError, match="divisible by 4, not 6"):
+    with pytest.raises(InputError, match="4 divides, not 6"):
         sincos_pos_embed((2, 2), 6)
 
 

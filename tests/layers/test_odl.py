@@ -95,7 +95,7 @@ def test_its_parameters_are_two_dictionaries_within_the_released_bound() -> None
 
 
 def test_an_empty_dictionary_is_refused() -> None:
-    with pytest.raises(InputError, match="expansion is at least 1, not 0"):
+    with pytest.raises(InputError, match="expansion must be at least 1, not 0"):
         ODL(4, expansion=0)
 
 

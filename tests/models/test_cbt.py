@@ -173,7 +173,7 @@ def test_the_two_poolings_are_two_functions() -> None:
 
 
 def test_patches_are_not_left_out() -> None:
-    with pytest.raises(InputError, match="may have no holes"):
+    with pytest.raises(InputError, match="averages over the whole grid"):
         create_model("cbt_tiny", patch_drop_rate=0.1)
     create_model("cbt_tiny", depth=1, patch_drop_rate=0.0)
 

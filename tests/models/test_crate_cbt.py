@@ -22,7 +22,7 @@ def test_the_last_layers_are_those_of_cbt(depth: int, cbt_depth: int | None, kin
 
 @pytest.mark.parametrize("cbt_depth", [-1, 4, 1.0, True, "half"])
 def test_what_is_no_number_of_layers_is_refused(cbt_depth: object) -> None:
-    with pytest.raises(InputError, match="how many of the 3 layers"):
+    with pytest.raises(InputError, match="from 0 to 3, the number of layers"):
         small_model(NAME, cbt_depth=cbt_depth)
 
 

@@ -117,7 +117,7 @@ def test_noise_is_drawn_anew_from_torchs_stream() -> None:
 @pytest.mark.parametrize("mask_ratio", [0, 0.0, -0.1, 1.01, float("nan"), float("inf")])
 def test_shares_that_are_none_are_refused(mask_ratio: float) -> None:
     model = make()
-    with pytest.raises(InputError, match="mask_ratio is a share over 0 and up to 1"):
+    with pytest.raises(InputError, match="mask_ratio must be a share of the patches in"):
         model.reconstruct(images_for(model), mask_ratio)
 
 
@@ -214,9 +214,9 @@ def test_the_decoder_has_the_depth_and_heads_that_were_asked() -> None:
     assert [b.mssa.num_heads for b in make().decoder_blocks] == [2] * DEPTH
     assert all(b.ista.sparsity == 0.5 for b in model.blocks)
     assert all(b.ista.sparsity == 0.2 for b in make(sparsity=0.2).blocks)
-    with pytest.raises(InputError, match="decoder_depth is at least 0"):
+    with pytest.raises(InputError, match="decoder_depth must be at least 0"):
         make(decoder_depth=-1)
-    with pytest.raises(InputError, match="divisible by 4, not 6"):
+    with pytest.raises(InputError, match="4 divides, not 6"):
         make(embed_dim=6)
 
 

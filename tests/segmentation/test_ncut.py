@@ -100,7 +100,7 @@ def test_integer_features_are_refused() -> None:
 
 @pytest.mark.parametrize("tau", [-0.1, 1.0, 2.0, float("nan")])
 def test_tau_is_a_cosine(tau: float) -> None:
-    with pytest.raises(InputError, match=rf"tau is a cosine in \[0, 1\), not {tau}"):
+    with pytest.raises(InputError, match=rf"tau must be a cosine in \[0, 1\), not {tau}"):
         maskcut(torch.ones(6, 4), (2, 3), tau=tau)
 
 

@@ -93,7 +93,7 @@ def test_arguments_that_mean_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)  # none is installed
     with pytest.raises(InputError, match="a batch of 4 images cannot be divided among 1 processes x 3 parts"):
         train(make(), Colours(), short(accumulation=3), tmp_path / "out")
-    with pytest.raises(InputError, match="workers is at least 0, not -1"):
+    with pytest.raises(InputError, match="workers must be at least 0, not -1"):
         train(make(), Colours(), short(), tmp_path / "out", workers=-1)
     with pytest.raises(InputError, match=r"with trackers \['nobody'\] here"):
         train(make(), Colours(), short(), tmp_path / "out", trackers=["nobody"])

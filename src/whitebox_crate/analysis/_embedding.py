@@ -92,7 +92,7 @@ def _stem(stem: ConvStem) -> Part:
         "BN(x) = gamma * (x - mu) / sqrt(sigma^2 + eps) + beta, for each channel",
     )
     notes = [
-        Line(f"$X$ is the image; a pixel of $F_{last}$ is a column of $T$, rows of the grid first"),
+        Line(f"$X$ is the image; a pixel of $F_{last}$ is a column of $T$, row by row"),
         Line(f"$i = {each('', last)}$; $*$ is a convolution of 3 x 3 pixels, stride 2, padding 1"),
         Line(
             r"$\mu$ and $\sigma^2$ are mean and variance, in training those of the batch, which move the fixed ones of "

@@ -82,7 +82,7 @@ def over_images(
     if isinstance(core, ImageTransformer):
         refuse_folded(core)
     if not isinstance(loader, Iterable):
-        raise InputError(f"a loader is a DataLoader or another iterable of batches of images, not {loader!r}")
+        raise InputError(f"a loader must be a DataLoader or another iterable of batches of images, not {loader!r}")
     indices, every = measured_layers(core, layers), core.layers()
     if gather and not (dist.is_available() and dist.is_initialized()):
         raise InputError("gather=True is for processes of torch.distributed: call init_process_group first")
@@ -149,7 +149,7 @@ def check_images(core: Readable, images: Tensor) -> None:
     """Raises InputError unless these are images, finite and normalised, of a size that the model takes."""
     if not isinstance(images, Tensor) or not images.is_floating_point():
         got = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise InputError(f"images are a floating point tensor, normalised, not {got}: see create_transform")
+        raise InputError(f"images must be a floating point tensor, normalised, not {got}: see create_transform")
     core.grid_of(images)
     if not images.isfinite().all():
         raise InputError(f"{int((~images.isfinite()).sum())} values of the images are NaN or infinite")

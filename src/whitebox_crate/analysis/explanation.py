@@ -43,7 +43,7 @@ def explain(model: nn.Module, format: Format = "text") -> str:
 
     Raises:
         InputError: If the model is not one of this package, or is folded.
-        UnknownNameError: If the format is neither of the two.
+        UnknownNameError: If the format is another word.
 
     Example:
         >>> text = explain(create_model("crate_nano"))

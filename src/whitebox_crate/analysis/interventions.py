@@ -68,7 +68,9 @@ def intervene(
     coders = [_sparse_coding(core, index) for index in where]
     masked: list[tuple[Heads, list[int]]] = []
     if not isinstance(mask_heads, Mapping | None):
-        raise InputError(f"mask_heads is a dict from layers to lists of heads, as {{-2: [0, 3]}}, not {mask_heads!r}")
+        raise InputError(
+            f"mask_heads must be a dict from layers to lists of heads, as {{-2: [0, 3]}}, not {mask_heads!r}"
+        )
     for layer, heads in (mask_heads or {}).items():
         attention = attention_of(core, resolve_index("layer", layer, len(core.layers())))
         masked.append((attention, resolve_indices("head", heads, attention.num_heads)))
@@ -106,5 +108,5 @@ def _sparse_coding(core: ImageTransformer, index: int) -> ISTA | ODL:
 
 def _constant(name: str, value: object) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
-        raise InputError(f"{name} is a finite number, at least 0, not {value!r}")
+        raise InputError(f"{name} must be a finite number, at least 0, not {value!r}")
     return float(value)

@@ -44,7 +44,7 @@ class LogitLens:
             InputError: If `count` is no number of classes.
         """
         if type(count) is not int or not 1 <= count <= len(self.class_names):
-            raise InputError(f"count is a number of classes, 1 to {len(self.class_names)}, not {count!r}")
+            raise InputError(f"count must be a number of classes, 1 to {len(self.class_names)}, not {count!r}")
         found = self.logits.detach().float().softmax(-1).topk(count)
         return self._named(found.indices.tolist(), found.values.tolist())
 

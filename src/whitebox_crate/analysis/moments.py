@@ -99,7 +99,7 @@ def student_t(confidence: float, degrees: int) -> float:
 def check_confidence(confidence: float) -> None:
     """Raises InputError unless it is a probability between 0 and 1."""
     if not 0 < confidence < 1:
-        raise InputError(f"confidence is between 0 and 1, as 0.95, not {confidence!r}")
+        raise InputError(f"confidence must be between 0 and 1, as 0.95, not {confidence!r}")
 
 
 def _within(angle: float, degrees: int) -> float:

@@ -38,7 +38,7 @@ def coding_rate(tokens: Tensor, eps: float, convention: Convention = "paper") ->
 
     Raises:
         InputError: If the tokens are not as above or not finite, or `eps` is not above 0.
-        UnknownNameError: If the convention is neither of the two.
+        UnknownNameError: If the convention is another word.
 
     Example:
         >>> one, many = torch.ones(8, 4), torch.eye(4).repeat(2, 1)  # 8 tokens in one direction, and in four
@@ -73,7 +73,7 @@ def subspace_coding_rate(
 
     Raises:
         InputError: If the projections are not as above or not finite, or `eps` is not above 0.
-        UnknownNameError: If the convention is neither of the two.
+        UnknownNameError: If the convention is another word.
 
     Example:
         >>> model = create_model("crate_nano", pretrained=True).eval()
@@ -83,7 +83,7 @@ def subspace_coding_rate(
         torch.Size([2])
     """
     if projections.ndim < 3 or projections.shape[-3] == 0:
-        raise InputError(f"projections are (..., heads, tokens, head_dim), not {tuple(projections.shape)}")
+        raise InputError(f"projections must be (..., heads, tokens, head_dim), not {tuple(projections.shape)}")
     rates = coding_rate(projections, eps, convention)
     return rates if per_head else rates.sum(dim=-1)
 
@@ -113,7 +113,7 @@ def variational_coding_rate(projections: Tensor, membership: Tensor, scale: floa
             "tokens; expected (..., heads, tokens, head_dim) and (..., heads, tokens)"
         )
     if not 0 < scale < math.inf:
-        raise InputError(f"scale is a finite number above 0, not {scale!r}")
+        raise InputError(f"scale must be a finite number above 0, not {scale!r}")
     for tensor in (projections, membership):
         _check_finite(tensor)
     w, pi = (tensor.to(exact_dtype(projections)) for tensor in (projections, membership))
@@ -135,7 +135,7 @@ def rate_reduction(tokens: Tensor, projections: Tensor, eps: float, convention: 
 
     Raises:
         InputError: If tensors are not as above, or `eps` is not above 0.
-        UnknownNameError: If the convention is neither of the two.
+        UnknownNameError: If the convention is another word.
     """
     if (*tokens.shape[:-2], tokens.shape[-2:-1]) != (*projections.shape[:-3], projections.shape[-2:-1]):
         raise InputError(
@@ -182,7 +182,7 @@ def sparse_rate_reduction(
     if norm not in get_args(SparsityNorm):
         raise UnknownNameError.of("norm", norm, get_args(SparsityNorm))
     if not 0 <= sparsity < math.inf:
-        raise InputError(f"sparsity (lambda) is a number from 0 on, not {sparsity!r}")
+        raise InputError(f"sparsity (lambda) must be a number from 0 on, not {sparsity!r}")
     entries = tokens.shape[-1] * tokens.shape[-2] if tokens.ndim > 1 else 0
     size = (l0 if norm == "l0" else l1)(tokens) * entries
     return rate_reduction(tokens, projections, eps, convention) - sparsity * size
@@ -325,4 +325,4 @@ def check_rate(eps: float, convention: Convention) -> None:
     if convention not in get_args(Convention):
         raise UnknownNameError.of("convention", convention, get_args(Convention))
     if not 0 < eps < math.inf:
-        raise InputError(f"the precision eps is a finite number above 0, not {eps!r}")
+        raise InputError(f"the precision eps must be a finite number above 0, not {eps!r}")

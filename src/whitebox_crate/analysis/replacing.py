@@ -63,7 +63,7 @@ def replace_states(
     """
     core = readable(model)
     if not isinstance(states, Mapping) or not states:
-        raise InputError(f"states are a trace or a dict as {{('output', 3): tensor}}, not {states!r:.200}")
+        raise InputError(f"states must be a trace or a dict as {{('output', 3): tensor}}, not {states!r:.200}")
     hooks = [_hook(core, key, value, tokens, heads) for key, value in states.items()]
     with hooks_here(hooks), uncompiled:
         yield

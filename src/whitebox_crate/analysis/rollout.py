@@ -43,7 +43,7 @@ def attention_rollout(model: nn.Module, images: Tensor, layer: int = -1, skip: f
     core = readable(model)
     last = resolve_index("layer", layer, len(core.layers()))
     if not 0 <= skip <= 1:
-        raise InputError(f"skip is a share in [0, 1], not {skip!r}")
+        raise InputError(f"skip must be a share in [0, 1], not {skip!r}")
     check_images(core, images)
     for index in range(last + 1):
         attention = core.readings_of(unwrap(core.layers()[index])).get("attention")

@@ -188,7 +188,7 @@ def dictionary_geometry(dictionary: Tensor) -> DictionaryGeometry:
     """
     _check_float("dictionary", dictionary, 2)
     if dictionary.ndim != 2:
-        raise InputError(f"a dictionary is (dim, atoms), not {_shape(dictionary)}")
+        raise InputError(f"a dictionary must be (dim, atoms), not {_shape(dictionary)}")
     matrix = _double(dictionary)
     dim, atoms = matrix.shape
     norms = matrix.norm(dim=0)
@@ -243,7 +243,7 @@ def projection_alignment(projections: Tensor, matrices: Tensor) -> ProjectionAli
     _check_float("projections", projections, 3)
     _check_float("matrices", matrices, 3)
     if projections.shape != matrices.shape or projections.ndim != 3:
-        raise InputError(f"both are (heads, dim, head_dim), not {_shape(projections)} and {_shape(matrices)}")
+        raise InputError(f"both must be (heads, dim, head_dim), not {_shape(projections)} and {_shape(matrices)}")
     p, u = _double(projections), _double(matrices)
     inner = (p * u).sum((-2, -1))
     size, base = p.norm(dim=(-2, -1)), u.norm(dim=(-2, -1))

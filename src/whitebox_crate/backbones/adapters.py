@@ -62,7 +62,7 @@ def register_adapter(kind: type[nn.Module] | str) -> Callable[[Adapter], Adapter
 
     def register(adapter: Adapter) -> Adapter:
         if not callable(adapter):
-            raise InputError(f"an adapter is a function from a model to its Structure, not {adapter!r}")
+            raise InputError(f"an adapter must be a function from a model to its Structure, not {adapter!r}")
         _ADAPTERS[kind if isinstance(kind, str) else names_of(kind)[0]] = adapter
         return adapter
 
@@ -85,7 +85,7 @@ def readable(model: nn.Module) -> Readable:
     if isinstance(inner, ImageTransformer | Backbone):
         return inner
     if not isinstance(inner, nn.Module):
-        raise InputError(f"a model is a module of torch, not {inner!r:.100}")
+        raise InputError(f"a model must be a module of torch, not {inner!r:.100}")
     known = dict(_known_in(inner, ""))
     if len(known) > 1:
         names = ", ".join(name or type(module).__name__ for module, (name, _) in known.items())

@@ -27,7 +27,7 @@ class Structure:
         patch_embed: A module that runs once in each pass, before the layers, and is called with the images.
         readings: The states that can be read inside one of `layers`, by name, as `attention_readings` makes them; empty
             if none is known.
-        patch_size: (height, width) of a patch, pixels. Patches follow the prefix tokens, rows of the grid first.
+        patch_size: (height, width) of a patch, pixels. Patches follow the prefix tokens, row by row.
         img_size: (height, width) of the images that it is made for, pixels.
         num_prefix_tokens: How many tokens come before the patches: [CLS] and registers.
         has_class_token: Whether token 0 is [CLS].

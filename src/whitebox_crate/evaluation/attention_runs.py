@@ -100,7 +100,7 @@ def measure_attention(
     The other arguments and the errors are those of `evaluate_attention`, `score_image` and `Run.measure`.
     """
     if not 0 < keep <= 1:
-        raise InputError(f"keep is a share in (0, 1], not {keep}")
+        raise InputError(f"keep must be a share in (0, 1], not {keep}")
     size = best_short_side(model) if size is None else size
     settings: dict[str, JSON] = {
         "measurement": "attention",

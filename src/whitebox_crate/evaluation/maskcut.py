@@ -67,7 +67,7 @@ def evaluate_maskcut(
         MissingExtraError: If Pillow or the evaluator is not installed.
     """
     if not 0 <= tau < 1:
-        raise InputError(f"tau is a cosine in [0, 1), not {tau}")
+        raise InputError(f"tau must be a cosine in [0, 1), not {tau}")
     require("faster_coco_eval", "eval")  # or its lack would be told after the first image
     document, folder = read_annotations(annotations), Path(images)
     run.check_files(partial(check_images, document, folder))

@@ -58,7 +58,7 @@ def add_noise(
     channels, height, width = images.shape[-3:]
     scale = torch.ones(channels) if std is None else torch.tensor(std, dtype=torch.float32)
     if scale.shape != (channels,) or not (scale > 0).all():
-        raise InputError(f"std is a positive number for each of {channels} channels, not {std!r}")
+        raise InputError(f"std must be a positive number for each of {channels} channels, not {std!r}")
     number = math.prod(images.shape[:-3])
     ranks = torch.rand(number, height * width, generator=generator).argsort(dim=1).argsort(dim=1)
     noise = torch.randn(number, channels, height, width, generator=generator) * strength / 255 / scale[:, None, None]

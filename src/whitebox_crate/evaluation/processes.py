@@ -84,4 +84,6 @@ def _whole_number(variable: str, default: int) -> int:
     try:
         return int(text)
     except ValueError as error:
-        raise InputError(f"{variable} is a whole number, not {text!r}; start several processes by torchrun") from error
+        raise InputError(
+            f"{variable} must be a whole number, not {text!r}; start several processes by torchrun"
+        ) from error

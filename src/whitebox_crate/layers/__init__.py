@@ -1,4 +1,4 @@
-"""The operators that the models are made of, each usable alone."""
+"""The operators of the models. Each can be used alone."""
 
 from .cbsa import CBSA, RepresentativePool
 from .class_attention import ClassAttention

@@ -1,4 +1,4 @@
-"""CBSA: contract-and-broadcast self-attention, which compresses all tokens by way of a few; linear in their number."""
+"""CBSA: contract-and-broadcast self-attention. It compresses all tokens through a few, in linear time."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ Pool = Literal["released", "patches"]
 
 
 class CBSA(nn.Module):
-    """Compresses tokens onto learned subspaces by way of m representatives (arXiv 2509.16875, section 3).
+    """Compresses tokens onto learned subspaces through m representatives (arXiv 2509.16875, section 3).
 
-    In rows, with `W = X U` for the basis U (dim x head_dim) of a head, and the step sizes a and b of that head:
+    Tokens are rows. `W = X U` for the basis U (dim x head_dim) of a head; a and b are step sizes of that head:
 
     - representatives: `R0 = Q W`, the patch grid averaged to a smaller one (`RepresentativePool`);
     - contraction: `R = R0 + a A W` with `A = softmax(R0 W^T / sqrt(head_dim))`, m x tokens;
     - broadcast: `b A^T B R` with `B = softmax(R R^T / sqrt(head_dim))`, m x m.
 
     So a head is exactly `M W` with the matrix `M = b A^T B (Q + a A)`, tokens x tokens, which is never formed. Its
-    entries may be negative, and its rows do not sum to 1: a and b are of either sign, and A is normalised over tokens.
+    entries may be negative, since a and b may be. Its rows do not sum to 1, since A is normalised over tokens.
 
     Args:
         dim: Width of a token.
         num_heads: Number of subspaces.
         head_dim: Dimension of each subspace; `dim // num_heads` if None.
-        pool: What the representatives begin as; see `RepresentativePool`.
+        pool: How the representatives start; see `RepresentativePool`.
         representatives: (rows, columns) of their grid, or one number for both.
-        proj_drop: Share of the entries that training leaves out of what the output projection gives.
+        proj_drop: Dropout rate of the output projection.
 
     Shape:
         - Input: (batch, 1 + rows * columns, dim), any float dtype, [CLS] first; and the grid (rows, columns), or None
-          for a square one.
-        - Output: as the input.
+          for a square grid.
+        - Output: same shape as the input.
 
     Raises:
-        InputError: If the heads cannot share the width equally; in a forward pass, if the tokens do not fill the grid,
-            or "released" is given a grid that is not square.
-        UnknownNameError: If `pool` is neither of the two.
+        InputError: If the heads cannot divide the width equally. In a forward pass: if the tokens do not fill the grid,
+            or "released" gets a grid that is not square.
+        UnknownNameError: If `pool` is another word.
 
     Example:
         >>> cbsa = CBSA(64, num_heads=4)
@@ -88,35 +88,35 @@ class CBSA(nn.Module):
         return rearrange(projected, "b n (h p) -> b h n p", h=self.num_heads)
 
     def join_heads(self, w: Tensor) -> Tensor:
-        """What `split_heads` took apart."""
+        """The inverse of `split_heads`."""
         return rearrange(w, "b h n p -> b n (h p)")
 
     def contract(self, initial: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-        """Moves representatives towards the tokens that they are alike to, or away, by the sign of a.
+        """Moves representatives towards similar tokens, or away from them, by the sign of a.
 
         Args:
             initial: R0, (batch, heads, m, head_dim).
             w: W, (batch, heads, tokens, head_dim).
 
         Returns:
-            A, (batch, heads, m, tokens), each row summing to 1, and R, (batch, heads, m, head_dim).
+            A, (batch, heads, m, tokens), whose rows sum to 1, and R, (batch, heads, m, head_dim).
         """
         attention = self._softmax(initial, w)
         return attention, initial + self.step_rep * (attention @ w)
 
     def exchange(self, representatives: Tensor) -> Tensor:
-        """B, what representatives see of each other, (batch, heads, m, m) for R (batch, heads, m, head_dim)."""
+        """B, the attention between representatives, (batch, heads, m, m), from R (batch, heads, m, head_dim)."""
         return self._softmax(representatives, representatives)
 
     def _softmax(self, left: Tensor, right: Tensor) -> Tensor:
         return torch.softmax(left * self.head_dim**-0.5 @ right.mT, dim=-1)
 
     def mixing(self, projected: Tensor, grid: Grid | None = None) -> Rows:
-        """Rows of M; one costs m products for each token.
+        """Rows of M. One row costs m products for each token.
 
         Args:
             projected: Output of `qkv`, (batch, tokens, heads * head_dim).
-            grid: (rows, columns); None for a square one.
+            grid: (rows, columns); None for a square grid.
         """
         w = self.split_heads(projected)
         attention, representatives = self.contraction(projected, grid)
@@ -125,7 +125,7 @@ class CBSA(nn.Module):
         return Rows(attention.mT, shared, torch.matmul, w)
 
     def contraction(self, projected: Tensor, grid: Grid | None = None) -> tuple[Tensor, Tensor]:
-        """As `contract`, of the output of `qkv`; beside a forward pass, for hooks of the pool are not called."""
+        """`contract` on the output of `qkv`. For use beside a forward pass: it calls no hooks of the pool."""
         return self.contract(self.split_heads(self.pool.forward(projected, grid)), self.split_heads(projected))
 
     def readings(self) -> dict[str, Reading]:
@@ -134,7 +134,7 @@ class CBSA(nn.Module):
         - `projections`: W, (batch, heads, tokens, head_dim).
         - `representatives`: R, (batch, heads, m, head_dim).
         - `attention`: rows of M.
-        - `authors_attention`: rows of `A^T A`, which the authors of CBSA plot; they are not negative.
+        - `authors_attention`: rows of `A^T A`, which the authors of CBSA plot; never negative.
         """
         heads = self.num_heads
 
@@ -160,12 +160,12 @@ class CBSA(nn.Module):
 
 
 class RepresentativePool(nn.Module):
-    """The tokens averaged to a smaller grid, in windows that overlap where sizes do not divide (adaptive pooling).
+    """Averages the tokens to a smaller grid (adaptive pooling). Windows overlap if the sizes do not divide.
 
-    - "released": as the released code does it, and the published weights expect. It cuts off the last token instead of
-      [CLS], so that cell i of the grid is the token before patch i, and [CLS] the first. Neighbours in the grid are
-      then neighbours in the image but for the ends of rows; it is defined for square grids.
-    - "patches": the patches where they are, on any grid.
+    - "released": as in the released code; the published weights expect it. It cuts off the last token instead of
+      [CLS]. So cell i of the grid is the token before patch i, and the first cell is [CLS]. Neighbours in the grid are
+      then neighbours in the image, except at the ends of rows. It is defined for square grids.
+    - "patches": the patches in their own places, on any grid.
 
     Args:
         kind: "released" or "patches".
@@ -174,11 +174,11 @@ class RepresentativePool(nn.Module):
     Shape:
         - Input: (batch, 1 + rows * columns, dim), any float dtype, [CLS] first; and (rows, columns), or None for a
           square grid.
-        - Output: (batch, m, dim), m being the number of representatives, rows of their grid first.
+        - Output: (batch, m, dim), where m is the number of representatives, row by row of their grid.
 
     Raises:
-        UnknownNameError: If `kind` is neither of the two.
-        InputError: If `representatives` is no size; in a forward pass as of `CBSA`.
+        UnknownNameError: If `kind` is another word.
+        InputError: If `representatives` is not a size. In a forward pass: see `CBSA`.
     """
 
     def __init__(self, kind: Pool = "released", representatives: Size = 8) -> None:
@@ -191,13 +191,13 @@ class RepresentativePool(nn.Module):
     def forward(self, tokens: Tensor, grid: Grid | None = None) -> Tensor:
         rows, columns = self.check(tokens, grid)
         cells = tokens[:, self._first : self._first + rows * columns].unflatten(1, (rows, columns))
-        # By two small products: adaptive pooling has no deterministic gradient on GPUs, and no form in ONNX.
+        # Two small products, because adaptive pooling has no deterministic gradient on GPUs, and no ONNX form.
         down, across = self._windows(rows, columns, tokens)
         pooled: Tensor = _means(down, _means(across, cells).flatten(2)).unflatten(2, (self.representatives[1], -1))
         return pooled.flatten(1, 2)
 
     def matrix(self, tokens: Tensor, grid: Grid | None = None) -> Tensor:
-        """Q, (m, tokens), such that the output is Q times the tokens; of their dtype and device."""
+        """Q, (m, tokens), in the dtype and device of the tokens: the output is Q times the tokens."""
         rows, columns = self.check(tokens, grid)
         down, across = (windows / windows.sum(1, keepdim=True) for windows in self._windows(rows, columns, tokens))
         return F.pad(torch.kron(down, across), (self._first, 1 - self._first))
@@ -206,12 +206,12 @@ class RepresentativePool(nn.Module):
         """The grid (rows, columns) of tokens (batch, tokens, dim).
 
         Raises:
-            InputError: If they do not fill it, or it is not one for this kind.
+            InputError: If the tokens do not fill it, or this kind cannot pool it.
         """
         count = tokens.shape[1]
         rows, columns = (math.isqrt(max(count - 1, 0)),) * 2 if grid is None else grid
         if rows < 1 or columns < 1 or 1 + rows * columns != count:
-            told = "these fill no square grid" if grid is None else f"the grid is {rows} x {columns}"
+            told = "they fill no square grid" if grid is None else f"the grid is {rows} x {columns}"
             raise InputError(
                 f"{count} tokens are not [CLS] and a whole grid of patches: {told}. CBSA averages over the grid: give "
                 "its (rows, columns), and leave no patch out"
@@ -238,15 +238,14 @@ def check_grid(kind: Pool, grid: Grid) -> None:
     rows, columns = grid
     if kind == "released" and rows != columns:
         raise InputError(
-            f"a grid of {rows} x {columns} patches is not square: the released pooling of representatives, which "
-            "published weights expect, is shifted by one token and defined for square grids alone. Take square images, "
+            f"a grid of {rows} x {columns} patches is not square, but the released pooling of representatives (which "
+            "published weights expect) is shifted by one token and needs a square grid. Give square images, "
             'or make the model with pool="patches" and train it'
         )
 
 
 def _windows(cells: int, places: int, like: Tensor) -> Tensor:
-    """(cells, places), 1 where a place belongs to a cell: on one line, cut once into cells and once into places, they
-    overlap. These are the windows of adaptive pooling."""
+    """The windows of adaptive pooling, (cells, places): 1 where a place overlaps a cell on the same line."""
     place, cell = (torch.arange(count, device=like.device) for count in (places, cells))
     apart = place * cells - (cell * places)[:, None]
     return ((apart > -cells) & (apart < places)).to(like.dtype)

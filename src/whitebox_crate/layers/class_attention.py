@@ -1,4 +1,4 @@
-"""ClassAttention: [CLS] looks at all tokens, and nobody else looks at any."""
+"""ClassAttention: only [CLS] attends, to all tokens."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from .readings import Reading, Rows, qkv_readings
 class ClassAttention(MHSA):
     """Attention whose only query is [CLS] (CaiT, arXiv 2103.17239, section 3; XCiT and ToST end with it; timm's names).
 
-    Arguments are those of `MHSA`. Time and memory are linear in the number of tokens.
+    For the arguments see `MHSA`. Time and memory are linear in the number of tokens.
 
     Shape:
         - Input: (batch, tokens, dim), any float dtype, [CLS] first.
-        - Output: (batch, 1, dim), what is added to [CLS].
+        - Output: (batch, 1, dim), the update of [CLS].
     """
 
     def readings(self) -> dict[str, Reading]:
-        """`projections`, the keys of each head, and `attention`, its one row, that of [CLS]."""
+        """`projections`, the keys of each head, and `attention`, the one row of [CLS]."""
 
         found = qkv_readings(self)
         of_all = found["attention"].read

@@ -1,4 +1,4 @@
-"""ConvStem: the embedding of CBT and ToST, 3 x 3 convolutions that halve the image until a patch is one pixel."""
+"""ConvStem: the embedding of CBT and ToST. Its 3 x 3 convolutions halve the image until a patch is one pixel."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .patch_embed import PatchEmbed, Size
 
 
 class ConvStem(PatchEmbed):
-    """XCiT's embedding (arXiv 2106.09681, section 3.4; timm's names), as CBT and ToST have it.
+    """XCiT's embedding (arXiv 2106.09681, section 3.4; timm's names), as in CBT and ToST.
 
-    `f_1 = BN(K_1 * x)`, `f_i = BN(K_i * GELU(f_{i-1}))`: each convolution K is 3 x 3 with stride 2, padding 1 and no
-    bias, and each has twice the channels of the one before, so that a patch of 16 takes four, of embed_dim / 8,
-    embed_dim / 4, embed_dim / 2 and embed_dim channels. GELU is the exact one; none comes after the last. A token also
-    sees pixels around its patch.
+    `f_1 = BN(K_1 * x)`, `f_i = BN(K_i * GELU(f_{i-1}))`. Each convolution K is 3 x 3 with stride 2, padding 1 and no
+    bias, and has twice the channels of the one before. So a patch of 16 takes four convolutions, with embed_dim / 8,
+    embed_dim / 4, embed_dim / 2 and embed_dim channels. GELU is exact; none comes after the last convolution. A token
+    also sees pixels around its patch.
 
     In training, BatchNorm takes mean and variance from the batch; `whitebox_crate.training.train` takes them over the
     images of all processes of a run (SyncBatchNorm).
@@ -26,17 +26,17 @@ class ConvStem(PatchEmbed):
     Args:
         embed_dim: Width of a token.
         img_size: (height, width) or one number, pixels.
-        patch_size: A power of two from 2 on, pixels; or a pair of that number twice.
+        patch_size: A power of two from 2 on, pixels; or a pair of two such equal numbers.
         in_chans: Channels of the image.
-        dynamic_img_size: Whether images of any size divisible by the patch are taken.
+        dynamic_img_size: Whether to take images of any size that the patch divides.
 
     Shape:
         - Input: (batch, in_chans, height, width), any float dtype.
-        - Output: (batch, rows * columns, embed_dim), rows of the grid first.
+        - Output: (batch, rows * columns, embed_dim), row by row.
 
     Raises:
-        InputError: If the patch is no square with a power of two as its side, or does not divide the image, or the
-            width cannot be halved as often as needed.
+        InputError: If the patch is not a square whose side is a power of two, or does not divide the image; or if
+            `embed_dim` cannot be halved often enough.
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class ConvStem(PatchEmbed):
         height, width = self.patch_size
         if height != width or height < 2 or height & (height - 1):
             raise InputError(
-                f"a convolutional stem halves the image step by step, so that a patch is 2, 4, 8, 16, ... pixels "
+                f"a convolutional stem halves the image step by step, so a patch must be 2, 4, 8, 16, ... pixels "
                 f"square, not {height} x {width}"
             )
         halvings = height.bit_length() - 1
         first = 2 ** (halvings - 1)
         if embed_dim % first:
             raise InputError(
-                f"a stem for patches of {height} begins with embed_dim / {first} channels; make embed_dim a multiple "
+                f"a stem for patches of {height} starts with embed_dim / {first} channels; make embed_dim a multiple "
                 f"of {first}, not {embed_dim}"
             )
         channels = [in_chans, *(embed_dim // 2**left for left in reversed(range(halvings)))]

@@ -1,4 +1,4 @@
-"""What training leaves out at random, and evaluation never: residual branches and patches, at timm's rates."""
+"""Dropout of residual branches and of patches in training, at timm's rates. Evaluation drops nothing."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..errors import InputError
 
 
 class DropRates(NamedTuple):
-    """Shares that one layer leaves out in training.
+    """Dropout rates of one layer in training.
 
     Attributes:
-        attn: Of the entries of its attention.
-        proj: Of the entries that attention's output projection and ViT's MLP give.
-        path: Of the samples, in each residual branch.
+        attn: Rate for the entries of attention.
+        proj: Rate for the outputs of attention's projection and of ViT's MLP.
+        path: Rate for the samples, in each residual branch.
     """
 
     attn: float = 0.0
@@ -28,12 +28,12 @@ NO_DROP = DropRates()
 
 
 def layer_drop_rates(depth: int, attn: float, proj: float, path: float, *, constant: bool = False) -> list[DropRates]:
-    """The rates of each layer: `path` grows in proportion, from 0 in the first to itself in the last.
+    """The rates of each layer. The rate of paths grows linearly, from 0 in the first layer to `path` in the last.
 
-    With `constant` it is the same in all.
+    With `constant` it is `path` in all layers.
 
     Raises:
-        InputError: If a rate is no share from 0 up to, and without, 1.
+        InputError: If a rate is not in [0, 1).
     """
     for name, rate in (("attn_drop_rate", attn), ("proj_drop_rate", proj), ("drop_path_rate", path)):
         check_rate(name, rate)
@@ -42,27 +42,27 @@ def layer_drop_rates(depth: int, attn: float, proj: float, path: float, *, const
 
 
 def check_rate(name: str, rate: float) -> float:
-    """The rate.
+    """Checks a rate, and returns it.
 
     Raises:
-        InputError: If it is no share from 0 up to, and without, 1.
+        InputError: If it is not in [0, 1).
     """
     if not 0 <= rate < 1:
-        raise InputError(f"{name} is a share from 0 up to, and without, 1, not {rate!r}")
+        raise InputError(f"{name} must be a rate in [0, 1), not {rate!r}")
     return rate
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (arXiv 1603.09382): in training, a residual branch is left out of some samples.
+    """Stochastic depth (arXiv 1603.09382): in training, some samples skip a residual branch.
 
-    The others get it times 1 / (1 - rate), so that the mean stays.
+    The other samples get the branch times 1 / (1 - rate), so that the mean stays.
 
     Args:
-        rate: Share of the samples.
+        rate: Share of the samples that skip.
 
     Shape:
         - Input: (batch, ...), any float dtype.
-        - Output: as the input.
+        - Output: same shape as the input.
     """
 
     def __init__(self, rate: float = 0.0) -> None:
@@ -81,15 +81,15 @@ class DropPath(nn.Module):
 
 
 class PatchDropout(nn.Module):
-    """In training, some patches of each image are left out (arXiv 2208.07220); the order stays, and so does [CLS].
+    """Drops some patches of each image in training (arXiv 2208.07220). [CLS] and the order of the patches stay.
 
     Args:
-        rate: Share of the patches; one at least stays.
-        num_prefix_tokens: How many tokens come before the patches and stay: [CLS], registers.
+        rate: Share of the patches to drop; at least one stays.
+        num_prefix_tokens: Number of tokens before the patches, which stay: [CLS], registers.
 
     Shape:
         - Input: (batch, num_prefix_tokens + patches, dim), any float dtype.
-        - Output: in training (batch, num_prefix_tokens + those that stay, dim), else as the input.
+        - Output: in training (batch, num_prefix_tokens + remaining patches, dim); else the input.
     """
 
     def __init__(self, rate: float = 0.0, num_prefix_tokens: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""ISTA: one proximal gradient step on sparse coding in a learned dictionary, the second half of a CRATE layer."""
+"""ISTA: one proximal gradient step of sparse coding in a learned dictionary, the second half of a CRATE layer."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class ISTA(nn.Module):
     """Codes tokens sparsely in a complete dictionary D (arXiv 2308.16271, Eq. 7).
 
     `ISTA(x) = ReLU(x + eta D^T (x - D x) - eta lambda)`: one step from x on `lambda |z|_1 + |x - D z|^2 / 2` over
-    z >= 0. There is no residual around it. With `threshold="soft"` the codes may be negative and the proximal
-    operator is the soft threshold (the ablation CRATE-sth of arXiv 2308.16271).
+    z >= 0. It has no residual connection. With `threshold="soft"` the codes may be negative, and the proximal operator
+    is the soft threshold (the ablation CRATE-sth of arXiv 2308.16271).
 
     Args:
         dim: Width of a token; D is dim x dim.
@@ -35,10 +35,10 @@ class ISTA(nn.Module):
 
     Shape:
         - Input: (..., dim), any float dtype.
-        - Output: as the input.
+        - Output: same shape as the input.
 
     Raises:
-        UnknownNameError: If `threshold` is neither of the two.
+        UnknownNameError: If `threshold` is another word.
 
     Example:
         >>> codes = ISTA(dim=128, step_size=0.1, sparsity=0.1)(torch.randn(2, 257, 128))
@@ -57,15 +57,15 @@ class ISTA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         code = self._step(x)
         shrinkage = constant_of(self, "step_size") * constant_of(self, "sparsity")
-        # In place, for nobody else holds the code.
+        # In place, since nothing else holds the code.
         return F.softshrink(code, shrinkage) if self.threshold == "soft" else code.sub_(shrinkage).relu_()
 
     def _step(self, x: Tensor) -> Tensor:
         """x + eta D^T (x - D x), the step before the threshold, as a new tensor."""
         step_size = constant_of(self, "step_size")
         if self.training and x.numel() > self.dictionary.numel():
-            # There are more tokens than entries of one: forming eta (D^T - D^T D) pays, forward and backward. In
-            # evaluation the form is one for all batches, so that no output depends on what else is in a batch.
+            # With more tokens than channels, forming eta (D^T - D^T D) pays, forward and backward. In evaluation all
+            # batches take the same form, so that no output depends on the rest of its batch.
             return x + F.linear(x, step_size * (self.dictionary.T - self.dictionary.T @ self.dictionary))
         residual = x - F.linear(x, self.dictionary)  # x - D x: tokens are rows
         # D^T residual as `residual @ D`; D enters two products, not the three of D^T x - D^T D x.
@@ -78,7 +78,9 @@ class ISTA(nn.Module):
         Returns:
             (dim, dim), in double precision, on the CPU.
         """
-        exact = self.dictionary if self.dictionary.is_meta else self.dictionary.cpu()  # some devices have no doubles
+        exact = (
+            self.dictionary if self.dictionary.is_meta else self.dictionary.cpu()
+        )  # some devices lack double precision
         exact = exact.double()
         identity = torch.eye(len(exact), dtype=exact.dtype, device=exact.device)
         return identity + constant_of(self, "step_size") * (exact.T - exact.T @ exact)
@@ -90,23 +92,23 @@ class ISTA(nn.Module):
 
 
 class FoldedISTA(nn.Module):
-    """ISTA after LayerNorm as one product and the threshold, which `whitebox_crate.fold_for_inference` makes of it.
+    """ISTA after LayerNorm as one product and a threshold. `whitebox_crate.fold_for_inference` makes it.
 
-    `shrink(W x + b)`, with x normed but neither scaled nor shifted: W is `ISTA.affine()` times the norm's scale, and b
+    It is `shrink(W x + b)`, where x is normed but not scaled or shifted. W is `ISTA.affine()` times the norm's scale. b
     holds the norm's shift and, with "relu", eta lambda.
 
     Args:
         dim: Width of a token.
         shrinkage: eta lambda.
         threshold: "relu" or "soft".
-        device: Of the weights, which have no values yet.
+        device: Device of the weights; they have no values yet.
 
     Raises:
-        UnknownNameError: If `threshold` is neither of the two.
+        UnknownNameError: If `threshold` is another word.
 
     Shape:
         - Input: (..., dim), any float dtype.
-        - Output: as the input.
+        - Output: same shape as the input.
     """
 
     def __init__(self, dim: int, shrinkage: float, threshold: Threshold, device: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""MHSA: the multi-head self-attention of ViT, which CRATE's MSSA is compared with."""
+"""MHSA: the multi-head self-attention of ViT, for comparison with CRATE's MSSA."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class MHSA(nn.Module):
         num_heads: Number of heads.
         head_dim: Width of a head; `dim // num_heads` if None.
         qkv_bias: Whether the joint projection has a bias.
-        drop: What training leaves out.
+        drop: Dropout rates.
 
     Shape:
         - Input: (batch, tokens, dim), any float dtype.
-        - Output: as the input.
+        - Output: same shape as the input.
 
     Raises:
-        InputError: If the heads cannot share the width equally.
+        InputError: If the heads cannot divide the width equally.
 
     Example:
         >>> MHSA(dim=128, num_heads=4)(torch.rand(2, 257, 128)).shape
@@ -64,7 +64,7 @@ class MHSA(nn.Module):
         return q, k, v
 
     def with_keys(self, projected: Tensor, k: Tensor) -> Tensor:
-        """What `split_heads` takes apart, (batch, tokens, 3 * heads * head_dim), with these keys for its own."""
+        """The output of `qkv`, (batch, tokens, 3 * heads * head_dim), with its keys replaced by `k`."""
         q, _, v = self.split_heads(projected)
         return torch.cat([rearrange(part, "b h n p -> b n (h p)") for part in (q, k, v)], dim=-1)
 

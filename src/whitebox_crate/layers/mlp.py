@@ -1,4 +1,4 @@
-"""MLP: the two-layer perceptron of ViT, which CRATE's ISTA is compared with."""
+"""MLP: the two-layer perceptron of ViT, for comparison with CRATE's ISTA."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class MLP(nn.Module):
     Args:
         dim: Width of a token.
         hidden_dim: Width of the hidden layer.
-        drop: Share of the hidden and of the output's entries that training leaves out.
+        drop: Dropout rate of the hidden layer and of the output.
 
     Shape:
         - Input: (..., dim), any float dtype.
-        - Output: as the input.
+        - Output: same shape as the input.
     """
 
     def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0) -> None:

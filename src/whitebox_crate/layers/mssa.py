@@ -19,11 +19,11 @@ Proj = Literal["learned", "tied"]
 class MSSA(nn.Module):
     """Compresses tokens onto learned subspaces (arXiv 2308.16271, Eq. 5).
 
-    Head k owns one basis `U_k` (dim x head_dim), which is query, key and value at once: `w = U_k^T z` and
+    Head k has one basis `U_k` (dim x head_dim), which serves as query, key and value: `w = U_k^T z` and
     `softmax(w w^T / sqrt(head_dim)) w`. An approximate gradient step on the coding rate `Rc(Z; U)` has this form
-    (Eq. 6). The output projection stands where the derivation has the bases once more; it is learned. With
-    `proj="tied"` it is the bases: `MSSA(z) = sum_k U_k w_k softmax(...)`, without a projection and without a bias. (The
-    "T" of CRATE-T in the code of arXiv 2411.17182 is another network, which applies the read-in matrix twice.)
+    (Eq. 6). In the derivation the bases come once more at the end; here a learned output projection takes their place.
+    With `proj="tied"` the bases do: `MSSA(z) = sum_k U_k w_k softmax(...)`, without a projection and without a bias.
+    (CRATE-T in the code of arXiv 2411.17182 is another network, which applies the read-in matrix twice.)
 
     Args:
         dim: Width of a token.
@@ -31,15 +31,15 @@ class MSSA(nn.Module):
         head_dim: Dimension of each subspace; `dim // num_heads` if None.
         proj_bias: Whether a learned output projection has a bias.
         proj: The output projection, "learned" or "tied".
-        drop: What training leaves out.
+        drop: Dropout rates.
 
     Shape:
         - Input: (batch, tokens, dim), any float dtype.
-        - Output: as the input.
+        - Output: same shape as the input.
 
     Raises:
-        InputError: If the heads cannot share the width equally.
-        UnknownNameError: If `proj` is neither of the two.
+        InputError: If the heads cannot divide the width equally.
+        UnknownNameError: If `proj` is another word.
 
     Example:
         >>> MSSA(dim=128, num_heads=4)(torch.rand(2, 257, 128)).shape
@@ -63,13 +63,16 @@ class MSSA(nn.Module):
         inner_dim = num_heads * self.head_dim
         self.qkv = nn.Linear(dim, inner_dim, bias=False)  # the rows are U_1^T, ..., U_K^T
         self.tied = proj == "tied"
-        self.projects = not self.tied and (num_heads, inner_dim) != (1, dim)  # one head as wide as a token needs none
+        self.projects = not self.tied and (num_heads, inner_dim) != (
+            1,
+            dim,
+        )  # one head as wide as a token needs no projection
         self.proj = nn.Linear(inner_dim, dim, bias=proj_bias) if self.projects else nn.Identity()
         self.attn_drop = drop.attn
         self.proj_drop = nn.Dropout(drop.proj)
 
     def split_heads(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value of each head, which here are one tensor.
+        """Query, key and value of each head, which are the same tensor here.
 
         Args:
             projected: Output of `qkv`, (batch, tokens, heads * head_dim).
@@ -81,7 +84,7 @@ class MSSA(nn.Module):
         return w, w, w
 
     def with_keys(self, projected: Tensor, w: Tensor) -> Tensor:
-        """What `split_heads` takes apart, (batch, tokens, heads * head_dim), with this `w` in place of its own."""
+        """The output of `qkv`, (batch, tokens, heads * head_dim), replaced by `w`."""
         return rearrange(w, "b h n p -> b n (h p)")
 
     def readings(self) -> dict[str, Reading]:
@@ -89,7 +92,7 @@ class MSSA(nn.Module):
         return qkv_readings(self)
 
     def extra_repr(self) -> str:
-        """The output projection, where no module shows it."""
+        """The output projection, if no module shows it."""
         return "proj='tied'" if self.tied else ""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Norms and scales that only one product needs, so that `whitebox_crate.fold_for_inference` may put them there.
+"""Norms and scales that only one product reads, so that `whitebox_crate.fold_for_inference` can fold them into it.
 
-The module that computes both says so of itself, in a method `normed_products` beside its `forward`.
+The module that computes both declares them in a method `normed_products` beside its `forward`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from torch import nn
 
 
 class NormedProduct(NamedTuple):
-    """A LayerNorm, and the product that alone reads it.
+    """A LayerNorm, and the only product that reads it.
 
     Attributes:
         normer: The module that has the norm.
-        norm: The norm's name in it.
-        reader: The module that has the product, `normer` or a module in it.
-        product: The product's name in that, an nn.Linear or an ISTA.
+        norm: The norm's name in `normer`.
+        reader: The module that has the product: `normer` or a module in it.
+        product: The product's name in `reader`; an nn.Linear or an ISTA.
     """
 
     normer: nn.Module
@@ -27,7 +27,7 @@ class NormedProduct(NamedTuple):
 
 
 class NormedConvolution(NamedTuple):
-    """A convolution, and the BatchNorm that alone reads it.
+    """A convolution, and the BatchNorm that follows it.
 
     Attributes:
         parts: The convolution, then its norm.
@@ -37,13 +37,13 @@ class NormedConvolution(NamedTuple):
 
 
 class ScaledProduct(NamedTuple):
-    """A product, and the LayerScale that alone reads it.
+    """A product, and the LayerScale that follows it.
 
     Attributes:
         scaler: The module that has the LayerScale.
-        scale: The LayerScale's name in it.
+        scale: The LayerScale's name in `scaler`.
         writer: The module that has the product, a module in `scaler`.
-        product: The product's name in that, an nn.Linear.
+        product: The product's name in `writer`; an nn.Linear.
     """
 
     scaler: nn.Module

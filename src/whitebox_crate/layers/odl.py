@@ -1,4 +1,4 @@
-"""ODL: overcomplete dictionary learning, sparse coding of CRATE-alpha in more atoms than a token has entries."""
+"""ODL: overcomplete dictionary learning, the sparse coding of CRATE-alpha with more atoms than channels."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from ..errors import InputError
 
 
 class ODL(nn.Module):
-    """Codes tokens sparsely in an overcomplete dictionary D and decodes them by another one (arXiv 2405.20299).
+    """Codes tokens sparsely in an overcomplete dictionary D, then decodes them by another (arXiv 2405.20299).
 
     The code is two proximal gradient steps from zero on `|x - D a|^2 / 2 + lambda |a|_1` over a >= 0:
-    `a1 = ReLU(eta D^T x - eta lambda)`, `a2 = ReLU(a1 + eta D^T (x - D a1) - eta lambda)`. The output is `D1 a2`: the
-    decoder D1 is learned apart from D.
+    `a1 = ReLU(eta D^T x - eta lambda)`, `a2 = ReLU(a1 + eta D^T (x - D a1) - eta lambda)`. The output is `D1 a2`. The
+    decoder D1 is learned separately from D.
 
     Args:
         dim: Width of a token.
-        expansion: Atoms per entry of a token; D and D1 are dim x (expansion * dim).
+        expansion: Atoms per channel of a token; D and D1 are dim x (expansion * dim).
         step_size: eta.
         sparsity: lambda, the weight of the l1 norm.
 
     Shape:
         - Input: (..., dim), any float dtype.
-        - Output: as the input.
+        - Output: same shape as the input.
 
     Raises:
         InputError: If `expansion` is not positive.
@@ -39,7 +39,7 @@ class ODL(nn.Module):
     def __init__(self, dim: int, expansion: int = 4, step_size: float = 0.1, sparsity: float = 0.1) -> None:
         super().__init__()
         if expansion < 1:
-            raise InputError(f"expansion is at least 1, not {expansion}")
+            raise InputError(f"expansion must be at least 1, not {expansion}")
         self.step_size = step_size
         self.sparsity = sparsity
         self.dictionary = nn.Parameter(torch.empty(dim, expansion * dim))
@@ -64,7 +64,7 @@ class ODL(nn.Module):
         return F.relu(code + step_size * (residual @ self.dictionary) - shrink)
 
     def decode(self, code: Tensor) -> Tensor:
-        """The tokens that codes stand for.
+        """Decodes codes to tokens.
 
         Args:
             code: (..., expansion * dim).

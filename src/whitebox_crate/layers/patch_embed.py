@@ -1,4 +1,4 @@
-"""Patches to tokens: images cut into patches, and each patch embedded."""
+"""Patch embeddings: cut images into patches, and turn each patch into a token."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def to_pair(size: Size) -> tuple[int, int]:
     """(height, width) from one number or a pair.
 
     Raises:
-        InputError: If it is neither, or not positive.
+        InputError: If `size` is neither, or not positive.
     """
     pair = (size, size) if isinstance(size, int) else size
     is_pair = isinstance(pair, tuple | list) and len(pair) == 2
     if not is_pair or any(type(side) is not int or side < 1 for side in pair):
-        raise InputError(f"a size is a positive int or a pair (height, width) of them, not {size!r}")
+        raise InputError(f"a size must be a positive int or a pair (height, width), not {size!r}")
     return pair[0], pair[1]
 
 
@@ -35,10 +35,10 @@ def patchify(images: Tensor, patch_size: Size) -> Tensor:
         patch_size: (height, width) or one number, pixels.
 
     Returns:
-        (batch, rows * columns, patch height * patch width * channels), rows of the grid first.
+        (batch, rows * columns, patch height * patch width * channels), row by row.
 
     Raises:
-        InputError: If the rank is another, or the patch does not divide the image.
+        InputError: If `images` do not have four dimensions, or the patch does not divide the image.
 
     Example:
         >>> patchify(torch.rand(2, 3, 32, 48), patch_size=16).shape
@@ -46,12 +46,14 @@ def patchify(images: Tensor, patch_size: Size) -> Tensor:
     """
     p, q = to_pair(patch_size)
     if images.ndim != 4 or images.shape[2] % p or images.shape[3] % q:
-        raise InputError(f"images of shape {tuple(images.shape)} are no batch that patches of {p} x {q} divide")
+        raise InputError(
+            f"expected (batch, channels, height, width) that patches of {p} x {q} divide, got {tuple(images.shape)}"
+        )
     return rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", p=p, q=q)
 
 
 def unpatchify(patches: Tensor, patch_size: Size, grid: tuple[int, int]) -> Tensor:
-    """The images that `patchify` took apart.
+    """Puts patches together to images: the inverse of `patchify`.
 
     Args:
         patches: (batch, rows * columns, patch height * patch width * channels), any dtype.
@@ -73,13 +75,13 @@ def unpatchify(patches: Tensor, patch_size: Size, grid: tuple[int, int]) -> Tens
 
 
 class PatchEmbed(nn.Module):
-    """What all patch embeddings share: the sizes, and the check of the image against them.
+    """The base of all patch embeddings: sizes, and the check of images against them.
 
     Args:
         img_size: (height, width) or one number, pixels.
         patch_size: (height, width) or one number, pixels.
         in_chans: Channels of the image.
-        dynamic_img_size: Whether images of any size divisible by the patch are taken.
+        dynamic_img_size: Whether to take images of any size that the patch divides.
 
     Raises:
         InputError: If the patch does not divide the image.
@@ -90,21 +92,21 @@ class PatchEmbed(nn.Module):
     ) -> None:
         super().__init__()
         if in_chans < 1:
-            raise InputError(f"in_chans is at least 1, not {in_chans}")
+            raise InputError(f"in_chans must be at least 1, not {in_chans}")
         self.patch_size = to_pair(patch_size)
         self.in_chans = in_chans
         self.dynamic_img_size = dynamic_img_size
         self.set_input_size(img_size)
 
     def set_input_size(self, img_size: Size) -> None:
-        """Makes this the image size that is expected from now on."""
+        """Changes the expected image size."""
         height, width = to_pair(img_size)
         self.grid_size = self.grid_of(height, width)
         self.img_size = (height, width)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the images that are taken: that of the parameters."""
+        """The dtype of the parameters, which images must have."""
         return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
     @property
@@ -134,7 +136,7 @@ class PatchEmbed(nn.Module):
         """Checks a batch of images and returns its patch grid (rows, columns).
 
         Raises:
-            InputError: If type, dtype, rank, channels or size are not those of this embedding.
+            InputError: If type, dtype, shape or channels do not fit this embedding.
         """
         if not isinstance(images, Tensor):
             raise InputError(
@@ -142,12 +144,14 @@ class PatchEmbed(nn.Module):
             )
         if not images.is_floating_point():
             raise InputError(
-                f"expected normalised images in floats, got {images.dtype}; whitebox_crate.create_transform makes them "
-                "of pixels"
+                f"expected normalised float images, got {images.dtype}; whitebox_crate.create_transform makes them "
+                "from pixels"
             )
         dtype = self.dtype
         if images.dtype != dtype and not torch.is_autocast_enabled(images.device.type):
-            raise InputError(f"the model computes in {dtype}, the images are {images.dtype}: call images.to({dtype})")
+            raise InputError(
+                f"the model computes in {dtype}, but the images are {images.dtype}: call images.to({dtype})"
+            )
         if images.ndim != 4 or images.shape[1] != self.in_chans:
             raise InputError(
                 f"expected images of shape (batch, {self.in_chans}, height, width), got {tuple(images.shape)}; "
@@ -167,7 +171,7 @@ class NormedPatchEmbed(PatchEmbed):
 
     Shape:
         - Input: (batch, in_chans, height, width), any float dtype.
-        - Output: (batch, rows * columns, embed_dim), rows of the grid first.
+        - Output: (batch, rows * columns, embed_dim), row by row.
     """
 
     def __init__(
@@ -199,7 +203,7 @@ class ConvPatchEmbed(PatchEmbed):
 
     Shape:
         - Input: (batch, in_chans, height, width), any float dtype.
-        - Output: (batch, rows * columns, embed_dim), rows of the grid first.
+        - Output: (batch, rows * columns, embed_dim), row by row.
     """
 
     def __init__(

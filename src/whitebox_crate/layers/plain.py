@@ -1,4 +1,4 @@
-"""Whether a module computes what its class and its weights say, so that these may be read in its place."""
+"""Checks that a module computes exactly what its class and its weights say."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from .._hooks import changes
 
 
 def oddity(module: nn.Module, *kinds: type[nn.Module], pre_hooks: bool = True) -> str:
-    """Why a module may compute something else than one of these kinds does; "" if it is one of them as it is.
+    """Why a module may compute something else than one of these kinds; "" if it is plainly one of them.
 
-    A subclass may have another `forward`, and so may a module or a class that was given one. Hooks may change what goes
-    in and out. Weights may be quantised or sharded. Hooks of `capture` only read, and a parametrized module still is
-    what it was.
+    A subclass may have another `forward`; so may a module or class whose `forward` was replaced. Hooks may change
+    inputs and outputs. Weights may be quantised or sharded. Hooks of `capture` only read, and a parametrized module
+    still counts as plain.
 
     Args:
-        module: The module that runs.
-        kinds: What it should be.
-        pre_hooks: Whether hooks on what goes in count.
+        module: The module.
+        kinds: The classes that it should be one of.
+        pre_hooks: Whether hooks on the inputs count.
     """
     kind = type_before_parametrizations(module)
     if kind not in kinds:
@@ -36,7 +36,7 @@ def oddity(module: nn.Module, *kinds: type[nn.Module], pre_hooks: bool = True) -
 
 
 def _is_another(name: str, module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a method that computes is not the one which the class was written with."""
+    """Whether a method was replaced, in the module or in its class."""
     method = getattr(kind, name, None)
     if not callable(method) or name.startswith("__") or name == "reset_parameters":
         return False

@@ -1,4 +1,4 @@
-"""Position embeddings: sines and cosines, fixed or projected, and any embedding resampled to another patch grid."""
+"""Position embeddings: sines and cosines, fixed or projected; and resampling to another patch grid."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Resampling = Literal["size", "scale"]
 
 
 def sincos_pos_embed(grid: tuple[int, int], dim: int) -> Tensor:
-    """A fixed position embedding: sines and cosines of the place in the grid (arXiv 2111.06377, as MAE has it).
+    """A fixed position embedding: sines and cosines of the place in the grid, as in MAE (arXiv 2111.06377).
 
-    The first half of the channels tells the column, the second the row; a half is the sines of the place times
-    `10000^(-k / (dim / 4))` for k = 0, 1, ..., dim / 4 - 1, then the cosines.
+    The first half of the channels encodes the column, the second half the row. Each half has the sines of the place
+    times `10000^(-k / (dim / 4))` for k = 0, 1, ..., dim / 4 - 1, then the cosines.
 
     Args:
         grid: (rows, columns).
@@ -32,7 +32,7 @@ def sincos_pos_embed(grid: tuple[int, int], dim: int) -> Tensor:
         InputError: If `dim` is not divisible by 4.
     """
     if dim % 4:
-        raise InputError(f"a sine-cosine position embedding has a width divisible by 4, not {dim}")
+        raise InputError(f"a sine-cosine position embedding needs a width that 4 divides, not {dim}")
     rows, columns = grid
     frequencies = 10000.0 ** (-4 * np.arange(dim // 4) / dim)
 
@@ -49,19 +49,19 @@ FREQUENCIES = 32  # sines and cosines of each coordinate
 
 
 class FourierPosEmbed(nn.Module):
-    """Positions of any patch grid: fixed sines and cosines, projected (XCiT, arXiv 2106.09681; ToST; timm's names).
+    """Positions for any patch grid: fixed sines and cosines, projected (XCiT, arXiv 2106.09681; ToST; timm's names).
 
     Row i of H, counted from 1, is at `y = 2 pi i / (H + 1e-6)`, and a column likewise. Entry j = 0, ..., 31 of a
     coordinate is `sin(y / t_j)` for even j and `cos(y / t_j)` for odd j, with `t_j = 10000^(2 floor(j / 2) / 32)`. The
-    64 numbers of row and column go through a learned 1 x 1 convolution. Coordinates are relative to the grid, so that
-    nothing is resampled for another one.
+    64 numbers of row and column go through a learned 1 x 1 convolution. Coordinates are relative to the grid, so
+    another grid needs no resampling.
 
     Args:
         dim: Width of a token.
 
     Shape:
         - Input: The grid, (rows, columns).
-        - Output: (1, rows * columns, dim), rows of the grid first, the dtype of the weights.
+        - Output: (1, rows * columns, dim), row by row, the dtype of the weights.
     """
 
     def __init__(self, dim: int) -> None:
@@ -94,31 +94,31 @@ def resample_pos_embed(
     num_prefix_tokens: int = 1,
     rule: Resampling = "size",
 ) -> Tensor:
-    """Resamples a position embedding to another patch grid, bicubic.
+    """Resamples a position embedding to another patch grid (bicubic).
 
     Args:
         pos_embed: (1, num_prefix_tokens + rows * columns, dim).
         old_grid: (rows, columns) of `pos_embed`.
-        new_grid: (rows, columns) wanted.
-        num_prefix_tokens: Leading rows that belong to no patch and are kept.
-        rule: "size" resamples to the target size, with antialias, as timm does; "scale" by the factors
-            `(new + 0.1) / old` without antialias, as DINO and CRATE-MAE were released.
+        new_grid: The new (rows, columns).
+        num_prefix_tokens: Number of leading rows without a patch; they are kept.
+        rule: "size" resamples to the target size with antialias, as timm does; "scale" uses the factors
+            `(new + 0.1) / old` without antialias, as released DINO and CRATE-MAE do.
 
     Returns:
         (1, num_prefix_tokens + new rows * new columns, dim), same dtype; `pos_embed` itself if the grid is the same.
 
     Raises:
-        InputError: If `pos_embed` does not have the length that `old_grid` says.
-        UnknownNameError: If `rule` is neither of the two.
+        InputError: If the length of `pos_embed` does not fit `old_grid`.
+        UnknownNameError: If `rule` is another word.
     """
     if rule not in get_args(Resampling):
         raise UnknownNameError.of("rule of resampling", rule, get_args(Resampling))
     if pos_embed.shape[1] != num_prefix_tokens + old_grid[0] * old_grid[1]:
         raise InputError(
-            f"a position embedding of shape {tuple(pos_embed.shape)} does not hold {num_prefix_tokens} prefix tokens "
+            f"a position embedding of shape {tuple(pos_embed.shape)} is not for {num_prefix_tokens} prefix tokens "
             f"and a grid of {old_grid[0]} x {old_grid[1]}"
         )
-    # A size that torch.export leaves open is not compared: the program would be bound to the outcome.
+    # Sizes that torch.export leaves open are not compared, or the program would fix the result.
     if not any(isinstance(side, torch.SymInt) for side in new_grid) and old_grid == new_grid:
         return pos_embed
     prefix, patches = pos_embed[:, :num_prefix_tokens], pos_embed[:, num_prefix_tokens:]
@@ -129,18 +129,18 @@ def resample_pos_embed(
     return torch.cat([prefix, resampled], dim=1)
 
 
-# Written out, and not `F.interpolate`: torch.export would bind its factors to one size, and of torch 2.13 and 2.14 its
-# antialias gives every row of a grid of one column the same values.
+# Written out instead of `F.interpolate`: torch.export would fix its factors to one size, and in torch 2.13 and 2.14
+# its antialias gives every row of a one-column grid the same values.
 
 
 def _weights_by_size(image: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """How much each old row gives to each new one, (new rows, old rows), and columns likewise, with antialias."""
+    """Weight of each old row in each new row, (new rows, old rows), and of columns likewise, with antialias."""
     down, across = (_antialiased_weights(side, old, image) for side, old in zip(size, image.shape[-2:], strict=True))
     return down, across
 
 
 def _antialiased_weights(side: int, old_side: int, like: Tensor) -> Tensor:
-    """(new side, old side), by Keys' kernel with a = -0.5, widened where it shrinks; cells beyond do not count."""
+    """(new side, old side), by Keys' kernel with a = -0.5, widened for a smaller side. Cells outside do not count."""
     places, cells = (torch.arange(n, dtype=like.dtype, device=like.device) + 0.5 for n in (side, old_side))
     factor = old_side / torch.full((), side, dtype=like.dtype, device=like.device)
     far = ((cells - factor * places[:, None]) / factor.clamp_min(1)).abs()
@@ -151,7 +151,7 @@ def _antialiased_weights(side: int, old_side: int, like: Tensor) -> Tensor:
 
 
 def _weights_by_scale(image: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The same, bicubic at the factors (new + 0.1) / old; nothing changes at the same size."""
+    """The same weights, bicubic with the factors (new + 0.1) / old. The same size changes nothing."""
     old_height, old_width = image.shape[-2:]
     height, width = (torch.full((), side, dtype=image.dtype, device=image.device) for side in size)
     offset = 0.1 * ((height != old_height) | (width != old_width)).to(image.dtype)
@@ -162,9 +162,9 @@ def _weights_by_scale(image: Tensor, size: tuple[int, int]) -> tuple[Tensor, Ten
 
 
 def _cubic_weights(places: Tensor, old_side: int, factor: Tensor) -> Tensor:
-    """(new side, old side): how much each old cell gives to each new one, by Keys' kernel with a = -0.75.
+    """(new side, old side): weight of each old cell in each new cell, by Keys' kernel with a = -0.75.
 
-    The old cells at the border stand for those beyond it.
+    Border cells stand for cells outside.
     """
     centres = (places[:, None] + 0.5) / factor - 0.5
     taps = centres.floor() + torch.arange(-1, 3, device=places.device)

@@ -1,4 +1,4 @@
-"""What can be read of a layer while it runs: the module where a state passes by, and what is made of it there."""
+"""Readings: which state of a running layer can be read, at which module, and how."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 
 class Rows(NamedTuple):
-    """Rows of a matrix that mixes tokens; each is computed when it is asked for.
+    """Rows of a matrix that mixes tokens. Each row is computed on demand.
 
     Attributes:
-        left: What belongs to one row each, (batch, heads, rows, ...).
-        right: What all rows share, (batch, heads, ...).
-        make: The rows of `left` and `right`, or of some heads and rows of them: (batch, heads, rows, tokens).
-        values: What the rows mix, (batch, heads, tokens, head_dim); None if the layer goes on with anything else than
-            the rows times these.
+        left: The part that is different for each row, (batch, heads, rows, ...).
+        right: The part that all rows share, (batch, heads, ...).
+        make: Computes rows from `left` and `right`, or from some heads and rows of them: (batch, heads, rows, tokens).
+        values: The values that the rows mix, (batch, heads, tokens, head_dim); None if the layer does not continue with
+            the rows times these values.
     """
 
     left: Tensor
@@ -30,18 +30,18 @@ class Reading(NamedTuple):
     """Where a state can be read.
 
     Attributes:
-        module: The module where it passes by.
+        module: The module at which the state is read.
         when: "before" or "after" that module runs.
-        read: What is read: of the arguments of the module ("before") or of its output ("after"), a tensor or `Rows`.
-        num_heads: How many heads the state has, in dimension 1; 0 if it is not of heads.
-        rows: Whether `read` gives `Rows`.
-        write: Puts a state in place: makes of what passes by, and of a state, what the module is to take ("before") or
-            to give ("after"). None if the layer would not go on with that state alone.
-        mixed: The module that is given the rows times their values, all heads side by side, (batch, tokens, heads *
-            head_dim). None if there is none, or `read` gives no `Rows`.
-        signed: Whether rows may be negative, so that they are no shares.
-        inside: Modules that run inside `module`. If there are any, `read` is called as soon as each of them has run,
-            with the arguments of `module`, a dict by their names, and then with the outputs of these modules.
+        read: Turns the module's arguments ("before") or its output ("after") into the state: a tensor or `Rows`.
+        num_heads: Number of heads, in dimension 1; 0 if the state is not per head.
+        rows: Whether `read` returns `Rows`.
+        write: Replaces the state. From the module's argument ("before") or output ("after") and a new state, it makes
+            the new argument or output. None if the layer does not continue with that state alone.
+        mixed: The module that gets the rows times their values, all heads side by side, (batch, tokens, heads *
+            head_dim). None if there is none, or `read` does not return `Rows`.
+        signed: Whether rows may be negative; then they are not shares.
+        inside: Modules that run inside `module`. If there are any, `read` is called when all of them have run, with a
+            dict of the arguments of `module` by name, and then the outputs of these modules.
     """
 
     module: nn.Module
@@ -56,7 +56,7 @@ class Reading(NamedTuple):
 
 
 def layer_readings(layer: nn.Module) -> dict[str, Reading]:
-    """`tokens`, what goes into a layer, and `output`, what comes out: tokens, or a tuple that begins with them."""
+    """`tokens`, the input of a layer, and `output`, its output: tokens, or a tuple that starts with them."""
 
     def first(out: Any) -> Tensor:
         tokens: Tensor = out[0] if isinstance(out, tuple) else out
@@ -71,7 +71,7 @@ def layer_readings(layer: nn.Module) -> dict[str, Reading]:
 
 
 def attention_rows(q: Tensor, k: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(head_dim)), the attention that the fused kernel does not show.
+    """softmax(q k^T / sqrt(head_dim)): attention, which the fused kernel does not show.
 
     Args:
         q: (batch, heads, queries, head_dim).
@@ -80,12 +80,12 @@ def attention_rows(q: Tensor, k: Tensor) -> Tensor:
     Returns:
         (batch, heads, queries, tokens), same dtype.
     """
-    # einsum reads the heads where they lie in the projections; matmul would copy them first.
+    # einsum reads the heads in place; matmul would copy them first.
     return torch.einsum("bhqp,bhkp->bhqk", q * q.shape[-1] ** -0.5, k).softmax(dim=-1)
 
 
 class SplitsHeads(Protocol):
-    """Attention that projects all heads at once: MSSA, MHSA."""
+    """Attention with one projection for all heads: MSSA, MHSA."""
 
     num_heads: int
     qkv: nn.Linear
@@ -94,17 +94,17 @@ class SplitsHeads(Protocol):
 
     @property
     def proj(self) -> nn.Module:
-        """The output projection, of all heads side by side."""
+        """The output projection; it takes all heads side by side."""
 
     def split_heads(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value of each head, three times (batch, heads, tokens, head_dim)."""
 
     def with_keys(self, projected: Tensor, k: Tensor) -> Tensor:
-        """What `split_heads` takes apart, with these keys in place of its own."""
+        """The projected tensor with its keys replaced by `k`."""
 
 
 def qkv_readings(attention: SplitsHeads) -> dict[str, Reading]:
-    """`projections` (of separate query, key and value the keys) and `attention`, of what `qkv` gives."""
+    """`projections` and `attention`, read from the output of `qkv`; separate keys serve as the projections."""
 
     def keys(projected: Tensor) -> Tensor:
         return attention.split_heads(projected)[1]

@@ -1,4 +1,4 @@
-"""TSSA: token statistics self-attention, the compression step of a ToST layer, linear in the number of tokens."""
+"""TSSA: token statistics self-attention, the compression step of a ToST layer, in linear time."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ EPS = 1e-8  # of divisors, as released
 class TSSA(nn.Module):
     """Compresses tokens by second moments on learned subspaces (arXiv 2412.17810, section 3), as released.
 
-    With `w_j` the projection of token j on the subspace of head k, each channel c of a head shrinks by what is there:
+    `w_j` is the projection of token j on the subspace of head k. Each channel c of a head shrinks by its second moment:
 
     - membership: `Pi_kj = softmax over heads of tau_k sum_c (w_j[c] / |w[c]|)^2`, with `|w[c]|` the norm over tokens;
     - moments: `m_k[c] = sum_j Pi_kj w_j[c]^2 / sum_j Pi_kj`;
     - statistics: `D_k[c] = 1 / (1 + m_k[c])`;
     - output: `-Pi_kj w_j[c] D_k[c]` of all heads side by side, through a learned projection.
 
-    No token looks at another: they meet in the moments alone. The output before the projection is minus the gradient,
-    by w and with Pi held fixed, of `sum_k (n_k / 2) sum_c log(1 + m_k[c])` with `n_k = sum_j Pi_kj`. That is the
-    variational form of the coding rate (`whitebox_crate.analysis.variational_coding_rate`). The derivation has the
-    bases once more in place of the output projection, and no bias.
+    No token attends to another; tokens interact only through the moments. With Pi held fixed, the output before the
+    projection is minus the gradient by w of `sum_k (n_k / 2) sum_c log(1 + m_k[c])` with `n_k = sum_j Pi_kj`. That is
+    the variational form of the coding rate (`whitebox_crate.analysis.variational_coding_rate`). In the derivation the
+    bases take the place of the output projection, and there is no bias.
 
     Args:
         dim: Width of a token.
         num_heads: Number of subspaces.
         head_dim: Dimension of each subspace; `dim // num_heads` if None.
         qkv_bias: Whether projections on the subspaces have a bias.
-        drop: What training leaves out; `attn` is of the statistics.
+        drop: Dropout rates; `attn` is the rate of the statistics.
 
     Shape:
         - Input: (batch, tokens, dim), any float dtype.
-        - Output: as the input.
+        - Output: same shape as the input.
 
     Raises:
-        InputError: If the heads cannot share the width equally.
+        InputError: If the heads cannot divide the width equally.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class TSSA(nn.Module):
         self.proj_drop = nn.Dropout(drop.proj)
 
     def split_heads(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value of each head, which here are one tensor.
+        """Query, key and value of each head, which are the same tensor here.
 
         Args:
             projected: Output of `qkv`, (batch, tokens, heads * head_dim).
@@ -75,17 +75,17 @@ class TSSA(nn.Module):
         return w, w, w
 
     def with_keys(self, projected: Tensor, w: Tensor) -> Tensor:
-        """What `split_heads` takes apart, (batch, tokens, heads * head_dim), with this `w` in place of its own."""
+        """The output of `qkv`, (batch, tokens, heads * head_dim), replaced by `w`."""
         return rearrange(w, "b h n p -> b n (h p)")
 
     def membership(self, w: Tensor) -> Tensor:
-        """Pi, how much each token belongs to each head.
+        """Pi: how much each token belongs to each head.
 
         Args:
             w: (batch, heads, tokens, head_dim).
 
         Returns:
-            (batch, heads, tokens), in [0, 1], 1 in sum over heads.
+            (batch, heads, tokens), in [0, 1]; the sum over heads is 1.
         """
         squares = w.square()
         energy = squares.sum(dim=2).clamp_min(_least(squares, 1e-24))  # |w[c]|^2
@@ -132,5 +132,5 @@ def second_moments(w: Tensor, membership: Tensor) -> Tensor:
 
 
 def _least(tensor: Tensor, value: float) -> float:
-    """The value, or the least normal number where the dtype has none as small: half precision would divide by zero."""
+    """The value, or the smallest normal number of the dtype if that is larger; half precision would divide by zero."""
     return max(value, torch.finfo(tensor.dtype).tiny)

@@ -1,4 +1,4 @@
-"""The models: CRATE, its family and ablations, ToST, and ViT, all on one contract."""
+"""The models: CRATE, its family and ablations, ToST, and ViT, all with one interface."""
 
 from ..pretrained_cfg import PretrainedCfg
 from ._base import ImageTransformer

@@ -1,4 +1,4 @@
-"""The model contract, once: what every model of this package does, in timm's names."""
+"""The interface of all models of this package, in timm's names."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ Intermediate: TypeAlias = Tensor | tuple[Tensor, Tensor]
 class ImageTransformer(nn.Module, HubVerbs):
     """Patches, [CLS], registers and positions; blocks; norm; head.
 
-    With `global_pool` "token" or "", `norm` is applied to all tokens and the head reads [CLS] or everything; with
-    "avg" (mean of the patch tokens) and "mean" (mean of all tokens, [CLS] included, as CRATE was released)
-    the norm comes after pooling and is named `fc_norm`, as in timm.
+    With `global_pool` "token" or "", `norm` is applied to all tokens, and the head reads [CLS] or all tokens. With
+    "avg" (mean of the patch tokens) or "mean" (mean of all tokens with [CLS], as in released CRATE), the norm comes
+    after pooling and is named `fc_norm`, as in timm.
 
     Args:
-        patch_embed: Images to tokens.
+        patch_embed: Turns images into tokens.
         blocks: The layers.
         embed_dim: Width of a token.
         num_classes: Number of classes; 0 for no head.
         global_pool: "token", "avg", "mean" or "".
         norm_eps: eps of the last LayerNorm.
-        pos_embed: Makes the positions of a grid (rows, columns); None for a learned table, resampled for other grids.
-        drop_rate: Share of the head's input that training leaves out.
-        patch_drop_rate: Share of the patches that training leaves out, in `forward` and `forward_features`.
+        pos_embed: Makes the positions of a grid (rows, columns). None for a learned table, resampled for other grids.
+        drop_rate: Dropout rate of the head's input.
+        patch_drop_rate: Share of the patches that training drops, in `forward` and `forward_features`.
         reg_tokens: Number of registers: learned tokens between [CLS] and the patches (arXiv 2309.16588).
-        no_embed_class: Whether patches alone have positions, and [CLS] and registers have none.
+        no_embed_class: Whether only patches have positions, not [CLS] and registers.
 
     Shape:
         - Input: (batch, in_chans, height, width), float.
         - Output: (batch, num_classes); (batch, embed_dim) without a head; (batch, tokens, ...) with no pooling.
 
     Raises:
-        UnknownNameError: If `global_pool` is none of the four.
-        InputError: If there is no layer, `num_classes` or `reg_tokens` is negative, or a rate is no share below 1.
+        UnknownNameError: If `global_pool` is another word.
+        InputError: If there is no layer, `num_classes` or `reg_tokens` is negative, or a rate is not in [0, 1).
     """
 
     first_conv = PretrainedCfg.first_conv  # timm's name of the module that reads the pixels
@@ -73,9 +73,11 @@ class ImageTransformer(nn.Module, HubVerbs):
     ) -> None:
         super().__init__()
         if not blocks or num_classes < 0:
-            raise InputError(f"depth is at least 1 and num_classes at least 0, not {len(blocks)} and {num_classes}")
+            raise InputError(
+                f"depth must be at least 1 and num_classes at least 0, not {len(blocks)} and {num_classes}"
+            )
         if reg_tokens < 0:
-            raise InputError(f"reg_tokens is a number of registers, at least 0, not {reg_tokens}")
+            raise InputError(f"reg_tokens must be a number of registers, at least 0, not {reg_tokens}")
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.num_heads = blocks[0].attention.num_heads
@@ -85,7 +87,7 @@ class ImageTransformer(nn.Module, HubVerbs):
         self.global_pool = known_pool(global_pool)
         self.grad_checkpointing = False
         self.pretrained_cfg = PretrainedCfg(num_classes=num_classes, first_conv=self.first_conv)
-        # Set by create_model: the registered name, the options given to it, and what was loaded.
+        # create_model sets these: the registered name, its options, and the report of what was loaded.
         self.architecture = ""
         self.model_args: dict[str, Any] = {}
         self.load_report: LoadReport | None = None
@@ -111,7 +113,7 @@ class ImageTransformer(nn.Module, HubVerbs):
 
     @property
     def img_size(self) -> tuple[int, int]:
-        """(height, width) that the position embedding belongs to, in pixels."""
+        """(height, width) of the images of the position embedding, pixels."""
         return self.patch_embed.img_size
 
     @property
@@ -126,17 +128,17 @@ class ImageTransformer(nn.Module, HubVerbs):
 
     @property
     def dynamic_img_size(self) -> bool:
-        """Whether images of other sizes are taken, with the position embedding resampled at each call."""
+        """Whether the model takes images of other sizes; each call then resamples the position embedding."""
         return self.patch_embed.dynamic_img_size
 
     @property
     def num_prefix_positions(self) -> int:
-        """Leading entries of the position embedding that belong to no patch."""
+        """Number of leading entries of the position embedding without a patch."""
         return 0 if self.no_embed_class else self.num_prefix_tokens
 
     @property
     def square_images(self) -> bool:
-        """Whether patches must fill a square grid: photographs are resized to a square then."""
+        """Whether patches must fill a square grid; photographs are then resized to a square."""
         return False
 
     @property
@@ -146,12 +148,12 @@ class ImageTransformer(nn.Module, HubVerbs):
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
-        """What the output of each layer is, in timm's form: a dict with `num_chs`, `reduction` and `module`."""
+        """Facts about each layer's output, in timm's form: a dict with `num_chs`, `reduction` and `module`."""
         facts = {"num_chs": self.embed_dim, "reduction": max(self.patch_embed.patch_size)}
         return [{**facts, "module": f"blocks.{layer}", "index": layer} for layer in range(len(self.blocks))]
 
     def ignores_key(self, name: str) -> bool:
-        """Whether weights of this name, which the model has no place for, may be left out when it is loaded."""
+        """Whether loading may ignore weights of this name, for which the model has no place."""
         return False
 
     def grid_of(self, images: Tensor) -> tuple[int, int]:
@@ -163,7 +165,7 @@ class ImageTransformer(nn.Module, HubVerbs):
         return self.patch_embed.check(images)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Tokens that enter the first block: [CLS], then registers, then the patches, rows of the grid first.
+        """The tokens that enter the first block: [CLS], then registers, then the patches, row by row.
 
         Args:
             images: (batch, in_chans, height, width).
@@ -172,9 +174,9 @@ class ImageTransformer(nn.Module, HubVerbs):
             (batch, num_prefix_tokens + rows * columns, embed_dim).
 
         Raises:
-            InputError: If the channels or the size are not those of the model.
+            InputError: If the channels or the size do not fit the model.
         """
-        # A trace has the positions of this grid for ever: images of another size must fail.
+        # A trace keeps the positions of this grid, so images of another size must fail.
         if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             images = images.expand(-1, -1, *map(int, images.shape[-2:]))
         return self._add_cls_and_positions(self.patch_embed(images), self.grid_of(images))
@@ -194,34 +196,34 @@ class ImageTransformer(nn.Module, HubVerbs):
         Args:
             pos_embed: (1, num_prefix_positions + rows * columns, embed_dim).
             old_grid: (rows, columns) of `pos_embed`.
-            new_grid: (rows, columns) wanted.
+            new_grid: The new (rows, columns).
 
         Returns:
             (1, num_prefix_positions + new rows * new columns, embed_dim), same dtype; `pos_embed` itself if the grid
             is the same.
 
         Raises:
-            InputError: If `pos_embed` does not have the length that `old_grid` says.
+            InputError: If the length of `pos_embed` does not fit `old_grid`.
         """
         return resample_pos_embed(pos_embed, old_grid, new_grid, self.num_prefix_positions)
 
     def layers(self) -> list[nn.Module]:
-        """All layers in the order in which they run; `capture` and all readings count them so."""
+        """All layers in running order; `capture` and all readings count them in this order."""
         return list(self.blocks)
 
     def readings_of(self, layer: nn.Module) -> dict[str, Reading]:
-        """States that can be read of one of `layers`, by name, besides its input and output.
+        """The states inside one of `layers` that can be read, by name.
 
         Args:
-            layer: The layer, without what compiling or distributed training wraps around it.
+            layer: The layer, without wrappers of compilation or distributed training.
 
         Raises:
-            InputError: If it is no `Block`: nothing says where its states are.
+            InputError: If it is not a `Block`, so that its states are unknown.
         """
-        if not isinstance(layer, Block):  # anything that maps tokens to tokens may be a layer
+        if not isinstance(layer, Block):  # any module from tokens to tokens may be a layer
             raise InputError(
-                f"a {type(layer).__name__} in place of a layer has no states that are known here but 'tokens' and "
-                "'output'; ask for these, or leave that layer out"
+                f"a {type(layer).__name__} in place of a layer has only the states 'tokens' and 'output'; ask for "
+                "these, or leave that layer out"
             )
         return layer.readings()
 
@@ -236,19 +238,19 @@ class ImageTransformer(nn.Module, HubVerbs):
         return out
 
     def joined(self, layer: int, tokens: Tensor) -> Tensor:
-        """The tokens that enter one of `layers`, of those that the layer before gave: the same, if none join here."""
+        """The tokens that enter one of `layers`: the output of the layer before, and tokens that join here, if any."""
         return tokens
 
     def run_layers(self, tokens: Tensor, grid: tuple[int, int], first: int = 0) -> Tensor:
-        """The rest of the layers.
+        """Runs the layers from `first` on.
 
         Args:
-            tokens: What enters the layer `first`, (batch, tokens, embed_dim).
+            tokens: Input of the layer `first`, (batch, tokens, embed_dim).
             grid: The patch grid, (rows, columns).
-            first: The layer to begin with, from 0.
+            first: The first layer to run, counted from 0.
 
         Returns:
-            The tokens after the last layer; `tokens` if there is none from `first` on.
+            The tokens after the last layer; `tokens` itself if there is no layer from `first` on.
         """
         for index, layer in enumerate(self.layers()[first:], first):
             tokens = self._run_block(layer, self.joined(index, tokens) if index > first else tokens, grid)
@@ -295,14 +297,14 @@ class ImageTransformer(nn.Module, HubVerbs):
     ) -> Any:
         """Outputs of chosen layers, with timm's arguments.
 
-        They come in the order of the layers, each once, however they were listed, as in timm and DINO.
+        They come once each, in the order of the layers, whatever the order of `indices`, as in timm and DINO.
 
         Args:
             images: (batch, in_chans, height, width).
             indices: Layers: None for all, an int n for the last n, or indices (negative from the end).
             return_prefix_tokens: Whether each intermediate is a pair (patches, prefix tokens).
             norm: Whether the last norm is applied to the intermediates.
-            stop_early: Whether the layers after the last asked one are left out.
+            stop_early: Whether to skip the layers after the last chosen one.
             output_fmt: "NCHW" for (batch, embed_dim, rows, columns), "NLC" for (batch, rows * columns, embed_dim).
             intermediates_only: Whether to leave out the final tokens.
             output_dict: Whether to return a dict (`image_features`, `image_intermediates`,
@@ -312,7 +314,7 @@ class ImageTransformer(nn.Module, HubVerbs):
             (final tokens, intermediates), or the intermediates alone, or the dict.
 
         Raises:
-            UnknownNameError: If a layer does not exist, or `output_fmt` is neither of the two.
+            UnknownNameError: If a layer or `output_fmt` does not exist.
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise UnknownNameError.of("output_fmt", output_fmt, ("NCHW", "NLC"))
@@ -348,12 +350,12 @@ class ImageTransformer(nn.Module, HubVerbs):
         return_prefix_tokens: bool = False,
         norm: bool = False,
     ) -> tuple[Intermediate, ...]:
-        """DINO's name for `forward_intermediates`: the last `n` layers, or those listed, as a tuple, in their order.
+        """DINO's name for `forward_intermediates`: the last `n` layers, or the listed ones, as a tuple, in layer order.
 
         Args:
             images: (batch, in_chans, height, width).
-            n: How many layers from the end, or which.
-            reshape: Whether patches come as (batch, embed_dim, rows, columns).
+            n: Number of layers from the end, or a list of layers.
+            reshape: Whether patches have shape (batch, embed_dim, rows, columns).
             return_prefix_tokens: Whether each entry is a pair (patches, prefix tokens).
             norm: Whether the last norm is applied.
         """
@@ -365,15 +367,15 @@ class ImageTransformer(nn.Module, HubVerbs):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drops the layers after the last asked one, for good (timm's name).
+        """Removes the layers after the last chosen one for good (timm's name).
 
         Args:
-            indices: Layers, as in `forward_intermediates`.
-            prune_norm: Whether the last norm goes too, where it comes before pooling.
-            prune_head: Whether the head goes too, with pooling and the norm after it: all tokens come out.
+            indices: Layers; see `forward_intermediates`.
+            prune_norm: Whether to remove the last norm too, if it comes before pooling.
+            prune_head: Whether to remove the head too, with pooling and the norm after it; all tokens are returned.
 
         Returns:
-            The asked layers, counted from 0.
+            The chosen layers, counted from 0.
 
         Raises:
             UnknownNameError: If a layer does not exist.
@@ -388,7 +390,7 @@ class ImageTransformer(nn.Module, HubVerbs):
         return take
 
     def new_head(self, num_classes: int) -> nn.Module:
-        """A last Linear with this model's initial values, or an identity for 0 classes; the model is left as it is."""
+        """A new last Linear with this model's initial values; an identity for 0 classes. The model does not change."""
         return nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
 
     def get_classifier(self) -> nn.Module:
@@ -404,28 +406,28 @@ class ImageTransformer(nn.Module, HubVerbs):
 
         Raises:
             UnknownNameError: If `global_pool` is not known.
-            InputError: If `num_classes` is no number of classes.
+            InputError: If `num_classes` is not a number of classes.
         """
         if type(num_classes) is not int or num_classes < 0:
-            raise InputError(f"num_classes is a whole number, at least 0, not {num_classes!r}")
+            raise InputError(f"num_classes must be a whole number, at least 0, not {num_classes!r}")
         if global_pool is not None:
             self.global_pool = known_pool(global_pool)
         self.num_classes = num_classes
         self.head = self.new_head(num_classes).to(self.cls_token.device, self.cls_token.dtype).train(self.training)
 
     def set_input_size(self, img_size: Size | None = None, patch_size: Size | None = None) -> None:
-        """Makes the model expect another image size: the position embedding is resampled once, in place.
+        """Makes the model expect another image size. The position embedding is resampled once, in place.
 
         Args:
             img_size: (height, width) or one number, pixels; the size stays if None.
             patch_size: timm's argument; the model's own patch, or None.
 
         Raises:
-            InputError: If the patch does not divide the size, or is another one.
+            InputError: If the patch does not divide the size, or another patch is given.
         """
         if patch_size is not None and to_pair(patch_size) != self.patch_embed.patch_size:
             raise InputError(
-                f"the model has patches of {self.patch_embed.patch_size}, and its weights are for no others, as "
+                f"the model and its weights are for patches of {self.patch_embed.patch_size}, not "
                 f"{patch_size!r}; create a model with patch_size={patch_size!r} and train it"
             )
         if img_size is None:

@@ -1,4 +1,4 @@
-"""Block: one layer, what it computes and which of its states can be read."""
+"""Block: one layer, with its computation and the states that can be read."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from ..layers import Reading
 
 
 class Attention(Protocol):
-    """What lets the tokens of a layer see each other."""
+    """The operator of a layer in which tokens see each other."""
 
     @property
     def num_heads(self) -> int:
-        """How many heads it has."""
+        """Number of heads."""
 
     def readings(self) -> dict[str, Reading]:
-        """States that can be read of it while it runs, by name."""
+        """The states that can be read while it runs, by name."""
 
 
 class Block(nn.Module, ABC):
-    """One layer: attention on `norm1` of the tokens, then coding of `norm2` of the result, if it codes.
+    """One layer: attention on `norm1` of the tokens, then (if the layer codes) coding of `norm2` of the result.
 
-    A subclass that can be folded for inference has a method `normed_products` beside its `forward`. One with
-    `takes_grid` is called with the patch grid (rows, columns) after the tokens. One without `skips_coding` has no skip
-    around its coding, so that `compressed` is all that it goes on with.
+    A subclass that can be folded for inference has a method `normed_products` beside its `forward`. A subclass with
+    `takes_grid` gets the patch grid (rows, columns) after the tokens. A subclass without `skips_coding` has no skip
+    around its coding, so it continues with `compressed` alone.
 
     Shape:
         - Input: (batch, tokens, dim), any float dtype.
-        - Output: as the input.
+        - Output: same shape as the input.
 
     Example:
         >>> from whitebox_crate.layers import ISTA, MSSA
@@ -60,10 +60,10 @@ class Block(nn.Module, ABC):
     @property
     @abstractmethod
     def attention(self) -> Attention:
-        """The operator that lets tokens see each other."""
+        """The operator in which tokens see each other."""
 
     def readings(self) -> dict[str, Reading]:
-        """States that can be read of this layer while it runs, by name; its input and output are known without."""
+        """The states inside this layer that can be read while it runs, by name. (Input and output always can.)"""
         write = None if self.skips_coding else lambda _, tokens: tokens
         compressed = Reading(self.norm2, "before", lambda tokens: tokens, write=write)
         return {**self.attention.readings(), "compressed": compressed}

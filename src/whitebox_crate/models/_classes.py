@@ -12,23 +12,23 @@ from .._indices import resolve_index
 from ..errors import InputError, UnknownNameError
 from ..pretrained_cfg import PretrainedCfg
 
-Class: TypeAlias = int | str  # its index, or its name
+Class: TypeAlias = int | str  # index or name
 
 
 class Classifier(Protocol):
-    """What is asked of a model whose classes are looked up."""
+    """A model whose classes can be looked up."""
 
     @property
     def num_classes(self) -> int:
-        """How many logits there are for each image; 0 if there are none."""
+        """Number of logits for each image; 0 if there are none."""
 
     @property
     def global_pool(self) -> str:
-        """Which tokens the head reads; "" if it gives something for each token."""
+        """Which tokens the head reads; "" if it has an output for each token."""
 
     @property
     def pretrained_cfg(self) -> PretrainedCfg:
-        """The facts about the weights, names of classes among them."""
+        """The facts about the weights, with the names of the classes."""
 
 
 def classifies(core: Classifier) -> bool:
@@ -40,30 +40,30 @@ def check_classifies(core: Classifier) -> None:
     """Raises InputError unless the model `classifies`."""
     if not classifies(core):
         raise InputError(
-            f"one logit for each image and class is needed, but the model has {core.num_classes} classes and "
+            f"this needs one logit for each image and class, but the model has {core.num_classes} classes and "
             f"the pooling {core.global_pool!r}; see reset_classifier"
         )
 
 
 def class_names(core: Classifier) -> tuple[str, ...]:
-    """The names of the head's classes in their order; those that are not known are "class 0", "class 1" and so on."""
+    """The names of the head's classes, in order. Unknown names are "class 0", "class 1" and so on."""
     names = core.pretrained_cfg.label_names
     return names if len(names) == core.num_classes else tuple(f"class {index}" for index in range(core.num_classes))
 
 
 def class_index(core: Classifier, class_: Class) -> int:
-    """The index of a class, counted from 0, by its name or its index, which text may be too; negative from the end.
+    """The index of a class, counted from 0, from its name or its index. An index may be text, or negative from the end.
 
     Raises:
-        UnknownNameError: If there is none; the message lists close matches.
-        InputError: If it is neither text nor an integer, several classes have the name, or the model does not classify.
+        UnknownNameError: If there is no such class; the message lists close matches.
+        InputError: If `class_` is not text or an integer, several classes have the name, or there are no classes.
     """
     check_classifies(core)
     if not isinstance(class_, str):
         return resolve_index("class", class_, core.num_classes)
     found = [index for index, name in enumerate(class_names(core)) if name == class_]
     if len(found) > 1:
-        raise InputError(f"{len(found)} classes are called {class_!r}: {found}; give the index of one")
+        raise InputError(f"{len(found)} classes are named {class_!r}: {found}; give the index of one of them")
     if not found and class_.removeprefix("-").isdecimal():
         return class_index(core, int(class_))
     if not found:
@@ -76,16 +76,16 @@ def class_indices(core: Classifier, classes: Class | Sequence[Class] | Tensor, b
 
     Args:
         core: A model that classifies.
-        classes: One for all images, or one for each.
-        batch: How many images.
+        classes: One class for all images, or one for each image.
+        batch: Number of images.
 
     Raises:
-        InputError: If there is another number of classes, or as of `class_index`.
+        InputError: If the number of classes does not fit; or see `class_index`.
         UnknownNameError: If there is no such class.
     """
     listed: Any = classes.tolist() if isinstance(classes, Tensor) else classes
     if isinstance(listed, str) or not isinstance(listed, Sequence):
         return torch.full((batch,), class_index(core, listed))
     if len(listed) != batch:
-        raise InputError(f"{batch} images have one class each, or one in common, not {len(listed)}")
+        raise InputError(f"give one class for all {batch} images, or {batch} classes, not {len(listed)}")
     return torch.tensor([class_index(core, one) for one in listed])

@@ -17,14 +17,14 @@ Layers: TypeAlias = int | Sequence[int] | None
 
 
 class FeatureInfo:
-    """What the output of each layer is, in timm's form: `info[i]` of layer i, `len(info)` layers.
+    """Facts about each layer's output, in timm's form: `info[i]` for layer i, `len(info)` layers.
 
-    The methods are about the feature maps that come out; with `idx`, about that layer, or a list of layers.
+    The methods describe the returned feature maps; with `idx`, a layer or a list of layers.
 
     Args:
-        info: Of each layer `num_chs` (channels), `reduction` (pixels per cell) and `module` (its name in the model), as
-            `ImageTransformer.feature_info` gives them.
-        out_indices: The layers whose maps come out; an int n for the last n.
+        info: For each layer `num_chs` (channels), `reduction` (pixels per cell) and `module` (its name in the model);
+            see `ImageTransformer.feature_info`.
+        out_indices: The layers whose maps are returned; an int n for the last n.
     """
 
     def __init__(self, info: Sequence[dict[str, Any]], out_indices: int | Sequence[int]) -> None:
@@ -39,13 +39,13 @@ class FeatureInfo:
         return len(self.info)
 
     def get(self, key: str, idx: Layers = None) -> Any:
-        """One fact, `num_chs`, `reduction` or `module`: a list, or the fact itself for one layer."""
+        """One fact (`num_chs`, `reduction` or `module`): a list, or for one layer the fact itself."""
         if isinstance(idx, int):
             return self.info[idx][key]
         return [self.info[layer][key] for layer in (self.out_indices if idx is None else idx)]
 
     def get_dicts(self, keys: Sequence[str] | None = None, idx: Layers = None) -> Any:
-        """These facts, or all, as a list of dicts, or a dict for one layer."""
+        """These facts, or all facts: a list of dicts, or for one layer a dict."""
         if isinstance(idx, int):
             return {key: self.info[idx][key] for key in (self.info[idx] if keys is None else keys)}
         return [self.get_dicts(keys, layer) for layer in (self.out_indices if idx is None else idx)]
@@ -59,25 +59,25 @@ class FeatureInfo:
         return self.get("reduction", idx)
 
     def module_name(self, idx: Layers = None) -> Any:
-        """Where in the model each map comes from."""
+        """Name in the model of each map's module."""
         return self.get("module", idx)
 
 
 class FeatureExtractor(nn.Module):
-    """Runs a model up to the last asked layer; the layers after it, the norm and the head are dropped.
+    """Runs a model up to the last chosen layer. Later layers, the norm and the head are removed.
 
     Args:
-        model: The model; it is taken over, not copied.
-        out_indices: Layers, as in `ImageTransformer.forward_intermediates`; the last three if None.
-        feature_cls: timm's name of what comes out: "list" or "getter" for a list, "dict" for a dict whose keys are the
-            layers as text.
+        model: The model; it is changed, not copied.
+        out_indices: Layers (see `ImageTransformer.forward_intermediates`); the last three if None.
+        feature_cls: timm's name for the kind of output: "list" or "getter" for a list, "dict" for a dict whose keys are
+            the layers as text.
 
     Shape:
         - Input: (batch, in_chans, height, width).
         - Output: a list, or a dict, of (batch, embed_dim, rows, columns), in the order of the layers.
 
     Raises:
-        UnknownNameError: If a layer does not exist, or `feature_cls` is none of the three.
+        UnknownNameError: If a layer or `feature_cls` does not exist.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class FeatureExtractor(nn.Module):
 
     @property
     def load_report(self) -> LoadReport | None:
-        """What was loaded into the model, if anything."""
+        """The report of what was loaded into the model, if anything."""
         return self.model.load_report
 
     def forward(self, images: Tensor) -> list[Tensor] | dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """HubVerbs: from_pretrained, save_pretrained and push_to_hub, as on every model of the Hugging Face Hub.
 
-What they need of folders and the Hub is a `Storage`: that of `whitebox_crate.factory`, which stands above this module.
+They use folders and the Hub through a `Storage`. `whitebox_crate.factory`, which this module must not import, has it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class HubVerbs:
-    """What huggingface_hub's `ModelHubMixin` gives a model, over this package's own folders."""
+    """The methods of huggingface_hub's `ModelHubMixin`, for this package's own folders."""
 
     @classmethod
     def from_pretrained(
@@ -38,15 +38,15 @@ class HubVerbs:
         Args:
             pretrained_model_name_or_path: A folder that `save_pretrained` wrote, or "org/name" of a repository.
             revision: Branch, tag or commit of the repository; the main branch if None.
-            cache_dir: Cache folder; that of huggingface_hub if None.
-            token: Access token, False for none; that of `hf auth login` or `HF_TOKEN` if None.
-            local_files_only: Whether to look in the cache only.
-            force_download: Whether to download files that are in the cache again.
-            **model_options: Options of the model, as in `create_model`.
+            cache_dir: Cache folder; None takes huggingface_hub's.
+            token: Access token. None takes the token of `hf auth login` or `HF_TOKEN`; False sends none.
+            local_files_only: Whether to look only in the cache.
+            force_download: Whether to download files again that are in the cache.
+            **model_options: Options of the model; see `create_model`.
 
         Raises:
             WeightsError: If the folder or repository cannot be fetched or does not hold a model.
-            InputError: If the model is not of the class that this was called on.
+            InputError: If the model is of another class than this method's.
         """
         source = str(pretrained_model_name_or_path)
         model = _storage.provider().load(
@@ -61,9 +61,9 @@ class HubVerbs:
         if not isinstance(model, cls):
             raise InputError(
                 f"{source} holds a {type(model).__name__}, not a {cls.__name__}; call from_pretrained on that class, "
-                "or on ImageTransformer for any"
+                "or on ImageTransformer for any class"
             )
-        model.eval()  # type: ignore[attr-defined]  # a module, as every model that has these verbs
+        model.eval()  # type: ignore[attr-defined]  # every model with these methods is a module
         return model
 
     def save_pretrained(
@@ -76,15 +76,15 @@ class HubVerbs:
         model_card_kwargs: dict[str, Any] | None = None,
         **push_to_hub_kwargs: Any,
     ) -> str | None:
-        """As `whitebox_crate.save_pretrained`, and pushes what it wrote if asked.
+        """Saves the model (see `whitebox_crate.save_pretrained`), and pushes the folder if asked.
 
         Args:
             save_directory: The folder, made if it does not exist.
             config: None; config.json is written from the model.
             repo_id: Repository to push to; the name of the folder if None.
-            push_to_hub: Whether to push as well.
-            model_card_kwargs: As `generate_model_card` takes them.
-            **push_to_hub_kwargs: As `push_to_hub` takes them.
+            push_to_hub: Whether to push too.
+            model_card_kwargs: Arguments of `generate_model_card`.
+            **push_to_hub_kwargs: Arguments of `push_to_hub`.
 
         Returns:
             The address of the commit if pushed, else None.
@@ -94,7 +94,7 @@ class HubVerbs:
             OutputError: If the folder cannot be written.
         """
         if config is not None:
-            raise InputError("config.json is written from the model; change the file afterwards")
+            raise InputError("config must be None: config.json is written from the model; change the file afterwards")
         named = (model_card_kwargs or {}).get("repo_id") or repo_id or ""
         folder = _storage.provider().save(self, save_directory, named)
         return self.push_to_hub(repo_id or folder.name, **push_to_hub_kwargs) if push_to_hub else None
@@ -113,19 +113,19 @@ class HubVerbs:
         """Saves the model and uploads it in one commit.
 
         Args:
-            repo_id: "org/name", made if it does not exist.
-            private: Whether the repository is made so; as its organization has it if None.
-            token: Access token; that of `hf auth login` or `HF_TOKEN` if None.
-            branch: The main branch if None.
-            commit_message: Of the commit.
-            model_card_kwargs: As `generate_model_card` takes them.
+            repo_id: "org/name"; made if it does not exist.
+            private: Whether a new repository is private; None takes the organization's setting.
+            token: Access token; None takes the token of `hf auth login` or `HF_TOKEN`.
+            branch: The branch; the main branch if None.
+            commit_message: Message of the commit.
+            model_card_kwargs: Arguments of `generate_model_card`.
             **upload_options: `create_pr`, `allow_patterns` and others of huggingface_hub's `upload_folder`.
 
         Returns:
             The address of the commit.
         """
         if upload_options.pop("config", None) is not None:
-            raise InputError("config.json is written from the model; change the file afterwards")
+            raise InputError("config must be None: config.json is written from the model; change the file afterwards")
         api = huggingface_hub.HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with TemporaryDirectory() as folder:
@@ -136,7 +136,7 @@ class HubVerbs:
             return commit
 
     def generate_model_card(self, repo_id: str = "") -> huggingface_hub.ModelCard:
-        """The README.md of the model's repository: what it is, what it was made from, how to load it.
+        """The README.md of the model's repository: its facts, its origin, and how to load it.
 
         Args:
             repo_id: "org/name" of the repository, if it is known.

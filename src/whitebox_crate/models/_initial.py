@@ -1,4 +1,4 @@
-"""timm's initial values of a Linear, which ViT and ToST begin with."""
+"""timm's initial values of a Linear, for ViT and ToST."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 def init_linear(module: nn.Module) -> nn.Module:
-    """Truncated normal of 0.02 for the weight of a Linear, in place, and zero for its bias; others stay as they are."""
+    """Initialises a Linear in place: truncated normal of 0.02 for the weight, zero for the bias. Skips others."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

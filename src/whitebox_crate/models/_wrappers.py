@@ -1,4 +1,4 @@
-"""What torch.compile, distributed training and feature extraction put around a model, taken off."""
+"""Takes off the wrappers of torch.compile, distributed training and feature extraction."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ._features import FeatureExtractor
 
 
 def transformer_in(model: nn.Module) -> ImageTransformer:
-    """The model of this package inside whatever wraps it.
+    """The model of this package inside its wrappers.
 
     Raises:
-        InputError: If there is none.
+        InputError: If there is no model of this package.
     """
     inner = unwrap(model)
     if isinstance(inner, FeatureExtractor):
@@ -21,14 +21,14 @@ def transformer_in(model: nn.Module) -> ImageTransformer:
     if not isinstance(inner, ImageTransformer):
         name = getattr(inner, "architecture", "") or type(inner).__name__
         raise InputError(
-            f"this is of models of this package, and {name} is none; what can be read of other networks, "
-            "whitebox_crate.capture reads"
+            f"this needs a model of this package, and {name} is not one; whitebox_crate.capture reads other networks "
+            "too"
         )
     return inner
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """What torch.compile, distributed training and averaging wrap, in any order: torch's own wrappers and no others."""
+    """The module inside torch's own wrappers for compilation, distributed training and averaging, in any order."""
     if type(module).__module__.startswith("torch."):
         for wrapper in ("_orig_mod", "module"):
             inner = getattr(module, wrapper, None)

@@ -1,4 +1,4 @@
-"""CBT: CRATE with contract-and-broadcast attention in place of MSSA, and a convolutional stem; linear in tokens."""
+"""CBT: CRATE with contract-and-broadcast attention in place of MSSA, and a convolutional stem. Linear in tokens."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ._wrappers import unwrap
 
 
 class CBTBlock(Block):
-    """CBSA compresses by way of representatives, ISTA codes sparsely (arXiv 2509.16875).
+    """CBSA compresses through representatives, ISTA codes sparsely (arXiv 2509.16875).
 
     `h = z + CBSA(LN(z))`, `z' = ISTA(LN(h))`.
 
@@ -36,14 +36,14 @@ class CBTBlock(Block):
         head_dim: Dimension of a subspace; `dim // num_heads` if None.
         step_size: eta of ISTA.
         sparsity: lambda of ISTA.
-        pool: What the representatives begin as, "released" or "patches"; see `CBSA`.
+        pool: How the representatives start, "released" or "patches"; see `RepresentativePool`.
         representatives: (rows, columns) of their grid, or one number for both.
-        drop: What training leaves out.
+        drop: Dropout rates.
 
     Shape:
         - Input: (batch, 1 + rows * columns, dim), any float dtype; and the grid (rows, columns), or None for a square
-          one.
-        - Output: as the tokens; not negative.
+          grid.
+        - Output: same shape as the tokens; not negative.
     """
 
     takes_grid = True
@@ -85,8 +85,8 @@ class CBTBlock(Block):
 class CBT(ImageTransformer):
     """CBT as released (arXiv 2509.16875): convolutional stem, [CLS], positions, `depth` layers, LayerNorm, Linear.
 
-    Time and memory grow with the number of patches, not with its square. All patches must be there: representatives are
-    averages over the grid, so that there is no `patch_drop_rate`.
+    Time and memory grow with the number of patches, not with its square. Representatives are averages over the whole
+    grid, so no patch may be missing and `patch_drop_rate` must be 0.
 
     Args:
         img_size: (height, width) or one number, pixels; a square image with the released pooling.
@@ -94,16 +94,16 @@ class CBT(ImageTransformer):
         in_chans: Channels of the image.
         num_classes: Number of classes; 0 for no head.
         global_pool: "token" as released, "avg" (patch tokens), "mean" (all tokens) or "".
-        embed_dim: Width of a token; the stem begins with `embed_dim / 8` channels at patch 16, `embed_dim / 4` at 8.
+        embed_dim: Width of a token; the stem starts with `embed_dim / 8` channels at patch 16, `embed_dim / 4` at 8.
         depth: Number of layers.
         num_heads: Number of subspaces.
         head_dim: Dimension of a subspace; `embed_dim // num_heads` if None.
         step_size: eta of ISTA.
         sparsity: lambda of ISTA.
-        pool: What representatives begin as: "released", as the published weights expect, shifted by one token, for
-            square grids; or "patches", for all grids.
+        pool: How representatives start: "released" for the published weights (shifted by one token, square grids only),
+            or "patches" for all grids.
         representatives: (rows, columns) of their grid, or one number for both.
-        dynamic_img_size: Whether images of any size divisible by the patch are taken.
+        dynamic_img_size: Whether to take images of any size that the patch divides.
         drop_rate, patch_drop_rate, proj_drop_rate, drop_path_rate: See `Crate`; `patch_drop_rate` is 0.
 
     Shape:
@@ -111,7 +111,7 @@ class CBT(ImageTransformer):
         - Output: (batch, num_classes).
 
     Raises:
-        InputError: If the released pooling is asked for an image that is not square, or patches are to be left out.
+        InputError: If the image is not square with the released pooling, or `patch_drop_rate` is not 0.
     """
 
     first_conv = "patch_embed.proj.0.0"
@@ -139,8 +139,8 @@ class CBT(ImageTransformer):
     ) -> None:
         if patch_drop_rate:
             raise InputError(
-                f"patch_drop_rate is 0 for a CBT, not {patch_drop_rate!r}: its representatives are averages over the "
-                "grid, which may have no holes; drop_path_rate and proj_drop_rate are there"
+                f"patch_drop_rate must be 0 for a CBT, not {patch_drop_rate!r}: its representatives are averages over "
+                "the whole grid; use drop_path_rate or proj_drop_rate"
             )
         stem = ConvStem(embed_dim, img_size, patch_size, in_chans, dynamic_img_size)
         check_grid(pool, stem.grid_size)
@@ -165,14 +165,14 @@ class CBT(ImageTransformer):
 
     @property
     def square_images(self) -> bool:
-        """Whether patches must fill a square grid, as they must for the released pooling."""
+        """Whether patches must fill a square grid; the released pooling needs it."""
         return self._pool == "released"
 
     def set_input_size(self, img_size: Size | None = None, patch_size: Size | None = None) -> None:
-        """As `ImageTransformer.set_input_size`.
+        """See `ImageTransformer.set_input_size`.
 
         Raises:
-            InputError: As there, and if the released pooling is to take an image that is not square.
+            InputError: See there; also if the image is not square with the released pooling.
         """
         if img_size is not None:
             check_grid(self._pool, self.patch_embed.grid_of(*to_pair(img_size)))

@@ -31,7 +31,7 @@ class CrateBlock(Block):
     """One step of sparse rate reduction (arXiv 2308.16271, Eq. 8): MSSA compresses, ISTA codes sparsely.
 
     `h = z + MSSA(LN(z))`, `z' = ISTA(LN(h))` as released; with `skip="normalized"`, `h = LN(z) + MSSA(LN(z))` as in
-    Algorithm 1. With `proj="tied"` MSSA is the derivation's own step, `h = z + sum_k U_k w_k softmax(...)`.
+    Algorithm 1. With `proj="tied"` MSSA is the step of the derivation, `h = z + sum_k U_k w_k softmax(...)`.
 
     Args:
         dim: Width of a token.
@@ -40,16 +40,16 @@ class CrateBlock(Block):
         step_size: eta of ISTA.
         sparsity: lambda of ISTA.
         threshold: ISTA's threshold, "relu" or "soft".
-        skip: What MSSA is added to, "input" or "normalized".
+        skip: The tokens that MSSA is added to, "input" or "normalized".
         proj: MSSA's output projection, "learned" or "tied".
-        drop: What training leaves out.
+        drop: Dropout rates.
 
     Shape:
         - Input: (batch, tokens, dim), any float dtype.
-        - Output: as the input; not negative with "relu".
+        - Output: same shape as the input; not negative with "relu".
 
     Raises:
-        UnknownNameError: If `threshold`, `skip` or `proj` is neither of its two.
+        UnknownNameError: If `threshold`, `skip` or `proj` is another word.
     """
 
     skips_coding = False
@@ -82,7 +82,7 @@ class CrateBlock(Block):
         return self.mssa
 
     def normed_products(self) -> list[NormedProduct]:
-        """Both norms; the first stays where the skip adds its output as well, or the bases are read twice."""
+        """Both norms. The first stays if the skip adds its output too, or if the bases are read twice."""
         reads_once = self.skip == "input" and not self.mssa.tied
         attended = [NormedProduct(self, "norm1", self.mssa, "qkv")] if reads_once else []
         return [*attended, NormedProduct(self, "norm2", self, "ista")]
@@ -96,7 +96,7 @@ class CrateBlock(Block):
 
 
 class Crate(ImageTransformer):
-    """CRATE as released: patches with two norms, [CLS], positions, `depth` layers, LayerNorm, Linear.
+    """CRATE as released: patch embedding with two norms, [CLS], positions, `depth` layers, LayerNorm, Linear.
 
     Args:
         img_size: (height, width) or one number, pixels.
@@ -111,14 +111,14 @@ class Crate(ImageTransformer):
         step_size: eta of ISTA.
         sparsity: lambda of ISTA.
         threshold: ISTA's threshold; "soft" makes CRATE-sth of arXiv 2308.16271, Table 2.
-        skip: What MSSA is added to: its "input" as released, or "normalized" as in Algorithm 1.
-        proj: MSSA's output projection: "learned" as released, or "tied" to the bases as the derivation has it.
-        dynamic_img_size: Whether images of any size divisible by the patch are taken.
-        drop_rate: Share of the head's input that training leaves out; evaluation leaves out nothing, here and below.
-        patch_drop_rate: Share of the patches, in `forward` and `forward_features`.
-        proj_drop_rate: Share of the entries that MSSA's output projection gives; ISTA has none.
-        attn_drop_rate: Share of the entries of attention.
-        drop_path_rate: Share of the samples that MSSA is left out of, in the last layer; it grows from 0 in the first.
+        skip: The tokens that MSSA is added to: its "input" as released, or "normalized" as in Algorithm 1.
+        proj: MSSA's output projection: "learned" as released, or "tied" to the bases as in the derivation.
+        dynamic_img_size: Whether to take images of any size that the patch divides.
+        drop_rate: Dropout rate of the head's input. All rates here are for training only.
+        patch_drop_rate: Share of the patches to drop, in `forward` and `forward_features`.
+        proj_drop_rate: Dropout rate of MSSA's output projection; ISTA has no dropout.
+        attn_drop_rate: Dropout rate of attention.
+        drop_path_rate: Share of the samples that skip MSSA in the last layer; it grows from 0 in the first layer.
 
     Shape:
         - Input: (batch, in_chans, height, width), float.

@@ -1,6 +1,6 @@
-"""The ablations between CRATE and ViT: one of the two operators exchanged at a time (arXiv 2308.16271, Table 2).
+"""The ablations between CRATE and ViT: each replaces one of the two operators (arXiv 2308.16271, Table 2).
 
-CRATE-sth needs no class of its own: it is `Crate(threshold="soft")`.
+CRATE-sth needs no class: it is `Crate(threshold="soft")`.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class CrateMhsaBlock(Block):
 
 
 class CrateMlp(ImageTransformer):
-    """CRATE-MLP: CRATE with ViT's MLP in place of ISTA; arguments as of `Crate`, and `mlp_ratio`."""
+    """CRATE-MLP: CRATE with ViT's MLP in place of ISTA. It takes the arguments of `Crate`, and `mlp_ratio`."""
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class CrateMlp(ImageTransformer):
 
 
 class CrateMhsa(ImageTransformer):
-    """CRATE-MHSA: CRATE with ViT's attention in place of MSSA; arguments as of `Crate`, and `qkv_bias`."""
+    """CRATE-MHSA: CRATE with ViT's attention in place of MSSA. It takes the arguments of `Crate`, and `qkv_bias`."""
 
     def __init__(
         self,

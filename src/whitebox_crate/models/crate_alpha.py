@@ -24,7 +24,7 @@ BLOCK_NORM_EPS = 1e-6
 class CrateAlphaBlock(Block):
     """MSSA compresses, ODL codes sparsely and decodes, each with a residual (arXiv 2405.20299).
 
-    `h = z + MSSA(LN(z))`, `z' = h + ODL(LN(h))`; neither projection has a bias. The sparse code of a layer is
+    `h = z + MSSA(LN(z))`, `z' = h + ODL(LN(h))`. No projection has a bias. The sparse code of a layer is
     `block.odl.encode(block.norm2(h))`, with h from `capture(model, "compressed")`.
 
     Args:
@@ -33,12 +33,12 @@ class CrateAlphaBlock(Block):
         head_dim: Dimension of a subspace; `dim // num_heads` if None.
         step_size: eta of ODL.
         sparsity: lambda of ODL.
-        expansion: Atoms of ODL's dictionaries per entry of a token.
-        drop: What training leaves out.
+        expansion: Atoms of ODL's dictionaries per channel of a token.
+        drop: Dropout rates.
 
     Shape:
         - Input: (batch, tokens, dim), any float dtype.
-        - Output: as the input.
+        - Output: same shape as the input.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class CrateAlphaBlock(Block):
         return self.mssa
 
     def normed_products(self) -> list[NormedProduct]:
-        """The first norm; ODL takes its reconstruction from the second's output itself."""
+        """The first norm. ODL subtracts its reconstruction from the output of the second, which therefore stays."""
         return [NormedProduct(self, "norm1", self.mssa, "qkv")]
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -88,11 +88,11 @@ class CrateAlpha(ImageTransformer):
         head_dim: Dimension of a subspace; `embed_dim // num_heads` if None.
         step_size: eta of ODL.
         sparsity: lambda of ODL.
-        expansion: Atoms of ODL's dictionaries per entry of a token.
+        expansion: Atoms of ODL's dictionaries per channel of a token.
         norm_eps: eps of the last LayerNorm: 1e-5 in the released PyTorch code, 1e-6 in the JAX original.
-        dynamic_img_size: Whether images of any size divisible by the patch are taken.
-        drop_rate, patch_drop_rate, proj_drop_rate, attn_drop_rate, drop_path_rate: See `Crate`; ODL is a path
-            too.
+        dynamic_img_size: Whether to take images of any size that the patch divides.
+        drop_rate, patch_drop_rate, proj_drop_rate, attn_drop_rate, drop_path_rate: See `Crate`; samples can skip
+            ODL too.
 
     Shape:
         - Input: (batch, in_chans, height, width), float.
@@ -137,14 +137,14 @@ class CrateAlpha(ImageTransformer):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        """As the JAX original begins training (github.com/UCSC-VLAA/CRATE-alpha, models/crate.py)."""
+        """Initial values of the JAX original (github.com/UCSC-VLAA/CRATE-alpha, models/crate.py)."""
         nn.init.normal_(self.cls_token, std=1e-6)
         nn.init.normal_(self.pos_embed, std=0.02)
         for module in self.modules():
             _init_projection(module)
 
     def new_head(self, num_classes: int) -> nn.Module:
-        """As `ImageTransformer.new_head`."""
+        """See `ImageTransformer.new_head`."""
         return _init_projection(super().new_head(num_classes))
 
 

@@ -1,4 +1,4 @@
-"""CRATE without its coding step: a stack of nothing but MSSA, the attention-only transformer (AoT)."""
+"""CRATE without its coding step: a stack of MSSA alone, the attention-only transformer (AoT)."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from ._block import Block
 
 
 class CrateAttentionOnlyBlock(Block):
-    """`z' = z + MSSA(LN(z))`, and nothing else (arXiv 2506.03790); it has no `norm2`, and `compressed` is its output.
+    """`z' = z + MSSA(LN(z))`, and nothing else (arXiv 2506.03790). It has no `norm2`; `compressed` is its output.
 
     Args:
         dim: Width of a token.
         num_heads: Number of subspaces.
         head_dim: Dimension of a subspace; `dim // num_heads` if None.
         proj: MSSA's output projection, "learned" or "tied".
-        drop: What training leaves out.
+        drop: Dropout rates.
 
     Shape:
         - Input: (batch, tokens, dim), any float dtype.
-        - Output: as the input.
+        - Output: same shape as the input.
 
     Raises:
-        UnknownNameError: If `proj` is neither of the two.
+        UnknownNameError: If `proj` is another word.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class CrateAttentionOnlyBlock(Block):
         return self.mssa
 
     def readings(self) -> dict[str, Reading]:
-        """As `Block.readings`."""
+        """See `Block.readings`."""
         return {**self.mssa.readings(), "compressed": layer_readings(self)["output"]}
 
     def normed_products(self) -> list[NormedProduct]:
@@ -71,9 +71,9 @@ class CrateAttentionOnlyBlock(Block):
 
 
 class CrateAttentionOnly(ImageTransformer):
-    """CRATE with MSSA alone in each layer; arguments as of `Crate`, but for those of ISTA and `skip`.
+    """CRATE with only MSSA in each layer. It takes the arguments of `Crate`, except those of ISTA and `skip`.
 
-    A layer has half of CRATE's products, so that as many parameters make a deeper stack.
+    A layer has half of CRATE's products, so the same number of parameters makes a deeper stack.
     """
 
     def __init__(

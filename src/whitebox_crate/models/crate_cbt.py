@@ -15,12 +15,12 @@ class CrateCBT(ImageTransformer):
     """A CRATE whose upper layers are CBT's.
 
     In a figure of maps by layer, the authors of CBSA show such a stack as cleaner than either network alone (arXiv
-    2509.16875). Patches are embedded as in CRATE. Representatives begin as averages of patches where they are: no
-    published weights want them shifted. All patches must be there, so that there is no `patch_drop_rate`.
+    2509.16875). Patches are embedded as in CRATE. Representatives start as averages of the patches in their own places:
+    no published weights need the shift. No patch may be missing, so there is no `patch_drop_rate`.
 
     Args:
         img_size, patch_size, in_chans, num_classes, global_pool, embed_dim, depth, num_heads, head_dim: See `Crate`.
-        cbt_depth: How many of the layers, the last ones, are CBT's; half of them, rounded down, if None.
+        cbt_depth: Number of CBT's layers, which come last; half of `depth`, rounded down, if None.
         step_size: eta of ISTA.
         sparsity: lambda of ISTA.
         representatives: (rows, columns) of their grid, or one number for both; see `CBSA`.
@@ -31,7 +31,7 @@ class CrateCBT(ImageTransformer):
         - Output: (batch, num_classes).
 
     Raises:
-        InputError: If `cbt_depth` is no number from 0 to `depth`.
+        InputError: If `cbt_depth` is not from 0 to `depth`.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class CrateCBT(ImageTransformer):
     ) -> None:
         upper = depth // 2 if cbt_depth is None else cbt_depth
         if type(upper) is not int or not 0 <= upper <= depth:
-            raise InputError(f"cbt_depth is how many of the {depth} layers are CBT's, not {cbt_depth!r}")
+            raise InputError(f"cbt_depth must be from 0 to {depth}, the number of layers, not {cbt_depth!r}")
         blocks: list[Block] = []
         for layer, drop in enumerate(layer_drop_rates(depth, 0.0, proj_drop_rate, drop_path_rate)):
             sizes = (embed_dim, num_heads, head_dim, step_size, sparsity)

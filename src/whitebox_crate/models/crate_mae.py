@@ -1,4 +1,4 @@
-"""CRATE-MAE: CRATE that learns without labels, by completing images of which most patches are masked."""
+"""CRATE-MAE: CRATE that learns without labels. It completes images whose patches are mostly masked."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from .crate import CrateBlock
 
 NORM_EPS = 1e-6
 PIXEL_EPS = 1e-6  # added to the variance of a patch
-_DECODER = ("mask_token", "decoder_")  # how names of its parameters begin
+_DECODER = ("mask_token", "decoder_")  # prefixes of the decoder's parameters
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What `CrateMae.reconstruct` makes of a batch.
+    """The result of `CrateMae.reconstruct` for a batch.
 
     Attributes:
         loss: Mean squared error of the pixels of the removed patches, a scalar in float32 or float64.
-        pred: The pixels of every patch, (batch, rows * columns, patch height * patch width * in_chans), in the order
-            of `whitebox_crate.layers.patchify`; of a model with `norm_pix_loss`, standardised in each patch.
+        pred: The predicted pixels of every patch, (batch, rows * columns, patch height * patch width * in_chans), in
+            the order of `whitebox_crate.layers.patchify`. With `norm_pix_loss` they are standardised in each patch.
         mask: (batch, rows * columns), bool; True where a patch was removed.
     """
 
@@ -44,9 +44,9 @@ class Reconstruction:
 
 
 class CrateMaeDecoderBlock(nn.Module):
-    """One layer of the decoder, an encoder layer's steps undone in reverse order (arXiv 2404.02446).
+    """One layer of the decoder: it undoes the steps of an encoder layer in reverse order (arXiv 2404.02446).
 
-    `h = A LN(z)`, `z' = h - MSSA(LN(h))`: nothing is added to A's output, and compression is taken away.
+    `h = A LN(z)`, `z' = h - MSSA(LN(h))`: A has no skip, and compression is subtracted.
 
     Args:
         dim: Width of a token; A, `linear`, is dim x dim.
@@ -55,7 +55,7 @@ class CrateMaeDecoderBlock(nn.Module):
 
     Shape:
         - Input: (batch, tokens, dim), any float dtype.
-        - Output: as the input.
+        - Output: same shape as the input.
     """
 
     def __init__(self, dim: int, num_heads: int, head_dim: int | None = None) -> None:
@@ -76,10 +76,10 @@ class CrateMaeDecoderBlock(nn.Module):
 
 
 class CrateMae(ImageTransformer):
-    """CRATE-MAE as released (arXiv 2404.02446): the encoder is the model, the decoder serves `reconstruct` alone.
+    """CRATE-MAE as released (arXiv 2404.02446). The encoder is the model; only `reconstruct` uses the decoder.
 
-    Mask tokens join before the encoder, which sees all tokens. Positions are fixed sines and cosines; `pos_embed` is no
-    trained parameter, though in the state dict. The released encoder has no head; `num_classes` adds one.
+    Mask tokens join before the encoder, so the encoder sees all tokens. Positions are fixed sines and cosines:
+    `pos_embed` is in the state dict but not trained. The released encoder has no head; `num_classes` adds one.
 
     Args:
         img_size: (height, width) or one number, pixels.
@@ -90,15 +90,15 @@ class CrateMae(ImageTransformer):
         embed_dim: Width of a token, divisible by 4.
         depth: Number of layers of the encoder.
         num_heads: Number of subspaces of the encoder.
-        head_dim: Dimension of a subspace, in encoder and decoder; the width over the number of heads if None.
+        head_dim: Dimension of a subspace, in encoder and decoder; the width divided by the number of heads if None.
         step_size: eta of ISTA.
         sparsity: lambda of ISTA.
         decoder_depth: Number of layers of the decoder; `depth` if None, 0 for a model that cannot reconstruct.
         decoder_num_heads: Number of subspaces of the decoder; `num_heads` if None.
         norm_pix_loss: Whether each patch of the target is standardised by its own mean and variance.
-        dynamic_img_size: Whether images of any size divisible by the patch are taken.
+        dynamic_img_size: Whether to take images of any size that the patch divides.
         drop_rate, patch_drop_rate, proj_drop_rate, attn_drop_rate, drop_path_rate: See `Crate`; the decoder
-            leaves out nothing.
+            has no dropout.
 
     Shape:
         - Input: (batch, in_chans, height, width), float.
@@ -150,7 +150,7 @@ class CrateMae(ImageTransformer):
             self.pos_embed.data.copy_(sincos_pos_embed(self.patch_embed.grid_size, embed_dim))
         layers = depth if decoder_depth is None else decoder_depth
         if layers < 0:
-            raise InputError(f"decoder_depth is at least 0, not {layers}")
+            raise InputError(f"decoder_depth must be at least 0, not {layers}")
         heads = num_heads if decoder_num_heads is None else decoder_num_heads
         patch_height, patch_width = self.patch_embed.patch_size
         self.mask_token: nn.Parameter | None = nn.Parameter(torch.empty(1, 1, embed_dim))
@@ -163,7 +163,7 @@ class CrateMae(ImageTransformer):
             self._drop_decoder()
 
     def _init_weights(self) -> None:
-        """MAE's (arXiv 2111.06377, appendix A.1): Xavier, the convolution as a Linear; A as ISTA's dictionary."""
+        """Initial values of MAE (arXiv 2111.06377, appendix A.1): Xavier, the convolution as a Linear; A as in ISTA."""
         nn.init.normal_(self.cls_token, std=0.02)
         for module in self.modules():
             _init_projection(module)
@@ -172,25 +172,25 @@ class CrateMae(ImageTransformer):
                 nn.init.kaiming_uniform_(module.linear.weight)
 
     def ignores_key(self, name: str) -> bool:
-        """True of the decoder's weights where the model has no decoder."""
+        """True for the decoder's weights if the model has no decoder."""
         return not self.decoder_blocks and name.startswith(_DECODER)
 
     def decoder_parameters(self) -> Iterator[nn.Parameter]:
-        """What `reconstruct` alone uses: the mask token and the decoder."""
+        """The parameters that only `reconstruct` uses: the mask token and the decoder."""
         return (parameter for name, parameter in self.named_parameters() if name.startswith(_DECODER))
 
     def new_head(self, num_classes: int) -> nn.Module:
-        """As `ImageTransformer.new_head`."""
+        """See `ImageTransformer.new_head`."""
         return _init_projection(super().new_head(num_classes))
 
     def resample_positions(self, pos_embed: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-        """As `ImageTransformer.resample_positions`, by the rule that was released with CRATE-MAE ("scale")."""
+        """See `ImageTransformer.resample_positions`. It uses the rule of released CRATE-MAE, "scale"."""
         return resample_pos_embed(pos_embed, old_grid, new_grid, self.num_prefix_positions, rule="scale")
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """As `ImageTransformer.prune_intermediate_layers`; the decoder goes with the head."""
+        """See `ImageTransformer.prune_intermediate_layers`. Removing the head removes the decoder too."""
         take = super().prune_intermediate_layers(indices, prune_norm, prune_head)
         if prune_head:
             self._drop_decoder()
@@ -206,8 +206,8 @@ class CrateMae(ImageTransformer):
 
         Args:
             images: (batch, in_chans, height, width), float.
-            mask_ratio: Share of the patches to remove, over 0 and up to 1; of n patches, `int(n * (1 - mask_ratio))`
-                stay, and never all.
+            mask_ratio: Share of the patches to remove, in (0, 1]. Of n patches, `int(n * (1 - mask_ratio))` stay, and
+                never all.
             noise: (batch, rows * columns), float: the patches with the smallest values stay. Uniform noise if None.
 
         Returns:
@@ -218,8 +218,8 @@ class CrateMae(ImageTransformer):
         """
         if self.mask_token is None:
             raise InputError(
-                "this model has no decoder to reconstruct with: make it with another decoder_depth than 0, and "
-                "without features_only"
+                "this model has no decoder to reconstruct with: make it with a decoder_depth above 0, and without "
+                "features_only"
             )
         grid = self.grid_of(images)
         mask = _random_mask((images.shape[0], grid[0] * grid[1]), mask_ratio, noise, images.device)
@@ -227,7 +227,7 @@ class CrateMae(ImageTransformer):
         tokens = self._add_cls_and_positions(
             torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches), grid
         )
-        # The last norm bears one of these names; the other is no norm.
+        # The last norm has one of these names; the other is not a norm.
         tokens = self.fc_norm(self.norm(self.run_layers(tokens, grid)))
         for block in self.decoder_blocks:
             tokens = self._run_block(block, tokens, grid)
@@ -237,20 +237,20 @@ class CrateMae(ImageTransformer):
         if self.norm_pix_loss:
             variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
             target = (target - mean) / (variance + PIXEL_EPS).sqrt()
-        precise = torch.promote_types(pred.dtype, torch.float32)  # a sum over a large batch is beyond float16
+        precise = torch.promote_types(pred.dtype, torch.float32)  # a sum over a large batch overflows float16
         errors = (pred - target).to(precise).square().mean(dim=-1)
         return Reconstruction((errors * mask).sum() / mask.sum(), pred, mask)
 
 
 def _random_mask(shape: tuple[int, int], mask_ratio: float, noise: Tensor | None, device: torch.device) -> Tensor:
-    """Which patches are removed, (batch, patches), bool; in each sample the same number."""
+    """The patches to remove, (batch, patches), bool; the same number in each sample."""
     if not 0 < mask_ratio <= 1:
-        raise InputError(f"mask_ratio is a share over 0 and up to 1 of the patches, not {mask_ratio!r}")
+        raise InputError(f"mask_ratio must be a share of the patches in (0, 1], not {mask_ratio!r}")
     if noise is None:
         noise = torch.rand(shape, device=device)
     if noise.shape != shape or not noise.is_floating_point():
         raise InputError(
-            f"noise holds one float for each patch, here {shape}, not {noise.dtype} of shape {tuple(noise.shape)}"
+            f"noise must have one float for each patch, here {shape}, not {noise.dtype} of shape {tuple(noise.shape)}"
         )
     kept = min(int(shape[1] * (1 - mask_ratio)), shape[1] - 1)
     rank = noise.argsort(dim=1, stable=True).argsort(dim=1)

@@ -1,4 +1,4 @@
-"""ToST: each layer compresses tokens by their statistics (TSSA); [CLS] joins after them, in class attention."""
+"""ToST: its layers compress tokens by their statistics (TSSA); then [CLS] joins, in class attention."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class ToSTBlock(Block):
         head_dim: Dimension of a subspace; `dim // num_heads` if None.
         mlp_ratio: Hidden width of the MLP over `dim`.
         qkv_bias: Whether projections on the subspaces have a bias.
-        init_values: What the numbers of LayerScale begin with.
-        drop: What training leaves out.
+        init_values: Initial value of LayerScale's numbers.
+        drop: Dropout rates.
 
     Shape:
-        - Input: (batch, tokens, dim), any float dtype, patches alone.
-        - Output: as the input.
+        - Input: (batch, tokens, dim), any float dtype; patches only.
+        - Output: same shape as the input.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class ToSTBlock(Block):
         return self.tssa
 
     def normed_products(self) -> list[NormedProduct | ScaledProduct]:
-        """Both norms and both LayerScales, which are identities once they are folded."""
+        """Both norms and both LayerScales. (Folding turns LayerScales into identities.)"""
         norms = [NormedProduct(self, "norm1", self.tssa, "qkv"), NormedProduct(self, "norm2", self.mlp, "fc1")]
         scales = [ScaledProduct(self, "ls1", self.tssa, "proj"), ScaledProduct(self, "ls2", self.mlp, "fc2")]
         return [*norms, *scales]
@@ -87,19 +87,19 @@ class ToSTBlock(Block):
 
 
 class ClassAttentionBlock(Block):
-    """Class attention and an MLP for [CLS] alone, as XCiT has it (arXiv 2106.09681) and ToST was released.
+    """Class attention and an MLP for [CLS] alone, as in XCiT (arXiv 2106.09681) and released ToST.
 
     With [CLS] first and then the patches, `y = LN(z)`, `h = z + g1 * [ClassAttention(y), y of the patches]`,
-    `x = LN(h)` and `z' = x + [g2 * MLP(x of CLS), x of the patches]`: the second residual begins after the norm, and
-    patches are doubled. Nothing derives this layer.
+    `x = LN(h)` and `z' = x + [g2 * MLP(x of CLS), x of the patches]`. So the second residual starts after the norm, and
+    patches are doubled. This layer is not derived from an objective.
 
     Args:
         dim, num_heads, head_dim, mlp_ratio, qkv_bias, init_values, drop: See `ToSTBlock`.
-        tokens_norm: Whether the second norm is of all tokens, as in all registered models, or of [CLS] alone.
+        tokens_norm: Whether the second norm applies to all tokens (as in all registered models) or to [CLS] alone.
 
     Shape:
         - Input: (batch, tokens, dim), any float dtype, [CLS] first.
-        - Output: as the input.
+        - Output: same shape as the input.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class ClassAttentionBlock(Block):
         return self.attn
 
     def normed_products(self) -> list[NormedProduct | ScaledProduct]:
-        """None: what both norms give is added to the tokens as well."""
+        """None, because the output of both norms is also added to the tokens."""
         return []
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -143,10 +143,10 @@ class ClassAttentionBlock(Block):
 class ToST(ImageTransformer):
     """ToST as released (arXiv 2412.17810): convolutions, Fourier positions, layers of TSSA, two of class attention.
 
-    Patches alone pass `blocks`; then [CLS] joins, and `cls_attn_blocks` let it look at them. `layers`, and with it
-    `capture`, counts both, one after the other; feature maps (`forward_intermediates`, `features_only`) are those of
-    `blocks`, as timm's of XCiT. No grid needs other positions than another one. In training, the released code
-    returns the logits twice, as a pair; here they come once.
+    Only patches pass `blocks`. Then [CLS] joins, and attends to them in `cls_attn_blocks`. `layers`, and so `capture`,
+    counts both, one after the other. Feature maps (`forward_intermediates`, `features_only`) come from `blocks`, as in
+    timm's XCiT. All grids use the same positions, without resampling. In training, the released code returns the logits
+    twice, as a pair; here they are returned once.
 
     Args:
         img_size: (height, width) or one number, pixels.
@@ -156,25 +156,25 @@ class ToST(ImageTransformer):
         global_pool: "token" as released, "avg" (patch tokens), "mean" (all tokens) or "".
         embed_dim: Width of a token.
         depth: Number of layers with TSSA.
-        num_heads: Number of subspaces, and of heads of class attention.
+        num_heads: Number of subspaces, and of class attention's heads.
         head_dim: Dimension of a subspace; `embed_dim // num_heads` if None.
         mlp_ratio: Hidden width of an MLP over `embed_dim`.
-        qkv_bias: Whether projections on the subspaces, and those of class attention, have a bias.
-        init_values: What the numbers of LayerScale begin with (`eta` as released: 1 at a depth of 12, 1e-5 at 24).
+        qkv_bias: Whether projections on the subspaces and in class attention have a bias.
+        init_values: Initial value of LayerScale's numbers (`eta` as released: 1 at a depth of 12, 1e-5 at 24).
         tokens_norm: See `ClassAttentionBlock`.
         cls_attn_layers: Number of layers with class attention, at least 1.
-        dynamic_img_size: Whether images of any size divisible by the patch are taken.
-        drop_rate: Share of the head's input that training leaves out; evaluation leaves out nothing, here and below.
-        proj_drop_rate: Share of the entries that output projections and MLPs give.
-        attn_drop_rate: Share of the entries of the statistics of TSSA, and of class attention.
-        drop_path_rate: Share of the samples that a residual branch is left out of, the same in all layers with TSSA.
+        dynamic_img_size: Whether to take images of any size that the patch divides.
+        drop_rate: Dropout rate of the head's input. All rates here are for training only.
+        proj_drop_rate: Dropout rate of output projections and MLPs.
+        attn_drop_rate: Dropout rate of TSSA's statistics and of class attention.
+        drop_path_rate: Share of the samples that skip a residual branch, the same in all layers with TSSA.
 
     Shape:
         - Input: (batch, in_chans, height, width), float.
         - Output: (batch, num_classes).
 
     Raises:
-        InputError: See `ImageTransformer` and `ConvStem`, or if there is no class attention.
+        InputError: See `ImageTransformer` and `ConvStem`; also if there is no class attention.
     """
 
     first_conv = "patch_embed.proj.0.0"
@@ -202,7 +202,9 @@ class ToST(ImageTransformer):
         drop_path_rate: float = 0.0,
     ) -> None:
         if cls_attn_layers < 1:
-            raise InputError(f"cls_attn_layers is at least 1, for [CLS] must see the patches, not {cls_attn_layers}")
+            raise InputError(
+                f"cls_attn_layers must be at least 1, so that [CLS] sees the patches, not {cls_attn_layers}"
+            )
         sizes: dict[str, Any] = {
             "dim": embed_dim,
             "num_heads": num_heads,
@@ -231,13 +233,13 @@ class ToST(ImageTransformer):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        """As released: truncated normal of 0.02 for [CLS] and Linear weights, zero biases; PyTorch's convolutions."""
+        """As released: truncated normal of 0.02 for [CLS] and Linear weights, zero biases, PyTorch's convolutions."""
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         for module in self.modules():
             init_linear(module)
 
     def new_head(self, num_classes: int) -> nn.Module:
-        """As `ImageTransformer.new_head`."""
+        """See `ImageTransformer.new_head`."""
         return init_linear(super().new_head(num_classes))
 
     def _add_cls_and_positions(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -250,16 +252,16 @@ class ToST(ImageTransformer):
         return [*self.blocks, *self.cls_attn_blocks]
 
     def joined(self, layer: int, tokens: Tensor) -> Tensor:
-        """Puts [CLS] before the patches where class attention begins."""
+        """Puts [CLS] before the patches at the first layer of class attention."""
         if layer != len(self.blocks) or not self.cls_attn_blocks:
             return tokens
-        cls_token = self.cls_token.expand(tokens.shape[0], -1, -1)  # len() would bind torch.export to one
+        cls_token = self.cls_token.expand(tokens.shape[0], -1, -1)  # len() would fix the batch size in torch.export
         return torch.cat([cls_token.to(tokens.dtype), tokens], dim=1)
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """As `ImageTransformer.prune_intermediate_layers`; class attention and [CLS] go with the head."""
+        """See `ImageTransformer.prune_intermediate_layers`. Removing the head removes class attention and [CLS]."""
         take = super().prune_intermediate_layers(indices, prune_norm, prune_head)
         if prune_head:
             self.cls_attn_blocks = nn.ModuleList()
@@ -271,7 +273,7 @@ class ToST(ImageTransformer):
         return {"cls_token"}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """As `ImageTransformer.group_matcher`, in timm's form for XCiT: the last norm comes after class attention."""
+        """See `ImageTransformer.group_matcher`. As in timm's XCiT, the last norm comes after class attention."""
         last = r"^cls_attn_blocks\.(\d+)"
         return {
             "stem": super().group_matcher(coarse)["stem"],

@@ -1,4 +1,4 @@
-"""ViT: the black box that CRATE is compared with, in timm's structure and state-dict names."""
+"""ViT: the black box to compare CRATE with, in timm's structure and state-dict names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NORM_EPS = 1e-6
 
 
 class ViTBlock(Block):
-    """Pre-norm attention and MLP, each with a residual (arXiv 2010.11929, Eq. 2 and 3), and LayerScale if asked for.
+    """Pre-norm attention and MLP, each with a residual (arXiv 2010.11929, Eq. 2 and 3), optionally with LayerScale.
 
     Args:
         dim: Width of a token.
@@ -33,12 +33,12 @@ class ViTBlock(Block):
         head_dim: Width of a head; `dim // num_heads` if None.
         mlp_ratio: Hidden width of the MLP over `dim`.
         qkv_bias: Whether the joint projection has a bias.
-        init_values: What the numbers of LayerScale begin with; no LayerScale if None or 0.
-        drop: What training leaves out.
+        init_values: Initial value of LayerScale's numbers; no LayerScale if None or 0.
+        drop: Dropout rates.
 
     Shape:
         - Input: (batch, tokens, dim), any float dtype.
-        - Output: as the input.
+        - Output: same shape as the input.
     """
 
     def __init__(
@@ -78,14 +78,14 @@ class ViTBlock(Block):
 
 
 class ViT(ImageTransformer):
-    """Vision transformer; arguments as of `Crate`, and timm's for what only ViTs have.
+    """Vision transformer. It takes the arguments of `Crate`, and timm's arguments for ViTs.
 
     Args:
         mlp_ratio: Hidden width of the MLP over `embed_dim`.
         qkv_bias: Whether the joint projection of attention has a bias.
-        init_values: What the numbers of LayerScale begin with (arXiv 2103.17239); no LayerScale if None or 0.
+        init_values: Initial value of LayerScale's numbers (arXiv 2103.17239); no LayerScale if None or 0.
         reg_tokens: Number of registers, learned tokens between [CLS] and the patches (arXiv 2309.16588).
-        no_embed_class: Whether patches alone have positions, and [CLS] and registers have none.
+        no_embed_class: Whether only patches have positions, not [CLS] and registers.
 
     Shape:
         - Input: (batch, in_chans, height, width), float.
@@ -147,9 +147,9 @@ class ViT(ImageTransformer):
             init_linear(module)
 
     def ignores_key(self, name: str) -> bool:
-        """True of the mask token, which DINOv2's files have and only its training uses."""
+        """True for the mask token: DINOv2's files have it, but only its training uses it."""
         return name == "mask_token"
 
     def new_head(self, num_classes: int) -> nn.Module:
-        """As `ImageTransformer.new_head`."""
+        """See `ImageTransformer.new_head`."""
         return init_linear(super().new_head(num_classes))

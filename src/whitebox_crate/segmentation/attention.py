@@ -48,7 +48,7 @@ def attention_masks(maps: Tensor, keep: float = 0.6, rule: MaskRule = "mass") ->
         raise UnknownNameError.of("rule", rule, get_args(MaskRule))
     check_kind("keep", keep, (int, float), "it is a share in (0, 1]")
     if not 0 < keep <= 1:
-        raise InputError(f"keep is a share in (0, 1], not {keep!r}")
+        raise InputError(f"keep must be a share in (0, 1], not {keep!r}")
     _check_maps(maps)
     values = maps.flatten(-2).to(torch.promote_types(maps.dtype, torch.float32))
     if rule == "mean":
@@ -99,7 +99,7 @@ def upsample(maps: Tensor, size: tuple[int, int], mode: UpsampleMode = "nearest"
     if maps.ndim < 2 or maps.numel() == 0:
         raise InputError(f"expected maps of shape (..., grid_h, grid_w), got {tuple(maps.shape)}")
     if len(size) != 2 or any(not isinstance(side, int) or side < 1 for side in size):
-        raise InputError(f"size is (height, width) in pixels, both at least 1, not {size!r}")
+        raise InputError(f"size must be (height, width) in pixels, both at least 1, not {size!r}")
     if mode == "nearest":
         rows, columns = (
             # Whole-number arithmetic: no size is off by a pixel, as rounded scale factors can be.

@@ -45,7 +45,7 @@ def dense_crf(
             f"{mask.dtype} of {tuple(mask.shape)}"
         )
     if not 0.5 < confidence < 1:
-        raise InputError(f"confidence is a probability in (0.5, 1), not {confidence!r}")
+        raise InputError(f"confidence must be a probability in (0.5, 1), not {confidence!r}")
     if steps < 1 or min(*near, *alike) <= 0:
         raise InputError(f"steps, weights and widths are above zero, not {steps!r}, {near!r}, {alike!r}")
     height, width = mask.shape

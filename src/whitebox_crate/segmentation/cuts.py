@@ -224,7 +224,7 @@ def connected_component(mask: Tensor, seed: int) -> Tensor:
     if mask.ndim != 2 or mask.dtype != torch.bool:
         raise InputError(f"expected a bool mask (height, width), got {mask.dtype} of shape {tuple(mask.shape)}")
     if not 0 <= seed < mask.numel():
-        raise InputError(f"the seed is an index in [0, {mask.numel()}), not {seed}")
+        raise InputError(f"the seed must be an index in [0, {mask.numel()}), not {seed}")
     height, width = mask.shape
     inside: list[bool] = mask.flatten().tolist()
     reached = [False] * len(inside)

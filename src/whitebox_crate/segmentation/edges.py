@@ -78,7 +78,7 @@ def choose_edges(edges: str | Edges) -> Edges:
             raise UnknownNameError.of("kind of edges", edges, EDGES)
         return EDGES[edges]
     if not callable(edges):
-        raise InputError(f"edges are a name or a function from levels and photograph to masks, not {edges!r}")
+        raise InputError(f"edges must be a name or a function from levels and photograph to masks, not {edges!r}")
     return edges
 
 

@@ -37,7 +37,7 @@ def guided_filter(guide: Tensor, values: Tensor, radius: int, eps: float = 1e-3,
             f"{tuple(values.shape)}"
         )
     if radius < 1 or not eps > 0:
-        raise InputError(f"radius is at least 1 and eps above 0, not {radius!r} and {eps!r}")
+        raise InputError(f"radius must be at least 1 and eps above 0, not {radius!r} and {eps!r}")
     guide, values = guide.float(), values.float()
     height, width = values.shape
     mean, mean_values = _window_means(guide, radius), _window_means(values[None], radius)

@@ -126,7 +126,7 @@ def by_multiscale(
     if scales is None:
         scales = SCALES if core.dynamic_img_size else (1.0,)
     if not scales or not min(scales) > 0:
-        raise InputError(f"scales are one or more numbers above 0, not {scales!r}")
+        raise InputError(f"scales must be one or more numbers above 0, not {scales!r}")
     first = resolve_layer(core, layer)
     which = [index for index in layers_with(core, "attention") if index >= first]
     grid = core.grid_of(pixels[None])
@@ -197,7 +197,7 @@ def by_features(
     Args:
         model: A model that `capture` reads.
         pixels: (in_chans, height, width), normalised.
-        masker: Called with features (tokens, dim), rows of the grid first, and the grid (rows, columns); gives bool (n,
+        masker: Called with features (tokens, dim), row by row, and the grid (rows, columns); gives bool (n,
             rows, columns) or (rows, columns).
         layer: Which layer; `default_layer` of the model if None.
         state: Which features; see `patch_features`.
@@ -244,7 +244,7 @@ def choose_method(method: str | Masker, **settings: Any) -> Callable[[nn.Module,
     elif callable(method):
         function, name = partial(by_features, masker=method), getattr(method, "__name__", "function")
     else:
-        raise InputError(f"a method is a name or a function from features and grid to masks, not {method!r}")
+        raise InputError(f"a method must be a name or a function from features and grid to masks, not {method!r}")
     given = {setting: value for setting, value in settings.items() if value is not None}
     known = settings_of(method)
     for setting in given:

@@ -97,7 +97,7 @@ def group_means(ious: Tensor, groups: Tensor) -> dict[int, float]:
             f"{tuple(groups.shape)}"
         )
     if groups.is_floating_point():
-        raise InputError(f"groups are whole numbers, not {groups.dtype}")
+        raise InputError(f"groups must be whole numbers, not {groups.dtype}")
     if not ((ious >= 0) & (ious <= 1)).all():
         raise InputError("an IoU is in [0, 1]; some values are not, or are NaN")
     members: dict[int, list[float]] = {}

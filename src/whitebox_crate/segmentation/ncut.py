@@ -50,7 +50,7 @@ def affinity(features: Tensor, tau: float = 0.15) -> Tensor:
             f"{tuple(features.shape)}"
         )
     if not 0 <= tau < 1:
-        raise InputError(f"tau is a cosine in [0, 1), not {tau!r}")
+        raise InputError(f"tau must be a cosine in [0, 1), not {tau!r}")
     values = features.detach()
     if values.device.type not in ("cpu", "cuda"):
         values = values.cpu()  # float64 is not everywhere

@@ -51,7 +51,7 @@ def pca_maps(features: Features, grids: Grid | Sequence[Grid], components: int =
     symmetric, the first patch is.
 
     Args:
-        features: (images, tokens, dim), or (tokens, dim) for each image: patches alone, rows of the grid first. Float,
+        features: (images, tokens, dim), or (tokens, dim) for each image: patches alone, row by row. Float,
             finite. See `patch_features`.
         grids: (rows, columns) for each image, or one for all.
         components: How many, at least 1.
@@ -64,7 +64,7 @@ def pca_maps(features: Features, grids: Grid | Sequence[Grid], components: int =
         InputError: If a shape, a grid or a number is not as above, or all patches are the same.
     """
     if components < 1:
-        raise InputError(f"components is at least 1, not {components!r}")
+        raise InputError(f"components must be at least 1, not {components!r}")
     stacked, grids = _stack(features, grids)
     return _as_maps(_scores(stacked, grids, components), grids, features)
 
@@ -97,7 +97,7 @@ def patch_pca(features: Features, grids: Grid | Sequence[Grid], threshold: float
     elif math.isfinite(threshold):
         cut = threshold * float(first.square().mean().sqrt())
     else:
-        raise InputError(f"threshold is a finite number of standard deviations, not {threshold!r}")
+        raise InputError(f"threshold must be a finite number of standard deviations, not {threshold!r}")
     foreground = first[:, 0] > cut
     colours = first.new_zeros(len(stacked), 3)
     if foreground.any():

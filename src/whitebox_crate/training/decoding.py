@@ -51,7 +51,7 @@ class Decoder:
         flip: Whether half of the pictures are mirrored.
 
     Raises:
-        UnknownNameError: If the crop is neither of the two.
+        UnknownNameError: If the crop is another word.
         MissingExtraError: If Pillow is not installed.
     """
 

@@ -91,14 +91,14 @@ def train(
             the recipe's sizes, has no head or no decoder to train, accelerate does not take the precision, a number of
             steps is not positive, a label is no class of the model, FSDP is not version 2, the best is to be kept of
             what nothing measures, or the loss or the gradient stops being a number; the last checkpoint stays.
-        UnknownNameError: If `keep` is neither of the two.
+        UnknownNameError: If `keep` is another word.
     """
     check_positive("checkpoint_every", checkpoint_every)
     check_positive("log_every", log_every)
     if validation:
         check_positive("validation.every", validation.every)
     if workers < 0:
-        raise InputError(f"workers is at least 0, not {workers}")
+        raise InputError(f"workers must be at least 0, not {workers}")
     if keep not in get_args(Keep):
         raise UnknownNameError.of("keep", keep, get_args(Keep))
     if keep == "best" and validation is None:
