@@ -199,7 +199,7 @@ def test_attention_shows_what_speaks_for_classes(
     [
         (["attention", "--label", "cupp"], "did you mean 'cup'"),
         (["segment", "--label", "476"], "there are 476"),
-        (["segment", "--label", "cup", "--layer", "1"], "no method has all of the settings"),
+        (["segment", "--label", "cup", "--layer", "1"], "no method has all the settings"),
     ],
 )
 def test_classes_that_are_none_are_said_before_anything_is_drawn(

@@ -108,7 +108,7 @@ class TestScoreMaps:
             "entries": [0, 0.5],
             "mean": [0, 0.5],
         }
-        with pytest.raises(InputError, match=r"not negative, but its least value is -1"):
+        with pytest.raises(InputError, match=r"must not be negative, but the smallest value is -1"):
             score_maps(torch.tensor([[-1.0, 0.0], [0.0, 0.0]]), torch.ones(4, 4, dtype=torch.int64))
 
     def test_no_object_no_score(self) -> None:

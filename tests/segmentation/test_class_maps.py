@@ -70,7 +70,7 @@ def test_of_tost_the_row_of_class_attention_is_weighted_and_no_way_leads_further
         expected = torch.relu(gradient * row).mean(1)[:, 0, 1:].unflatten(1, GRID)
         torch.testing.assert_close(class_maps(model, images, 2, "gradient_attention", layer), expected.detach())
         assert expected.any() != (pool == "avg")  # patches do not see what [CLS] looks at
-    with pytest.raises(InputError, match="not all layers have any: choose gradient_attention"):
+    with pytest.raises(InputError, match="some layers have none: choose gradient_attention"):
         class_maps(model, images, 2)
 
 

@@ -107,13 +107,13 @@ def test_constant_features_give_no_score() -> None:
     [
         (torch.rand(1, 2, 3, 4), torch.rand(1, 12, 5), "two images or more"),
         (torch.rand(2, 2, 3, 4), torch.rand(3, 12, 5), "got 2 and 3"),
-        (torch.rand(2, 2, 3, 4), torch.rand(2, 13, 5), "image 0.* go together"),
-        (torch.rand(2, 12), torch.rand(2, 12, 5), "go together"),
+        (torch.rand(2, 2, 3, 4), torch.rand(2, 13, 5), "image 0: expected maps"),
+        (torch.rand(2, 12), torch.rand(2, 12, 5), "expected maps"),
         ([torch.rand(2, 3, 4), torch.rand(3, 3, 4)], torch.rand(2, 12, 5), "image 1 has other heads"),
         (torch.ones(2, 2, 3, 4, dtype=torch.long), torch.rand(2, 12, 5), "float"),
         (torch.full((2, 2, 3, 4), float("nan")), torch.rand(2, 12, 5), "NaN"),
         (torch.rand(2, 2, 3, 4), torch.full((2, 12, 5), float("inf")), "infinite"),
-        (-torch.rand(2, 2, 3, 4), torch.rand(2, 12, 5), "not negative"),
+        (-torch.rand(2, 2, 3, 4), torch.rand(2, 12, 5), "negative values"),
         (torch.zeros(2, 2, 3, 4), torch.rand(2, 12, 5), "zero everywhere"),
     ],
 )

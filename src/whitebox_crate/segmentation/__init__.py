@@ -1,4 +1,4 @@
-"""Segmentation without a segmentation head: attention maps, masks, and how good they are."""
+"""Segmentation without a segmentation head: attention maps, masks, and their scores."""
 
 from .attention import MaskRule, attention_masks, upsample
 from .crf import dense_crf

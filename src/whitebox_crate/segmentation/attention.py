@@ -1,4 +1,4 @@
-"""From maps on the patch grid to masks, and from the patch grid to the size of an image."""
+"""Turns maps on the patch grid into masks, and brings both to the size of an image."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ UpsampleMode: TypeAlias = Literal["nearest", "bilinear"]
 
 
 def attention_masks(maps: Tensor, keep: float = 0.6, rule: MaskRule = "mass") -> Tensor:
-    """Marks the patches that a map looks at most. Each map is judged alone; its scale does not matter.
+    """Marks the patches with the most attention. Each map is cut alone; its scale does not matter.
 
     - "mass": the fewest patches that hold at least `keep` of the map's sum. This is DINO's rule: sort
-      ascending, divide by the sum, cumulate, keep where the cumulated mass is strictly greater than 1 - keep.
+      ascending, divide by the sum, cumulate, keep entries whose cumulated mass is strictly greater than 1 - keep.
     - "entries": the `keep` share of the patches, rounded to a whole number (halves up), at least one. This is
-      what arXiv 2308.16271 writes in appendix B.3 (the top 60% of entries).
-    - "mean": the patches strictly above the map's mean; `keep` plays no part. A constant map marks none.
+      the rule in arXiv 2308.16271, appendix B.3 (the top 60% of entries).
+    - "mean": the patches strictly above the map's mean; `keep` is ignored. A constant map marks none.
 
-    Where patches of equal value straddle the cut, those later in row-major order are kept.
+    If patches of equal value straddle the cut, the later ones in row-major order are kept.
 
     Args:
         maps: (..., grid_h, grid_w), float, finite, not negative, no map all zero. float16 and bfloat16 are
@@ -36,7 +36,7 @@ def attention_masks(maps: Tensor, keep: float = 0.6, rule: MaskRule = "mass") ->
         bool, the shape of `maps`.
 
     Raises:
-        InputError: If `keep` or the maps are outside of the above.
+        InputError: If `keep` or the maps are not as above.
         UnknownNameError: If the rule does not exist.
 
     Example:
@@ -46,7 +46,7 @@ def attention_masks(maps: Tensor, keep: float = 0.6, rule: MaskRule = "mass") ->
     """
     if rule not in get_args(MaskRule):
         raise UnknownNameError.of("rule", rule, get_args(MaskRule))
-    check_kind("keep", keep, (int, float), "it is a share in (0, 1]")
+    check_kind("keep", keep, (int, float), "give a share in (0, 1]")
     if not 0 < keep <= 1:
         raise InputError(f"keep must be a share in (0, 1], not {keep!r}")
     _check_maps(maps)
@@ -67,7 +67,7 @@ def attention_masks(maps: Tensor, keep: float = 0.6, rule: MaskRule = "mass") ->
 
 
 def rule_and_keep(rule: MaskRule | None, keep: float | None) -> tuple[MaskRule, float]:
-    """What `attention_masks` takes where one or both are left out: a share that is given is kept, by "mass"."""
+    """The arguments of `attention_masks` if some are left out: a given `keep` means "mass", else the rule is "mean"."""
     return rule or ("mean" if keep is None else "mass"), 0.6 if keep is None else keep
 
 
@@ -77,8 +77,7 @@ def upsample(maps: Tensor, size: tuple[int, int], mode: UpsampleMode = "nearest"
     Args:
         maps: (..., grid_h, grid_w), any dtype for "nearest", float for "bilinear".
         size: (height, width), pixels. Where it is a multiple of the grid, "nearest" paints each patch whole.
-        mode: "nearest" takes the patch that a pixel's centre lies in; "bilinear" blends the four patch
-            centres around it.
+        mode: "nearest" takes the patch around a pixel's centre; "bilinear" blends the four nearest patch centres.
 
     Returns:
         (..., height, width), the dtype of `maps`.
@@ -102,7 +101,7 @@ def upsample(maps: Tensor, size: tuple[int, int], mode: UpsampleMode = "nearest"
         raise InputError(f"size must be (height, width) in pixels, both at least 1, not {size!r}")
     if mode == "nearest":
         rows, columns = (
-            # Whole-number arithmetic: no size is off by a pixel, as rounded scale factors can be.
+            # Whole-number arithmetic, because rounded scale factors can be off by a pixel.
             (2 * torch.arange(pixels, device=maps.device) + 1) * patches // (2 * pixels)
             for pixels, patches in zip(size, maps.shape[-2:], strict=True)
         )
@@ -120,10 +119,12 @@ def _check_maps(maps: Tensor) -> None:
         raise InputError(f"expected float maps of shape (..., grid_h, grid_w), got {maps.dtype} of {tuple(maps.shape)}")
     if not maps.isfinite().all():
         raise InputError(
-            f"{int((~maps.isfinite()).sum())} values of the maps are NaN or infinite; look at the images they came from"
+            f"{int((~maps.isfinite()).sum())} values of the maps are NaN or infinite; check the images behind them"
         )
     if (maps < 0).any():
-        raise InputError(f"an attention map is not negative, but its least value is {float(maps.min())}")
+        raise InputError(
+            f"attention maps must not be negative, but the smallest value is {float(maps.min())}; check the maps"
+        )
     empty = maps.flatten(-2).amax(dim=-1) == 0
     if empty.any():
-        raise InputError(f"{int(empty.sum())} of {empty.numel()} maps are zero everywhere; leave these out")
+        raise InputError(f"{int(empty.sum())} of {empty.numel()} maps are zero everywhere; leave them out")

@@ -20,14 +20,15 @@ def dense_crf(
     alike: tuple[float, float, float] = (10.0, 60.0, 13.0),
     steps: int = 10,
 ) -> Tensor:
-    """Refines a mask: pixels that are near each other, or near and of like colour, prefer to be on the same side.
+    """Refines a mask: pixels that are near each other, or near and of similar colour, prefer the same side.
 
-    Mean-field inference with the two kernels of arXiv 1210.5644, equation 3. Fits `maskcut_of(..., refine=dense_crf)`.
+    Mean-field inference with the two kernels of arXiv 1210.5644, equation 3. Made for `maskcut_of(...,
+    refine=dense_crf)`.
 
     Args:
-        image: (3, height, width), uint8; or float, then stretched to 0 to 255, so that normalised images are fine.
+        image: (3, height, width), uint8 or float. Floats are stretched to 0 to 255, so normalised images are fine.
         mask: bool (height, width).
-        confidence: The probability that a pixel is on the side that the mask says, in (0.5, 1).
+        confidence: The probability that the mask is right about a pixel, in (0.5, 1).
         near: The smoothness kernel: weight, and width in pixels.
         alike: The appearance kernel: weight, width in pixels, and width in colour (of 255).
         steps: Steps of the inference.
@@ -47,7 +48,7 @@ def dense_crf(
     if not 0.5 < confidence < 1:
         raise InputError(f"confidence must be a probability in (0.5, 1), not {confidence!r}")
     if steps < 1 or min(*near, *alike) <= 0:
-        raise InputError(f"steps, weights and widths are above zero, not {steps!r}, {near!r}, {alike!r}")
+        raise InputError(f"steps, weights and widths must be above zero, not {steps!r}, {near!r}, {alike!r}")
     height, width = mask.shape
     field: Any = require("pydensecrf.densecrf", extra="crf").DenseCRF2D(width, height, 2)
     inside = np.where(mask.cpu().numpy(), confidence, 1 - confidence).astype(np.float32)
@@ -63,7 +64,7 @@ def _colours(image: Tensor) -> np.ndarray[Any, Any]:
     pixels = image.detach().cpu()
     if pixels.dtype != torch.uint8:
         if not pixels.isfinite().all():
-            raise InputError("some values of the image are NaN or infinite; look at how it was read and normalised")
+            raise InputError("some values of the image are NaN or infinite; check how it was read and normalised")
         pixels = pixels.float()
         spread = (pixels.max() - pixels.min()).clamp_min(torch.finfo(torch.float32).tiny)
         pixels = ((pixels - pixels.min()) / spread * 255).round().to(torch.uint8)

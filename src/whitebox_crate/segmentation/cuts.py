@@ -1,4 +1,4 @@
-"""MaskCut: objects found one after the other by normalised cuts of patch features (arXiv 2301.11320, section 3.2)."""
+"""MaskCut: finds objects one after the other by normalised cuts of patch features (arXiv 2301.11320, section 3.2)."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class CutRound:
     """One round of MaskCut, step by step. Masks are bool (grid_h, grid_w); patches count row by row.
 
     Attributes:
-        painted: The patches of earlier accepted masks, whose features are zero in this round.
-        eigenvector: float64 (tokens,); all zero where there is nothing to cut.
+        painted: The patches of earlier accepted masks; their features are zero in this round.
+        eigenvector: float64 (tokens,); all zero if there is nothing to cut.
         salient: Where the eigenvector is above its mean.
         corners: How many of the four corners are salient.
-        foreground: `salient` or its complement, as the rules decide.
-        seed: The patch where the foreground is strongest; None where there is nothing to cut.
+        foreground: `salient` or its complement, by the rules of `bipartition`.
+        seed: The patch where the foreground is strongest; None if there is nothing to cut.
         component: The part of the foreground that is connected with the seed.
-        accepted: `component`, or empty where that is refused.
+        accepted: `component`, or an empty mask if the component was refused.
     """
 
     painted: Tensor
@@ -48,7 +48,7 @@ class CutRound:
 
 @dataclass(frozen=True)
 class FoundObjects:
-    """What MaskCut finds in a batch of images.
+    """The objects that MaskCut finds in a batch of images.
 
     Attributes:
         masks: bool (batch, n, height, width), at the size of the images, disjoint within an image. A mask may be
@@ -60,7 +60,7 @@ class FoundObjects:
     boxes: Tensor
 
     def _repr_html_(self) -> str:
-        """A row for each object that was found, as notebooks show it."""
+        """A table for notebooks, with a row for each object."""
         shares = self.masks.flatten(2).double().mean(-1)
         found = [
             (image, index, *self.boxes[image, index].tolist(), f"{100 * shares[image, index]:.1f}%")
@@ -74,19 +74,20 @@ def maskcut(
 ) -> Tensor:
     """Cuts objects out of an image, from the features of its patches (arXiv 2301.11320, section 3.2).
 
-    Each round halves the patches by the normalised cut, takes one side as foreground, and keeps what is connected
-    with its strongest patch; the features of these patches are zero from then on. `maskcut_rounds` shows each step.
+    Each round splits the patches in two by the normalised cut, takes one side as foreground, and keeps the part that is
+    connected with its strongest patch. The features of these patches are zero from then on. `maskcut_rounds` shows each
+    step.
 
     Args:
         features: (tokens, dim), float, finite: one row per patch of one image, row by row of the grid, no [CLS].
         grid: (rows, columns), rows * columns = tokens.
-        n: How many rounds, each with one mask.
-        tau: Patches are linked where their cosine is above this, in [0, 1).
+        n: Number of rounds; each gives one mask.
+        tau: Patches whose cosine is above this are linked, in [0, 1).
         solver: "lanczos", or "dense" for the reference; see `ncut_eigenvector`.
 
     Returns:
-        bool (n, grid_h, grid_w), on the device of `features`, disjoint. A mask is empty where a round finds nothing
-        new: a part of the last mask, a speck, or no difference between the patches.
+        bool (n, grid_h, grid_w), on the device of `features`, disjoint. A mask is empty if a round finds nothing new:
+        a part of the last mask, a speck, or no difference between the patches.
 
     Raises:
         InputError: If an argument is not as above.
@@ -106,14 +107,13 @@ def maskcut(
 def maskcut_rounds(
     features: Tensor, grid: tuple[int, int], n: int = 3, tau: float = 0.15, *, solver: Solver = "lanczos"
 ) -> list[CutRound]:
-    """The rounds of `maskcut`, with every step; same arguments and errors.
+    """The rounds of `maskcut`, with every step. Arguments and errors are the same.
 
-    From the second round on, a component is refused if it has at most 1% of the patches, or an intersection over
-    union above 0.5 with the mask that the round before accepted. A refused mask changes no feature: the next round
-    finds the same component, and may then accept it. Patches of earlier masks can be in a later one; `maskcut` leaves
-    these out of it.
+    From the second round on, a component is refused if it has at most 1% of the patches, or an intersection over union
+    above 0.5 with the accepted mask of the round before. A refused mask changes no feature: the next round finds the
+    same component, and may then accept it. A later mask may contain patches of earlier ones; `maskcut` removes them.
 
-    Where all patches are linked, or none are, no cut is better than another: that round is empty.
+    If all patches are linked, or none, no cut is better than another, and the round is empty.
     """
     _check_count(n)
     linked = affinity(features, tau)
@@ -132,28 +132,28 @@ def maskcut_of(
     solver: Solver = "lanczos",
     refine: Refine | None = None,
 ) -> FoundObjects:
-    """Finds objects in images with the features of a model, as in arXiv 2308.16271, appendix B.
+    """Finds objects in images by the features of a model, as in arXiv 2308.16271, appendix B.
 
-    The model runs in the mode it is in, without autograd.
+    The model runs in its current mode, without autograd.
 
     Args:
         model: A model that `capture` reads.
-        images: (batch, in_chans, height, width), float, of a size the model takes.
-        layer: Which layer, from 0; negative from the end. The paper takes -2 of CRATE and -1 of ViT.
-        state: What to cut by: "projections", [U_1^T z, ..., U_K^T z] of CRATE and the keys of ViT, all heads side by
-            side; or "tokens", "compressed" or "output", see `capture`.
-        n: How many masks per image.
-        tau: Patches are linked where their cosine is above this, in [0, 1).
+        images: (batch, in_chans, height, width), float, of a size that the model takes.
+        layer: The layer, from 0; negative from the end. The paper takes -2 for CRATE and -1 for ViT.
+        state: The features: "projections" ([U_1^T z, ..., U_K^T z] in CRATE, the keys in ViT, all heads side by side),
+            or "tokens", "compressed" or "output"; see `capture`.
+        n: Number of masks per image.
+        tau: Patches whose cosine is above this are linked, in [0, 1).
         solver: "lanczos", or "dense" for the reference.
-        refine: Called with an image (in_chans, height, width), as given, and each mask of it that is not empty,
-            bool (height, width); returns the mask to use instead: `dense_crf`, for example. Refined masks may
-            overlap. None, as in the paper, leaves the masks as they are.
+        refine: A function such as `dense_crf`. It gets an image (in_chans, height, width) and one of its non-empty
+            masks, bool (height, width), and returns the mask to use instead. Refined masks may overlap. None, as in
+            the paper, keeps the masks.
 
     Returns:
         Masks at the size of the images, and their boxes.
 
     Raises:
-        InputError: If an argument is not as above, the features are not finite, or `refine` returns no mask.
+        InputError: If an argument is not as above, the features are not finite, or `refine` does not return a mask.
         UnknownNameError: If there is no such layer, state or solver.
 
     Example:
@@ -183,15 +183,15 @@ def maskcut_of(
 def bipartition(eigenvector: Tensor, grid: tuple[int, int]) -> tuple[Tensor, int]:
     """Which side of the cut is foreground, and its seed (arXiv 2301.11320, section 3.2).
 
-    A patch is salient where the eigenvector is above its mean. Salient patches are the foreground, unless they hold
-    three or four corners of the grid, or do not hold the entry of largest magnitude: then the others are. The seed is
-    the largest entry in the foreground, or the smallest where the sides were exchanged.
+    A patch is salient if its entry of the eigenvector is above the mean. Salient patches are the foreground, unless
+    they contain three or four corners of the grid, or lack the entry of largest magnitude; then the other patches are.
+    The seed is the largest entry in the foreground, or the smallest if the sides were swapped.
 
-    Entries that differ by less than `TIE` of the largest magnitude are equal: not above the mean if that is the
-    difference, and of several peaks or seeds the first, row by row.
+    Entries that differ by less than `TIE` of the largest magnitude count as equal: such an entry is not above the mean,
+    and among several peaks or seeds the first one counts, row by row.
 
     Args:
-        eigenvector: (tokens,), float, of any sign; see `ncut_eigenvector` for why it matters.
+        eigenvector: (tokens,), float. Its sign matters; see `ncut_eigenvector`.
         grid: (rows, columns), rows * columns = tokens.
 
     Returns:
@@ -202,7 +202,7 @@ def bipartition(eigenvector: Tensor, grid: tuple[int, int]) -> tuple[Tensor, int
     """
     salient = _salient(eigenvector, grid)
     if not salient.any():
-        raise InputError("all entries of the eigenvector are equal: that is no cut")
+        raise InputError("all entries of the eigenvector are equal, so there is no cut; check the features")
     if _corners(salient) >= 3 or not salient.flatten()[first_peak(eigenvector.abs())]:
         return ~salient, first_peak(-eigenvector)
     return salient, first_peak(eigenvector)
@@ -216,7 +216,7 @@ def connected_component(mask: Tensor, seed: int) -> Tensor:
         seed: Index into the flattened mask.
 
     Returns:
-        bool (height, width); empty if the mask does not hold the seed.
+        bool (height, width); empty if the seed is not in the mask.
 
     Raises:
         InputError: If the mask is not as above, or the seed is not in its range.
@@ -272,12 +272,12 @@ def mask_boxes(masks: Tensor) -> Tensor:
 
 
 def _rounds(linked: Tensor, grid: tuple[int, int], n: int, solve: Callable[[Tensor], Tensor]) -> list[CutRound]:
-    """The rounds of MaskCut on an affinity; `solve` finds the eigenvector of one, sign included."""
+    """The rounds of MaskCut on an affinity. `solve` finds the eigenvector of an affinity, with its sign."""
     painted = torch.zeros(grid, dtype=torch.bool)
     nothing = torch.zeros_like(painted)
     rounds: list[CutRound] = []
     for _ in range(n):
-        # What makes a feature zero unlinks it from all patches: the cosines need not be computed again.
+        # A zero feature is linked to no patch, so the cosines need not be computed again.
         kept = ~painted.flatten().to(linked.device)
         links = linked & kept & kept[:, None]
         if links.all() or not links.any():
@@ -295,7 +295,7 @@ def _rounds(linked: Tensor, grid: tuple[int, int], n: int, solve: Callable[[Tens
 
 
 def _refused(component: Tensor, previous: Tensor) -> bool:
-    """Whether a later round's component is a speck, or the mask of the round before once more."""
+    """Whether the component of a later round is a speck, or repeats the mask of the round before."""
     union, shared = int((component | previous).sum()), int((component & previous).sum())
     return 100 * int(component.sum()) <= component.numel() or 2 * shared > union
 
@@ -309,21 +309,21 @@ def _salient(eigenvector: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def _corners(mask: Tensor) -> int:
-    """How many corners of the grid are set; where a grid has one row or column, two of them are one patch."""
+    """Number of grid corners in the mask. In a grid of one row or column, a patch counts as two corners."""
     return int(mask[[0, 0, -1, -1], [0, -1, 0, -1]].sum())
 
 
 def _check_count(n: int) -> None:
     if n < 1:
-        raise InputError(f"n is the number of masks, at least 1, not {n!r}")
+        raise InputError(f"n must be a number of masks, at least 1, not {n!r}")
 
 
 def _check_grid(grid: tuple[int, int], tokens: int) -> None:
     check_kind("grid", grid, Sequence, "it is (rows, columns)")
     if len(grid) != 2 or min(grid) < 1 or math.prod(grid) != tokens:
         raise InputError(
-            f"grid is (rows, columns) with as many patches as there are tokens, but {tuple(grid)} does not make "
-            f"{tokens}; leave [CLS] and other prefix tokens out of the features"
+            f"grid must be (rows, columns) with one patch per token, but {tuple(grid)} does not make {tokens}; leave "
+            "[CLS] and other prefix tokens out of the features"
         )
 
 

@@ -1,4 +1,4 @@
-"""Pictures of maps, masks and components: panels with captions, side by side."""
+"""Draws maps, masks and components as panels with captions, side by side."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 
 GAP, CAPTION = 8, 26  # pixels between panels and above each
 PAPER, INK = (255, 255, 255), (30, 30, 30)
-DAY, NIGHT = (212, 224, 244), (14, 18, 34)  # bluish: what lies around objects fades into one of them, grey or not
-FADED, TINT = 0.75, 0.3  # how much so, and how much of its colour each of several objects takes
-# Of the edges of objects, the first one's first; told apart by the colour-blind (Okabe and Ito 2008).
+DAY, NIGHT = (212, 224, 244), (14, 18, 34)  # bluish: the surroundings of objects fade into one of these
+FADED, TINT = 0.75, 0.3  # how much they fade, and how much of its colour each of several objects gets
+# Colours of the objects' edges, in order; the colour-blind can tell them apart (Okabe and Ito 2008).
 COLOURS = ((255, 64, 32), (86, 180, 233), (240, 228, 66), (0, 158, 115), (204, 121, 167), (0, 114, 178))
 # Black to white through purple and orange, so that more is always lighter, in print too.
 HEAT = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], dtype=np.float32)
 
 
 def draw_map(attention: Tensor, size: tuple[int, int], mode: UpsampleMode = "bilinear") -> Image:
-    """A map in colours from black (its least value) to pale yellow (its largest).
+    """Draws a map in colours from black (its smallest value) to pale yellow (its largest).
 
     Args:
         attention: (grid_h, grid_w), float.
         size: (height, width) of the picture, pixels.
-        mode: "bilinear", or "nearest" for patches as they are.
+        mode: "bilinear", or "nearest" for whole patches.
 
     Returns:
         A Pillow image in mode RGB.
@@ -54,11 +54,11 @@ def draw_map(attention: Tensor, size: tuple[int, int], mode: UpsampleMode = "bil
 
 
 def draw_scale(attention: Tensor, width: int) -> Image:
-    """What the colours of `draw_map` stand for: a bar between the map's least and largest value.
+    """Draws the scale of `draw_map`: a bar between the map's smallest and largest value.
 
     Args:
         attention: (grid_h, grid_w), float.
-        width: Of the picture, pixels.
+        width: Width of the picture, pixels.
 
     Returns:
         A Pillow image in mode RGB, `CAPTION` pixels high.
@@ -75,7 +75,7 @@ def draw_scale(attention: Tensor, width: int) -> Image:
 
 
 def draw_mask(photo: Image, mask: Tensor) -> Image:
-    """A photograph with everything outside the mask faded, and the mask's edge drawn; see `draw_objects`.
+    """Draws a photograph with everything outside the mask faded, and with the mask's edge. See `draw_objects`.
 
     Args:
         photo: A Pillow image in mode RGB.
@@ -93,10 +93,10 @@ def draw_mask(photo: Image, mask: Tensor) -> Image:
 
 
 def draw_objects(photo: Image, masks: Tensor) -> Image:
-    """A photograph in which objects stand out: all else is grey and faded, and each object has an edge in its colour.
+    """Draws a photograph with highlighted objects: the rest is grey and faded, each object has an edge in its colour.
 
-    What is faded becomes nearly black where the objects are bright, and nearly white where they are dark. Several
-    objects are tinted too.
+    The rest becomes nearly black around bright objects, and nearly white around dark ones. Several objects are also
+    tinted.
 
     Args:
         photo: A Pillow image in mode RGB.
@@ -129,12 +129,12 @@ def draw_objects(photo: Image, masks: Tensor) -> Image:
 
 
 def draw_colours(rgb: Tensor, size: tuple[int, int], inside: Tensor | None = None) -> Image:
-    """Colours of patches, each patch whole.
+    """Draws one colour for each whole patch.
 
     Args:
         rgb: (3, grid_h, grid_w), or (1, grid_h, grid_w) for grey; float, in [0, 1].
         size: (height, width) of the picture, pixels.
-        inside: bool (grid_h, grid_w): what is outside stays paper.
+        inside: bool (grid_h, grid_w): patches outside are blank.
 
     Returns:
         A Pillow image in mode RGB.
@@ -146,7 +146,7 @@ def draw_colours(rgb: Tensor, size: tuple[int, int], inside: Tensor | None = Non
 
 
 def frame_panels(panels: Sequence[Image]) -> list[Image]:
-    """Pictures of any sizes, each in the middle of a paper; papers are of one size."""
+    """Puts each picture, of any size, in the middle of a blank panel. All panels have one size."""
     width, height = max(panel.width for panel in panels), max(panel.height for panel in panels)
     framed = []
     for panel in panels:
@@ -157,7 +157,7 @@ def frame_panels(panels: Sequence[Image]) -> list[Image]:
 
 
 def blank_panel(width: int, height: int) -> Image:
-    """Paper, sides in pixels."""
+    """A blank panel; sides in pixels."""
     pillow: Any = require("PIL.Image", extra="images")
     paper: Image = pillow.new("RGB", (width, height), PAPER)
     return paper
@@ -167,7 +167,7 @@ def draw_panels(panels: Sequence[Image], captions: Sequence[str], columns: int |
     """Lays pictures of one size out in rows, each under its caption.
 
     Args:
-        panels: Pillow images, all of the size of the first.
+        panels: Pillow images, all of one size.
         captions: One line each.
         columns: Panels per row; all in one row if None.
 
@@ -175,7 +175,7 @@ def draw_panels(panels: Sequence[Image], captions: Sequence[str], columns: int |
         A Pillow image in mode RGB.
 
     Raises:
-        InputError: If there are no panels, or not one caption each.
+        InputError: If there are no panels, or not one caption per panel.
     """
     if not panels or len(panels) != len(captions):
         raise InputError(f"expected one caption per panel, got {len(panels)} panels, {len(captions)} captions")
@@ -196,12 +196,12 @@ def draw_panels(panels: Sequence[Image], captions: Sequence[str], columns: int |
 
 
 def data_url(picture: Image, kind: str = "PNG", **options: Any) -> str:
-    """A picture as text that a page holds in place of a file.
+    """A picture as a data URL, which a page can hold in place of a file.
 
     Args:
         picture: A Pillow image.
         kind: One of Pillow's formats that browsers show.
-        **options: Of Pillow's writer, as quality.
+        **options: Options of Pillow's writer, such as quality.
     """
     file = io.BytesIO()
     picture.save(file, format=kind, **options)

@@ -1,6 +1,6 @@
-"""Edges: the named ways from the levels of objects on the patch grid to their masks at the pixels of a photograph.
+"""Edges: named ways to turn levels of objects on the patch grid into masks at the pixels of a photograph.
 
-`EDGES` is the one table of them, as `METHODS` is of methods.
+`EDGES` is the table of edges, as `METHODS` is the table of methods.
 """
 
 from __future__ import annotations
@@ -18,42 +18,41 @@ from .guided import add_colours, guided_filter
 
 # Chosen on photographs; recipes/measure_masks.py measures them.
 SIDE = 144  # shorter side of the photograph on which the filter is computed, pixels
-DETAIL = 720  # shorter side of the one whose edges are followed, at most; memory is finite
-RADIUS = 1 / 12  # of the filter's windows, over that side
-STEEPNESS = 2.0  # logits of being inside an object, by standard deviation of its levels
+DETAIL = 720  # largest shorter side, pixels, of the photograph whose edges are followed, to save memory
+RADIUS = 1 / 12  # radius of the filter's windows, as a share of SIDE
+STEEPNESS = 2.0  # logits of being inside an object, per standard deviation of its levels
 
-# Called with levels (n, rows, columns), as `Segments` has them, and the photograph, uint8 (3, height, width); gives
+# Called with levels (n, rows, columns), as in `Segments`, and the photograph, uint8 (3, height, width); returns
 # disjoint masks, bool (n, height, width).
 Edges: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 def patch_edges(levels: Tensor, photo: Tensor) -> Tensor:
-    """Each patch whole: steps, and nothing but what the model said."""
+    """Whole patches: the model's masks, with steps at their edges."""
     return _masks(levels, photo, lambda level, size: upsample(level, size))
 
 
 def smooth_edges(levels: Tensor, photo: Tensor) -> Tensor:
-    """Levels are blended between the centres of patches, so that outlines run smoothly where the levels cross 0.
+    """Blends levels between the centres of patches, so that outlines run smoothly where the levels cross 0.
 
-    An object of which nothing would be left keeps its patches.
+    An object that would vanish keeps its patches.
     """
     return _masks(levels, photo, lambda level, size: _or_patches(upsample(level, size, mode="bilinear"), level))
 
 
 def guided_edges(levels: Tensor, photo: Tensor) -> Tensor:
-    """Outlines follow the edges of the photograph, by a guided filter of the blended levels.
+    """Makes outlines follow the edges of the photograph, by a guided filter of the blended levels.
 
-    The filter is computed on a small photograph and read at all pixels. An object of which nothing would be left keeps
-    its patches.
+    The filter is computed on a small photograph and read at all pixels. An object that would vanish keeps its patches.
     """
     return _follow(levels, photo, lambda small, fine: fine)
 
 
 def colour_edges(levels: Tensor, photo: Tensor) -> Tensor:
-    """As `guided_edges`, after pixels whose colours are those of the object were added, and others taken off.
+    """`guided_edges`, after adding pixels in the colours of the object and removing others.
 
-    Colours decide with the levels (`add_colours`), so that an object may also lose or win parts that the model did not
-    show. That is knowledge of the photograph, not of the model.
+    Colours decide together with the levels (`add_colours`). So an object may gain or lose parts that the model did not
+    show. That knowledge comes from the photograph, not from the model.
     """
     return _follow(levels, photo, lambda small, fine: add_colours(small, STEEPNESS * fine).sigmoid() - 0.5)
 
@@ -67,7 +66,7 @@ EDGES: dict[str, Edges] = {
 
 
 def choose_edges(edges: str | Edges) -> Edges:
-    """The function of that name in `EDGES`, or the one that is given.
+    """The function of this name in `EDGES`, or the given function.
 
     Raises:
         UnknownNameError: If there is no such name; the message lists close matches.
@@ -83,7 +82,7 @@ def choose_edges(edges: str | Edges) -> Edges:
 
 
 def _follow(levels: Tensor, photo: Tensor, prepared: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Masks by the guided filter of what is made of the small photograph and the levels blended to its size."""
+    """Masks by the guided filter. `prepared` gets the small photograph and the levels blended to its size."""
     guide, small, radius = _guides(photo, levels.device)
 
     def filtered(level: Tensor, size: tuple[int, int]) -> Tensor:
@@ -94,26 +93,26 @@ def _follow(levels: Tensor, photo: Tensor, prepared: Callable[[Tensor, Tensor], 
 
 
 def _or_patches(fine: Tensor, level: Tensor) -> Tensor:
-    """The levels at pixels, or those of the patches if an object would be lost."""
+    """The levels at pixels, or at patches if the object would vanish."""
     return fine if (fine > 0).any() else upsample(level, (fine.shape[0], fine.shape[1]))
 
 
 def _guides(photo: Tensor, device: torch.device) -> tuple[Tensor, Tensor, int]:
-    """The photograph in [0, 1], of at most `DETAIL` and `SIDE` pixels, and the radius of the filter on the latter."""
+    """The photograph in [0, 1] with at most `DETAIL` and `SIDE` pixels, and the filter's radius on the small one."""
     guide = _shrunk(photo.to(device).float() / 255, DETAIL)
     small = _shrunk(guide, SIDE)
     return guide, small, max(1, round(min(small.shape[1:]) * RADIUS))
 
 
 def _shrunk(photo: Tensor, side: int) -> Tensor:
-    """With a shorter side of at most so many pixels."""
+    """The photograph with a shorter side of at most `side` pixels."""
     scale = min(1.0, side / min(photo.shape[1:]))
     size = [max(1, round(length * scale)) for length in photo.shape[1:]]
     return photo if scale == 1 else F.interpolate(photo[None], size, mode="bilinear", antialias=True)[0]
 
 
 def _masks(levels: Tensor, photo: Tensor, enlarge: Callable[[Tensor, tuple[int, int]], Tensor]) -> Tensor:
-    """Each pixel belongs to the object of the highest level above 0; one map at a time, for photographs are large."""
+    """Gives each pixel to the object of the highest level above 0, one map at a time to save memory."""
     size = (photo.shape[-2], photo.shape[-1])
     masks = torch.zeros(len(levels), *size, dtype=torch.bool, device=levels.device)
     highest = torch.zeros(size, device=levels.device)

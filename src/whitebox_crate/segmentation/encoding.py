@@ -1,4 +1,4 @@
-"""Encoding: a mask as run lengths, which COCO's JSON holds, without COCO's library."""
+"""Encoding: masks as run lengths for COCO's JSON, without COCO's library."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from ..errors import InputError
 
 
 def run_lengths(mask: Tensor) -> dict[str, Any]:
-    """How many pixels in a row are outside, inside, outside, ..., going down the columns from the left.
+    """The lengths of runs of pixels outside, inside, outside, ..., down the columns from the left.
 
     Args:
         mask: bool (height, width).
 
     Returns:
-        {"size": [height, width], "counts": [...]}, what COCO calls an uncompressed RLE. The first count is of pixels
-        outside, and may be 0.
+        {"size": [height, width], "counts": [...]}, which COCO calls an uncompressed RLE. The first count is for
+        pixels outside, and may be 0.
 
     Raises:
         InputError: If the mask is not as above.
     """
     if mask.ndim != 2 or mask.dtype != torch.bool:
         raise InputError(f"expected a bool mask (height, width), got {mask.dtype} of shape {tuple(mask.shape)}")
-    pixels = torch.cat([torch.zeros(1, dtype=torch.bool), mask.cpu().T.flatten()])  # begins outside
+    pixels = torch.cat([torch.zeros(1, dtype=torch.bool), mask.cpu().T.flatten()])  # starts outside
     changes = (pixels[1:] != pixels[:-1]).nonzero().flatten()
     bounds = torch.cat([torch.zeros(1, dtype=torch.int64), changes, torch.tensor([mask.numel()])])
     return {"size": list(mask.shape), "counts": bounds.diff().tolist()}

@@ -1,4 +1,4 @@
-"""Class maps: where an image speaks for a class, by the gradient of its logit at attention."""
+"""Class maps: where an image gives evidence for a class, by the gradient of its logit at attention."""
 
 from __future__ import annotations
 
@@ -25,35 +25,35 @@ def class_maps(
     method: ClassMap = "relevance",
     layer: int | None = None,
 ) -> Tensor:
-    """Where an image speaks for a class: attention, weighted by what it does to the logit y of that class.
+    """Where an image gives evidence for a class: attention, weighted by its effect on the logit y of that class.
 
-    Of the attention A of a layer, `G = mean over heads of max(dy/dA * A, 0)`:
+    With the attention A of a layer, `G = mean over heads of max(dy/dA * A, 0)`:
 
-    - "relevance": `(1 + G_L) ... (1 + G_1) - 1`, all ways from the patches through one or more layers, in the row that
+    - "relevance": `(1 + G_L) ... (1 + G_1) - 1`: all paths from the patches through one or more layers, in the row that
       the head reads (Chefer et al., arXiv 2103.15679, Eq. 5 and 6; their earlier method, arXiv 2012.09838, has another
-      relevance in the place of A). That a skip carries each token on by itself is an assumption, as in a rollout.
-    - "gradient_attention": this row of G of a single layer.
+      relevance in place of A). It assumes that a skip keeps each token in its place, as a rollout does.
+    - "gradient_attention": this row of G in a single layer.
 
-    The row is that of [CLS]; with the pooling "avg" or "mean", the mean of the rows of the tokens that are pooled, if
-    they have rows: class attention, as in ToST, has that of [CLS] alone.
+    The row is the row of [CLS]. With the pooling "avg" or "mean" it is the mean row of the pooled tokens, if they have
+    rows. (Class attention, as in ToST, has only the row of [CLS].)
 
-    The model runs as it is, whatever autograd mode the caller is in; no gradient is left on a parameter. "relevance"
-    keeps the attention of all layers and its gradients, 2 * layers * batch * heads * tokens^2 values: give it few
-    images at once. "gradient_attention" of [CLS] keeps a row of each.
+    The model runs in its current mode, whatever the caller's autograd mode. No gradient stays on a parameter.
+    "relevance" keeps the attention of all layers and its gradients, 2 * layers * batch * heads * tokens^2 values, so
+    give it few images at once. "gradient_attention" for [CLS] keeps one row of each.
 
     Args:
-        model: A model that `capture` reads, which gives logits (`num_classes` of a `Structure`).
+        model: A model that `capture` reads and that gives logits (`num_classes` of a `Structure`).
         images: (batch, in_chans, height, width), float, finite.
-        classes: By index or name: one for all images, or one for each; None for the likeliest of each.
+        classes: Index or name: one for all images, or one for each; None for the most likely class of each.
         method: "relevance" or "gradient_attention".
-        layer: Of "gradient_attention" the layer; `default_layer` of the model if None.
+        layer: The layer of "gradient_attention"; `default_layer` of the model if None.
 
     Returns:
         Detached, (batch, grid_h, grid_w), not negative, the dtype of the attention.
 
     Raises:
         InputError: If the model gives no logits, does not take the images, or checkpoints gradients; if the images are
-            not finite, a layer does not go on with its attention times values, or `layer` is given for "relevance".
+            not finite, a layer does not multiply its attention by values, or `layer` is given for "relevance".
         UnknownNameError: If there is no such class, layer or method, or a layer has no attention.
 
     Example:
@@ -73,7 +73,7 @@ def class_maps(
     layers = range(len(core.layers())) if method == "relevance" else [resolve_layer(core, layer)]
     if method == "relevance" and not all("attention" in core.readings_of(unwrap(each)) for each in core.layers()):
         raise InputError(
-            "relevance goes by the attention of every layer, and not all layers have any: choose gradient_attention"
+            "relevance needs attention in every layer, and some layers have none: choose gradient_attention"
         )
     of_cls = core.global_pool == "token" and method == "gradient_attention"
     with (
@@ -81,11 +81,11 @@ def class_maps(
         torch.enable_grad(),
         capture(core, "attention", layers=layers, queries="cls" if of_cls else "all", eager=True) as trace,
     ):
-        # The images need a gradient, so that a model whose parameters are frozen has one too.
+        # The images need a gradient, so that a model with frozen parameters has one too.
         logits = core(images.detach().clone().requires_grad_())
         wanted = logits.amax(1) if chosen is None else logits.gather(1, chosen.clone()[:, None])
         attention = [trace["attention", index] for index in layers]
-        gradients = torch.autograd.grad(wanted.sum(), attention)  # images do not see each other: one pass for all
+        gradients = torch.autograd.grad(wanted.sum(), attention)  # images are independent: one pass for all
     weighted = [positive_attention(rows.detach(), of_rows) for rows, of_rows in zip(attention, gradients, strict=True)]
     if of_cls or weighted[0].shape[1] == 1:  # class attention has no other row
         found = weighted[0][:, 0]
@@ -96,11 +96,11 @@ def class_maps(
 
 
 def positive_attention(attention: Tensor, gradient: Tensor) -> Tensor:
-    """Attention that speaks for something, `mean over heads of max(gradient * attention, 0)`: arXiv 2103.15679, Eq. 5.
+    """Attention that raises a number: `mean over heads of max(gradient * attention, 0)`, arXiv 2103.15679, Eq. 5.
 
     Args:
         attention: (batch, heads, queries, tokens), of any backbone.
-        gradient: That of a number at the attention, the same shape.
+        gradient: Gradient of the number at the attention, the same shape.
 
     Returns:
         (batch, queries, tokens).
@@ -109,11 +109,12 @@ def positive_attention(attention: Tensor, gradient: Tensor) -> Tensor:
 
 
 def relevance(weighted: Sequence[Tensor], read: Tensor) -> Tensor:
-    """What came from each token by one or more layers: `read ((1 + G_L) ... (1 + G_1) - 1)`, arXiv 2103.15679, Eq. 6.
+    """The contribution of each token: `read ((1 + G_L) ... (1 + G_1) - 1)`, arXiv 2103.15679, Eq. 6.
 
     Args:
         weighted: G of each layer, the first one first, (batch, tokens, tokens); see `positive_attention`.
-        read: (tokens,): the weights by which the last tokens are read; 1 for [CLS] and else 0, if that alone is.
+        read: (tokens,): the weights with which the head reads the last tokens; 1 for [CLS] and 0 elsewhere, if the head
+            reads only [CLS].
 
     Returns:
         (batch, tokens).
@@ -125,7 +126,7 @@ def relevance(weighted: Sequence[Tensor], read: Tensor) -> Tensor:
 
 
 def _read_by_head(core: Readable, like: Tensor) -> Tensor:
-    """The weights by which the head reads the last tokens, (tokens,)."""
+    """The weights with which the head reads the last tokens, (tokens,)."""
     read = like.new_zeros(like.shape[-1])
     if core.global_pool == "token":
         read[0] = 1

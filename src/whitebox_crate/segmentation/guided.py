@@ -8,12 +8,12 @@ from torch import Tensor
 
 from ..errors import InputError
 
-BINS = 8  # of a colour histogram, in each channel
-PRIOR = 0.02  # how much of the histogram of the whole photograph is added to that of a part of it
+BINS = 8  # bins of a colour histogram, per channel
+PRIOR = 0.02  # share of the whole photograph's histogram that is added to the histogram of a part
 
 
 def guided_filter(guide: Tensor, values: Tensor, radius: int, eps: float = 1e-3, *, at: Tensor | None = None) -> Tensor:
-    """Smooths values, but not across the edges of a guide: in each window they are fitted by a linear function of it.
+    """Smooths values, but not across edges of a guide: in each window, a linear function of the guide fits them.
 
     The guided filter for a guide in colour (He, Sun and Tang 2010, equations 14 to 16). With `at`, the linear functions
     are found on the small guide and read on a larger one: the fast guided filter (arXiv 1505.00996).
@@ -21,12 +21,13 @@ def guided_filter(guide: Tensor, values: Tensor, radius: int, eps: float = 1e-3,
     Args:
         guide: (3, height, width), float, about in [0, 1].
         values: (height, width), float.
-        radius: Of the square windows, pixels, at least 1; a window has (2 radius + 1)^2 of them, fewer at the border.
-        eps: How much a guide may vary, squared, and still count as flat.
+        radius: Radius of the square windows, pixels, at least 1. A window has (2 radius + 1)^2 pixels, fewer at the
+            border.
+        eps: Largest variance of a guide that counts as flat.
         at: (3, other height, other width): the same guide at another size.
 
     Returns:
-        float32 (height, width), of `at` if that is given.
+        float32 (height, width); the size of `at` if that is given.
 
     Raises:
         InputError: If the arguments are not as above.
@@ -55,15 +56,16 @@ def guided_filter(guide: Tensor, values: Tensor, radius: int, eps: float = 1e-3,
 
 
 def add_colours(photo: Tensor, logits: Tensor, rounds: int = 4) -> Tensor:
-    """Adds to each pixel's logit of being inside how much more often its colour is inside than outside.
+    """Raises the logit of being inside for pixels whose colour is more often inside than outside.
 
-    Colours inside and outside are histograms, each pixel counted by its probability, and probabilities and histograms
-    are found in turn, as GrabCut does with Gaussians (Rother, Kolmogorov and Blake 2004), here without its graph cut.
+    Colours inside and outside are histograms in which each pixel counts by its probability. Probabilities and
+    histograms are updated in turn, as GrabCut does with Gaussians (Rother, Kolmogorov and Blake 2004), but without its
+    graph cut.
 
     Args:
         photo: (3, height, width), float, in [0, 1].
-        logits: float (height, width): of a pixel being inside, as known beforehand.
-        rounds: How often.
+        logits: float (height, width): logit of each pixel being inside, from the model.
+        rounds: Number of updates.
 
     Returns:
         float32 (height, width).
@@ -81,7 +83,7 @@ def add_colours(photo: Tensor, logits: Tensor, rounds: int = 4) -> Tensor:
 
 
 def _window_means(values: Tensor, radius: int) -> Tensor:
-    """Means over square windows, of the part within the image; (channels, height, width), by running sums."""
+    """Means over the part of square windows inside the image, (channels, height, width), by running sums."""
     for dim in (-2, -1):
         length = values.shape[dim]
         sums = F.pad(values.double().cumsum(dim), (1, 0) if dim == -1 else (0, 0, 1, 0))

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import InputError
 from .attention import upsample
 
-NOTHING = 1e-6  # a pick that is off the mean patch by less than this share of a patch's usual distance is none
+NOTHING = 1e-6  # a pick nearer to the mean patch than this share of a patch's usual distance counts as no pick
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class HeadRanking:
     """How consistently each head picks one kind of patch over a set of images; see `rank_heads`.
 
     Attributes:
-        score: float64 (heads,), in [-2, 2]: `consistency` less `in_place`.
-        consistency: float64 (heads,), in [-1, 1]: how alike the picks of a head in two images are.
-        in_place: float64 (heads,), in [-1, 1]: how alike they would be if it looked at the same places in both.
-        recognised: float64 (heads,), in [0, 1]: how often, of the picks of all heads in another image, the one most
-            alike is that of the same head. Guesses would be right once in as many times as there are heads.
+        score: float64 (heads,), in [-2, 2]: `consistency` minus `in_place`.
+        consistency: float64 (heads,), in [-1, 1]: how similar the picks of a head in two images are.
+        in_place: float64 (heads,), in [-1, 1]: how similar they would be if the head looked at the same places in both.
+        recognised: float64 (heads,), in [0, 1]: how often the most similar pick in another image, among the picks of
+            all heads, belongs to the same head. Chance is 1 / heads.
     """
 
     score: Tensor
@@ -35,7 +35,7 @@ class HeadRanking:
 
     @property
     def order(self) -> list[int]:
-        """The heads, the highest score first; of equal ones, the lower index."""
+        """The heads, the highest score first; for equal scores, the lower index."""
         order: list[int] = self.score.argsort(descending=True, stable=True).tolist()
         return order
 
@@ -43,23 +43,23 @@ class HeadRanking:
 def rank_heads(maps: Tensor | Sequence[Tensor], features: Tensor | Sequence[Tensor]) -> HeadRanking:
     """Ranks the heads of one layer by how consistently they pick a part (arXiv 2308.16271, Fig. 7), without labels.
 
-    The paper picks its heads by eye: one that looks at legs should look at legs in every image. Here, what a head picks
-    in an image is the mean of the image's features weighted by the head's map, less their plain mean. Two picks are as
-    alike as the cosine of the angle between them.
+    The paper picks its heads by eye: a head that looks at legs should look at legs in every image. Here, the pick of a
+    head in an image is the mean of the image's features weighted by the head's map, minus their plain mean. The
+    similarity of two picks is their cosine.
 
     - A head without preference picks nothing; all its similarities are 0.
-    - Features of one class are alike anyhow, and a head that always looks at the same place finds the same there as
-      long as objects are placed alike. So the consistency of a head, the mean similarity of its picks in two images,
-      counts only as far as it exceeds the similarity of what the map of the one image picks in both (`in_place`): a
-      semantic head follows the part to where it is.
+    - Features of one class are similar anyway, and a head that always looks at the same place finds the same as long as
+      objects are placed alike. So the consistency of a head (the mean similarity of its picks in two images) is
+      compared with `in_place`: the similarity if one image's map picks in both images. A semantic head follows the
+      part.
 
-    Scores compare heads of one layer over one set of images. They say that a head picks the same, not what that is: in
-    early layers it may be a colour.
+    Scores compare heads of one layer over one set of images. They say that a head picks the same thing, not which
+    thing; in early layers it may be a colour.
 
     Args:
         maps: (images, heads, rows, columns), or (heads, rows, columns) for each image: attention of [CLS], not
             negative; the scale of a map does not matter. Grids may differ; maps are then resampled for `in_place`.
-        features: (images, rows * columns, dim), or (rows * columns, dim) for each image, float: patches alone, the same
+        features: (images, rows * columns, dim), or (rows * columns, dim) for each image, float: patches only, the same
             features for all heads. See `patch_features`.
 
     Raises:
@@ -87,32 +87,34 @@ def rank_heads(maps: Tensor | Sequence[Tensor], features: Tensor | Sequence[Tens
 
 
 def _pick(map_: Tensor, patches: Tensor) -> Tensor:
-    """What each head picks, as unit vectors (heads, dim); 0 where that is nothing."""
+    """The pick of each head, as unit vectors (heads, dim); 0 if a head picks nothing."""
     shares = map_.flatten(1) / map_.flatten(1).sum(1, keepdim=True)
     centred = patches - patches.mean(0)
     picks = shares @ centred
-    if centred.norm() <= NOTHING * patches.norm():  # the same everywhere but for rounding
+    if centred.norm() <= NOTHING * patches.norm():  # equal everywhere, up to rounding
         return torch.zeros_like(picks)
     usual = centred.square().sum(1).mean().sqrt()
     return torch.where(picks.norm(dim=1, keepdim=True) > NOTHING * usual, F.normalize(picks, dim=1), 0)
 
 
 def _checked(maps: list[Tensor], features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """The same in float64 on the CPU."""
+    """Maps and features in float64 on the CPU."""
     if len(maps) < 2 or len(maps) != len(features):
         raise InputError(f"expected maps and features of two images or more, got {len(maps)} and {len(features)}")
     for index, (map_, patches) in enumerate(zip(maps, features, strict=True)):
         if map_.ndim != 3 or patches.ndim != 2 or map_[0].numel() != len(patches) or 0 in (*map_.shape, *patches.shape):
             raise InputError(
-                f"image {index}: maps (heads, rows, columns) and features (rows * columns, dim) go together, not "
+                f"image {index}: expected maps (heads, rows, columns) and features (rows * columns, dim), got "
                 f"{tuple(map_.shape)} and {tuple(patches.shape)}"
             )
         if (len(map_), patches.shape[1]) != (len(maps[0]), features[0].shape[1]):
             raise InputError(f"image {index} has other heads or another dim than image 0; take one layer of one model")
         if not map_.is_floating_point() or not patches.is_floating_point():
-            raise InputError(f"image {index}: maps and features are float, not {map_.dtype} and {patches.dtype}")
+            raise InputError(f"image {index}: maps and features must be float, not {map_.dtype} and {patches.dtype}")
         if not map_.isfinite().all() or not patches.isfinite().all():
-            raise InputError(f"image {index} has NaN or infinite values; look at how it was read and normalised")
+            raise InputError(f"image {index} has NaN or infinite values; check how it was read and normalised")
         if (map_ < 0).any() or not map_.flatten(1).any(1).all():
-            raise InputError(f"image {index}: attention maps are not negative, and none is zero everywhere")
+            raise InputError(
+                f"image {index} has a map with negative values, or one that is zero everywhere; give attention maps"
+            )
     return [[one.detach().to("cpu", torch.float64) for one in kind] for kind in (maps, features)]  # type: ignore[return-value]

@@ -1,6 +1,6 @@
-"""Methods: the named ways from a photograph, as a model sees it, to the masks of its objects.
+"""Methods: named ways to find the masks of objects in a photograph, as a model sees it.
 
-`METHODS` is the one table of them: `whitebox_crate.segment`, the command line and the evaluations take names from it.
+`METHODS` is their table: `whitebox_crate.segment`, the command line and the evaluations take names from it.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from .gradients import class_maps
 from .otsu import otsu_cut
 from .states import Grid, all_cls_attention, cls_attention, patch_features, resolve_layer
 
-EDGE = 1e-6  # the least a level is off 0, in standard deviations of the map
+EDGE = 1e-6  # smallest distance of a level from 0, in standard deviations of the map
 SCALES = (2 / 3, 4 / 3)  # chosen on photographs; recipes/measure_masks.py measures them
 
 
 class Segments(NamedTuple):
-    """What a method finds in one image, on the patch grid.
+    """The result of a method for one image, on the patch grid.
 
     Attributes:
-        levels: float32 (n, rows, columns): the mask of an object is where its levels are above 0, and the larger a
-            level, the further inside. n may be 0.
+        levels: float32 (n, rows, columns): a patch is in the mask of an object if its level is above 0; the larger, the
+            further inside. n may be 0.
         scores: float32 (n,), in [0, 1]: how clear each object is; see `clearness`.
-        map: float32 (rows, columns): what the mask of the first object was cut from.
-        maps: float32 (maps, rows, columns): all that was looked at: maps of heads, eigenvectors.
+        map: float32 (rows, columns): the map that the first mask was cut from.
+        maps: float32 (maps, rows, columns): all maps behind the masks: maps of heads, or eigenvectors.
     """
 
     levels: Tensor
@@ -72,9 +72,10 @@ def by_attention(
         model: A model that `capture` reads.
         pixels: (in_chans, height, width), normalised.
         layer: Which layer; `default_layer` of the model if None.
-        head: One head, several, or "all", whose mean is cut; if None, the weights' best if it was measured, else all.
-        rule: See `attention_masks`; if None, "mass" where `keep` is given, else "mean".
-        keep: See `attention_masks`, 0.6 if None.
+        head: One head, several, or "all"; their mean map is cut. If None, the weights' best head, or all if that was
+            not measured.
+        rule: See `attention_masks`; if None, "mass" if `keep` is given, else "mean".
+        keep: See `attention_masks`; 0.6 if None.
 
     Raises:
         InputError: If the pixels or `keep` are not as above.
@@ -88,7 +89,7 @@ def by_attention(
     heads = resolve_indices("head", wanted, core.num_heads)
     maps = cls_attention(model, pixels[None], resolve_layer(model, layer))[0, heads].float()
     if not maps.isfinite().all():
-        raise WeightsError("the attention is not finite; the weights are damaged")
+        raise WeightsError("the attention is not finite: the weights are damaged; load them again")
     map_ = maps.mean(0)
     by_rule, share = rule_and_keep(rule, keep)
     return _segments(map_, maps, [(map_, attention_masks(map_, share, by_rule))])
@@ -103,19 +104,19 @@ def by_multiscale(
 ) -> Segments:
     """One mask: where the geometric mean of many [CLS] maps is high.
 
-    The maps of all heads of some layers, of the image at some sizes, are averaged by their logarithms, so that no map
-    with a few high peaks outvotes the others. In CRATE such a logarithm is, but for a constant, the inner product of
-    what [CLS] and the patch are in one subspace: w_cls . w / sqrt(head_dim). Otsu's cut divides the mean map.
+    The maps of all heads of some layers, for the image at some sizes, are averaged by their logarithms. So a map with a
+    few high peaks cannot outvote the others. In CRATE such a logarithm is, up to a constant, the inner product of [CLS]
+    and the patch in one subspace: w_cls . w / sqrt(head_dim). Otsu's cut divides the mean map.
 
-    Images at several sizes are common in testing dense predictors (arXiv 1606.00915, section 4.1); means of
-    logarithms are those of a product of experts (Hinton 2002).
+    Several image sizes are common in testing dense predictors (arXiv 1606.00915, section 4.1). A mean of logarithms is
+    a product of experts (Hinton 2002).
 
     Args:
         model: A model that `capture` reads.
         pixels: (in_chans, height, width), normalised.
-        layer: From which layer on, of those that have attention; `default_layer` of the model if None.
-        scales: Sizes at which the model sees the image, as multiples of that of the pixels; rounded to whole patches.
-            `SCALES` if None, or 1 of a model that takes images of one size alone.
+        layer: The first layer to use, with all later ones that have attention; `default_layer` of the model if None.
+        scales: Sizes of the image for the model, as multiples of the size of `pixels`, rounded to whole patches. If
+            None, `SCALES`, or 1 for a model that takes only one size.
 
     Raises:
         InputError: If the pixels or scales are not as above.
@@ -144,15 +145,15 @@ def by_maskcut(
     state: State = "projections",
     tau: float = 0.15,
 ) -> Segments:
-    """The objects that MaskCut finds one after the other, by the features of patches (arXiv 2301.11320, section 3.2).
+    """Finds objects one after the other with MaskCut, by the features of patches (arXiv 2301.11320, section 3.2).
 
     Args:
         model: A model that `capture` reads.
         pixels: (in_chans, height, width), normalised.
         n: Most objects, at least 1.
         layer: Which layer; `default_layer` of the model if None.
-        state: What to cut by; see `maskcut_of`.
-        tau: Patches are linked where their cosine is above this, in [0, 1).
+        state: The features; see `maskcut_of`.
+        tau: Patches whose cosine is above this are linked, in [0, 1).
 
     Raises:
         InputError: If an argument is not as above, or the features are not finite.
@@ -166,12 +167,12 @@ def by_maskcut(
 
 
 def by_class(model: nn.Module, pixels: Tensor, *, label: Class | None = None) -> Segments:
-    """One mask: what speaks for a class, by Otsu's cut of its relevance (`class_maps`).
+    """One mask: the evidence for a class, by Otsu's cut of its relevance (`class_maps`).
 
     Args:
-        model: A model that `capture` reads, which gives logits.
+        model: A model that `capture` reads and that gives logits.
         pixels: (in_chans, height, width), normalised.
-        label: The class, by name or index; the likeliest if None.
+        label: The class, by name or index; the most likely class if None.
 
     Raises:
         InputError: If the model does not classify, or the pixels are not as above.
@@ -180,7 +181,7 @@ def by_class(model: nn.Module, pixels: Tensor, *, label: Class | None = None) ->
     """
     map_ = class_maps(model, pixels[None], label)[0].float()
     if not map_.isfinite().all():
-        raise WeightsError("attention or its gradients are not finite; the weights are damaged")
+        raise WeightsError("attention or its gradients are not finite: the weights are damaged; load them again")
     return _segments(map_, map_[None], [(map_, map_ > otsu_cut(map_))])
 
 
@@ -192,18 +193,18 @@ def by_features(
     layer: int | None = None,
     state: State = "projections",
 ) -> Segments:
-    """The masks that a function of one's own makes of the features of patches.
+    """Masks by your own function of the patches' features.
 
     Args:
         model: A model that `capture` reads.
         pixels: (in_chans, height, width), normalised.
-        masker: Called with features (tokens, dim), row by row, and the grid (rows, columns); gives bool (n,
-            rows, columns) or (rows, columns).
+        masker: Your function. It gets features (tokens, dim), row by row, and the grid (rows, columns), and returns
+            bool (n, rows, columns) or (rows, columns).
         layer: Which layer; `default_layer` of the model if None.
         state: Which features; see `patch_features`.
 
     Raises:
-        InputError: If the pixels are not as above, or the function gives something else.
+        InputError: If the pixels are not as above, or the function returns something else.
         UnknownNameError: If there is no such layer or state.
     """
     features, grid = patch_features(model, pixels[None], resolve_layer(model, layer), state)
@@ -215,7 +216,7 @@ def by_features(
         or masks.ndim not in (2, 3)
     ):
         told = f"{masks.dtype} of {tuple(masks.shape)}" if isinstance(masks, Tensor) else type(masks).__name__
-        raise InputError(f"a method gives bool masks (n, {grid[0]}, {grid[1]}), one an object, not {told}")
+        raise InputError(f"a method must return bool masks (n, {grid[0]}, {grid[1]}), one per object, not {told}")
     maps = masks.view(-1, *grid).float()
     return _segments(maps.sum(0), maps, [(map_, map_ > 0) for map_ in maps])
 
@@ -229,11 +230,11 @@ METHODS: dict[str, Method] = {
 
 
 def choose_method(method: str | Masker, **settings: Any) -> Callable[[nn.Module, Tensor], Segments]:
-    """A method with its settings, to be called with a model and the pixels of one image.
+    """A method with its settings. Call it with a model and the pixels of one image.
 
     Args:
-        method: A name in `METHODS`, or a function of one's own; see `by_features`.
-        **settings: Those that the method has; None stands for its own value.
+        method: A name in `METHODS`, or your own function; see `by_features`.
+        **settings: Settings of the method; None stands for the default.
 
     Raises:
         UnknownNameError: If there is no such method, or it has no such setting; the message lists close matches.
@@ -269,11 +270,11 @@ def method_with(settings: Collection[str]) -> str:
     for name in METHODS:
         if settings_of(name).keys() >= set(settings):
             return name
-    raise InputError(f"no method has all of the settings {', '.join(settings)}; leave some out, or name the method")
+    raise InputError(f"no method has all the settings {', '.join(settings)}; leave some out, or name the method")
 
 
 def settings_of(method: str | Masker) -> dict[str, Any]:
-    """The settings of a method, each with the value that it has by itself.
+    """The settings of a method, with their defaults.
 
     Raises:
         UnknownNameError: If there is no such method; the message lists close matches.
@@ -289,16 +290,16 @@ def _named(method: str) -> Method:
 
 
 def clearness(map_: Tensor, mask: Tensor) -> Tensor:
-    """How clearly a map tells a mask from what is around it: the share of the map's variance that is between the two.
+    """How clearly a map separates a mask from the rest: the share of the map's variance that is between the two.
 
-    It is what Otsu's cut makes largest (Otsu 1979, the criterion eta), and does not depend on the map's scale.
+    Otsu's cut maximises this number (Otsu 1979, the criterion eta). It does not depend on the map's scale.
 
     Args:
         map_: float (rows, columns).
         mask: bool (rows, columns).
 
     Returns:
-        A float32 number in [0, 1]; 0 where the mask or what is around it is empty, or the map is constant.
+        A float32 number in [0, 1]; 0 if the mask or the rest is empty, or the map is constant.
     """
     share, variance = mask.float().mean(), map_.var(unbiased=False)
     if not 0 < share < 1 or variance <= 0:
@@ -308,24 +309,24 @@ def clearness(map_: Tensor, mask: Tensor) -> Tensor:
 
 
 def _log_maps(model: nn.Module, pixels: Tensor, layers: Sequence[int], grid: Grid) -> Tensor:
-    """Logarithms of the maps of these layers, brought to a grid; a map that is the same everywhere is 0."""
+    """Logarithms of the maps of these layers, resampled to a grid. A constant map is 0."""
     maps = all_cls_attention(model, pixels[None], layers)[0].float().flatten(0, 1)
     if not maps.isfinite().all():
-        raise WeightsError("the attention is not finite; the weights are damaged")
+        raise WeightsError("the attention is not finite: the weights are damaged; load them again")
     maps = maps / maps.mean((-2, -1), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
     logs = maps.clamp_min(torch.finfo(maps.dtype).tiny).log()
     return F.interpolate(logs[None], grid, mode="bilinear", antialias=True)[0]
 
 
 def _scaled(pixels: Tensor, patch_size: tuple[int, int], scale: float) -> Tensor:
-    """The image at another size, of whole patches."""
+    """The image at another size, in whole patches."""
     sides = zip(pixels.shape[1:], patch_size, strict=True)
     size = [max(1, round(side * scale / patch)) * patch for side, patch in sides]
     return F.interpolate(pixels[None], size, mode="bicubic", antialias=True)[0]
 
 
 def _segments(map_: Tensor, maps: Tensor, objects: Sequence[tuple[Tensor, Tensor]]) -> Segments:
-    """Of objects by their map and mask; those without a patch are left out."""
+    """The `Segments` of objects, given as map and mask. Objects without a patch are left out."""
     there = [(of, mask) for of, mask in objects if mask.any()]
     empty = map_.new_zeros(0, *map_.shape)
     levels = torch.stack([_levels(of, mask) for of, mask in there]) if there else empty
@@ -334,12 +335,12 @@ def _segments(map_: Tensor, maps: Tensor, objects: Sequence[tuple[Tensor, Tensor
 
 
 def _levels(map_: Tensor, mask: Tensor) -> Tensor:
-    """The map as levels around the cut that made the mask: above 0 in the mask alone."""
+    """The map, shifted so that it is above 0 inside the mask and only there."""
     if mask.all():
         return torch.ones_like(map_)
     values = map_ if map_[mask].mean() >= map_[~mask].mean() else -map_
     least = values[mask].amin()
-    below = values[~mask & (values < least)]  # other parts that MaskCut left out may be above
+    below = values[~mask & (values < least)]  # parts that MaskCut left out may be higher
     values = values - (least + (below.amax() if len(below) else least)) / 2
     values = values / values.std(unbiased=False).clamp_min(torch.finfo(values.dtype).tiny)
     return torch.where(mask, values.clamp_min(EDGE), values.clamp_max(-EDGE))

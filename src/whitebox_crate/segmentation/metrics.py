@@ -1,4 +1,4 @@
-"""How well masks cover what they should: intersection over union, and the paper's mIoU."""
+"""Scores of masks: intersection over union, and the paper's mIoU."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..errors import InputError
 
 
 def mask_iou(masks: Tensor, target: Tensor, *, valid: Tensor | None = None) -> Tensor:
-    """Intersection over union: 1 for equal masks (two empty ones too), 0 for those that share no pixel.
+    """Intersection over union: 1 for equal masks (also for two empty ones), 0 for masks that share no pixel.
 
     Args:
         masks: (..., height, width), bool.
         target: (..., height, width), bool. Leading dimensions of all arguments broadcast.
-        valid: (..., height, width), bool: the pixels that count; False where the truth is unknown, as where a
+        valid: (..., height, width), bool: the pixels that count. False where the truth is unknown, for example where a
             label of Pascal VOC is 255.
 
     Returns:
@@ -55,8 +55,8 @@ def best_head_iou(masks: Tensor, target: Tensor, *, valid: Tensor | None = None)
         (iou, head): float and int64, both (...); the first of equally good heads.
 
     Raises:
-        InputError: If an argument is not bool, the shapes do not fit, or a target is empty: there is nothing
-            to find then, and a number would only dilute the mean.
+        InputError: If an argument is not bool, the shapes do not fit, or a target is empty. (An empty target has
+            nothing to find, and would only dilute the mean.)
 
     Example:
         >>> heads = torch.tensor([[[True, True]], [[True, False]]])
@@ -83,7 +83,7 @@ def group_means(ious: Tensor, groups: Tensor) -> dict[int, float]:
 
     Args:
         ious: (n,), float, in [0, 1].
-        groups: (n,), integer: which group each belongs to.
+        groups: (n,), integer: the group of each value.
 
     Returns:
         Mean by group, in ascending order of group.
@@ -99,7 +99,7 @@ def group_means(ious: Tensor, groups: Tensor) -> dict[int, float]:
     if groups.is_floating_point():
         raise InputError(f"groups must be whole numbers, not {groups.dtype}")
     if not ((ious >= 0) & (ious <= 1)).all():
-        raise InputError("an IoU is in [0, 1]; some values are not, or are NaN")
+        raise InputError("an IoU must be in [0, 1], but some values are not, or are NaN; check how they were computed")
     members: dict[int, list[float]] = {}
     for group, iou in zip(groups.tolist(), ious.tolist(), strict=True):
         members.setdefault(group, []).append(iou)
@@ -109,13 +109,12 @@ def group_means(ious: Tensor, groups: Tensor) -> dict[int, float]:
 def mean_iou(ious: Tensor, groups: Tensor) -> float:
     """Mean over groups of the mean IoU in each.
 
-    The paper's mIoU (arXiv 2308.16271, appendix B.3) is this with `groups` the index of the image: equation
-    13 is `best_head_iou` of one semantic class of an image, equation 14 the mean over the M classes of that
-    image, and that is averaged over all images. The paper's classes partition the patches, which taken
-    literally makes background one of them; give the objects alone to measure those, and say so beside the
-    number.
+    This is the paper's mIoU (arXiv 2308.16271, appendix B.3) if `groups` is the index of the image. Equation 13 is
+    `best_head_iou` for one semantic class of an image. Equation 14 is the mean over the M classes of that image, which
+    is then averaged over all images. The paper's classes partition the patches, so taken literally the background is
+    one of them. To measure only objects, give only objects, and say so beside the number.
 
-    With `groups` the class instead, every class weighs the same however many images it is in.
+    If `groups` is the class instead, every class has the same weight, however many images it is in.
 
     Args:
         ious: (n,), float, in [0, 1]: one for each pair of an image and a class in it.

@@ -1,8 +1,8 @@
-"""The normalised cut of patches by what their features have in common: one eigenvector, found by iteration.
+"""The normalised cut of patches by the similarity of their features: one eigenvector, found by iteration.
 
-The affinity takes two values, 1 and `EPSILON`, so that a matrix of bools says all of it. Of the normalised affinity
-M = D^-1/2 A D^-1/2, the largest eigenvalue is 1 and its eigenvector is known; Lanczos iteration in the space that is
-orthogonal to it finds the second in a few products with M, where the dense solver takes tokens^3 steps.
+The affinity has two values, 1 and `EPSILON`, so a matrix of bools describes it. The largest eigenvalue of the
+normalised affinity M = D^-1/2 A D^-1/2 is 1, and its eigenvector is known. Lanczos iteration in the orthogonal space
+finds the second eigenvector in a few products with M; the dense solver takes tokens^3 steps.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from ..errors import InputError, UnknownNameError, check_kind
 Solver: TypeAlias = Literal["lanczos", "dense"]
 
 EPSILON = 1e-5  # the affinity of patches that are not linked: keeps the graph connected
-TIE = 1e-9  # entries of an eigenvector that differ by less than this share of its largest are equal
-SAME = 1e-10  # eigenvalues this close are one eigenvalue
-TOLERANCE = 1e-12  # largest angle between the eigenvector and what the iteration may return, radians
-MAX_STEPS = 320  # beyond these, reading the basis costs as much as the products
-BREAKDOWN = 1e-13  # a next basis vector shorter than this is rounding: the space is complete
+TIE = 1e-9  # entries of an eigenvector that differ by less than this share of its largest count as equal
+SAME = 1e-10  # eigenvalues this close count as one
+TOLERANCE = 1e-12  # largest angle between the result of the iteration and the eigenvector, radians
+MAX_STEPS = 320  # with more steps, reading the basis costs as much as the products
+BREAKDOWN = 1e-13  # a next basis vector shorter than this is rounding, and the space is complete
 
 
 def affinity(features: Tensor, tau: float = 0.15) -> Tensor:
-    """Which patches are linked: those whose features have a cosine above tau (arXiv 2202.11539, section 3.2).
+    """Links patches whose features have a cosine above tau (arXiv 2202.11539, section 3.2).
 
     The affinity matrix A of the papers is 1 where this is True and `EPSILON` elsewhere. A feature of zero length is
-    linked to nothing, itself included. Cosines are computed in float64, so that they do not depend on the scale of
-    the features, nor on the precision that a GPU is set to.
+    not linked, not even to itself. Cosines are computed in float64, so they do not depend on the scale of the features
+    or on a GPU's precision setting.
 
     Args:
         features: (tokens, dim), float, finite: one row per patch, no [CLS].
@@ -53,21 +53,21 @@ def affinity(features: Tensor, tau: float = 0.15) -> Tensor:
         raise InputError(f"tau must be a cosine in [0, 1), not {tau!r}")
     values = features.detach()
     if values.device.type not in ("cpu", "cuda"):
-        values = values.cpu()  # float64 is not everywhere
+        values = values.cpu()  # some devices lack float64
     values = values.to(torch.float64)
     bad = ~values.isfinite()
     if bad.any():
         token, column = bad.nonzero()[0].tolist()
         raise InputError(
             f"{int(bad.sum())} values of the features are NaN or infinite, the first ({float(values[token, column])}) "
-            f"in row {token}, column {column}; look at the images and weights they came from"
+            f"in row {token}, column {column}; check the images and weights that they came from"
         )
     largest = values.abs().amax(dim=1, keepdim=True)
-    values = values / torch.where(largest > 0, largest, 1.0)  # so that no square overflows or vanishes
+    values = values / torch.where(largest > 0, largest, 1.0)  # so that squares do not overflow or vanish
     lengths = values.norm(dim=1, keepdim=True)
     unit = values / torch.where(lengths > 0, lengths, 1.0)
     linked = unit @ unit.mT > tau
-    return linked & linked.mT  # the product is symmetric but for rounding
+    return linked & linked.mT  # the product is symmetric up to rounding
 
 
 def ncut_eigenvector(linked: Tensor, solver: Solver = "lanczos") -> Tensor:
@@ -75,17 +75,16 @@ def ncut_eigenvector(linked: Tensor, solver: Solver = "lanczos") -> Tensor:
 
     A is 1 where `linked` and `EPSILON` elsewhere, D the diagonal matrix of its row sums. v^T D v = 1.
 
-    An eigenvector has no sign of its own, but the rules of `bipartition` depend on it. Here the entry of largest
-    magnitude is positive, the first of several. The peak is then on the side above the mean, and whether that side is
-    foreground is left to the corners; with the other sign, the peak's side would be foreground however many corners
-    it holds.
+    An eigenvector has no sign of its own, but the rules of `bipartition` depend on the sign. Here the entry of largest
+    magnitude (the first, if there are several) is positive. So the peak is on the side above the mean, and the corners
+    decide whether that side is foreground. With the other sign, the peak's side would be foreground however many
+    corners it has.
 
-    Where several eigenvectors share lambda, v is the projection of one fixed vector onto their span, whichever solver
-    runs.
+    If several eigenvectors share lambda, v is the projection of one fixed vector onto their span, with either solver.
 
     Args:
         linked: bool (tokens, tokens), symmetric, at least two tokens; see `affinity`.
-        solver: "lanczos", which turns to "dense" where it does not converge (eigenvalues that nearly coincide), or
+        solver: "lanczos", which falls back to "dense" if it does not converge (eigenvalues that nearly coincide), or
             "dense", the reference.
 
     Returns:
@@ -117,22 +116,22 @@ def degrees(linked: Tensor) -> Tensor:
 
 
 def first_peak(values: Tensor) -> int:
-    """The index of the largest of the values (tokens,); of those equal to it up to rounding, the first."""
+    """The index of the largest of the values (tokens,); the first, if several are equal up to rounding."""
     return int((values >= values.max() - TIE * values.abs().max()).nonzero()[0])
 
 
 def _dense(linked: Tensor, scale: Tensor) -> Tensor:
-    """The unit eigenvector of the second largest eigenvalue of M, from all of them; float64 (tokens,)."""
+    """The unit eigenvector of M's second largest eigenvalue, float64 (tokens,), by a full decomposition."""
     trivial = _unit(1 / scale)
     matrix = torch.full_like(linked, EPSILON, dtype=torch.float64).masked_fill_(linked, 1) * scale * scale[:, None]
-    # Takes the largest eigenvalue from 1 to -1. The others sum to at least 0, so that one of them is then largest.
+    # Moves the largest eigenvalue from 1 to -1. The others sum to at least 0, so one of them is then the largest.
     values, vectors = torch.linalg.eigh(matrix - 2 * torch.outer(trivial, trivial))
     span = vectors[:, values >= values[-1] - SAME]
     return _unit(span @ (span.mT @ _start(len(linked), linked.device)))
 
 
 def _lanczos(linked: Tensor, scale: Tensor) -> Tensor | None:
-    """What `_dense` returns, by Lanczos iteration with full reorthogonalisation; None if it did not converge."""
+    """The result of `_dense`, by Lanczos iteration with full reorthogonalisation; None if it does not converge."""
     tokens = len(linked)
     steps = min(MAX_STEPS, tokens - 1)
     links = linked.to(torch.float64)
@@ -142,10 +141,10 @@ def _lanczos(linked: Tensor, scale: Tensor) -> Tensor | None:
         return scale * (EPSILON * scaled.sum() + (1 - EPSILON) * (links @ scaled))
 
     basis = links.new_empty(steps + 1, tokens)
-    basis[0] = _unit(1 / scale)  # the eigenvector of the largest eigenvalue: all others are orthogonal to it
+    basis[0] = _unit(1 / scale)  # the eigenvector of the largest eigenvalue; all others are orthogonal to it
     diagonal: list[float] = []
     beside: list[float] = []  # the diagonal next to it
-    # Multiplied once, so that patches with the same links have the same entry from the start.
+    # One product, so that patches with the same links start with the same entry.
     following = _orthogonal(multiply(_orthogonal(_start(tokens, linked.device), basis[:1])), basis[:1])
     length, check = float(following.norm()), 10
     if length < BREAKDOWN:
@@ -167,9 +166,9 @@ def _lanczos(linked: Tensor, scale: Tensor) -> Tensor | None:
 
 
 def _converged(diagonal: Sequence[float], beside: Sequence[float], length: float) -> Tensor | None:
-    """How to mix the basis vectors into the eigenvector; None if what comes out is not yet within TOLERANCE of it.
+    """The weights of the basis vectors in the eigenvector; None if the result is not yet within TOLERANCE.
 
-    `diagonal` and `beside` hold M within the basis, `length` how far M leads out of it from the last vector.
+    `diagonal` and `beside` hold M within the basis; `length` is how far M leads out of it from the last vector.
     """
     off = torch.tensor(beside, dtype=torch.float64)
     within = torch.diag(torch.tensor(diagonal, dtype=torch.float64)) + torch.diag(off, 1) + torch.diag(off, -1)
@@ -186,7 +185,7 @@ def _converged(diagonal: Sequence[float], beside: Sequence[float], length: float
 
 
 def _orthogonal(vector: Tensor, basis: Tensor) -> Tensor:
-    """The vector without its part in the span of the orthonormal rows; twice, because the first leaves rounding."""
+    """The vector without its part in the span of the orthonormal rows. Done twice, since one pass leaves rounding."""
     for _ in range(2):
         vector = vector - (basis @ vector) @ basis
     return vector
@@ -198,5 +197,5 @@ def _unit(vector: Tensor) -> Tensor:
 
 
 def _start(tokens: int, device: torch.device) -> Tensor:
-    """A fixed vector without a pattern, so that it leans towards every eigenvector a little; float64 (tokens,)."""
+    """A fixed vector without a pattern, which has a part in every eigenvector; float64 (tokens,)."""
     return torch.sin(math.pi / 3 + torch.arange(1, tokens + 1, dtype=torch.float64, device=device) ** 2)

@@ -1,4 +1,4 @@
-"""Otsu's cut: where the values of a map fall apart into two groups (Otsu 1979)."""
+"""Otsu's cut: splits the values of a map into two groups (Otsu 1979)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def otsu_cut(values: Tensor) -> float:
         values: Of any shape, finite. Computed in float64 on the CPU.
 
     Returns:
-        Where to cut. If all values are equal, that value: nothing is above it.
+        The cut. If all values are equal, it is that value, so nothing is above it.
     """
     ascending = values.detach().flatten().to("cpu", torch.float64).sort().values
     count = len(ascending)

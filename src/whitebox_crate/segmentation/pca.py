@@ -1,4 +1,4 @@
-"""PCA of patch features over images of one class: one basis, so that a colour means the same in all of them."""
+"""PCA of patch features over images of one class. One basis for all, so a colour means the same in every image."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from .states import Grid
 
 Features: TypeAlias = Tensor | Sequence[Tensor]
 
-NOTHING = 1e-6  # a spread this much smaller than what it is a part of is rounding
+NOTHING = 1e-6  # a spread below this share of the whole is rounding
 
 
 @dataclass(frozen=True)
 class PatchPCA:
-    """What the PCA of a set shows of each image of it; (rows, columns) is the grid of that image.
+    """The PCA of a set of images; (rows, columns) is the grid of each image.
 
     Attributes:
         first: The first component of all patches, float32 (rows, columns) for each image, 0 to 1 over the set; larger
-            on the side of the foreground.
+            in the foreground.
         foreground: bool (rows, columns) for each image.
         rgb: Three components of the foreground, float32 (3, rows, columns) for each image, each 0 to 1 over the set; 0
-            outside of the foreground.
+            outside the foreground.
     """
 
     first: list[Tensor]
@@ -40,28 +40,27 @@ class PatchPCA:
 def pca_maps(features: Features, grids: Grid | Sequence[Grid], components: int = 4) -> list[Tensor]:
     """Principal components of the patches of a set of images, as maps; one basis for all images.
 
-    The layer-wise pictures of arXiv 2308.16271 (Fig. 6 and 9) show the first in grey and the next three as RGB, of all
-    patches: `unit_range` brings them to [0, 1].
+    The layer-wise pictures of arXiv 2308.16271 (Fig. 6 and 9) show the first component in grey and the next three as
+    RGB, for all patches. `unit_range` brings them to [0, 1].
 
-    The patches are centred at their mean over the set. (Appendix B.2 writes eigenvectors of Z*Z and does not speak of
-    the mean; PCA, and the works it follows, take it off.) Signs depend on the maps alone, so that neither the order of
-    the images nor a rotation of the feature space changes them. The first component is on average lower along the
-    borders of the images than inside, because objects touch the borders less than the background does. Where that
-    does not decide, and of the other components, the longer tail is positive (the third moment); where all is
-    symmetric, the first patch is.
+    The patches are centred at their mean over the set. (Appendix B.2 writes eigenvectors of Z*Z and does not mention
+    the mean; PCA, and the works that it follows, subtract it.) Signs depend only on the maps, not on the order of the
+    images or a rotation of the features. The first component is on average lower along the borders of the images than
+    inside, because objects touch the borders less than the background does. If that does not decide, and for the other
+    components, the longer tail is positive (the third moment). If all is symmetric, the first patch is positive.
 
     Args:
-        features: (images, tokens, dim), or (tokens, dim) for each image: patches alone, row by row. Float,
-            finite. See `patch_features`.
+        features: (images, tokens, dim), or (tokens, dim) for each image: patches only, row by row. Float, finite. See
+            `patch_features`.
         grids: (rows, columns) for each image, or one for all.
-        components: How many, at least 1.
+        components: Number of components, at least 1.
 
     Returns:
         float32 (components, rows, columns) for each image, on the device of its features, in their units. Components
         that the set does not have are 0.
 
     Raises:
-        InputError: If a shape, a grid or a number is not as above, or all patches are the same.
+        InputError: If a shape, a grid or a number is not as above, or all patches are equal.
     """
     if components < 1:
         raise InputError(f"components must be at least 1, not {components!r}")
@@ -72,18 +71,18 @@ def pca_maps(features: Features, grids: Grid | Sequence[Grid], components: int =
 def patch_pca(features: Features, grids: Grid | Sequence[Grid], threshold: float | None = None) -> PatchPCA:
     """Foreground and parts of the objects in a set of images of one class (arXiv 2308.16271, appendix B.2, Fig. 3).
 
-    A threshold on the first component of all patches (`pca_maps` says which side is up) leaves the foreground, and the
-    first three components of the foreground alone are red, green and blue (equation 12).
+    A threshold on the first component of all patches gives the foreground (`pca_maps` says which side is up). The first
+    three components of the foreground's own PCA are red, green and blue (equation 12).
 
     Args:
         features: See `pca_maps`.
         grids: See `pca_maps`.
-        threshold: Foreground is above so many standard deviations of the first component from its mean, over the set.
-            (The paper's lambda is in the units of its features, which another model does not share.) None for the
-            cut between the two groups of patches that vary least within (Otsu's).
+        threshold: The foreground is above the mean of the first component by this many standard deviations, over the
+            set. (The paper's lambda has the units of its features, which other models do not share.) None for Otsu's
+            cut, between the two groups of patches that vary least inside.
 
     Raises:
-        InputError: See `pca_maps`, or if the threshold is not finite.
+        InputError: See `pca_maps`; also if the threshold is not finite.
 
     Example:
         >>> found = patch_pca(torch.rand(3, 64, 16), grids=(8, 8))  # of 3 images
@@ -116,7 +115,7 @@ def unit_range(maps: Sequence[Tensor]) -> list[Tensor]:
         maps: Float (components, rows, columns) for each image, as `pca_maps` returns.
 
     Returns:
-        The same shapes; a component that is the same everywhere is 0.
+        The same shapes; a constant component is 0.
 
     Raises:
         InputError: If there are no maps, or they differ in the number of components.
@@ -129,10 +128,10 @@ def unit_range(maps: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _stack(features: Features, grids: Grid | Sequence[Grid]) -> tuple[Tensor, list[Grid]]:
-    """All patches under each other, float64 (patches, dim) on the CPU, and the grid of each image."""
+    """All patches stacked, float64 (patches, dim) on the CPU, and the grid of each image."""
     shapes = [tuple(one.shape) for one in features]
     if not shapes or any(len(shape) != 2 or 0 in shape for shape in shapes) or len({dim for _, dim in shapes}) > 1:
-        raise InputError(f"expected features (tokens, dim) for each image, of one dim, got shapes {shapes[:10]}")
+        raise InputError(f"expected features (tokens, dim) for each image, all of one dim, got shapes {shapes[:10]}")
     pairs: list[Grid] = [grids] * len(shapes) if _is_grid(grids) else list(grids)  # type: ignore[list-item, arg-type]
     if len(pairs) != len(shapes) or not all(map(_is_grid, pairs)):
         raise InputError(f"expected (rows, columns) for each of {len(shapes)} images, or one for all, got {grids!r}")
@@ -140,14 +139,14 @@ def _stack(features: Features, grids: Grid | Sequence[Grid]) -> tuple[Tensor, li
         if rows * columns != tokens:
             raise InputError(
                 f"image {index} has {tokens} tokens, but its grid is {rows} x {columns}; leave out [CLS] and other "
-                "tokens that are no patches"
+                "tokens that are not patches"
             )
     if not all(one.is_floating_point() for one in features):
-        raise InputError(f"features are float, not {[str(one.dtype) for one in features][:10]}")
+        raise InputError(f"features must be float, not {[str(one.dtype) for one in features][:10]}")
     stacked = torch.cat([one.detach().to("cpu", torch.float64) for one in features])
     bad = int((~stacked.isfinite()).sum())
     if bad:
-        raise InputError(f"{bad} values of the features are NaN or infinite; look at the images they came from")
+        raise InputError(f"{bad} values of the features are NaN or infinite; check the images that they came from")
     return stacked, pairs
 
 
@@ -160,7 +159,9 @@ def _scores(stacked: Tensor, grids: Sequence[Grid], components: int) -> Tensor:
     scores = _principal_scores(stacked, components)
     first = scores[:, 0]
     if not first.any():
-        raise InputError("all patches of all images have the same features; there is nothing to tell apart")
+        raise InputError(
+            "all patches of all images have the same features, so PCA finds nothing; check the images and the weights"
+        )
     along = first[torch.cat([_border(rows, columns) for rows, columns in grids])].mean()
     if along > NOTHING * first.abs().mean():
         first.neg_()
@@ -174,7 +175,7 @@ def _border(rows: int, columns: int) -> Tensor:
 
 
 def _principal_scores(stacked: Tensor, components: int) -> Tensor:
-    """(patches, components): projections on the principal directions, longer tail up; 0 for what is not there."""
+    """(patches, components): projections on the principal directions, longer tail up; 0 for missing components."""
     centred = stacked - stacked.mean(0)
     variances, directions = torch.linalg.eigh(centred.T @ centred)  # ascending
     scores = stacked.new_zeros(len(stacked), components)

@@ -1,4 +1,4 @@
-"""A model's states on the patch grid: what [CLS] looks at, and the features of patches."""
+"""A model's states on the patch grid: the attention of [CLS], and the features of patches."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ PATCH_STATES: tuple[State, ...] = ("projections", "tokens", "compressed", "outpu
 def cls_attention(model: nn.Module, images: Tensor, layer: int = -2) -> Tensor:
     """How much [CLS] attends to each patch, per head (arXiv 2308.16271, appendix B.1, equations 10 and 11).
 
-    The model runs as it is: its mode and the caller's autograd are left alone. Call it under `torch.no_grad()` to draw
-    the maps: matplotlib takes no tensor that belongs to an autograd graph. The values are those of the
-    layer's softmax, without the entries of [CLS] and other prefix tokens, so that a map sums to less than 1.
-    Equations 10 and 11 are a softmax over the patches alone: divide a map by its sum to get that. The factor
-    makes no difference to `attention_masks`. The mixing matrix of CBSA has entries of both signs: of such a layer, the
-    map is the row of `A^T A`, which CBSA's authors look at (`authors_attention` of `capture`).
+    The model's mode and the caller's autograd stay as they are. Call this under `torch.no_grad()` to draw the maps:
+    matplotlib cannot draw tensors of an autograd graph. The values come from the layer's softmax, without the entries
+    of [CLS] and other prefix tokens, so a map sums to less than 1. Equations 10 and 11 are a softmax over only the
+    patches: divide a map by its sum to get that. `attention_masks` ignores the factor. CBSA's mixing matrix has entries
+    of both signs; for such a layer the map is the row of `A^T A`, as CBSA's authors show it (`authors_attention` of
+    `capture`).
 
     Args:
         model: A model that `capture` reads.
-        images: (batch, in_chans, height, width), float, of a size the model takes.
-        layer: Which layer, from 0; negative from the end. The paper shows -2 of CRATE and -1 of ViT. ToST has attention
-            in its last two layers alone.
+        images: (batch, in_chans, height, width), float, of a size that the model takes.
+        layer: The layer, from 0; negative from the end. The paper shows -2 for CRATE and -1 for ViT. ToST has attention
+            only in its last two layers.
 
     Returns:
         (batch, heads, grid_h, grid_w), the dtype of the attention; a grid has (height / patch height) rows.
 
     Raises:
-        InputError: If nothing is known of the model, it has no [CLS], or the images are not of its shape, or hold NaN
-            or infinity.
+        InputError: If no adapter knows the model, it has no [CLS], or the images do not fit it, or have NaN or infinite
+            values.
         UnknownNameError: If there is no such layer, or it has no attention.
 
     Example:
@@ -77,17 +77,18 @@ def all_cls_attention(model: nn.Module, images: Tensor, layers: Sequence[int] | 
 def membership_maps(model: nn.Module, images: Tensor, layer: int | None = None) -> Tensor:
     """How much each patch belongs to each subspace of a layer of ToST, Pi of TSSA (arXiv 2412.17810, section 3).
 
-    No [CLS] takes part: the maps of a layer are a soft division of the image among its heads. The model runs as it is,
-    as of `cls_attention`.
+    The maps of a layer divide the image softly among its heads; [CLS] takes no part. The model runs as in
+    `cls_attention`.
 
     Args:
         model: A ToST.
         images: See `cls_attention`.
-        layer: Which layer, from 0; negative from the end, where class attention comes last. The last one that has
-            membership if None.
+        layer: The layer, from 0; negative from the end (class attention comes last). If None, the last layer that has
+            membership.
 
     Returns:
-        (batch, heads, rows, columns), in [0, 1], 1 in sum over heads at each patch; the dtype of the membership.
+        (batch, heads, rows, columns), in [0, 1]; the sum over heads is 1 at each patch. The dtype of the
+        membership.
 
     Raises:
         InputError: See `cls_attention`.
@@ -107,19 +108,19 @@ def membership_maps(model: nn.Module, images: Tensor, layer: int | None = None) 
 def patch_features(
     model: nn.Module, images: Tensor, layer: int = -2, state: State = "projections"
 ) -> tuple[Tensor, Grid]:
-    """The features of patches that the paper takes: [U_1^T z, ..., U_K^T z] of CRATE, the keys of ViT (appendix B.2).
+    """The paper's features of patches: [U_1^T z, ..., U_K^T z] in CRATE, the keys in ViT (appendix B.2).
 
     Args:
         model: A model that `capture` reads; it runs as it is.
-        images: (batch, in_chans, height, width), float, of a size the model takes.
-        layer: Which layer, from 0; negative from the end.
+        images: (batch, in_chans, height, width), float, of a size that the model takes.
+        layer: The layer, from 0; negative from the end.
         state: "projections", of all heads side by side, or "tokens", "compressed" or "output"; see `capture`.
 
     Returns:
         (features, grid): (batch, rows * columns, dim) without [CLS] and other prefix tokens, and (rows, columns).
 
     Raises:
-        InputError: If nothing is known of the model, or the images are not of its shape.
+        InputError: If no adapter knows the model, or the images do not fit it.
         UnknownNameError: If there is no such layer or state.
 
     Example:
@@ -143,19 +144,19 @@ def patch_features(
 def default_layer(model: nn.Module) -> int:
     """The layer whose [CLS] attention shows objects, from 0: the measured one of the weights, else the paper's.
 
-    The paper looks at the last layer of ViT and at the last but one of CRATE (arXiv 2308.16271, appendix B.3). Of a
-    network of one layer, it is that one. Of a model that was cut so that the measured layer is gone, the paper's. Of
-    ToST it is the last one, the second of class attention.
+    The paper uses the last layer of ViT and the last but one of CRATE (arXiv 2308.16271, appendix B.3). A network with
+    one layer uses that layer. A model that was cut before the measured layer uses the paper's. ToST uses its last
+    layer, the second of class attention.
     """
     core = readable(model)
     measured, depth = core.pretrained_cfg.attention_layer, len(core.layers())
-    if measured is not None and -depth <= measured < depth:  # a model that was cut since may not have it
+    if measured is not None and -depth <= measured < depth:  # a model that was cut later may lack it
         return measured % depth
     return max(0, depth - (1 if isinstance(core, ViT | ToST | Backbone) else 2))
 
 
 def map_state(model: nn.Module, layer: int) -> State:
-    """The state whose row of [CLS] is the map of a layer: its `attention`, or `authors_attention` if that is signed.
+    """The state whose [CLS] row is the map of a layer: `attention`, or `authors_attention` if attention is signed.
 
     Args:
         model: A model that `capture` reads.
@@ -167,7 +168,7 @@ def map_state(model: nn.Module, layer: int) -> State:
 
 
 def resolve_layer(model: nn.Module, layer: int | None) -> int:
-    """A layer by its number, from 0; negative from the end; `default_layer` if None.
+    """The index of a layer, from 0, for a number that may be negative; `default_layer` if None.
 
     Raises:
         UnknownNameError: If there is no such layer.
@@ -176,9 +177,9 @@ def resolve_layer(model: nn.Module, layer: int | None) -> int:
 
 
 def _cls_maps(model: nn.Module, images: Tensor, layers: Sequence[int] | None) -> Tensor:
-    """(batch, layers, heads, grid_h, grid_w); of all layers if None."""
+    """(batch, layers, heads, grid_h, grid_w); for all layers if None."""
     core = readable(model)
-    states: dict[State, list[int]] = {}  # which layers have their maps in which state
+    states: dict[State, list[int]] = {}  # the layers whose maps are in each state
     for index in resolve_layers(layers, len(core.layers())):
         states.setdefault(map_state(core, index), []).append(index)
     with ExitStack() as stack:
@@ -195,7 +196,7 @@ def _cls_maps(model: nn.Module, images: Tensor, layers: Sequence[int] | None) ->
 
 
 def _of_patches(state: Tensor, grid: Grid, dim: int) -> Tensor:
-    """Of all tokens the patches, which come last: not all layers have as many tokens before them."""
+    """The patches, which are the last tokens. (The number of tokens before them differs between layers.)"""
     count = grid[0] * grid[1]
     return state.narrow(dim, state.shape[dim] - count, count)
 
@@ -207,5 +208,5 @@ def check_finite_images(images: Tensor) -> None:
         which = bad.nonzero().flatten().tolist()
         raise InputError(
             f"{int(bad.sum())} values of the images are NaN or infinite, in images {which[:10]} of "
-            f"{len(images)}; look at how these were read and normalised"
+            f"{len(images)}; check how they were read and normalised"
         )
