@@ -1,4 +1,4 @@
-"""Weights made for images of another size, or with other channels, become those of a model."""
+"""Fits weights for images of another size, or with other channels, to a model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _EMBED = "patch_embed."
 def fit_to(
     model: ImageTransformer, state: Mapping[str, Tensor], img_size: tuple[int, int] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Fits what depends on the size of images and their channels.
+    """Fits the weights that depend on the size of images and their channels.
 
     Args:
         model: The model.
@@ -26,7 +26,7 @@ def fit_to(
         img_size: See `fit_positions`.
 
     Returns:
-        The tensors with what was changed in place of the old, and name -> what was done.
+        The tensors, with changed ones replaced, and name -> what was done.
     """
     fitting, positions = fit_positions(state, model, img_size)
     fitting, channels = fit_channels(fitting, model.patch_embed)
@@ -37,16 +37,16 @@ def fit_to(
 def fit_positions(
     state: Mapping[str, Tensor], model: ImageTransformer, img_size: tuple[int, int] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Resamples `pos_embed` to the patch grid of a model, as the model itself does for images of other sizes.
+    """Resamples `pos_embed` to the patch grid of a model, as the model does for images of other sizes.
 
     Args:
         state: Parameter name -> tensor, in the names of this package.
         model: The model.
-        img_size: (height, width) of the images that the weights were made with, pixels. If None, or if it cannot be
-            right, positions are taken to be on the model's own grid, or else on a square one.
+        img_size: (height, width) in pixels of the images that the weights were trained with. If None or impossible,
+            positions are taken to be on the model's own grid, or else on a square grid.
 
     Returns:
-        The tensors with what was changed in place of the old, and name -> what was done.
+        The tensors, with changed ones replaced, and name -> what was done.
     """
     grid, new_grid = _grid_of_positions(state.get("pos_embed"), model, img_size), model.patch_embed.grid_size
     if grid == new_grid:
@@ -59,7 +59,7 @@ def fit_positions(
 def _grid_of_positions(
     pos_embed: Tensor | None, model: ImageTransformer, img_size: tuple[int, int] | None
 ) -> tuple[int, int]:
-    """The patch grid that a position embedding is for; the model's own where it is none that could be resampled."""
+    """The patch grid of a position embedding; the model's own grid if the embedding cannot be resampled."""
     own = model.patch_embed.grid_size
     if pos_embed is None or pos_embed.ndim != 3 or pos_embed.shape[::2] != (1, model.embed_dim):
         return own
@@ -76,17 +76,18 @@ def _grid_of_positions(
 def fit_channels(state: Mapping[str, Tensor], embed: PatchEmbed) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Fits a patch embedding to images of another number of channels.
 
-    For one channel the weights are summed; for more they are repeated in turn and scaled so that their sum stays. An
-    image whose channels repeat those of before then gives the same tokens. With a LayerNorm before the projection,
-    its scale and shift move into the projection first, since they differ by channel; the LayerNorm keeps 1 and 0.
+    For one channel the weights are summed. For more channels they are repeated in turn and scaled so that their sum
+    stays. Then an image that repeats its channels in the same way gives the same tokens. If a LayerNorm comes before
+    the projection, its scale and shift differ by channel: they first move into the projection, and the LayerNorm keeps
+    1 and 0.
 
     Args:
         state: Parameter name -> tensor, in the names of this package.
         embed: The model's patch embedding.
 
     Returns:
-        The tensors with what was changed in place of the old, and name -> what was done. Nothing is changed where the
-        weights are for these channels, or cannot be an embedding of these patches.
+        The tensors, with changed ones replaced, and name -> what was done. Nothing is changed if the weights already
+        have these channels, or cannot be an embedding of these patches.
     """
     if not isinstance(embed, NormedPatchEmbed):
         return _fit_kernel(state, embed)
@@ -108,7 +109,7 @@ def fit_channels(state: Mapping[str, Tensor], embed: PatchEmbed) -> tuple[dict[s
 
 
 def _fit_kernel(state: Mapping[str, Tensor], embed: PatchEmbed) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """As `fit_channels`, where a convolution reads the pixels."""
+    """`fit_channels` for a convolution that reads the pixels."""
     own = next((named for named in embed.named_modules() if isinstance(named[1], nn.Conv2d)), None)
     if own is None:
         return dict(state), {}
@@ -122,7 +123,7 @@ def _fit_kernel(state: Mapping[str, Tensor], embed: PatchEmbed) -> tuple[dict[st
 
 
 def _flat_channels(state: Mapping[str, Tensor], names: list[str], embed: PatchEmbed) -> int:
-    """How many channels these weights of flat patches are for; 0 if they cannot be an embedding of these patches."""
+    """The number of channels of these weights of flat patches; 0 if they cannot be an embedding of these patches."""
     if any(_EMBED + name not in state or not state[_EMBED + name].is_floating_point() for name in names):
         return 0
     weight, bias, *norm = (state[_EMBED + name] for name in names)
@@ -132,9 +133,9 @@ def _flat_channels(state: Mapping[str, Tensor], names: list[str], embed: PatchEm
 
 
 def _fit_predictions(state: Mapping[str, Tensor], model: ImageTransformer) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Fits what predicts the pixels of patches, as CRATE-MAE's decoder does, to another number of channels.
+    """Fits a layer that predicts the pixels of patches (CRATE-MAE's decoder) to another number of channels.
 
-    For one channel the predictions are averaged; for more they are repeated in turn.
+    For one channel the predictions are averaged. For more channels they are repeated in turn.
     """
     chans, area = model.in_chans, math.prod(model.patch_embed.patch_size)
     named = {name: state[name] for name in ("decoder_pred.weight", "decoder_pred.bias") if name in state}

@@ -38,9 +38,9 @@ def load_state(
 ) -> LoadReport:
     """Puts weights into a model, or changes nothing and raises.
 
-    A position embedding of another grid is resampled. A patch embedding, and a layer that predicts pixels, are fitted to
-    another number of channels (`_fitting.fit_to`). Everything else must fit, except the head if `new_head` is true. A
-    model that was made inside `meta_init` takes the tensors themselves, without a copy if the dtype is the same.
+    A position embedding of another grid is resampled. A patch embedding, and a layer that predicts pixels, are fitted
+    to another number of channels (`_fitting.fit_to`). Everything else must fit, except the head if `new_head` is true.
+    A model that was made inside `meta_init` takes the tensors themselves, without a copy if the dtype is the same.
 
     Args:
         model: The model; its `load_report` is set.
