@@ -456,7 +456,7 @@ def test_what_does_not_exist_is_named(wrong: str) -> None:
     [
         (("projections", 0), UnknownNameError, "unknown captured state 'projections'"),
         (("attention", DEPTH), UnknownNameError, f"no layer {DEPTH}"),
-        (("attention", 0), UnknownNameError, r"captured were \(1,\)"),
+        (("attention", 0), UnknownNameError, r"the captured layers are \(1,\)"),
         (("attention", "1"), InputError, "integer, not '1'"),
         ("attention", InputError, "trace.state, layer."),
     ],
@@ -849,7 +849,7 @@ def test_a_state_is_read_in_the_layers_that_have_it() -> None:
         model(images)
     assert trace.layers == tuple(range(len(model.blocks)))
     with (
-        pytest.raises(UnknownNameError, match="layer 0 has no state 'attention', it has tokens, compressed, output"),
+        pytest.raises(UnknownNameError, match="layer 0 has no state 'attention'; it has tokens, compressed, output"),
         capture(model, "attention", layers=[0, 1]),
     ):
         pass
