@@ -132,7 +132,7 @@ class TestVoc:
             own = path.read_bytes()
             path.write_bytes(path.with_stem("2007_000000").read_bytes() + b"0")
             assert evaluate(*words) == 1
-            assert f"{name} has other content than when it was measured" in capsys.readouterr().err
+            assert f"{name} has changed since it was measured" in capsys.readouterr().err
             path.write_bytes(own)
         assert evaluate(*words) == 0
         assert (tmp_path / "out" / "results.json").read_bytes() == before

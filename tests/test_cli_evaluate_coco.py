@@ -124,7 +124,7 @@ class TestEvaluate:
         path = root / "val2017" / "000000000003.jpg"
         path.write_bytes(path.read_bytes() + b"0")
         assert evaluate(root, out) == 1
-        assert "000000000003.jpg has other content" in capsys.readouterr().err
+        assert "000000000003.jpg has changed since" in capsys.readouterr().err
         path.write_bytes(path.read_bytes()[:-1])
         path = root / "annotations" / "instances_val2017.json"
         path.write_text(path.read_text() + " ")

@@ -301,8 +301,8 @@ def test_a_rollout_is_the_product_of_layers() -> None:
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({}, InputError, "nothing to change"),
     ({"layers": [0], "mask_heads": {0: [0]}}, InputError, "layers says where"),
-    ({"step_size": -1.0}, InputError, "step_size is a finite number"),
-    ({"sparsity": float("nan")}, InputError, "sparsity is a finite number"),
+    ({"step_size": -1.0}, InputError, "step_size must be a finite number"),
+    ({"sparsity": float("nan")}, InputError, "sparsity must be a finite number"),
     ({"sparsity": "much"}, InputError, "'much'"),
     ({"mask_heads": {0: [5]}}, UnknownNameError, "no head 5: there are 2, so -2 to 1 are valid"),
     ({"mask_heads": {7: [0]}}, UnknownNameError, "no layer 7: there are 3, so -3 to 2 are valid"),

@@ -181,7 +181,9 @@ class TestScoreImage:
 
     def test_labels_that_are_no_classes_are_refused(self, pair: LabelledImage) -> None:
         model = create_model("crate_nano", dynamic_img_size=True).eval()
-        with pytest.raises(InputError, match=r"mask\.png has labels that are no classes: \[2, 255\]; known are \[15\]"):
+        with pytest.raises(
+            InputError, match=r"mask\.png has labels that are not classes: \[2, 255\]; known are \[15\]"
+        ):
             score_image(model, pair, size=48, class_names={15: "person"})
 
     def test_damaged_weights_are_no_fault_of_the_image(self, pair: LabelledImage) -> None:

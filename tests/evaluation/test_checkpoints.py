@@ -15,7 +15,7 @@ from whitebox_crate.evaluation import find_checkpoints, load_checkpoint
 def test_names_of_checkpoints_that_give_no_order_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a1.pth").touch()
     (tmp_path / "b01.pth").touch()
-    with pytest.raises(InputError, match="have one number"):
+    with pytest.raises(InputError, match="have the same number"):
         find_checkpoints(tmp_path)
     (tmp_path / "b01.pth").rename(tmp_path / "last.pth")
     with pytest.raises(InputError, match="no number"):

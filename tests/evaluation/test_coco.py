@@ -242,12 +242,12 @@ class TestBadInput:
                 r"size \[30, 20\], but the image has \[20, 30\]",
             ),
             ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": "o" * 20}}, "result 0 of image 1 .* run lengths"),
-            ({"score": float("nan")}, "score is a finite number"),
-            ({"score": "high"}, "score is a finite number"),
-            ({"score": 10**400}, "score is a finite number"),
-            ({"image_id": "1"}, "image_id is a whole number"),
-            ({"image_id": [1]}, "image_id is a whole number"),
-            ({"image_id": True}, "image_id is a whole number"),
+            ({"score": float("nan")}, "score must be a finite number"),
+            ({"score": "high"}, "score must be a finite number"),
+            ({"score": 10**400}, "score must be a finite number"),
+            ({"image_id": "1"}, "image_id must be a whole number"),
+            ({"image_id": [1]}, "image_id must be a whole number"),
+            ({"image_id": True}, "image_id must be a whole number"),
         ],
     )
     def test_results(self, change: dict[str, Any], said: str) -> None:
@@ -258,7 +258,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("shape", "said"),
         [
-            ([], "no polygon"),
+            ([], "neither polygons"),
             ([[]], "a polygon of 0 numbers"),
             ([[1, 1, 5, 5]], "a polygon of 4 numbers"),
             ([[1, 1, 5, 1, 5, 5, 1]], "a polygon of 7 numbers"),
@@ -334,7 +334,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("content", "said"),
         [
-            (b"\xff\xd8\xff", "no JSON"),
+            (b"\xff\xd8\xff", "not JSON"),
             (b'{"images": [', "cut short"),
             (b"[]", "no lists 'images' and 'annotations'"),
             (b'{"images": [], "annotations": []}', "lists no images"),
@@ -362,7 +362,7 @@ class TestBadInput:
         listed["annotations"][0]["image_id"] = [1]
         more = [
             ("no object to find", crowded),
-            ("iscrowd is 0 or 1, or not there, but that of one is None", unknown),
+            ("iscrowd must be 0 or 1, or absent, but one is None", unknown),
             ("image_id \\(a whole number\\)", textual),
             ("image_id \\(a whole number\\)", listed),
             ("no object to find", document()),
@@ -378,7 +378,7 @@ class TestBadInput:
         path.write_text(json.dumps(found((1, (0, 0, 2, 2)))))
         assert read_results(path) == found((1, (0, 0, 2, 2)))
         path.write_text('{"images": []}')
-        with pytest.raises(InputError, match="no list of results"):
+        with pytest.raises(InputError, match="not a list of results"):
             read_results(path)
 
     def test_missing_images_are_counted_and_named(self, tmp_path: Path) -> None:

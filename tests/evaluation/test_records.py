@@ -108,7 +108,7 @@ class TestOneProcess:
         assert path.read_bytes().endswith(b"[1]\n" + second + first)
 
     def test_names_repeat(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="'image 0' is there twice"):
+        with pytest.raises(InputError, match="'image 0' comes twice"):
             measured(tmp_path, ITEMS + ITEMS[:1])
 
     def test_items_come_after_measuring(self, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ class TestOneProcess:
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, {1, 2}])
     def test_what_json_does_not_hold_is_refused(self, value: Any, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="image 0 is not finite or no JSON"):
+        with pytest.raises(InputError, match="image 0 is not finite or not JSON"):
             measured(tmp_path, by=lambda _: {"value": value})
 
     def test_progress_has_rate_and_time_left(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +194,7 @@ class TestFolder:
         Records(tmp_path, SETTINGS)
         resource.setrlimit(resource.RLIMIT_FSIZE, (line + 10, hard))
         try:
-            with pytest.raises(OutputError, match=r"what was measured is kept\. Make room"):
+            with pytest.raises(OutputError, match=r"finished measurements are kept\. Make room"):
                 measured(tmp_path)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -214,13 +214,13 @@ class TestContent:
         measured(tmp_path, ITEMS[:5], content=self.content)
         assert list(measured(tmp_path, content=self.content).items()) == EXPECTED
         changed = [*ITEMS[:4], ("image 4", 40), *ITEMS[5:]]
-        with pytest.raises(InputError, match="image 4 has other content than when it was measured"):
+        with pytest.raises(InputError, match="image 4 has changed since it was measured"):
             measured(tmp_path, changed, content=self.content)
         assert list(measured(tmp_path, by=refuse, content=self.content).items()) == EXPECTED
 
     def test_records_that_do_not_say_of_what_are_refused(self, tmp_path: Path) -> None:
         measured(tmp_path)
-        with pytest.raises(InputError, match="image 0 has other content"):
+        with pytest.raises(InputError, match="image 0 has changed since"):
             measured(tmp_path, content=self.content)
 
     def test_a_broken_item_may_be_repaired(self, tmp_path: Path) -> None:
@@ -404,7 +404,7 @@ class TestSeveralProcesses:
         with pytest.raises(ProcessError, match="start them by torchrun"):
             measured(tmp_path)
         monkeypatch.setenv("RANK", "first")
-        with pytest.raises(InputError, match="RANK is a whole number, not 'first'"):
+        with pytest.raises(InputError, match="RANK must be a whole number, not 'first'"):
             measured(tmp_path)
 
     @pytest.mark.parametrize(("rank", "count"), [("1", None), ("2", "2"), ("-1", "2"), ("0", "0")])

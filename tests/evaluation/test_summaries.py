@@ -90,7 +90,7 @@ class TestSummary:
             ({"cat": {"mean": [[0.1] * 3] * 2}}, "of b has the rules"),
             ({"cat": {"mass": [[0.1] * 3] * 2, "mean": [[0.1] * 3] * 2}}, "of b has the rules"),
             ({"cat": {"mass": [[0.1] * 3] * 2}, "dog": {"mass": [[0.1] * 3] * 2, "mean": [[0.1] * 3] * 2}}, "of b has"),
-            ({"cat": {"mass": [[0.1] * 2] * 2}}, r"\(2, 2\)}, those before it {'mass': \(2, 3\)}"),
+            ({"cat": {"mass": [[0.1] * 2] * 2}}, r"\(2, 2\)}, but earlier ones have {'mass': \(2, 3\)}"),
             ({"cat": {"mass": [[0.1] * 3] * 2}, "dog": {"mass": [[0.1] * 2]}}, "of b has not one shape"),
             ({"cat": {"mass": [[0.1] * 3] * 2}, "dog": {}}, "of b has not one shape and the same rules"),
             ({"cat": {"mass": [[0.1], [0.1, 0.2]]}}, "of b has not one shape"),

@@ -1,4 +1,4 @@
-"""Data sets in, numbers out: the paper's measurements on VOC, COCO and folders, resumed after a kill."""
+"""The paper's measurements over data sets: VOC, COCO and folders. A killed run resumes."""
 
 from .attention import RULES, score_image, score_maps
 from .attention_runs import evaluate_attention

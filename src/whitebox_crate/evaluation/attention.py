@@ -1,7 +1,7 @@
-"""How well [CLS] attention segments a set of labelled images: every layer and head, by the paper's mIoU.
+"""Scores how well [CLS] attention segments labelled images: every layer and head, by the paper's mIoU.
 
-arXiv 2308.16271, appendix B.3: a head's map becomes a mask; of the heads of a layer, the best one for each class of an
-image counts (equation 13); its IoU is averaged over the classes of the image (equation 14), then over images.
+arXiv 2308.16271, appendix B.3: the map of a head becomes a mask. For each class of an image, the best head of a layer
+counts (equation 13). Its IoU is averaged over the classes of the image (equation 14), then over images.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..segmentation.states import all_cls_attention, resolve_layer
 from .folders import LabelledImage
 
 RULES: tuple[MaskRule, ...] = get_args(MaskRule)
-# IoU by class, rule, layer and head: what is recorded of an image.
+# The record of an image: IoU by class, rule, layer and head.
 Record = dict[str, dict[str, list[list[float]]]]
 
 
@@ -32,22 +32,21 @@ def score_maps(
     keep: float = 0.6,
     void: int | None = None,
 ) -> dict[int, dict[str, Tensor]]:
-    """IoU of the mask of each map with each class of an image, whatever backbone the maps come from.
+    """IoU of each map's mask with each class of an image. The maps may come from any backbone.
 
-    Masks are made on the patch grid (`attention_masks`) and compared at the resolution of the labels, each pixel with
-    the patch that its centre lies in (`upsample`, "nearest"): the numbers are those of `mask_iou` to the bit. A map
-    that is zero everywhere marks nothing.
+    Masks are made on the patch grid (`attention_masks`) and compared at the resolution of the labels: each pixel
+    belongs to the patch around its centre (`upsample`, "nearest"). The numbers equal `mask_iou` to the bit. A map that
+    is zero everywhere marks nothing.
 
     Args:
         maps: (..., grid_h, grid_w), float, finite, not negative; for example (layers, heads, grid_h, grid_w).
         labels: (height, width), integer: 0 for background, any other value for a class or an object.
         rules: Rules of `attention_masks`.
         keep: The share that rules "mass" and "entries" keep.
-        void: The label of pixels that count for nothing, on either side.
+        void: The label of pixels to leave out, in masks and labels.
 
     Returns:
-        By label in ascending order, without 0 and `void`, and by rule: IoU, float32 (...). Empty if no such label is
-        there.
+        IoU, float32 (...), by label (ascending, without 0 and `void`) and by rule. Empty if there is no such label.
 
     Raises:
         InputError: If the maps or labels are not as above.
@@ -65,11 +64,11 @@ def score_maps(
     if maps.ndim < 2 or maps.numel() == 0:
         raise InputError(f"expected maps of shape (..., grid_h, grid_w), got {tuple(maps.shape)}")
     (height, width), patches = labels.shape, maps.shape[-2] * maps.shape[-1]
-    # Masks do not change within a patch: what counts is how many pixels of each label a patch has.
+    # Masks are constant within a patch, so only the number of pixels of each label in a patch matters.
     patch_of = upsample(torch.arange(patches, device=maps.device).reshape(maps.shape[-2:]), (height, width))
     values, which = labels.to(maps.device, torch.int64).unique(return_inverse=True)
     pixels = (which * patches + patch_of).flatten().bincount(minlength=len(values) * patches)
-    pixels = pixels.reshape(len(values), patches).double()  # exact, as all whole numbers here are
+    pixels = pixels.reshape(len(values), patches).double()  # exact, since all are whole numbers
     if void is not None:
         pixels[values == void] = 0
     present = [(index, value) for index, value in enumerate(values.tolist()) if value not in (0, void)]
@@ -96,24 +95,24 @@ def score_image(
     void: int | None = None,
     class_names: Mapping[int, str] | None = None,
 ) -> Record:
-    """`score_maps` of one image on a disk, by all layers and heads of a model.
+    """`score_maps` for one image file, with all layers and heads of a model.
 
-    The model sees the whole image (`fit_photo`); the labels stay as they are.
+    The model sees the whole image (`fit_photo`). The labels keep their size.
 
     Args:
         model: A model that `capture` reads.
         pair: The image and its mask.
-        size: Shorter side for the model, pixels; `best_short_side` of the model if None.
+        size: Shorter side of the image that the model sees, pixels; `best_short_side` of the model if None.
         rules: Rules of `attention_masks`.
         keep: The share that rules "mass" and "entries" keep.
-        void: The label of pixels that count for nothing.
-        class_names: What to call each label in the record, others being refused; if None, by its number.
+        void: The label of pixels to leave out.
+        class_names: Name of each label in the record; other labels are refused. If None, labels are named by number.
 
     Returns:
-        IoU by class, rule, layer and head, as JSON holds it; of the layers that have attention.
+        IoU by class, rule, layer and head, ready for JSON, for the layers that have attention.
 
     Raises:
-        InputError: If a file cannot be read or the two do not fit each other; the message names it.
+        InputError: If a file cannot be read, or image and mask do not fit; the message names it.
         WeightsError: If the model's attention is not finite.
     """
     image, labels = pair.read()
@@ -121,17 +120,17 @@ def score_image(
     with torch.inference_mode():
         maps = all_cls_attention(model, pixels[None])[0].float().cpu()
     if not maps.isfinite().all():
-        raise WeightsError(f"the attention in {pair.image} is not finite; the weights are damaged")
+        raise WeightsError(f"the attention in {pair.image} is not finite: the weights are damaged; load them again")
     scores = score_maps(maps, labels, rules=rules, keep=keep, void=void)
     names = named_labels(list(scores), class_names, pair)
     return {names[label]: {rule: ious.tolist() for rule, ious in by_rule.items()} for label, by_rule in scores.items()}
 
 
 def row_of(model: nn.Module, layer: int | None = None) -> int:
-    """Where a layer stands in the records of `score_image`, which are of the layers that have attention.
+    """The place of a layer in the records of `score_image`, which hold the layers that have attention.
 
     Args:
-        model: Whose records they are.
+        model: The model of the records.
         layer: The layer, from 0; negative from the end; `default_layer` of the model if None.
 
     Raises:
@@ -144,13 +143,13 @@ def row_of(model: nn.Module, layer: int | None = None) -> int:
 def named_labels(
     labels: Sequence[int], class_names: Mapping[int, str] | None, pair: LabelledImage
 ) -> Mapping[int, str]:
-    """What to call each label of an image: its class, or its number if there are no names.
+    """The name of each label of an image: its class, or its number if there are no names.
 
     Raises:
-        InputError: If a label is no class; the message names the mask.
+        InputError: If a label is not a class; the message names the mask.
     """
     names = {label: str(label) for label in labels} if class_names is None else class_names
     strange = [label for label in labels if label not in names]
     if strange:
-        raise InputError(f"{pair.mask} has labels that are no classes: {strange[:10]}; known are {sorted(names)}")
+        raise InputError(f"{pair.mask} has labels that are not classes: {strange[:10]}; known are {sorted(names)}")
     return names

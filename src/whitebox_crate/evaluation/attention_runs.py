@@ -1,4 +1,4 @@
-"""[CLS] attention over a data set of labelled images: the records of every image, and the paper's numbers from them."""
+"""[CLS] attention over a data set: a record for every image, and the paper's numbers from the records."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ def evaluate_attention(
     Args:
         run: Where results go.
         model: A model that `capture` reads, on its device.
-        data: The images, as `read_voc` and `read_folder` give them.
-        name: What to call the model.
+        data: The images; see `read_voc` and `read_folder`.
+        name: Name of the model in the results.
         size: See `score_image`.
-        layer: Of the table by class; `default_layer` of the model if None.
+        layer: Layer for the table by class; `default_layer` of the model if None.
         rules: See `score_image`.
         keep: See `score_image`.
-        by_class: Whether labels mean the same in all images; else they number the objects of one.
+        by_class: Whether labels mean the same in all images; else they number the objects of an image.
 
     Returns:
-        What it came to, with the numbers of `summarize`; None in processes other than the main one.
+        The outcome, with the numbers of `summarize`; None in processes other than the main one.
 
     Raises:
-        InputError: If files are missing or broken, a label is no class, or an argument is not as above.
+        InputError: If files are missing or broken, a label is not a class, or an argument is not as above.
         UnknownNameError: If there is no such layer or rule, or the layer has no attention.
         WeightsError: If the model's attention is not finite.
         OutputError: If a record or result cannot be written.
@@ -77,7 +77,7 @@ def evaluate_attention(
     if found["images_without_objects"]:
         title += f"; {found['images_without_objects']} more have no object"
     if broken:
-        title += f"; {len(broken)} broken ones left out, named in results.json"
+        title += f"; {len(broken)} broken images left out, named in results.json"
     results = {"settings": records.settings, **found, "broken": broken}
     return run.write(results, f"{title}\n\n{summary_tables(found)}")
 
@@ -95,9 +95,9 @@ def measure_attention(
     noise: Noise | None = None,
     part: str = "",
 ) -> Records:
-    """`score_image` of every image of a data set, under noise if there is some, into records.
+    """Records `score_image` for every image of a data set, under noise if given.
 
-    The other arguments and the errors are those of `evaluate_attention`, `score_image` and `Run.measure`.
+    For the other arguments and the errors see `evaluate_attention`, `score_image` and `Run.measure`.
     """
     if not 0 < keep <= 1:
         raise InputError(f"keep must be a share in (0, 1], not {keep}")
@@ -110,7 +110,7 @@ def measure_attention(
         **model_settings(model, name, size),
         "rules": rules,
         "keep": keep,
-        **({} if noise is None else {"noise": noise}),  # records without noise have never named it
+        **({} if noise is None else {"noise": noise}),  # older records without noise do not name it
     }
 
     def score(item: tuple[str, LabelledImage]) -> Record:

@@ -1,4 +1,4 @@
-"""Class-agnostic AP on COCO by its official evaluator (arXiv 2308.16271, table 1): masks in, AP50, AP75 and AP out."""
+"""Class-agnostic AP50, AP75 and AP of masks on COCO, by its official evaluator (arXiv 2308.16271, table 1)."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from .coco_shapes import brief, check_box, check_mask
 
 Kind: TypeAlias = Literal["bbox", "segm"]
 Document: TypeAlias = dict[str, Any]  # a parsed instances_*.json
-Result: TypeAlias = dict[str, Any]  # one detection, as results files hold it
+Result: TypeAlias = dict[str, Any]  # one detection in a results file
 
 OBJECT = 1  # the one category
 
 
 def read_annotations(path: str | os.PathLike[str]) -> Document:
-    """Reads annotations in COCO's JSON (instances_val2017.json) and checks what the evaluation relies on.
+    """Reads annotations in COCO's JSON (instances_val2017.json) and checks the fields that the evaluation uses.
 
     Args:
-        path: The file. It is held in memory, as the evaluator does: val2017 takes about 0.2 GB.
+        path: The file. It is held in memory, as in the evaluator: val2017 takes about 0.2 GB.
 
     Returns:
         The document: "images" with id, file_name, height and width; "annotations" with image_id and bbox (x, y, width,
         height, pixels) and segmentation (polygons or run lengths).
 
     Raises:
-        InputError: If the file is unreadable, is no such JSON, lists no image or one twice, annotates one that it does
-            not list, has a box or a mask that is none (`coco_shapes`), or no object but crowds.
+        InputError: If the file is unreadable or not such JSON, lists no image or an image twice, annotates an image
+            that it does not list, has an invalid box or mask (`coco_shapes`), or has only crowds.
     """
     document = _read_json(path)
     if not isinstance(document, dict) or not all(isinstance(document.get(k), list) for k in ("images", "annotations")):
@@ -44,22 +44,24 @@ def read_annotations(path: str | os.PathLike[str]) -> Document:
     sizes: dict[int, list[int]] = {}
     for image in document["images"]:
         if not isinstance(image, dict) or not _is_image(image):
-            raise InputError(f"{path}: an image has id, file_name, height and width, but one is {brief(image)}")
+            raise InputError(
+                f"{path}: an image needs id, file_name, height and width, but one is {brief(image)}; repair the file"
+            )
         if image["id"] in sizes:
             raise InputError(f"{path} lists the image {image['id']} twice; repair the file")
         sizes[image["id"]] = [image["height"], image["width"]]
     if not sizes:
-        raise InputError(f"{path} lists no images")
+        raise InputError(f"{path} lists no images; give a file like instances_val2017.json")
     for number, annotation in enumerate(document["annotations"]):
         if not isinstance(annotation, dict) or not _is_annotation(annotation):
             raise InputError(
-                f"{path}: an annotation has image_id (a whole number), bbox and segmentation, but one is "
-                f"{brief(annotation)}; captions and keypoints have files of their own: give one like "
+                f"{path}: an annotation needs image_id (a whole number), bbox and segmentation, but one is "
+                f"{brief(annotation)}; captions and keypoints are in other files: give one like "
                 "instances_val2017.json"
             )
         if not _is_whole(annotation.get("iscrowd", 0)) or annotation.get("iscrowd", 0) not in (0, 1):
             raise InputError(
-                f"{path}: iscrowd is 0 or 1, or not there, but that of one is {annotation['iscrowd']!r}; repair it"
+                f"{path}: iscrowd must be 0 or 1, or absent, but one is {annotation['iscrowd']!r}; repair it"
             )
         if annotation["image_id"] not in sizes:
             raise InputError(f"{path} annotates the image {annotation['image_id']}, which it does not list; repair it")
@@ -71,22 +73,22 @@ def read_annotations(path: str | os.PathLike[str]) -> Document:
 
 
 def read_results(path: str | os.PathLike[str]) -> list[Result]:
-    """Reads a results file in COCO's JSON, of whatever method.
+    """Reads a results file in COCO's JSON, from any method.
 
     Raises:
-        InputError: If the file is unreadable or holds no list of objects.
+        InputError: If the file is unreadable or is not a list of objects.
     """
     results = _read_json(path)
     if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
-        raise InputError(f"{path} is no list of results [{{image_id, category_id, segmentation, bbox, score}}, ...]")
+        raise InputError(f"{path} is not a list of results [{{image_id, category_id, segmentation, bbox, score}}, ...]")
     return results
 
 
 def check_images(annotations: Document, folder: str | os.PathLike[str]) -> None:
-    """Looks whether all images are there, before hours are spent on the others.
+    """Checks that all images exist, before hours are spent on the others.
 
     Raises:
-        InputError: If some are not; the message names the first ones.
+        InputError: If some are missing; the message names the first ones.
     """
     names = [image["file_name"] for image in annotations["images"]]
     missing = [name for name in names if not (Path(folder) / name).is_file()]
@@ -95,16 +97,17 @@ def check_images(annotations: Document, folder: str | os.PathLike[str]) -> None:
 
 
 def to_results(image_id: int, masks: Tensor, scores: Sequence[float] | None = None) -> list[Result]:
-    """The masks found in an image as COCO's results: run lengths, tight boxes, and the one category, 1.
+    """Turns the masks found in an image into COCO's results: run lengths, tight boxes, and the one category, 1.
 
     Args:
         image_id: COCO's number of the image.
-        masks: (n, height, width), bool, at the image's own size. Empty ones are skipped, for COCO has no box for them.
-        scores: n numbers. None for methods that find the clearest object first and give no score, as MaskCut: 1, 1/2,
-            1/3, ..., so that all first masks rank before all second ones.
+        masks: (n, height, width), bool, at the image's own size. Empty masks are skipped, since COCO has no box for
+            them.
+        scores: n numbers. None for methods such as MaskCut, which find the clearest object first and give no score: the
+            scores are then 1, 1/2, 1/3, ..., so that all first masks rank before all second masks.
 
     Returns:
-        [{image_id, category_id, segmentation, bbox, score}], bbox being [x, y, width, height] in pixels.
+        [{image_id, category_id, segmentation, bbox, score}]; bbox is [x, y, width, height] in pixels.
 
     Raises:
         InputError: If masks or scores are not as above, or a score is not finite.
@@ -135,20 +138,20 @@ def to_results(image_id: int, masks: Tensor, scores: Sequence[float] | None = No
 def average_precision(annotations: Document, results: Sequence[Mapping[str, Any]], kind: Kind) -> dict[str, float]:
     """Average precision of results against all annotated objects, whatever their class.
 
-    The paper's columns (arXiv 2308.16271, table 1): all categories are one, up to 100 results an image, objects of all
-    areas; crowds are ignored as COCO ignores them. An image without a result counts: nothing was found in it.
+    These are the paper's columns (arXiv 2308.16271, table 1): one category, up to 100 results per image, objects of all
+    areas. Crowds are ignored, as in COCO. An image without a result counts as one in which nothing was found.
 
     Args:
-        annotations: As `read_annotations` gives them.
-        results: As `to_results` makes them: image_id and score, and bbox or segmentation.
+        annotations: See `read_annotations`.
+        results: See `to_results`: image_id and score, and bbox or segmentation.
         kind: "bbox" for detection, "segm" for segmentation.
 
     Returns:
         {"AP50", "AP75", "AP"}: at IoU 0.5, at 0.75, and the mean from 0.5 to 0.95 in steps of 0.05; each in [0, 1].
 
     Raises:
-        InputError: If a result is of an image that is not annotated, has another size than it or lacks something, or
-            there is no object to find, or a box or a mask is none (`coco_shapes`).
+        InputError: If a result belongs to an image without annotations, has another size than its image, or lacks a
+            field; if there is no object to find; or if a box or a mask is invalid (`coco_shapes`).
         UnknownNameError: If there is no such kind.
         MissingExtraError: If the evaluator is not installed.
     """
@@ -174,10 +177,10 @@ def average_precision(annotations: Document, results: Sequence[Mapping[str, Any]
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    except Exception as error:  # the evaluator raises nearly anything on damaged polygons or run lengths
+    except Exception as error:  # the evaluator raises many kinds of errors on damaged polygons or run lengths
         raise InputError(
             f"COCO's evaluator cannot read a {kind} of the annotations or results: {type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else error!r}; masks are run lengths or polygons"
+            f"{str(error).splitlines()[0] if str(error) else error!r}; give masks as run lengths or polygons"
         ) from error
     average, at_50, at_75 = (float(value) for value in evaluation.stats[:3])
     return {"AP50": at_50, "AP75": at_75, "AP": average}
@@ -186,7 +189,7 @@ def average_precision(annotations: Document, results: Sequence[Mapping[str, Any]
 def _as_object(
     annotation: Mapping[str, Any], number: int, sizes: Mapping[int, list[int]], kind: Kind
 ) -> dict[str, Any]:
-    """An annotation as the evaluator takes it; numbered from 1, for it takes the number 0 as no object."""
+    """An annotation for the evaluator, numbered from 1, because the evaluator takes 0 as no object."""
     whose = _name_of(annotation, number - 1)
     check_box(annotation["bbox"], whose)
     if kind == "segm":
@@ -204,18 +207,18 @@ def _as_object(
 
 
 def _as_found(sizes: Mapping[int, list[int]], results: Sequence[Mapping[str, Any]], kind: Kind) -> list[dict[str, Any]]:
-    """The results as the evaluator takes them, with that alone of which it shall judge."""
+    """The results for the evaluator, with only the fields that it should score."""
     shape = "bbox" if kind == "bbox" else "segmentation"
     found = []
     for number, result in enumerate(results):
         if not isinstance(result, Mapping) or not {"image_id", "score", shape} <= result.keys():
-            raise InputError(f"a result has an image_id, a score and a {shape}, but one is {brief(result)}")
+            raise InputError(f"a result needs an image_id, a score and a {shape}, but one is {brief(result)}")
         if not _is_whole(result["image_id"]):
-            raise InputError(f"image_id is a whole number, but that of a result is {brief(result['image_id'])}")
+            raise InputError(f"image_id must be a whole number, but in one result it is {brief(result['image_id'])}")
         if result["image_id"] not in sizes:
             raise InputError(
-                f"a result is of the image {result['image_id']}, which the annotations do not list: they are of "
-                "another split or data set"
+                f"a result is for image {result['image_id']}, which the annotations do not list: give annotations "
+                "of the same split"
             )
         whose = f"result {number} of image {result['image_id']}"
         if kind == "bbox":
@@ -223,7 +226,7 @@ def _as_found(sizes: Mapping[int, list[int]], results: Sequence[Mapping[str, Any
         else:
             check_mask(result["segmentation"], sizes[result["image_id"]], whose)
         if not is_finite(result["score"]):
-            raise InputError(f"a score is a finite number, but one is {brief(result['score'])}")
+            raise InputError(f"a score must be a finite number, but one is {brief(result['score'])}")
         found.append({"image_id": result["image_id"], "category_id": OBJECT, "score": result["score"]})
         found[-1][shape] = result[shape]
     return found
@@ -231,11 +234,11 @@ def _as_found(sizes: Mapping[int, list[int]], results: Sequence[Mapping[str, Any
 
 def _check_objects(annotations: Document) -> None:
     if all(annotation.get("iscrowd", 0) for annotation in annotations["annotations"]):
-        raise InputError(f"the {len(annotations['images'])} annotated images have no object to find, crowds apart")
+        raise InputError(f"the {len(annotations['images'])} annotated images have no object to find except crowds")
 
 
 def _name_of(annotation: Mapping[str, Any], number: int) -> str:
-    """What messages call an annotation: by its id, or by its place in the list if it has none."""
+    """The name of an annotation in messages: its id, or its place in the list if it has no id."""
     name = annotation.get("id", f"number {number}")
     return f"annotation {name} of image {annotation['image_id']}"
 
@@ -260,4 +263,4 @@ def _read_json(path: str | os.PathLike[str]) -> Any:
     except OSError as error:
         raise InputError(f"{path} cannot be opened: {error}; check the path") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON, or is cut short: {error}") from error
+        raise InputError(f"{path} is not JSON, or is cut short: {error}; fetch or write it again") from error

@@ -1,4 +1,4 @@
-"""COCO's boxes, polygons and run lengths: what is none is named; the evaluator finds less in it, or never ends."""
+"""Checks COCO's boxes, polygons and run lengths. The evaluator would ignore invalid ones, or never end."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from typing import Any
 
 from ..errors import InputError, is_finite
 
-# How run lengths are written as text (maskApi.c of pycocotools): 6 bits a character, of which 5 are of the number.
+# Run lengths as text (maskApi.c of pycocotools): 6 bits a character; 5 of them belong to the number.
 _FIRST, _BITS, _MORE, _SIGN = ord("0"), 5, 0x20, 0x10
 _LONGEST = 13  # characters of a number of 64 bits
 
 
 def check_box(box: object, whose: str) -> None:
-    """Refuses what is no [x, y, width, height], in pixels.
+    """Refuses a box that is not [x, y, width, height] in pixels.
 
     Args:
-        box: What stands as "bbox".
-        whose: What the message calls that which has it.
+        box: The value of "bbox".
+        whose: Its owner, for the message.
 
     Raises:
-        InputError: If it is none, a number is not finite, or a side negative.
+        InputError: If it is not such a box, a number is not finite, or a side is negative.
     """
     if not (isinstance(box, list) and len(box) == 4 and all(map(is_finite, box)) and min(box[2:]) >= 0):
         raise InputError(
-            f"{whose} has the bbox {brief(box)}; it is [x, y, width, height], finite, and no side is negative: repair "
-            "it"
+            f"{whose} has the bbox {brief(box)}; it must be [x, y, width, height], finite, without negative sides: "
+            "repair it"
         )
 
 
 def check_mask(mask: object, size: Sequence[int], whose: str) -> None:
-    """Refuses what is neither polygons nor run lengths of a whole image.
+    """Refuses a mask that is neither polygons nor run lengths of a whole image.
 
     Args:
-        mask: What stands as "segmentation".
+        mask: The value of "segmentation".
         size: Height and width of the image, pixels.
-        whose: What the message calls that which has it.
+        whose: Its owner, for the message.
 
     Raises:
-        InputError: If there is no polygon, or one of fewer than three points; or run lengths are of another size than
-            the image, cannot be read, or cover not all of it.
+        InputError: If there is no polygon, or a polygon has fewer than three points; or if run lengths have another
+            size than the image, cannot be read, or do not cover all of it.
     """
     if isinstance(mask, Mapping):
         _check_runs(mask, size, whose)
@@ -48,16 +48,16 @@ def check_mask(mask: object, size: Sequence[int], whose: str) -> None:
         for polygon in mask:
             _check_polygon(polygon, whose)
     else:
-        raise InputError(f"{whose} has no polygon and no run lengths, but the segmentation {brief(mask)}; repair it")
+        raise InputError(f"{whose} has neither polygons nor run lengths, but the segmentation {brief(mask)}; repair it")
 
 
 def _check_polygon(polygon: object, whose: str) -> None:
     if not isinstance(polygon, list):
-        raise InputError(f"{whose} has {brief(polygon)} where a polygon is a list of its own: repair it")
+        raise InputError(f"{whose} has {brief(polygon)} in place of a polygon, which must be a list: repair it")
     if len(polygon) < 6 or len(polygon) % 2:
         raise InputError(
-            f"{whose} has a polygon of {len(polygon)} numbers, {brief(polygon)}; it is x, y of three points or more: "
-            "repair it"
+            f"{whose} has a polygon of {len(polygon)} numbers, {brief(polygon)}; it needs x, y of three points or "
+            "more: repair it"
         )
     if strange := [value for value in polygon if not is_finite(value)]:
         raise InputError(f"{whose} has a polygon with {brief(strange[0])} among its numbers: repair it")
@@ -67,7 +67,7 @@ def _check_runs(mask: Mapping[str, Any], size: Sequence[int], whose: str) -> Non
     if mask.get("size") != list(size):
         raise InputError(
             f"{whose} has run lengths of the size {mask.get('size')}, but the image has {list(size)} (height, width); "
-            "they are of another image or of a resized one"
+            "they belong to another image or a resized one: make them again"
         )
     counts = mask.get("counts")
     runs = counts if isinstance(counts, list) else _read_runs(counts)
@@ -75,13 +75,13 @@ def _check_runs(mask: Mapping[str, Any], size: Sequence[int], whose: str) -> Non
         raise InputError(f"{whose} has run lengths that cannot be read, {brief(counts)}: make them again")
     if sum(runs) != math.prod(size):
         raise InputError(
-            f"{whose} has run lengths that cover {sum(runs)} of its {math.prod(size)} pixels; they were cut short or "
-            "are of another image: make them again"
+            f"{whose} has run lengths that cover {sum(runs)} of its {math.prod(size)} pixels; they were cut short, "
+            "or belong to another image: make them again"
         )
 
 
 def _read_runs(text: object) -> list[int] | None:
-    """The numbers that are written so; None if that is no such text."""
+    """The numbers in such a text; None if it is not one."""
     runs: list[int] = []
     value = read = 0
     if not isinstance(text, str | bytes):
@@ -96,12 +96,12 @@ def _read_runs(text: object) -> list[int] | None:
             continue
         if bits & _SIGN:
             value -= 1 << (_BITS * read)
-        runs.append(value + runs[-2] if len(runs) > 2 else value)  # from the fourth on, what it differs by
+        runs.append(value + runs[-2] if len(runs) > 2 else value)  # from the fourth on, a number is a difference
         value = read = 0
     return None if read else runs
 
 
 def brief(value: object) -> str:
-    """What a message shows of a value that may be long."""
+    """A value, shortened for a message."""
     text = repr(value)
     return text if len(text) <= 100 else text[:100] + "..."

@@ -27,7 +27,7 @@ from .processes import rank_and_count
 from .runs import Run
 from .summaries import LayerMeans, layer_means
 
-# A label, and the numbers of each rule by x: {"x", "images", "best_head", "mean_head"}.
+# A label, and for each x the numbers of each rule: {"x", "images", "best_head", "mean_head"}.
 Curve = dict[str, Any]
 NamedModel = tuple[str, nn.Module]
 
@@ -36,16 +36,16 @@ KINDS = {"best_head": "best head", "mean_head": "mean of heads"}
 
 @dataclass
 class Curves:
-    """Measures one model after the other on one data set, each into records of its own, so that a run can go on.
+    """Measures one model after the other on one data set. Each has its own records, so that a run can resume.
 
     Args:
         run: Where records and results go.
-        data: The images, as `read_voc` and `read_folder` give them.
+        data: The images; see `read_voc` and `read_folder`.
         size: See `score_image`.
         keep: See `score_image`.
 
     Attributes:
-        broken: What was skipped, and why.
+        broken: The skipped images, and why.
     """
 
     run: Run
@@ -55,7 +55,7 @@ class Curves:
     broken: dict[str, str] = field(default_factory=dict)
 
     def by_layer(self, models: Iterable[NamedModel]) -> list[Curve]:
-        """A curve for each (name, model), by layer; errors are those of `evaluate_attention`."""
+        """A curve for each (name, model), by layer. For errors see `evaluate_attention`."""
         curves = []
         for number, (name, model) in enumerate(models):
             means = self._measure(model, name, f"{number}-{_as_file_name(name)}")
@@ -66,12 +66,12 @@ class Curves:
     def by_checkpoint(
         self, checkpoints: Iterable[tuple[float, Path, nn.Module]], label: str, layer: int | None = None
     ) -> list[Curve]:
-        """One curve over (number, where it is from, model).
+        """One curve over checkpoints, given as (number, path, model).
 
         Args:
-            checkpoints: The models, which may come one at a time.
-            label: What to call the curve.
-            layer: Which layer; `default_layer` of each model if None.
+            checkpoints: The models; they may come one at a time.
+            label: Name of the curve.
+            layer: The layer; `default_layer` of each model if None.
         """
         points, shown = [], 0
         for number, path, model in checkpoints:
@@ -90,11 +90,11 @@ class Curves:
         """A curve for each (name, model) and share of the pixels, by the strength of the noise.
 
         Args:
-            models: The models, which may come one at a time.
+            models: The models; they may come one at a time.
             strengths: See `add_noise`.
             shares: See `add_noise`.
-            seed: Of the noise.
-            layer: Which layer; `default_layer` of each model if None.
+            seed: Seed of the noise.
+            layer: The layer; `default_layer` of each model if None.
         """
         for strength, share in product(strengths, shares):
             check_noise(strength, share)
@@ -111,15 +111,15 @@ class Curves:
         return curves
 
     def write(self, curves: Sequence[Curve], x_label: str, rule: MaskRule = "mean") -> tuple[Path, str] | None:
-        """Writes curves.json with all rules, and curves.png of one.
+        """Writes curves.json with all rules, and curves.png with one rule.
 
         Args:
-            curves: Of one of the methods above.
-            x_label: What x is.
-            rule: The rule that is drawn.
+            curves: The result of one of the methods above.
+            x_label: Label of x.
+            rule: The rule to draw.
 
         Returns:
-            The JSON file, and the curves of the rule in Markdown; None in processes other than the main one.
+            The JSON file, and a table of the rule's curves in Markdown; None in processes other than the main one.
 
         Raises:
             OutputError: If a file cannot be written.

@@ -29,20 +29,20 @@ from .noise import add_noise
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SHORT_SIDE, LONGEST = 320, 1280  # of a picture that stands alone, pixels; of a panorama the longer side counts
-LONG_SIDE = 120  # of a picture among many, pixels
-WIDEST = 8  # pictures next to each other
+SHORT_SIDE, LONGEST = 320, 1280  # shorter side of a picture on its own sheet, pixels; the longer side of a panorama
+LONG_SIDE = 120  # longer side of a picture among many, pixels
+WIDEST = 8  # most pictures in a row
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """A photograph as it is shown, and as a model takes it.
+    """A photograph, as a picture to show and as a tensor for a model.
 
     Attributes:
-        path: Its file.
+        path: The file.
         picture: Pillow, RGB, small, in the proportions that the model sees.
-        pixels: (3, height, width), normalised, of the model's dtype and on its device.
-        short_side: What `read_photograph` was asked for.
+        pixels: (3, height, width), normalised, in the model's dtype and on its device.
+        short_side: The argument of `read_photograph`.
     """
 
     path: Path
@@ -57,7 +57,7 @@ class Photograph:
 
     @property
     def batch(self) -> Tensor:
-        """(1, 3, height, width): what the model is called with."""
+        """(1, 3, height, width): the input of the model."""
         return self.pixels[None]
 
 
@@ -74,12 +74,12 @@ def read_photograph(
     Args:
         path: Any image that Pillow reads.
         model: A model that `capture` reads.
-        short_side: Of what the model sees, pixels; `best_short_side` if None.
-        alone: Whether its picture is large, for a sheet of its own.
-        image: What is in the file, mode RGB, if it has been read already; else it is read upright.
+        short_side: Shorter side of the image that the model sees, pixels; `best_short_side` if None.
+        alone: Whether its picture is large, for its own sheet.
+        image: The image in the file, mode RGB, if it has been read already; else it is read upright.
 
     Raises:
-        InputError: If the file cannot be read, the model takes no photographs, or the side is not positive.
+        InputError: If the file cannot be read, the model does not take photographs, or the side is not positive.
     """
     photo = load_image(path) if image is None else image
     seen, pixels = fit_photo(model, photo, short_side)
@@ -89,13 +89,13 @@ def read_photograph(
 
 
 def maps_sheet(photo: Photograph, maps: Tensor, title: str, names: Sequence[str] = ()) -> Image:
-    """A photograph and maps of it.
+    """Draws a photograph and its maps.
 
     Args:
         photo: The photograph.
-        maps: (maps, grid_h, grid_w): its [CLS] attention, say, as `cls_attention` gives it.
+        maps: (maps, grid_h, grid_w): for example its [CLS] attention; see `cls_attention`.
         title: The caption of the photograph.
-        names: Those of the maps; of heads in their order if there are none.
+        names: Names of the maps; if there are none, they are named as heads, in order.
     """
     panels, captions = _with_maps(photo, maps, title, names)
     return draw_panels(panels, captions, min(len(panels), 5))
@@ -103,12 +103,12 @@ def maps_sheet(photo: Photograph, maps: Tensor, title: str, names: Sequence[str]
 
 @torch.inference_mode()
 def pca_sheet(model: nn.Module, photos: Sequence[Photograph], layer: int, threshold: float | None = None) -> Image:
-    """Photographs, first components, foregrounds and their parts under each other (arXiv 2308.16271, Fig. 3).
+    """Draws photographs, first components, foregrounds and their parts in rows (arXiv 2308.16271, Fig. 3).
 
     Args:
-        model: Where the features come from.
-        photos: The photographs, of one class of things.
-        layer: Which layer.
+        model: The model of the features.
+        photos: The photographs, of one class of objects.
+        layer: The layer.
         threshold: See `patch_pca`.
     """
     features, grids = _features(model, photos, layer)
@@ -126,7 +126,7 @@ def pca_sheet(model: nn.Module, photos: Sequence[Photograph], layer: int, thresh
     wide = min(len(photos), WIDEST)
     panels: list[Image] = []
     captions: list[str] = []
-    for start in range(0, len(photos), wide):  # what is too wide goes on below
+    for start in range(0, len(photos), wide):  # what does not fit goes on below
         missing = start + wide - len(photos)
         for row in range(4):
             pictures = [column[row] for column in columns[start : start + wide]]
@@ -137,7 +137,7 @@ def pca_sheet(model: nn.Module, photos: Sequence[Photograph], layer: int, thresh
 
 @torch.inference_mode()
 def pca_strip(model: nn.Module, photos: Sequence[Photograph]) -> Image:
-    """Of each photograph two rows, a column for each layer: the first component, and the next three (Fig. 6 and 9)."""
+    """Draws two rows per photograph, a column per layer: the first component, and the next three (Fig. 6 and 9)."""
     maps = [unit_range(pca_maps(*_features(model, photos, layer))) for layer in range(len(readable(model).layers()))]
     panels: list[Image] = []
     captions: list[str] = []
@@ -160,20 +160,20 @@ def heads_sheet(
     rule: MaskRule = "mean",
     keep: float = 0.6,
 ) -> tuple[Image, dict[str, Any]]:
-    """The same heads across photographs, those first that pick the same part (arXiv 2308.16271, Fig. 7).
+    """Draws the same heads across photographs; heads that pick the same part come first (arXiv 2308.16271, Fig. 7).
 
     Args:
-        model: Where maps and features come from.
-        photos: Two or more.
-        layer: Which layer.
-        masks: A folder of mask PNGs, named as the photographs: heads are then ranked by IoU, else by `rank_heads`.
-            Photographs are then turned as their masks are (`LabelledImage.read`).
-        void: The label of pixels that count for nothing.
+        model: The model of maps and features.
+        photos: Two or more photographs.
+        layer: The layer.
+        masks: A folder of mask PNGs, named as the photographs. With it, heads are ranked by IoU, and photographs are
+            turned like their masks (`LabelledImage.read`); without it, heads are ranked by `rank_heads`.
+        void: The label of pixels to leave out.
         rule: See `attention_masks`.
         keep: See `attention_masks`.
 
     Returns:
-        The sheet; and `layer`, `heads` in their order with what `rank_heads` says of each, and where masks are given
+        The sheet; and a dict of `layer`, `heads` (in order, with their numbers from `rank_heads`), and with masks
         `iou`, `rule`, `keep` and `iou_by_image`.
 
     Raises:
@@ -212,15 +212,15 @@ def noise_sheet(
     shares: Sequence[float],
     seed: int = 0,
 ) -> Image:
-    """The maps of all heads: a row without noise, then one for each share and strength (Fig. 11 and 12).
+    """Draws the maps of all heads: a row without noise, then a row for each share and strength (Fig. 11 and 12).
 
     Args:
-        model: Where the maps come from.
+        model: The model of the maps.
         photo: The photograph.
-        layer: Which layer.
+        layer: The layer.
         strengths: See `add_noise`.
         shares: See `add_noise`.
-        seed: Of the noise; its name makes it another for each photograph.
+        seed: Seed of the noise. Together with its name, each photograph gets its own noise.
 
     Raises:
         InputError: See `add_noise`.
@@ -263,11 +263,11 @@ def _turned_as_mask(model: nn.Module, photo: Photograph, pair: LabelledImage) ->
 
 
 def _ious(maps: Tensor, pair: LabelledImage, void: int | None, rule: MaskRule, keep: float) -> Tensor:
-    """IoU of each head's mask with what is marked in the image's mask, float (heads,)."""
+    """IoU of each head's mask with the marked pixels of the image's mask, float (heads,)."""
     _, labels = pair.read()
     target = labels != 0
     valid = torch.ones_like(target) if void is None else labels != void
     if not (target & valid).any():
-        raise InputError(f"{pair.mask} marks nothing; leave its image out")
+        raise InputError(f"the mask {pair.mask} is empty; leave its image out")
     masks = upsample(attention_masks(maps, keep, rule), (target.shape[0], target.shape[1]))
     return mask_iou(masks, target, valid=valid)

@@ -1,4 +1,4 @@
-"""Images with label masks on a disk: Pascal VOC 2012 as it is published, and any folder of images and mask PNGs."""
+"""Reads images with label masks: published Pascal VOC 2012, and any folder of images and mask PNGs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from .records import content_of
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MASK_FORMATS = ("PNG", "TIFF", "BMP", "GIF", "PPM")  # lossless, and none for which Pillow runs another program
-VOID = 255  # the label of VOC's pixels that belong to nothing: edges of objects, and objects too hard
+MASK_FORMATS = ("PNG", "TIFF", "BMP", "GIF", "PPM")  # lossless, and Pillow runs no other program for them
+VOID = 255  # the label of VOC's pixels to leave out: edges of objects, and difficult objects
 # By label, from 1 on; 0 is background.
 VOC_CLASSES = (
     "aeroplane",
@@ -49,7 +49,7 @@ VOC_CLASSES = (
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """Where an image and its mask lie; nothing is read before `read`.
+    """The files of an image and its mask. Only `read` reads them.
 
     Attributes:
         image: Any image that Pillow reads.
@@ -60,27 +60,27 @@ class LabelledImage:
     mask: Path
 
     def content(self) -> str:
-        """What tells the contents of the two files from any others (`records.content_of`).
+        """A hash of the contents of the two files (`records.content_of`).
 
         Raises:
-            InputError: If one cannot be read.
+            InputError: If a file cannot be read.
         """
         return content_of(self.image, self.mask)
 
     def read(self) -> tuple[Image, Tensor]:
-        """Reads both; the image as its pixels are stored, or upright by its EXIF tag if the mask has that size.
+        """Reads both. The image is as stored, or turned upright by its EXIF tag if only then the mask fits.
 
         Returns:
             The Pillow image in mode RGB, and its labels, int64 (height, width).
 
         Raises:
-            InputError: If one is missing, unreadable or damaged, their sizes differ, or the mask has colours in place
-                of labels.
+            InputError: If a file is missing, unreadable or damaged, their sizes differ, or the mask has colours in
+                place of labels.
             MissingExtraError: If Pillow is not installed.
         """
         labels = read_labels(self.mask)
         image = load_image(self.image, upright=False)
-        if labels.shape != (image.height, image.width):  # masks drawn upright have the upright size
+        if labels.shape != (image.height, image.width):  # a mask that was drawn upright has the upright size
             stored, image = image, load_image(self.image)
         if labels.shape != (image.height, image.width):
             sizes = [f"{height} x {width}" for height, width in (labels.shape, (stored.height, stored.width))]
@@ -93,12 +93,12 @@ class LabelledImage:
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images with masks, and what their labels mean.
+    """Images with masks, and the meaning of their labels.
 
     Attributes:
         items: (name of the image, its files).
-        class_names: What each label means; None if labels are just numbers. 0 is background.
-        void: The label of pixels that count for nothing, if there is one.
+        class_names: The class of each label; None if labels are only numbers. 0 is background.
+        void: The label of pixels to leave out, if any.
     """
 
     items: Sequence[tuple[str, LabelledImage]]
@@ -106,10 +106,10 @@ class LabelledImages:
     void: int | None
 
     def check_files(self) -> None:
-        """Looks whether all files are there, before hours are spent on the others.
+        """Checks that all files exist, before hours are spent on the others.
 
         Raises:
-            InputError: If some are not; the message names the first ones.
+            InputError: If some are missing; the message names the first ones.
         """
         missing = [path for _, pair in self.items for path in (pair.image, pair.mask) if not path.is_file()]
         if missing:
@@ -122,8 +122,8 @@ class LabelledImages:
 def read_voc(root: str | os.PathLike[str], split: str = "val") -> LabelledImages:
     """The images of a segmentation list of Pascal VOC 2012, or of a data set in its layout.
 
-    Labels are 1 to 20 for `VOC_CLASSES`, 0 for background and 255 (`VOID`) for pixels that do not count. A data set
-    with other classes names them in classes.txt beside JPEGImages, a line each: the label, then the name.
+    Labels are 1 to 20 for `VOC_CLASSES`, 0 for background and 255 (`VOID`) for pixels to leave out. A data set with
+    other classes names them in classes.txt beside JPEGImages, one per line: the label, then the name.
 
     Args:
         root: The folder with JPEGImages, SegmentationClass and ImageSets, or one that has it as VOC2012 or
@@ -134,7 +134,7 @@ def read_voc(root: str | os.PathLike[str], split: str = "val") -> LabelledImages
         The images, in the order of the list.
 
     Raises:
-        InputError: If the layout is not there, the list is empty, or classes.txt is no such list.
+        InputError: If the layout is missing, the list is empty, or classes.txt is not such a list.
         UnknownNameError: If there is no such list.
     """
     places = [Path(root), Path(root) / "VOC2012", Path(root) / "VOCdevkit" / "VOC2012"]
@@ -151,13 +151,15 @@ def read_voc(root: str | os.PathLike[str], split: str = "val") -> LabelledImages
     path = lists / f"{split}.txt"
     if not path.is_file():
         known = [found.stem for found in lists.glob("*.txt")]
-        raise UnknownNameError.of(f"list of images in {lists}", split, known, "A list is a text file, a name a line.")
+        raise UnknownNameError.of(
+            f"list of images in {lists}", split, known, "A list is a text file with one name per line."
+        )
     try:
         names = path.read_text().split()
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}; it is text, a name a line") from error
+        raise InputError(f"{path} cannot be read: {error}; it must be text with one name per line") from error
     if not names:
-        raise InputError(f"{path} is empty; it should hold the name of an image a line")
+        raise InputError(f"{path} is empty; it must have one image name per line")
     items = [(name, LabelledImage(images / f"{name}.jpg", masks / f"{name}.png")) for name in names]
     return LabelledImages(items, _read_class_names(home) or dict(enumerate(VOC_CLASSES, start=1)), VOID)
 
@@ -165,20 +167,20 @@ def read_voc(root: str | os.PathLike[str], split: str = "val") -> LabelledImages
 def read_folder(root: str | os.PathLike[str], void: int | None = None) -> LabelledImages:
     """The images of a folder, each with the mask PNG of the same name.
 
-    `images/a.jpg` belongs to `masks/a.png`; folders within are fine. Of a mask, palette indices or grey values are the
-    labels, 0 for background. What they mean may stand in classes.txt beside the two folders, a line each: the label,
-    then the name.
+    `images/a.jpg` belongs to `masks/a.png`; subfolders are fine. The palette indices or grey values of a mask are its
+    labels; 0 is background. classes.txt beside the two folders may name them, one per line: the label, then the name.
 
     Args:
         root: The folder with `images` and `masks`.
-        void: The label of pixels that count for nothing, if there is one.
+        void: The label of pixels to leave out, if any.
 
     Returns:
-        Every image and every mask, so that one without the other is noticed; named without suffix, sorted by name.
+        All images and all masks, named without suffix, sorted by name. (So an image without a mask is noticed, and a
+        mask without an image.)
 
     Raises:
-        InputError: If a folder is missing, there is no image, two images or masks have one name, or classes.txt is no
-            such list.
+        InputError: If a folder is missing, there is no image, two images or masks have one name, or classes.txt is not
+            such a list.
 
     Example:
         >>> data = read_folder("data")  # data/images/photo.jpg and data/masks/photo.png
@@ -189,11 +191,11 @@ def read_folder(root: str | os.PathLike[str], void: int | None = None) -> Labell
     for folder in (home / "images", home / "masks"):
         if not folder.is_dir():
             raise InputError(
-                f"there is no folder {folder}; give a folder with images/ and masks/, PNGs of the same names"
+                f"there is no folder {folder}; give a folder with images/ and masks/ (PNGs of the same names)"
             )
     images = _by_name(home / "images", image_suffixes())
     if not images:
-        raise InputError(f"{home / 'images'} holds no image ({', '.join(FORMATS)}); put them there")
+        raise InputError(f"{home / 'images'} holds no image ({', '.join(FORMATS)}); put images there")
     masks = _by_name(home / "masks", frozenset({".png"}))
     items = []
     for name in sorted({**images, **masks}):
@@ -216,30 +218,30 @@ def read_labels(path: str | os.PathLike[str]) -> Tensor:
     try:
         with pillow.open(path, formats=MASK_FORMATS) as image:
             mode = image.mode
-            values = np.array(image)  # of a palette image, its indices
+            values = np.array(image)  # the indices of a palette image
     except FileNotFoundError as error:
-        raise InputError(f"there is no mask {path}; add it, or take its image out") from error
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
+        raise InputError(f"there is no mask {path}; add it, or remove its image") from error
+    except Exception as error:  # Pillow's decoders raise many kinds of errors on damaged data
         raise InputError(
-            f"the mask {path} is damaged or no image: {type(error).__name__}: {error}; masks are of lossless formats "
-            f"{', '.join(MASK_FORMATS)}: save it as a palette or grey PNG"
+            f"the mask {path} is damaged or not an image in a lossless format ({', '.join(MASK_FORMATS)}): "
+            f"{type(error).__name__}: {error}; save it as a palette or grey PNG"
         ) from error
     if mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
         raise InputError(
-            f"the mask {path} is of mode {mode}, colours rather than labels; save it as a palette or grey PNG, each "
-            "value a label"
+            f"the mask {path} has mode {mode}: colours, not labels; save it as a palette or grey PNG whose values are "
+            "labels"
         )
     return torch.from_numpy(values.astype(np.int64))
 
 
 def _by_name(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
-    """The files of a folder and those below with these suffixes, in any case, by name without suffix."""
+    """The files with these suffixes (in any case) in a folder and below it, by name without suffix."""
     found: dict[str, Path] = {}
     for path in sorted(files_below(folder)):
         if path.suffix.lower() in suffixes:
             name = path.relative_to(folder).with_suffix("").as_posix()
             if name in found:
-                raise InputError(f"{found[name]} and {path} differ by their suffix alone; rename one")
+                raise InputError(f"{found[name]} and {path} differ only in their suffix; rename one")
             found[name] = path
     return found
 
@@ -253,8 +255,8 @@ def _read_class_names(home: Path) -> dict[int, str] | None:
         names = {int(label): name.strip() for label, name in lines}
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{path} cannot be read: {error}; it is text, a line for each class: label, then name"
+            f"{path} cannot be read: {error}; it must be text with one class per line: label, then name"
         ) from error
     if len({*names.values()}) != len(lines) or 0 in names:
-        raise InputError(f"{path}: labels and names are unique, and 0 is background; it has {names}")
+        raise InputError(f"{path}: labels and names must be unique, and 0 is background; it has {names}")
     return names

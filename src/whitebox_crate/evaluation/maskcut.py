@@ -1,4 +1,4 @@
-"""MaskCut over COCO's images: what it finds in each, and the AP of all of it (arXiv 2308.16271, table 1)."""
+"""MaskCut over COCO's images: the masks in each image, and their AP (arXiv 2308.16271, table 1)."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def evaluate_maskcut(
     Args:
         run: Where results go.
         model: A model that `capture` reads, on its device.
-        annotations: The file, as instances_val2017.json.
+        annotations: The file, for example instances_val2017.json.
         images: The folder of images.
-        name: What to call the model.
+        name: Name of the model in the results.
         size: See `maskcut_results`.
         layer: See `maskcut_results`; `default_layer` of the model if None.
         n: See `maskcut_results`.
@@ -56,7 +56,7 @@ def evaluate_maskcut(
         state: See `maskcut_results`.
 
     Returns:
-        What it came to; None in processes other than the main one.
+        The outcome; None in processes other than the main one.
 
     Raises:
         InputError: If files are missing or broken, or an argument is not as above.
@@ -68,7 +68,7 @@ def evaluate_maskcut(
     """
     if not 0 <= tau < 1:
         raise InputError(f"tau must be a cosine in [0, 1), not {tau}")
-    require("faster_coco_eval", "eval")  # or its lack would be told after the first image
+    require("faster_coco_eval", "eval")  # say that it is missing before the first image
     document, folder = read_annotations(annotations), Path(images)
     run.check_files(partial(check_images, document, folder))
     layer, size = resolve_layer(model, layer), best_short_side(model) if size is None else size
@@ -121,44 +121,46 @@ def maskcut_results(
     tau: float = 0.15,
     state: State = "projections",
 ) -> list[Result]:
-    """What MaskCut finds in an image by the features of a layer (arXiv 2308.16271, appendix B).
+    """Finds the objects of an image with MaskCut, by the features of a layer (arXiv 2308.16271, appendix B).
 
-    The model sees the whole image (`fit_photo`). Masks are brought from the patch grid to the image's own size by the
-    nearest patch.
+    The model sees the whole image (`fit_photo`). Masks go from the patch grid to the image's own size by the nearest
+    patch.
 
     Args:
         model: A model that `capture` reads.
-        image: One of a document's "images".
-        folder: Where its file is.
-        size: Shorter side for the model, pixels; `best_short_side` of the model if None.
-        layer: Which layer, from 0; negative from the end. The paper takes -2 of CRATE and -1 of ViT.
-        n: How many masks at most.
-        tau: Patches are linked where their cosine is above this, in [0, 1).
-        state: What to cut by; see `maskcut_of`: "projections", as in the paper, or "tokens", "compressed", "output".
+        image: An entry of a document's "images".
+        folder: The folder of its file.
+        size: Shorter side of the image that the model sees, pixels; `best_short_side` of the model if None.
+        layer: The layer, from 0; negative from the end. The paper takes -2 for CRATE and -1 for ViT.
+        n: Most masks.
+        tau: Patches whose cosine is above this are linked, in [0, 1).
+        state: The features: "projections", as in the paper, or "tokens", "compressed", "output"; see `maskcut_of`.
 
     Returns:
-        As `to_results`.
+        See `to_results`.
 
     Raises:
-        InputError: If the file cannot be read or has not the listed size, or an argument is not as above.
+        InputError: If the file cannot be read or does not have the listed size, or an argument is not as above.
         UnknownNameError: If there is no such layer or state.
         WeightsError: If the features are not finite.
         MissingExtraError: If Pillow or the evaluator is not installed.
     """
     path, own_size = Path(folder) / image["file_name"], (image["height"], image["width"])
-    # COCO's annotations refer to pixels as they are stored, whatever the EXIF tag of a photograph says; a data set that
-    # was annotated upright lists the upright size.
+    # COCO's annotations refer to pixels as stored, whatever the EXIF tag of a photograph says. A data set that was
+    # annotated upright lists the upright size.
     photo = load_image(path, upright=False)
     if (photo.height, photo.width) != own_size:
         photo = load_image(path)
     if (photo.height, photo.width) != own_size:
         raise InputError(
             f"{image['file_name']} has {photo.height} x {photo.width} pixels (height x width), but the annotations say "
-            f"{own_size[0]} x {own_size[1]}: it is another image or a resized one"
+            f"{own_size[0]} x {own_size[1]}: it is another image or a resized one; use the original"
         )
     pixels = fit_photo(model, photo, size).pixels
     with torch.inference_mode():
         features, grid = patch_features(model, pixels[None], layer, state)
     if not features.isfinite().all():
-        raise WeightsError(f"the features of {image['file_name']} are not finite; the weights are damaged")
+        raise WeightsError(
+            f"the features of {image['file_name']} are not finite: the weights are damaged; load them again"
+        )
     return to_results(image["id"], upsample(maskcut(features[0], grid, n, tau), own_size))

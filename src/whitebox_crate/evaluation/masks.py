@@ -1,4 +1,4 @@
-"""How well the masks of a method fit a set of labelled images: the method and edges that `segment` has, by name."""
+"""Scores the masks of a method and edges of `segment` on labelled images."""
 
 from __future__ import annotations
 
@@ -38,29 +38,29 @@ def evaluate_masks(
 ) -> Outcome | None:
     """Mean IoU of the masks of one method, at the pixels of the photographs.
 
-    Each class of an image counts with the mask that fits it best; a method of one mask has no choice. That is averaged
-    over the classes of an image, then over images. Writes results.json and results.md.
+    Each class of an image is scored by the mask that fits it best. (A method with one mask has no choice.) Scores are
+    averaged over the classes of an image, then over images. Writes results.json and results.md.
 
     Args:
         run: Where results go.
         model: A model that `capture` reads, on its device.
-        data: The images, as `read_voc` and `read_folder` give them.
-        name: What to call the model.
+        data: The images; see `read_voc` and `read_folder`.
+        name: Name of the model in the results.
         method: A name in `segmentation.METHODS`.
         edges: A name in `segmentation.EDGES`.
-        size: Shorter side for the model, pixels; `best_short_side` of the model if None.
-        by_class: Whether labels mean the same in all images; else they number the objects of one.
-        **settings: Of the method.
+        size: Shorter side of the image that the model sees, pixels; `best_short_side` of the model if None.
+        by_class: Whether labels mean the same in all images; else they number the objects of an image.
+        **settings: Settings of the method.
 
     Returns:
-        What it came to: `miou` over all images with objects, `even` and `odd` over those of even and odd number among
-        them, counted from 0, each with `images` and `half_interval`, half of its 95% interval; and `by_class`.
-        None in processes other than the main one.
+        The outcome: `miou` over all images with objects; `even` and `odd` over those with even and odd numbers, counted
+        from 0; each with `images` and `half_interval`, half of its 95% interval; and `by_class`. None in processes
+        other than the main one.
 
     Raises:
-        InputError: If files are missing or broken, a label is no class, or no image has an object.
+        InputError: If files are missing or broken, a label is not a class, or no image has an object.
         UnknownNameError: If there is no such method, setting or kind of edges.
-        WeightsError: If the model gives numbers that are not finite.
+        WeightsError: If the model's numbers are not finite.
         OutputError: If a record or result cannot be written.
         ProcessError: If another process failed.
 
@@ -114,15 +114,15 @@ def score_masks(
     Args:
         model: A model that `capture` reads.
         pair: The image and its labels.
-        find: As `choose_method` gives it.
-        to_pixels: As `choose_edges` gives it.
-        size: Shorter side for the model, pixels; `best_short_side` of the model if None.
-        void: The label of pixels that count for nothing.
-        class_names: What to call each label, others being refused; if None, by its number.
+        find: The result of `choose_method`.
+        to_pixels: The result of `choose_edges`.
+        size: Shorter side of the image that the model sees, pixels; `best_short_side` of the model if None.
+        void: The label of pixels to leave out.
+        class_names: Name of each label; other labels are refused. If None, labels are named by number.
 
     Raises:
-        InputError: If a file cannot be read, the two do not fit each other, or a label is no class.
-        WeightsError: If the model gives numbers that are not finite.
+        InputError: If a file cannot be read, image and mask do not fit, or a label is not a class.
+        WeightsError: If the model's numbers are not finite.
     """
     image, labels = pair.read()
     pixels = fit_photo(model, image, size).pixels
@@ -152,7 +152,7 @@ def summarize_masks(records: Iterable[tuple[str, MaskRecord]], by_class: bool = 
         for name, iou in record.items():
             classes.setdefault(name, []).append(iou)
     if not images:
-        raise InputError("no image has an object; look at the masks, and at the label of void pixels")
+        raise InputError("no image has an object; check the masks, and the label of void pixels")
     found: dict[str, Any] = {"all": _mean(images), "even": _mean(images[::2]), "odd": _mean(images[1::2])}
     if by_class:
         found["by_class"] = {name: _mean(ious) for name, ious in sorted(classes.items())}
@@ -160,7 +160,7 @@ def summarize_masks(records: Iterable[tuple[str, MaskRecord]], by_class: bool = 
 
 
 def _mean(ious: list[float]) -> dict[str, Any]:
-    """The mean, and half of its 95% interval, None for fewer than two."""
+    """The mean and half of its 95% interval; the latter is None for fewer than two numbers."""
     if not ious:
         return {"images": 0, "miou": None, "half_interval": None}
     half = 1.96 * float(np.std(ious, ddof=1)) / len(ious) ** 0.5 if len(ious) > 1 else None

@@ -1,4 +1,4 @@
-"""Gaussian noise on the pixels, and how a model sees it (arXiv 2308.16271, Fig. 11 and 12)."""
+"""Gaussian noise on the pixels of a model's images (arXiv 2308.16271, Fig. 11 and 12)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Noise(NamedTuple):
     Attributes:
         strength: See `add_noise`.
         share: See `add_noise`.
-        seed: With the name of an image, it makes the noise of that image.
+        seed: Seed of the noise; together with the name of an image it makes that image's noise.
     """
 
     strength: float
@@ -34,20 +34,19 @@ def add_noise(
 ) -> Tensor:
     """Adds Gaussian noise to pixels chosen at random, as in Fig. 11 and 12 of arXiv 2308.16271.
 
-    Every image gets noise of its own on exactly round(`share` * height * width) pixels, halves up, on all channels
-    independently. Values may leave the range of an image: nothing is clipped. From one state of the generator, the
-    pixels of a smaller share are among those of a larger one, and noise of another strength is the same but for that
-    factor, so that curves compare like with like.
+    Every image gets its own noise on exactly round(`share` * height * width) pixels (halves up), independently on all
+    channels. Values may leave the range of an image: nothing is clipped. For one state of the generator, a larger share
+    includes the pixels of a smaller one, and another strength only scales the noise. So curves compare like with like.
 
     Args:
         images: (..., channels, height, width), float: pixels / 255, or normalised as (pixels / 255 - mean) / std.
-        strength: Standard deviation, in units of 8-bit pixels (0 to 255): the paper takes 10, 25, 50 and 75.
-        share: Of the pixels that get noise, in [0, 1]: the paper takes 0.1, 0.25, 0.5 and 0.75.
-        generator: On the CPU. It moves on by the same whatever strength and share are.
-        std: Of the normalisation, for each channel; None for pixels / 255.
+        strength: Standard deviation, in units of 8-bit pixels (0 to 255). The paper takes 10, 25, 50 and 75.
+        share: Share of the pixels that get noise, in [0, 1]. The paper takes 0.1, 0.25, 0.5 and 0.75.
+        generator: A generator on the CPU. It advances equally for all strengths and shares.
+        std: Standard deviation of the normalisation, for each channel; None for pixels / 255.
 
     Returns:
-        The shape, dtype and device of `images`; the same values bit for bit where there is no noise.
+        The shape, dtype and device of `images`. Values without noise are the same bit for bit.
 
     Raises:
         InputError: If an argument is not as above.
@@ -69,7 +68,7 @@ def add_noise(
 
 @contextmanager
 def noisy(model: nn.Module, strength: float, share: float, generator: torch.Generator) -> Iterator[None]:
-    """Within the block, the model sees its images with noise (`add_noise`); they are normalised as its weights ask for.
+    """Inside the block, the model sees its images with noise (`add_noise`). They must be normalised for its weights.
 
     Other threads that run the model see theirs without.
 

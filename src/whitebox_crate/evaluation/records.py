@@ -1,4 +1,4 @@
-"""A line for each item, written once it is measured: a killed run goes on, and any number of processes share a run."""
+"""Records: a line for each measured item. A killed run resumes, and any number of processes share a run."""
 
 from __future__ import annotations
 
@@ -29,20 +29,21 @@ REPORT_EVERY = 10.0  # seconds
 class Records:
     """A folder of measurements: settings.json, and records-RANK.jsonl with a line for each item.
 
-    A line is there whole or it does not count, so that a run may be killed at any moment and started again: what was
-    measured is not measured again, by however many processes then or now. Processes are those of torchrun (RANK and
-    WORLD_SIZE in the environment) or of an initialised torch.distributed; all of them need to see the folder.
+    Only whole lines count, so a run may be killed at any moment and started again. No item is measured twice, whatever
+    the number of processes before and after. Processes come from torchrun (RANK and WORLD_SIZE in the environment) or
+    from an initialised torch.distributed; all of them must see the folder.
 
     Args:
         folder: Made if it does not exist.
-        settings: What the measurements depend on, as JSON holds it. A folder with records of other settings is refused.
+        settings: Everything that the measurements depend on, ready for JSON. A folder with records of other settings is
+            refused.
 
     Attributes:
         folder: The folder.
-        settings: The settings, as they are read from JSON.
+        settings: The settings, as read from JSON.
 
     Raises:
-        InputError: If the folder's settings are others, or no settings are readable where records are.
+        InputError: If the folder has other settings, or has records without readable settings.
         OutputError: If the folder cannot be written.
     """
 
@@ -53,30 +54,30 @@ class Records:
         self._index = _Index()
         path = self.folder / SETTINGS
         make_folder(self.folder)
-        begun = any(self.folder.glob("records-*.jsonl"))  # looked at first: another process may be just beginning
+        begun = any(self.folder.glob("records-*.jsonl"))  # checked first: another process may be starting
         if not path.exists():
             if begun:
-                raise InputError(f"{self.folder} holds records but no {SETTINGS}; give another folder")
-            # Processes that start together may all come here: each writes the same, whole.
+                raise InputError(f"{self.folder} holds records but no {SETTINGS}; choose another folder")
+            # Processes that start together may all come here; each writes the same whole file.
             write_whole(path, lambda temporary: temporary.write_text(json.dumps(self.settings, indent=1) + "\n"))
         try:
             found = json.loads(path.read_text())
         except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"{path} cannot be read: {error}; give another folder") from error
+            raise InputError(f"{path} cannot be read: {error}; choose another folder") from error
         if found != self.settings:
             raise InputError(
-                f"{self.folder} holds records of other settings: {_differences(found, self.settings)}; give another "
-                "folder, or the same settings to go on with it"
+                f"{self.folder} holds records of other settings: {_differences(found, self.settings)}; choose another "
+                "folder, or give the same settings to resume it"
             )
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one (of rank 0) that reports and writes results."""
+        """Whether this process (rank 0) reports and writes results."""
         return rank_and_count()[0] == 0
 
     @property
     def broken(self) -> list[tuple[str, str]]:
-        """(item, what was wrong) of those that `measure` could not read and skipped, in their order."""
+        """The items that `measure` could not read and skipped, with the reason, in order."""
         return [(name, self._index.broken[name]) for name in self._order or () if name in self._index.broken]
 
     def measure(
@@ -90,31 +91,32 @@ class Records:
         report: Callable[[str], object] | None = None,
         workers: int = 1,
     ) -> None:
-        """Measures what has not been measured yet; returns when all processes have done their share.
+        """Measures the items that have not been measured yet. Returns when all processes are done.
 
         Items that were broken in an earlier run are tried again.
 
         Args:
-            items: (name, what to score), names unique; the same list in all processes.
-            score: The measurement: what JSON can hold, keys of objects being text.
-            content: What tells the content of an item from another of its name (`content_of`). It is recorded with the
-                measurement, and compared where an item was measured before.
-            skip_broken: Whether an item whose `score` raises InputError is recorded as broken, and the run goes on.
-            advice: What to do about a broken item, for the message that stops the run.
-            report: Takes lines on progress (of the main process) and on broken items; to stderr if None.
+            items: (name, item) pairs with unique names; the same list in all processes.
+            score: The measurement. It returns a value for JSON; keys of objects are text.
+            content: Gives a hash of an item's content (`content_of`). It is recorded with the measurement, and compared
+                if an item was measured before.
+            skip_broken: Whether to record an item whose `score` raises InputError as broken, and go on.
+            advice: The next step for a broken item, for the message that stops the run.
+            report: Gets lines on progress (of the main process) and on broken items; stderr if None.
             workers: How many items are measured at once, each by a thread, which `score` and `content` then run in.
 
         Raises:
-            InputError: If names repeat, there is no worker, a score is not finite or not JSON, an item has other
-                content than when it was measured, or an item is broken and `skip_broken` is False; the message names
-                it. What was measured before is kept.
-            OutputError: If a record cannot be written, as on a full disk, or another run is writing to the folder.
+            InputError: If names repeat, there is no worker, a score is not finite or not JSON, an item has changed
+                since it was measured, or an item is broken and `skip_broken` is False; the message names it. Earlier
+                measurements are kept.
+            OutputError: If a record cannot be written, for example on a full disk, or another run is writing to the
+                folder.
             ProcessError: If another process failed.
         """
         names = [name for name, _ in items]
         if len(set(names)) != len(names):
             twice = next(name for index, name in enumerate(names) if name in names[:index])
-            raise InputError(f"names of items are unique, but {twice!r} is there twice")
+            raise InputError(f"names of items must be unique, but {twice!r} comes twice")
         self._order = tuple(names)
 
         def line_of(named: tuple[str, Item]) -> dict[str, JSON]:
@@ -126,7 +128,7 @@ class Records:
         say = report or to_stderr
         with open_lines(self.folder / f"records-{rank}.jsonl") as file:
             index = _Index.of(self.folder)
-            wait_for_all()  # nobody writes before all have seen what there is, so that the shares below are disjoint
+            wait_for_all()  # nobody writes before all have read the records, so that the shares below are disjoint
             if content is not None:
                 self._check_content([item for item in items if item[0] in index.records][rank::count], index, content)
             waiting = [item for item in items if item[0] not in index.records]
@@ -139,45 +141,44 @@ class Records:
                 except InputError as error:
                     if not skip_broken:
                         raise InputError(
-                            f"{name}: {error}. What was measured is kept in {self.folder}; {advice}"
+                            f"{name}: {error}. Finished measurements are kept in {self.folder}; {advice}"
                         ) from error
                     line = {"item": name, "broken": str(error)}
                     say(f"skipped, broken: {name}: {error}")
                 append_line(file, line)
                 progress.advance()
             progress.finish()
-        wait_for_all()  # after the files are closed, which is when a network file system shows them to others
+        wait_for_all()  # after closing the files: only then does a network file system show them to others
         self._index = _Index.of(self.folder)
 
     def _check_content(self, items: Sequence[tuple[str, Item]], index: _Index, content: Callable[[Item], str]) -> None:
         for name, item in items:
             if content(item) != index.records[name].content:
                 raise InputError(
-                    f"{name} has other content than when it was measured into {self.folder}: it was changed, or is of "
-                    "another data set; give another folder, or put the old one back"
+                    f"{name} has changed since it was measured into {self.folder}, or belongs to another data set; "
+                    "choose another folder, or restore the old file"
                 )
 
     def items(self) -> Iterator[tuple[str, JSON]]:
-        """The records of the last `measure`, in the order of its items, without the broken ones.
+        """The records of the last `measure`, in the order of its items, without broken ones.
 
-        The order does not depend on which process measured what, so that sums come out the same to the bit. One record
-        is in memory at a time.
+        The order does not depend on the processes, so sums are the same to the bit. One record is in memory at a time.
 
         Raises:
             InputError: If `measure` was not called, or an item was not measured.
         """
         if self._order is None:
-            raise InputError("nothing has been measured yet: call measure first, which also finds what is there")
+            raise InputError("nothing has been measured yet: call measure first; it also finds earlier records")
         for name in self._order:
             if name in self._index.broken:
                 continue
             if name not in self._index.records:
-                raise InputError(f"{name} has not been measured; run the measurement to its end")
+                raise InputError(f"{name} has not been measured; run measure to its end")
             yield name, self._index.records[name].read()
 
 
 class _Line(NamedTuple):
-    """Where the record of an item is, and what its content was, if that was asked for."""
+    """The place of an item's record, and the hash of its content, if recorded."""
 
     path: Path
     offset: int  # bytes
@@ -191,7 +192,7 @@ class _Line(NamedTuple):
 
 @dataclass
 class _Index:
-    """The lines of a folder by their items, and what was wrong with items that have no record."""
+    """The lines of a folder by item, and the errors of items without a record."""
 
     records: dict[str, _Line] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
@@ -223,7 +224,7 @@ class _Index:
 
 
 class Progress:
-    """Says how far a share is, how fast it goes and how long it will take."""
+    """Reports how much of a share is done, how fast, and the time left."""
 
     def __init__(self, before: int, share: int, processes: int, report: Callable[[str], object]) -> None:
         self._share, self._report, self._done = share, report, 0
@@ -248,7 +249,7 @@ class Progress:
             )
 
     def skip(self) -> None:
-        """One of the share was measured before, as it turns out."""
+        """Notes that an item of the share was measured before."""
         self._share -= 1
 
     def finish(self) -> None:
@@ -257,10 +258,10 @@ class Progress:
 
 
 def content_of(*paths: str | os.PathLike[str]) -> str:
-    """What tells the contents of these files from any others: SHA-256, 64 bits of it. They are read in pieces.
+    """A hash of the contents of these files: 64 bits of SHA-256. They are read in pieces.
 
     Raises:
-        InputError: If one cannot be read.
+        InputError: If a file cannot be read.
     """
     whole = hashlib.sha256()
     for path in paths:
@@ -273,10 +274,10 @@ def content_of(*paths: str | os.PathLike[str]) -> str:
 
 @contextmanager
 def open_lines(path: Path) -> Iterator[BinaryIO]:
-    """A file to append lines to, for this process alone, without the half line that a kill left at its end.
+    """Opens a file to append lines, for this process only. Removes a half line that a kill left at its end.
 
     Raises:
-        OutputError: If it cannot be written, or another process has it open.
+        OutputError: If the file cannot be written, or another process has it open.
     """
     with locked(path) as file:
         end = whole = file.seek(0, os.SEEK_END)
@@ -294,22 +295,22 @@ def open_lines(path: Path) -> Iterator[BinaryIO]:
 
 
 def append_line(file: BinaryIO, entry: Mapping[str, JSON]) -> None:
-    """Writes an entry, with the `item` it is of, as a line of JSON.
+    """Writes an entry, which names its `item`, as a line of JSON.
 
     Raises:
-        InputError: If it is not finite or no JSON.
+        InputError: If the entry is not finite or not JSON.
         OutputError: If it cannot be written.
     """
     try:
         line = memoryview(json.dumps(entry, allow_nan=False).encode() + b"\n")
     except (TypeError, ValueError) as error:
-        raise InputError(f"the measurement of {entry['item']} is not finite or no JSON: {error}") from error
+        raise InputError(f"the measurement of {entry['item']} is not finite or not JSON: {error}") from error
     try:
-        while line:  # a disk that fills up takes a part first
+        while line:  # a disk that fills up takes only a part
             line = line[file.write(line) :]
     except OSError as error:
         raise OutputError(
-            f"cannot write {file.name}: {error}; what was measured is kept. Make room and run the same command again"
+            f"cannot write {file.name}: {error}; finished measurements are kept. Make room, then run the command again"
         ) from error
 
 
@@ -325,7 +326,7 @@ def _shown(settings: Mapping[str, JSON], key: str) -> str:
 
 
 def to_stderr(text: str) -> None:
-    """Prints a line on progress, at once."""
+    """Prints a line on progress to stderr, without delay."""
     print(text, file=sys.stderr, flush=True)
 
 

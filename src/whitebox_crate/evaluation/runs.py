@@ -1,4 +1,4 @@
-"""A run over a data set: its settings, its records, and the results that it leaves beside them."""
+"""A run over a data set: its settings, its records, and its results."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from .records import JSON, Item, Records, to_stderr
 
 
 class Outcome(NamedTuple):
-    """What a run came to.
+    """The outcome of a run.
 
     Attributes:
-        results: What is in the file.
-        table: The same in Markdown, which is in a file of that name too.
+        results: The content of the JSON file.
+        table: The same in Markdown, also written to a file of the same name.
         path: The JSON file.
     """
 
@@ -36,19 +36,19 @@ class Outcome(NamedTuple):
     path: Path
 
     def _repr_html_(self) -> str:
-        """The table, as notebooks show it."""
+        """The table for notebooks."""
         return html_of_markdown(self.table)
 
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run keeps its records and results, and what it does about files that cannot be read.
+    """The folder of a run's records and results, and what to do with files that cannot be read.
 
     Attributes:
-        folder: Made if it is not there; a run that was begun in it is gone on with.
-        skip_broken: Whether what cannot be read is reported and skipped, rather than ending the run.
-        how_to_skip: How whoever reads the messages sets `skip_broken`.
-        about: What else the settings say, for example which split it is.
+        folder: The folder; made if it does not exist. A run that was started in it resumes.
+        skip_broken: Whether to report and skip files that cannot be read; else they end the run.
+        how_to_skip: How a reader of the messages sets `skip_broken`.
+        about: Other settings of the run, for example the split.
         workers: How many items are measured at once, each by a thread; the results are the same.
     """
 
@@ -59,10 +59,10 @@ class Run:
     workers: int = 1
 
     def check_files(self, check: Callable[[], None]) -> None:
-        """Looks whether all files are there, unless broken ones are skipped anyhow.
+        """Checks that all files exist, unless broken ones are skipped.
 
         Raises:
-            InputError: What `check` raises, with the advice to skip.
+            InputError: The error of `check`, with the advice to skip.
         """
         if not self.skip_broken:
             try:
@@ -78,14 +78,14 @@ class Run:
         content: Callable[[Item], str],
         part: str = "",
     ) -> Records:
-        """Measures what has not been measured yet; arguments and errors are those of `Records` and `Records.measure`.
+        """Measures the items that have not been measured yet. For arguments and errors see `Records.measure`.
 
         Args:
-            settings: Beside those in `about`.
-            items: (name, what to score).
+            settings: Settings of the records, besides `about`.
+            items: (name, item) pairs.
             score: The measurement.
-            content: What tells the content of an item from another of its name.
-            part: The name of this measurement, if the run has several: each has a folder of its own in records/.
+            content: Gives a hash of an item's content.
+            part: The name of this measurement, if the run has several. Each has its own folder in records/.
         """
         folder = self.folder / "records" / part if part else self.folder
         records = Records(folder, {**self.about, **settings})
@@ -94,17 +94,17 @@ class Run:
             score,
             content=content,
             skip_broken=self.skip_broken,
-            advice=f"repair this one and run again, or leave out what is broken with {self.how_to_skip}",
+            advice=f"repair this one and run again, or leave out broken files with {self.how_to_skip}",
             report=partial(_report, part) if part else None,
             workers=self.workers,
         )
         return records
 
     def write(self, results: Mapping[str, Any], table: str, name: str = "results") -> Outcome:
-        """Writes NAME.json, with the versions of what computed it, and NAME.md.
+        """Writes NAME.json, with the versions of the libraries, and NAME.md.
 
         Raises:
-            OutputError: If that fails.
+            OutputError: If a file cannot be written.
         """
         written = {**results, "versions": {"whitebox_crate": __version__, "torch": torch.__version__}}
         path = self.folder / f"{name}.json"
@@ -114,12 +114,12 @@ class Run:
 
 
 def model_settings(model: nn.Module, name: str, size: int) -> dict[str, JSON]:
-    """What of a model belongs to the settings of a run: the weights, and all that makes of them what they compute.
+    """The facts about a model for the settings of a run: its weights, and everything that changes its output.
 
     Args:
         model: A model that `capture` reads.
-        name: What the user calls it.
-        size: Shorter side of photographs for the model, pixels.
+        name: The user's name for it.
+        size: Shorter side of the image that the model sees, pixels.
 
     Raises:
         InputError: If the model does not take photographs.
@@ -143,16 +143,16 @@ def model_settings(model: nn.Module, name: str, size: int) -> dict[str, JSON]:
 
 
 def names_digest(names: Sequence[str]) -> str:
-    """What tells one list of items from another in a run's settings."""
+    """A digest of a list of items, for a run's settings."""
     return f"{len(names)} ({hashlib.sha256(json.dumps(names).encode()).hexdigest()[:8]})"
 
 
 def broken_images(records: Records, count: int) -> list[dict[str, str]]:
-    """What was skipped, for the results.
+    """The skipped images, for the results.
 
     Args:
-        records: Of a run.
-        count: How many images there are.
+        records: Records of a run.
+        count: Number of images.
 
     Raises:
         InputError: If all of them are broken.

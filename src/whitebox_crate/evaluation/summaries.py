@@ -19,9 +19,9 @@ class LayerMeans:
     """mIoU of each layer over a set of images; see `layer_means`.
 
     Attributes:
-        images: How many had an object.
+        images: Number of images with an object.
         best_head: By rule and layer: the best head of each class of an image (arXiv 2308.16271, equations 13 and 14).
-        mean_head: By rule and layer: the mean over heads in place of the best one.
+        mean_head: By rule and layer: the mean over heads instead of the best head.
     """
 
     images: int
@@ -33,7 +33,7 @@ def layer_means(records: Iterable[tuple[str, Record]]) -> LayerMeans:
     """Averages the records of `score_image`: over the classes of an image, then over images.
 
     Args:
-        records: (name of the image, its record), looked at one at a time. Images without an object do not count.
+        records: (name of the image, its record), read one at a time. Images without an object are left out.
 
     Raises:
         InputError: If no image has an object, or a record is not like the others.
@@ -49,23 +49,24 @@ def layer_means(records: Iterable[tuple[str, Record]]) -> LayerMeans:
 def summarize(
     records: Iterable[tuple[str, Record]], *, layer: int, by_class: bool = True, layers: Sequence[int] | None = None
 ) -> dict[str, Any]:
-    """The paper's numbers from the records of all images; a record at a time is looked at.
+    """The paper's numbers from the records of all images, read one at a time.
 
     Args:
-        records: (name of the image, its record). An image without classes is counted apart.
-        layer: The layer that the table by class is of: one of `layers`, or negative from their end.
-        layers: What the layers of the records are called, if these are not all of the model's, from 0 on.
-        by_class: Whether labels mean the same in all images, so that there is something to average by class.
+        records: (name of the image, its record). Images without classes are counted separately.
+        layer: The layer of the table by class: one of `layers`, or negative from their end.
+        layers: The numbers of the records' layers, if these are not all layers of the model.
+        by_class: Whether labels mean the same in all images, so that averages by class make sense.
 
     Returns:
         `images`, `images_without_objects`; `layer`; `layers`; and by rule:
 
-        - `miou_by_layer`: equations 13 and 14 for each of `layers`, averaged over images; `miou` is that of `layer`.
-        - `by_class`: for each class the `images` that have it and its `iou`: mean over these of the best head of
-          `layer`. `class_mean` is the mean over classes.
-        - `one_head`: no best head of each image, but one for all, by the same mean. The images are counted from 0; the
-          head that is best on the `even` ones is scored on the `odd` ones, and the other way round: `halves` has both,
-          `miou` is the mean over all images. None if there are fewer than two images.
+        - `miou_by_layer`: equations 13 and 14 for each of `layers`, averaged over images. `miou` is the number of
+          `layer`.
+        - `by_class`: for each class the number of `images` that have it, and its `iou`: the mean over these images of
+          the best head of `layer`. `class_mean` is the mean over classes.
+        - `one_head`: the same mean with one head for all images. Images count from 0. The head that is best on the
+          `even` images is scored on the `odd` ones, and the other way round. `halves` has both; `miou` is the mean over
+          all images. None if there are fewer than two images.
 
     Raises:
         InputError: If no image has an object, a record is not like the others, or `layers` are not as many as theirs.
@@ -75,7 +76,7 @@ def summarize(
     images, depth = sums.images, len(next(iter(sums.best_head.values())))
     called = list(range(depth)) if layers is None else list(layers)
     if len(called) != depth:
-        raise InputError(f"the records are of {depth} layers, and {len(called)} are named: {called}")
+        raise InputError(f"the records have {depth} layers, but {len(called)} are named: {called}; name each layer")
     row = _row_of(layer, called)
     rules: dict[str, Any] = {}
     for rule, total in sums.best_head.items():
@@ -125,14 +126,14 @@ def summary_tables(summary: Mapping[str, Any]) -> str:
 
 @dataclass
 class _Sums:
-    """What the means are made of, by rule, summed over the images that have an object.
+    """Sums for the means, by rule, over the images that have an object.
 
     Attributes:
         best_head: (layers,): the best head of each class, averaged over the classes of an image.
         mean_head: (layers,): likewise, the mean of heads.
-        halves: (2, layers, heads): each head, averaged over the classes of an image; images of even and of odd number.
+        halves: (2, layers, heads): each head, averaged over the classes of an image, for even and for odd images.
         classes: By class and rule, (layers,): the best head.
-        counts: By class: how many images have it.
+        counts: By class: number of images that have it.
     """
 
     images: int = 0
@@ -153,8 +154,8 @@ class _Sums:
                 sums.without += 1
         if not sums.images:
             raise InputError(
-                f"{sums.without} images were scored and none has an object; look at the masks, and at the label of "
-                "void pixels"
+                f"{sums.without} images were scored and none has an object; check the masks, and the label of void "
+                "pixels"
             )
         return sums
 
@@ -173,10 +174,10 @@ class _Sums:
 
 
 def _ious_of(records: Iterable[tuple[str, Record]]) -> Iterator[tuple[list[str], dict[str, Any]]]:
-    """Of each record, the classes, and by rule the IoUs (classes, layers, heads); a record at a time is looked at.
+    """The classes of each record, and by rule the IoUs (classes, layers, heads). Reads one record at a time.
 
     Raises:
-        InputError: If a record has no rules, or others or other layers and heads than the ones before it.
+        InputError: If a record has no rules, or differs from earlier records in rules, layers or heads.
     """
     known: dict[str, tuple[int, ...]] = {}
     for image, record in records:
@@ -192,15 +193,15 @@ def _ious_of(records: Iterable[tuple[str, Record]]) -> Iterator[tuple[list[str],
             known = known or found
             if found != known or any(set(by_rule) != set(known) for by_rule in record.values()):
                 raise InputError(
-                    f"the record of {image} has the rules and (layers, heads) {found}, those before it {known}; put "
-                    "together what was measured of one model with the same rules"
+                    f"the record of {image} has the rules and (layers, heads) {found}, but earlier ones have {known}; "
+                    "combine only records of one model with the same rules"
                 )
         yield list(record), ious
 
 
 def _row_of(layer: int, called: Sequence[int]) -> int:
     if layer >= 0 and layer not in called:
-        raise UnknownNameError(f"no layer {layer}: the records are of the layers {', '.join(map(str, called))}")
+        raise UnknownNameError(f"no layer {layer}: the records have the layers {', '.join(map(str, called))}")
     return called.index(layer) if layer >= 0 else resolve_index("layer", layer, len(called))
 
 
