@@ -163,7 +163,7 @@ def test_arguments_of_the_attention_are_heeded_however_they_are_given(model: Toy
         model(images, scale=scale)
     torch.testing.assert_close(trace["attention", 1], model.encoder[1].mix.rows, atol=1e-6, rtol=0)
     mask = torch.ones(18, 18).tril().bool()
-    with capture(model, "attention"), pytest.raises(InputError, match="attn_mask is not read"):
+    with capture(model, "attention"), pytest.raises(InputError, match="attn_mask cannot be read"):
         model(images, attn_mask=mask)
     with capture(model, "projections"):
         model(images, attn_mask=mask)  # keys are what they are

@@ -195,7 +195,7 @@ def test_precision(name: str, dtype: torch.dtype) -> None:
 @torch.no_grad()
 def test_masks_are_refused() -> None:
     model = make("ViTModel")
-    with capture(model, "attention"), pytest.raises(InputError, match="attention_mask is not read"):
+    with capture(model, "attention"), pytest.raises(InputError, match="attention_mask cannot be read"):
         model(images_of(), attention_mask=torch.tensor([[1] * 10 + [0] * 7] * 2))
 
 

@@ -391,7 +391,7 @@ def test_archives_of_torch_that_are_compressed_are_refused(tmp_path: Path) -> No
     ):
         for member in archive.infolist():
             smaller.writestr(member.filename, archive.read(member))
-    refused(tmp_path / "smaller", "compresses nothing")
+    refused(tmp_path / "smaller", "does not compress")
 
 
 def test_members_of_one_name_are_refused(tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ def test_weights_under_an_unknown_name_are_not_guessed() -> None:
 def test_a_dict_in_itself_has_an_end() -> None:
     loop: dict[str, Any] = {}
     loop["model"] = loop
-    with pytest.raises(WeightsError, match="deeper"):
+    with pytest.raises(WeightsError, match="dicts deep"):
         convert_checkpoint(loop)
 
 

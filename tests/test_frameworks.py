@@ -80,15 +80,15 @@ def test_of_several_weights_those_are_taken_that_are_asked_for() -> None:
         assert all(torch.equal(found[name], value) for name, value in wanted.items())
     flat = FRAMEWORKS["teacher and student"](state)
     assert torch.equal(convert_checkpoint({"model": flat}, weights="student").state["cls_token"], other["cls_token"])
-    with pytest.raises(WeightsError, match="no weights called 'emma' among 'state_dict', 'state_dict_ema'"):
+    with pytest.raises(WeightsError, match="no weights named 'emma'; there are 'state_dict', 'state_dict_ema'"):
         convert_checkpoint(timm, weights="emma")
-    with pytest.raises(WeightsError, match="no weights called 'ema'"):
+    with pytest.raises(WeightsError, match="no weights named 'ema'"):
         convert_checkpoint(state, weights="ema")
 
 
 def test_a_layer_with_and_without_a_mark_is_refused() -> None:
     state = small_model(NAME).state_dict()
-    with pytest.raises(WeightsError, match="without the wrapper's mark too"):
+    with pytest.raises(WeightsError, match="also exist without the wrapper's mark"):
         convert_checkpoint({**state, **prefixed("", state, "_orig_mod.")})
 
 

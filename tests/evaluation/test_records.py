@@ -266,7 +266,7 @@ class TestBroken:
         return score(index)
 
     def test_a_broken_item_stops_the_run_and_what_was_measured_stays(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match=r"image 3: file 3 is cut short. What was measured is kept"):
+        with pytest.raises(InputError, match=r"image 3: file 3 is cut short. Finished measurements are kept"):
             measured(tmp_path, by=self.damaged)
         assert names_in(tmp_path) == ["image 0", "image 1", "image 2"]
         with pytest.raises(InputError, match=r"; call the photographer$"):
@@ -372,7 +372,7 @@ class TestSeveralProcesses:
                 return score(index)
 
             error = InputError if os.environ["RANK"] == "1" else ProcessError
-            with pytest.raises(error, match="What was measured is kept"):
+            with pytest.raises(error, match="Finished measurements are kept"):
                 measured(tmp_path, by=damaged)
 
         assert exit_codes(processes(2, run)) == [0, 0]
@@ -415,7 +415,7 @@ class TestSeveralProcesses:
         monkeypatch.delenv("WORLD_SIZE", raising=False)
         if count is not None:
             monkeypatch.setenv("WORLD_SIZE", count)
-        with pytest.raises(InputError, match="RANK is a number below WORLD_SIZE"):
+        with pytest.raises(InputError, match="RANK must be below WORLD_SIZE"):
             measured(tmp_path)
 
 

@@ -143,7 +143,7 @@ def test_a_teacher_with_its_heads_is_found_in_a_checkpoint_of_training() -> None
 )
 def test_registers_beside_tokens_of_another_shape_are_refused(changed: dict[str, Tensor | None]) -> None:
     state = {name: value for name, value in {**dinov2_state(4), **changed}.items() if value is not None}
-    with pytest.raises(WeightsError, match="not those of a DINOv2 with registers"):
+    with pytest.raises(WeightsError, match="do not fit a DINOv2 with registers"):
         convert_checkpoint(state)
 
 

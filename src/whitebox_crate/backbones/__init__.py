@@ -1,4 +1,4 @@
-"""Networks that others wrote, read as those of this package are: which they are, and where their parts are."""
+"""Networks of other libraries, read like models of this package: which they are, and where their parts are."""
 
 from .adapters import Adapter, Readable, readable, register_adapter
 from .readings import attention_readings

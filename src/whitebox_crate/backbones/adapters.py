@@ -1,4 +1,4 @@
-"""Which adapter knows which model: `readable` is the one door to whatever can be read."""
+"""Adapters for models of other libraries; `readable` turns any known model into one that can be read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Adapter: TypeAlias = Callable[..., Structure]
 Readable: TypeAlias = ImageTransformer | Backbone
 
 REGISTERS = "transformers.models.dinov2_with_registers.modeling_dinov2_with_registers"
-# By the full name of a class; those that derive from it are known with it.
+# By the full name of a class; classes that derive from it are known too.
 _ADAPTERS: dict[str, Adapter] = {
     "timm.models.vision_transformer.VisionTransformer": timm_structure,
     "timm.models.eva.Eva": timm_structure,
@@ -35,16 +35,16 @@ _ADAPTERS: dict[str, Adapter] = {
 
 
 def register_adapter(kind: type[nn.Module] | str) -> Callable[[Adapter], Adapter]:
-    """Makes a class of backbones readable; for use as a decorator of a function from such a model to its `Structure`.
+    """Makes a class of backbones readable. A decorator for a function from such a model to its `Structure`.
 
-    From then on `capture`, `segment` and all that reads attention take models of this class, of those that derive from
-    it, and models with one of them inside. The last one that was registered for a class counts.
+    Then `capture`, `segment` and everything that reads attention take models of this class and of derived classes, and
+    models with such a backbone inside. If a class is registered twice, the last adapter counts.
 
     Args:
-        kind: The class, or its full name, "package.module.Class", which nothing needs to be imported for.
+        kind: The class, or its full name "package.module.Class" (then nothing needs to be imported).
 
     Raises:
-        InputError: If it is neither.
+        InputError: If `kind` is neither.
 
     Example:
         >>> @register_adapter("my_package.Network")
@@ -58,7 +58,7 @@ def register_adapter(kind: type[nn.Module] | str) -> Callable[[Adapter], Adapter
         ...     )
     """
     if not isinstance(kind, type | str) or (isinstance(kind, str) and "." not in kind):
-        raise InputError(f"an adapter is for a class, or its full name as 'package.module.Class', not {kind!r}")
+        raise InputError(f"register_adapter takes a class, or its full name as 'package.module.Class', not {kind!r}")
 
     def register(adapter: Adapter) -> Adapter:
         if not callable(adapter):
@@ -70,14 +70,14 @@ def register_adapter(kind: type[nn.Module] | str) -> Callable[[Adapter], Adapter
 
 
 def readable(model: nn.Module) -> Readable:
-    """What reads a model: itself if it is of this package, else a `Backbone` around it, which is made anew.
+    """A readable form of a model: the model itself if it is of this package, else a new `Backbone` around it.
 
     Args:
-        model: A model of this package, or one that is, or has inside, a backbone that an adapter knows. What torch puts
-            around models is fine.
+        model: A model of this package, or a model that is (or contains) a backbone that an adapter knows. Torch's
+            wrappers are fine.
 
     Raises:
-        InputError: If nothing is known of the model, or it has several backbones inside.
+        InputError: If no adapter knows the model, or it has several backbones inside.
     """
     inner = unwrap(model) if isinstance(model, nn.Module) else model
     if isinstance(inner, FeatureExtractor):
@@ -94,9 +94,9 @@ def readable(model: nn.Module) -> Readable:
         return Backbone(model, adapter(backbone))
     known_names = ", ".join(sorted(map(_short, _ADAPTERS)))
     raise InputError(
-        f"nothing says where the layers of a {type(inner).__module__}.{type(inner).__qualname__} are; an exported "
-        f"model has none any more. Known are models of this package and {known_names}. A function that gives its "
-        "layers, patch embedding, attention and sizes makes it known: see whitebox_crate.backbones.register_adapter"
+        f"no adapter knows where the layers of a {type(inner).__module__}.{type(inner).__qualname__} are. (An exported "
+        f"model has no layers.) Known are models of this package and {known_names}. To read this one, write a function "
+        "that gives its layers, patch embedding, attention and sizes: see whitebox_crate.backbones.register_adapter"
     )
 
 

@@ -1,4 +1,4 @@
-"""timm's backbones: VisionTransformer and what derives from it, and Eva, with rotary positions or without."""
+"""timm's backbones: VisionTransformer and derived classes, and Eva, with or without rotary positions."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ._names import is_a
 from .readings import attention_readings
 from .structure import Structure
 
-# Attention whose output is softmax(q k^T / sqrt(head_dim)) v, with q and k out of `q_norm` and `k_norm`.
+# Attention whose output is softmax(q k^T / sqrt(head_dim)) v, with q and k after `q_norm` and `k_norm`.
 ATTENTION = (
     "timm.layers.attention.Attention",
     "timm.layers.attention.AttentionRope",
     "timm.models.eva.EvaAttention",
-    "timm.models.vision_transformer.Attention",  # where it was in earlier releases
+    "timm.models.vision_transformer.Attention",  # its place in earlier releases
 )
 PRE_NORM = ("timm.models.vision_transformer.Block", "timm.models.eva.EvaBlock")
 POST_NORM = ("timm.models.vision_transformer.ResPostBlock", "timm.models.eva.EvaBlockPostNorm")
@@ -31,7 +31,7 @@ FACTS = ("input_size", "mean", "std", "interpolation", "crop_pct", "num_classes"
 
 
 def timm_structure(model: Any) -> Structure:
-    """Where the parts of a `VisionTransformer` or an `Eva` are."""
+    """The structure of a `VisionTransformer` or an `Eva`."""
     theirs = getattr(model, "pretrained_cfg", None) or {}
     embed, cfg = model.patch_embed, _facts(theirs)
     return Structure(
@@ -53,14 +53,14 @@ def timm_structure(model: Any) -> Structure:
 
 
 def _pool(model: Any) -> str:
-    """Which tokens the head reads, as models of this package name it; "" for all else."""
+    """Which tokens the head reads, in this package's words; "" for anything else."""
     if model.global_pool == "avg":
         return "mean" if getattr(model, "pool_include_prefix", False) else "avg"
     return "token" if model.global_pool == "token" and not hasattr(model, "head_dist") else ""
 
 
 def _patch_size(embed: Any) -> tuple[int, int]:
-    """(height, width) in pixels; those of a hybrid count what its convolutions leave out as well."""
+    """(height, width) in pixels. A hybrid's patch includes the stride of its convolutions."""
     if hasattr(embed, "feat_ratio"):
         return to_pair(embed.feat_ratio(as_scalar=False))
     height, width = (side // patches for side, patches in zip(embed.img_size, embed.grid_size, strict=True))
@@ -68,7 +68,7 @@ def _patch_size(embed: Any) -> tuple[int, int]:
 
 
 def _facts(theirs: Mapping[str, Any]) -> PretrainedCfg:
-    """What timm knows of the weights; where it says nothing, ImageNet's mean and std."""
+    """timm's facts about the weights; ImageNet's mean and std if timm has none."""
     known = {name: theirs[name] for name in FACTS if theirs.get(name) is not None}
     known = {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
     return PretrainedCfg(**known)
@@ -77,7 +77,7 @@ def _facts(theirs: Mapping[str, Any]) -> PretrainedCfg:
 def _readings(block: Any) -> dict[str, Reading]:
     found: dict[str, Reading] = {}
     attention: Any = unwrap(getattr(block, "attn", block))
-    if is_a(attention, ATTENTION) and hasattr(attention, "q_norm"):  # Eva of early releases has none
+    if is_a(attention, ATTENTION) and hasattr(attention, "q_norm"):  # Eva of early releases lacks it
         found |= attention_readings(
             attention,
             (attention.q_norm, attention.k_norm, *_values(attention)),
@@ -95,14 +95,14 @@ def _readings(block: Any) -> dict[str, Reading]:
 
 
 def _values(attention: Any) -> list[nn.Module]:
-    """The module whose output ends with the values, if there is one: with biases apart, Eva never calls its `qkv`."""
+    """The module whose output ends with the values, if any. With separate biases, Eva never calls its `qkv`."""
     if attention.qkv is None:
         return [attention.v_proj]
     return [attention.qkv] if getattr(attention, "q_bias", None) is None else []
 
 
 def _turned(attention: Any, given: Mapping[str, Any], q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries and keys, turned by the place of their patch if there are rotary positions."""
+    """Queries and keys, rotated by the position of their patch if there are rotary positions."""
     rope = given.get("rope")
     if rope is None:
         return q, k

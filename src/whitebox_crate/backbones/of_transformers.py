@@ -23,11 +23,11 @@ PROJECTIONS = (
     ("q_proj", "query"),
     ("k_proj", "key"),
     ("v_proj", "value"),
-)  # as they are called, and as before release 5
+)  # the names now, and before release 5
 
 
 def vit_structure(model: Any) -> Structure:
-    """Where the parts of a `ViTModel` are. What its weights ask of photographs is in their image processor alone."""
+    """The structure of a `ViTModel`. Only the image processor of its weights knows mean and std of photographs."""
     config = model.config
     height, width = size = to_pair(config.image_size)
 
@@ -35,12 +35,12 @@ def vit_structure(model: Any) -> Structure:
         other = images.shape[-2:] != size
         return whole(images, interpolate_pos_encoding=True) if other else whole(images)
 
-    # Its positions are taken to be of a square.
+    # Its positions are assumed to form a square.
     return _structure(model, pretrained_cfg=HALVES, dynamic_img_size=height == width, call=call)
 
 
 def classifier_structure(model: Any) -> Structure:
-    """Where the parts of a `ViTForImageClassification` are; run as a backbone, it gives its logits alone."""
+    """The structure of a `ViTForImageClassification`. As a backbone it returns only its logits."""
     backbone, config = vit_structure(model.vit), model.config
     names = tuple(config.id2label[index] for index in range(config.num_labels))
 
@@ -58,7 +58,7 @@ def classifier_structure(model: Any) -> Structure:
 
 
 def dino_structure(model: Any) -> Structure:
-    """Where the parts of a `Dinov2Model`, `Dinov2WithRegistersModel`, `DINOv3ViTModel`, or the backbone of one, are."""
+    """The structure of a `Dinov2Model`, `Dinov2WithRegistersModel`, `DINOv3ViTModel`, or their backbones."""
     return _structure(model, dynamic_img_size=True)
 
 
@@ -82,7 +82,7 @@ def _structure(model: Any, **facts: Any) -> Structure:
 
 def _readings(layer: Any, num_heads: int, dropout: float) -> dict[str, Reading]:
     whole: Any = unwrap(layer.attention)
-    attention: Any = unwrap(getattr(whole, "attention", whole))  # releases before 5 have one inside another
+    attention: Any = unwrap(getattr(whole, "attention", whole))  # releases before 5 nest one inside another
     projections = [getattr(attention, new if hasattr(attention, new) else old) for new, old in PROJECTIONS]
     after = layer.norm2 if hasattr(layer, "norm2") else layer.layernorm_after
     mixed = attention.o_proj if hasattr(attention, "o_proj") else whole.output
@@ -93,7 +93,7 @@ def _readings(layer: Any, num_heads: int, dropout: float) -> dict[str, Reading]:
 
 
 def _rotated(given: Mapping[str, Any], q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries and keys as DINOv3 turns them by the place of their patch; of others as they are."""
+    """Queries and keys, rotated by the position of their patch in DINOv3, unchanged in others."""
     positions = given.get("position_embeddings")
     if positions is None:
         return q, k

@@ -1,4 +1,4 @@
-"""What can be read of attention that others wrote: rows of softmax(q k^T / sqrt(head_dim)), and the keys."""
+"""Readings of other libraries' attention: rows of softmax(q k^T / sqrt(head_dim)), and the keys."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..layers import Reading, Rows, attention_rows
 
-# Called with the arguments of the attention by name, and queries and keys (batch, heads, tokens, head_dim) each.
+# Called with the attention's arguments by name, and with queries and keys, each (batch, heads, tokens, head_dim).
 Change: TypeAlias = Callable[[Mapping[str, Any], Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -25,25 +25,25 @@ def attention_readings(
     mixed: nn.Module | None = None,
     dropout: float = 0.0,
 ) -> dict[str, Reading]:
-    """`attention`, and `projections`: the keys as they are projected.
+    """Readings of `attention`, and of `projections`, the projected keys.
 
-    Queries and keys are those that the attention computes for itself, with whatever stands in the place of its
-    projections (adapters of low rank, quantised ones); only the softmax is computed once more, of the asked rows.
+    Queries and keys are the ones that the attention computes itself, with any replacement of its projections (low-rank
+    adapters, quantised layers). Only the softmax is computed again, for the requested rows.
 
     Args:
         attention: The module that mixes tokens.
-        projections: Modules inside it. One that gives queries, keys and values side by side, (batch, tokens, 3 * heads
-            * head_dim); or several, of queries, keys and, if they are known, values, (batch, tokens, heads * head_dim)
-            or (batch, heads, tokens, head_dim) each. Of the third, the last entries count.
-        num_heads: How many heads there are.
-        num_key_heads: How many of keys and values, if there are fewer: each then belongs to several heads of queries.
-        change: What becomes of queries and keys between there and the softmax: norms, rotations.
-        mixed: The module that gets the rows times the values, (batch, tokens, heads * head_dim). With it, and with
-            values, `capture` leads gradients to the rows (`eager`).
-        dropout: Of the rows, while training.
+        projections: Modules inside it. Either one, which returns queries, keys and values side by side, (batch, tokens,
+            3 * heads * head_dim); or several, for queries, keys and (if known) values, each (batch, tokens, heads *
+            head_dim) or (batch, heads, tokens, head_dim). For the third, the last entries count.
+        num_heads: Number of heads.
+        num_key_heads: Number of heads of keys and values, if smaller; each then serves several heads of queries.
+        change: Changes queries and keys before the softmax: norms, rotations.
+        mixed: The module that gets the rows times the values, (batch, tokens, heads * head_dim). With it and with
+            values, `capture` can send gradients to the rows (`eager`).
+        dropout: Dropout rate of the rows in training.
 
     Raises:
-        InputError: In a pass in which the attention gets a mask: its rows would not be those of the softmax.
+        InputError: In a pass in which the attention gets a mask; its rows would then not be those of the softmax.
     """
     together = isinstance(projections, nn.Module)
     inside = (projections,) if isinstance(projections, nn.Module) else tuple(projections)
@@ -100,6 +100,6 @@ def _refuse_masks(given: Mapping[str, Any]) -> None:
     masked = [name for name in ("attn_mask", "attention_mask") if given.get(name) is not None]
     if masked or given.get("is_causal"):
         raise InputError(
-            f"attention under {masked[0] if masked else 'is_causal'} is not read: its rows are no softmax over all "
-            "tokens; call the model without a mask"
+            f"attention with {masked[0] if masked else 'is_causal'} cannot be read, because its rows are not a softmax "
+            "over all tokens; call the model without a mask"
         )

@@ -1,4 +1,4 @@
-"""Structure: where the parts of a backbone are; Backbone: a model of anyone's, with the names that readers use."""
+"""Structure: where the parts of a backbone are. Backbone: any model, with the names that readers use."""
 
 from __future__ import annotations
 
@@ -19,30 +19,29 @@ def _call(model: nn.Module, images: Tensor) -> Any:
 
 @dataclass(frozen=True)
 class Structure:
-    """Where the parts of a backbone are: what an adapter says of a model.
+    """The parts of a backbone, which an adapter finds in a model.
 
     Attributes:
-        layers: In the order in which they run. Each is called with tokens (batch, tokens, dim) first, and gives tokens,
-            or a tuple that begins with them.
-        patch_embed: A module that runs once in each pass, before the layers, and is called with the images.
-        readings: The states that can be read inside one of `layers`, by name, as `attention_readings` makes them; empty
-            if none is known.
+        layers: The layers, in running order. Each takes tokens (batch, tokens, dim) as its first argument, and returns
+            tokens, or a tuple that starts with them.
+        patch_embed: A module that runs once in each pass, before the layers, on the images.
+        readings: The states inside one of `layers`, by name (see `attention_readings`); empty if none is known.
         patch_size: (height, width) of a patch, pixels. Patches follow the prefix tokens, row by row.
-        img_size: (height, width) of the images that it is made for, pixels.
-        num_prefix_tokens: How many tokens come before the patches: [CLS] and registers.
+        img_size: (height, width) of the images that the backbone is made for, pixels.
+        num_prefix_tokens: Number of tokens before the patches: [CLS] and registers.
         has_class_token: Whether token 0 is [CLS].
-        dynamic_img_size: Whether images of other sizes are taken, whose sides are multiples of the patch.
+        dynamic_img_size: Whether the backbone takes images of other sizes (multiples of the patch).
         in_chans: Channels of the images.
-        pretrained_cfg: The facts about the weights; of them `mean` and `std` make tensors of photographs.
+        pretrained_cfg: The facts about the weights; `mean` and `std` normalise photographs.
         grad_checkpointing: Whether layers run again in the backward pass.
-        num_classes: How many logits `call` gives for each image; 0 if it gives something else.
-        global_pool: Which tokens the logits are read from: "token" for [CLS], "avg" for the mean of the patches, "mean"
-            for that of all tokens; "" for anything else.
-        architecture: What it is called.
+        num_classes: Number of logits of `call` for each image; 0 if it returns something else.
+        global_pool: Which tokens the logits read: "token" for [CLS], "avg" for the mean of the patches, "mean" for the
+            mean of all tokens; "" for anything else.
+        architecture: Name of the architecture.
         call: Runs the model on images (batch, in_chans, height, width), of any size that it takes.
 
     Raises:
-        InputError: If there are no layers, or a size is no pair of positive numbers.
+        InputError: If there are no layers, or a size is not a pair of positive numbers.
     """
 
     layers: Sequence[nn.Module]
@@ -63,25 +62,25 @@ class Structure:
 
     def __post_init__(self) -> None:
         if not self.layers:
-            raise InputError("an adapter lists the layers of a backbone, in the order in which they run; it lists none")
+            raise InputError("the adapter lists no layers; list the backbone's layers in running order")
         for name in ("patch_size", "img_size"):
             size = getattr(self, name)
             if not isinstance(size, tuple) or [type(side) for side in size] != [int, int] or min(size) < 1:
-                raise InputError(f"an adapter gives {name} as (height, width) in pixels, not {size!r}")
+                raise InputError(f"an adapter must give {name} as (height, width) in pixels, not {size!r}")
 
 
 class Backbone(nn.Module):
-    """A model of anyone's, with the names by which models of this package are read.
+    """Any model, with the names by which models of this package are read.
 
-    It holds the model and leaves it as it is: `eval`, `to` and the parameters are the model's own.
+    It holds the model and does not change it: `eval`, `to` and the parameters are the model's own.
 
     Args:
-        model: What is called.
-        structure: Of the backbone, which is the model or a part of it.
+        model: The model to call.
+        structure: The structure of the backbone, which is the model or a part of it.
 
     Shape:
         - Input: (batch, in_chans, height, width).
-        - Output: whatever the model gives.
+        - Output: the model's output.
     """
 
     num_prefix_tokens: int
@@ -96,7 +95,7 @@ class Backbone(nn.Module):
     global_pool: str
     architecture: str
 
-    square_images = False  # as of `ImageTransformer`
+    square_images = False  # see `ImageTransformer`
 
     def __init__(self, model: nn.Module, structure: Structure) -> None:
         super().__init__()
@@ -118,7 +117,7 @@ class Backbone(nn.Module):
         return 0 if attention is None else attention.num_heads
 
     def layers(self) -> list[nn.Module]:
-        """All layers in the order in which they run."""
+        """All layers in running order."""
         return list(self.structure.layers)
 
     def readings_of(self, layer: nn.Module) -> dict[str, Reading]:
@@ -129,7 +128,7 @@ class Backbone(nn.Module):
         """The patch grid (rows, columns) of a batch (batch, in_chans, height, width).
 
         Raises:
-            InputError: If the backbone does not take images of this shape.
+            InputError: If the images do not fit the backbone.
         """
         if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != self.in_chans:
             got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
@@ -141,7 +140,9 @@ class Backbone(nn.Module):
                 f"{height} x {width}; resize them, or make it for any size, as timm's dynamic_img_size=True does"
             )
         if self.dynamic_img_size and (height % patch_height or width % patch_width):
-            raise InputError(f"{height} x {width} pixels are no multiple of the patch, {self.patch_size}; resize them")
+            raise InputError(
+                f"{height} x {width} pixels are not a multiple of the patch, {self.patch_size}; resize the images"
+            )
         return height // patch_height, width // patch_width
 
     def forward(self, images: Tensor) -> Any:

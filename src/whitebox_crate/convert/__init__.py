@@ -1,4 +1,4 @@
-"""Other people's checkpoints: files read without running them, their names in ours, and the model they are for."""
+"""Checkpoints of other projects: reads files without running them, renames tensors, and finds the model."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Arrays of numpy.savez: what the header of each says must agree with the bytes that are there."""
+"""Reads arrays of numpy.savez: each header must agree with the bytes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ..errors import WeightsError
 from .archives import AGAIN, read_member
 
 SUFFIX = ".npy"
-# Parts of a JAX training state that are no weights; they are twice as large as the weights and are not read.
+# Parts of a JAX training state that are not weights. They are twice as large as the weights and are not read.
 NOT_WEIGHTS = ("opt", "chrono")
-LONGEST_HEADER = 1 << 17  # of an array, bytes; numpy takes none near it
+LONGEST_HEADER = 1 << 17  # bytes of an array's header; numpy takes far fewer
 _HEADERS: dict[tuple[int, int], Callable[[BinaryIO], Any]] = {
     (1, 0): npy.read_array_header_1_0,
     (2, 0): npy.read_array_header_2_0,
@@ -39,7 +39,7 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> Tensor:
     if dtype.hasobject:
         raise WeightsError(f"holds Python objects in {name!r}, which can run code; save plain arrays instead")
     if header.tell() + dtype.itemsize * math.prod(shape) != len(content):
-        raise WeightsError(f"holds {name!r}, which is not of the size that it says; {AGAIN}")
+        raise WeightsError(f"holds {name!r}, whose size differs from its header; {AGAIN}")
     array: np.ndarray[Any, Any] = np.ndarray(shape, dtype, content, header.tell(), order="F" if column_major else "C")
     if dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None:  # numpy knows bfloat16 as two bytes
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)

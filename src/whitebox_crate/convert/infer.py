@@ -17,7 +17,7 @@ from ..registry import find_entry, list_models
 from .formats import TWO_PART
 from .rename import Converted, convert_checkpoint
 
-# What a model is made of: what embeds the patches, and the parts of its blocks but for norms.
+# The parts of a model: its patch embedding, and the parts of its blocks without norms.
 _CLASSES = {
     ("norms", frozenset({"mssa", "ista"})): Crate,
     ("norms", frozenset({"mssa"})): CrateAttentionOnly,
@@ -33,32 +33,32 @@ _CLASSES = {
 _EMBEDDINGS = {"norms": "patches with norms", "convolution": "a convolution", "stem": "a convolutional stem"}
 # The convolutions of a stem have even numbers.
 _STEM = "patch_embed.proj.{}.0.weight"
-LAYER_SCALE = 1e-5  # timm's first values; trained weights do not show theirs
-# Of B/8, the public demo has 6 heads and the released size 12.
+LAYER_SCALE = 1e-5  # timm's initial values; trained weights do not show theirs
+# B/8 has 6 heads in the public demo and 12 in the released size.
 _DEMO = "crate_demo_base_patch8_224"
 
 
 def infer_model(
     checkpoint: Mapping[str, Any] | Converted, *, model: str = "", options: Mapping[str, Any] | None = None
 ) -> tuple[str, dict[str, Any]]:
-    """The registered model that a checkpoint is for, and the options that differ from its defaults.
+    """The registered model of a checkpoint, and the options that differ from its defaults.
 
-    Names and shapes tell all but the number of heads, the sides of an image that is not square, and constants (eta,
-    lambda). The heads are those of the registered models of this width, depth and patch, if these agree; CRATE-MAE's
-    decoder is taken to have as many as its encoder. Of models that shapes cannot tell apart, the one with the shortest
-    name is taken: "crate_tiny", not "crate_sth_paper_small".
+    Names and shapes show everything but the number of heads, the sides of an image that is not square, and constants
+    (eta, lambda). The number of heads comes from the registered models of this width, depth and patch, if these agree;
+    CRATE-MAE's decoder is assumed to have as many as its encoder. If shapes fit several models, the shortest name is
+    taken: "crate_tiny", not "crate_sth_paper_small".
 
     Args:
-        checkpoint: See `convert_checkpoint`, or what it made of one.
-        model: Its registered name, if that is known, with or without a tag.
-        options: Options that are known; they go before what the shapes say.
+        checkpoint: A checkpoint (see `convert_checkpoint`), or the result of `convert_checkpoint`.
+        model: The registered name, if known, with or without a tag.
+        options: Known options; they win over what the shapes show.
 
     Returns:
         (name, options), for `create_model(name, **options)`.
 
     Raises:
-        InputError: If names and shapes do not tell enough; the message says what to give.
-        WeightsError: If the checkpoint is of no known format, or not complete.
+        InputError: If names and shapes do not show enough; the message says what to give.
+        WeightsError: If the checkpoint has no known format, or is not complete.
         UnknownNameError: If there is no such model.
 
     Example:
@@ -76,9 +76,7 @@ def infer_model(
         fits = [entry.name]
         kind = _class_behind(entry.name)
         if kind in _CLASSES.values() and kind is not _class_of(converted.state):
-            raise InputError(
-                f"{model} is of another kind than the file, which holds a {converted.format}: leave it out"
-            )
+            raise InputError(f"{model} does not fit the file, which holds a {converted.format}: leave it out")
     else:
         kind = _class_of(converted.state)
         fits = [name for name in list_models() if _class_behind(name) is kind]
@@ -114,10 +112,10 @@ def _defaults(name: str) -> dict[str, Any]:
 
 
 def _differences(name: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the wanted options the model of this name does not have by default."""
+    """The wanted options that differ from the defaults of the model of this name."""
 
     def comparable(key: str, value: Any) -> Any:
-        if key == "init_values":  # what LayerScale began with does not show: it is there or not
+        if key == "init_values":  # the initial value of LayerScale does not show, only whether there is LayerScale
             return bool(value)
         return to_pair(value) if key in ("img_size", "patch_size") else value
 
@@ -129,7 +127,7 @@ def _differences(name: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_one_head_count(fits: list[str], wanted: Mapping[str, Any], sizes: tuple[str, ...], demo: bool) -> list[str]:
-    """Those of the same sizes, all of which have as many heads."""
+    """The models of the same sizes, if they all have the same number of heads."""
     same = [name for name in fits if not _differences(name, {key: wanted[key] for key in sizes})]
     if demo and _DEMO in same:
         return [_DEMO]
@@ -137,14 +135,12 @@ def _of_one_head_count(fits: list[str], wanted: Mapping[str, Any], sizes: tuple[
     if len(set(counts.values())) != 1:
         have = ", ".join(f"{name} has {count}" for name, count in counts.items()) or "no known model has these sizes"
         shown = ", ".join(f"{key} {wanted[key]}" for key in sizes)
-        raise InputError(
-            f"the file does not tell how many heads there are ({shown}; {have}): add --set num_heads=NUMBER"
-        )
+        raise InputError(f"the file does not show the number of heads ({shown}; {have}): add --set num_heads=NUMBER")
     return same
 
 
 def _visible_options(state: Mapping[str, Tensor], known: Mapping[str, Any], kind: Any) -> dict[str, Any]:
-    """The options that names and shapes tell."""
+    """The options that names and shapes show."""
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     stem = _STEM.format(0) in shapes
     first = _STEM.format(0) if stem else "patch_embed.proj.weight"
@@ -202,14 +198,16 @@ def _visible_options(state: Mapping[str, Tensor], known: Mapping[str, Any], kind
 
 
 def _count(stack: str, names: Iterable[str]) -> int:
-    """How many layers there are.
+    """The number of layers.
 
     Raises:
-        WeightsError: If they are not counted from 0 without a gap, or too many.
+        WeightsError: If they do not count from 0 without a gap, or there are too many.
     """
     found = {name.split(".")[1] for name in names if name.startswith(f"{stack}.")}
     if len(found) > MAX_DEPTH:
-        raise WeightsError(f"there are {len(found)} layers in {stack}; a model is made of at most {MAX_DEPTH}")
+        raise WeightsError(
+            f"there are {len(found)} layers in {stack}, but a file may have at most {MAX_DEPTH}; check the file"
+        )
     lacking = {str(index) for index in range(len(found))} - found
     if lacking:
         raise WeightsError(
@@ -219,7 +217,7 @@ def _count(stack: str, names: Iterable[str]) -> int:
 
 
 def _patch_of_stem(names: Iterable[str]) -> int:
-    """Each convolution halves the image."""
+    """The patch size: each convolution halves the image."""
     steps = 0
     while _STEM.format(2 * steps) in names:
         steps += 1
@@ -239,14 +237,14 @@ def _patch_and_channels(proj: tuple[int, ...], known: Mapping[str, Any]) -> tupl
             chans = proj[1] // area
         if not area or area * chans != proj[1]:
             raise InputError(
-                f"a patch has {proj[1]} values, which is no square of {chans} channels: add --set in_chans=NUMBER "
+                f"a patch has {proj[1]} values, which is not a square with {chans} channels: add --set in_chans=NUMBER "
                 "or patch_size=HEIGHTxWIDTH"
             )
     return (patch[0] if patch[0] == patch[1] else tuple(patch)), chans
 
 
 def _only_patches_have_positions(positions: int, prefix: int, patch: Any, known: Mapping[str, Any]) -> bool:
-    """Whether there are as many positions as patches, of the image that is known or of a square one."""
+    """Whether the number of positions fits the patches of the given image, or of a square one."""
     if "img_size" not in known:
         return not _is_square(positions - prefix) and _is_square(positions)
     sides = zip(to_pair(known["img_size"]), to_pair(patch), strict=True)
@@ -260,7 +258,7 @@ def _is_square(patches: int) -> bool:
 def _square_image(patches: int, patch: tuple[int, int]) -> Any:
     if not _is_square(patches):
         raise InputError(
-            f"there are positions for {patches} patches, which is no square: add --set img_size=HEIGHTxWIDTH"
+            f"there are positions for {patches} patches, which is not a square: add --set img_size=HEIGHTxWIDTH"
         )
     side = math.isqrt(patches)
     return side * patch[0] if patch[0] == patch[1] else (side * patch[0], side * patch[1])
@@ -268,5 +266,5 @@ def _square_image(patches: int, patch: tuple[int, int]) -> Any:
 
 def _head_dim(together: int, num_heads: Any) -> int:
     if type(num_heads) is not int or num_heads < 1 or together % num_heads:
-        raise InputError(f"the heads are {together} wide together: add --set num_heads=NUMBER, which divides that")
+        raise InputError(f"all heads together are {together} wide: add --set num_heads=NUMBER, a divisor of that")
     return together // num_heads

@@ -1,4 +1,4 @@
-"""Pickles of weights, followed instruction by instruction: plain data and notes of tensors, and nothing is called."""
+"""Reads pickles of weights instruction by instruction: keeps plain data, notes tensors, and calls nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from ..errors import WeightsError
 
-# What is honest is far below: some 40 instructions make a tensor, and names and settings take some 200 bytes beside it.
+# Honest files are far below these limits: a tensor takes some 40 instructions, and its names and settings 200 bytes.
 MOST_INSTRUCTIONS, LONGEST = 1 << 20, 16 << 20
 
 _DTYPES = {
@@ -29,12 +29,12 @@ _DTYPES = {
     "torch.ByteStorage": torch.uint8,
     "torch.BoolStorage": torch.bool,
 }
-# What is made by calling these is no weight.
+# Objects of these classes are not weights.
 _SETTINGS = re.compile(
     r"argparse\.Namespace|torch\.device|numpy\.dtype|numpy\.(_core|core)\.multiarray\.scalar|"
     r"(__builtin__|builtins)\.(set|complex)"
 )
-# What a pickle may name: what it does with it is for `_called` to say.
+# Names that a pickle may ask for; `_called` decides what happens with them.
 _KNOWN = re.compile(
     rf"{_SETTINGS.pattern}|_codecs\.encode|collections\.(OrderedDict|Counter|defaultdict)|"
     r"torch\.(Size|[a-z]\w*|[A-Za-z0-9]+Storage)|torch\._utils\._rebuild_(tensor(_v2)?|parameter(_with_state)?)"
@@ -44,7 +44,7 @@ _PLAIN = (str, int, float, type(None))
 
 @dataclass(frozen=True)
 class Storage:
-    """Numbers in one row somewhere else in the file: under which key, of which dtype, and how many."""
+    """A row of numbers elsewhere in the file: its key, its dtype, and its length."""
 
     key: str
     dtype: torch.dtype
@@ -57,7 +57,7 @@ class Storage:
 
 @dataclass(frozen=True, eq=False)
 class StoredTensor:
-    """A view of a storage, in elements; nothing in it has been compared with the storage yet."""
+    """A view of a storage, in elements. It has not been compared with the storage yet."""
 
     storage: Storage
     offset: int
@@ -67,11 +67,11 @@ class StoredTensor:
 
 
 class _Name(str):
-    """A name that a pickle asks for, and does not get."""
+    """A name that a pickle asks for but does not get."""
 
 
 class _Other:
-    """What is no weight: a set, settings, a number of numpy."""
+    """A value that is not a weight: a set, settings, a number of numpy."""
 
 
 _OTHER = _Other()
@@ -79,11 +79,11 @@ _OTHER = _Other()
 
 @dataclass
 class Pickled:
-    """What a pickle says.
+    """The content of a pickle.
 
     Attributes:
-        content: Text, numbers, lists, tuples and dicts with names as keys; `StoredTensor` in the place of tensors.
-        storages: The storages of these by key.
+        content: Text, numbers, lists, tuples and dicts with names as keys; `StoredTensor` in place of tensors.
+        storages: The storages of these tensors, by key.
     """
 
     content: Any = None
@@ -91,12 +91,12 @@ class Pickled:
 
 
 def follow(file: IO[bytes]) -> Pickled:
-    """Follows one pickle of `torch.save`, up to its end; the file then stands after it.
+    """Reads one pickle of `torch.save` to its end; the file's position is then after it.
 
-    Only text and numbers are ever hashed, printed or compared: a pickle of 300 bytes can name a tuple of 2^40 parts.
+    Only text and numbers are hashed, printed or compared: a pickle of 300 bytes can describe a tuple of 2^40 parts.
 
     Raises:
-        WeightsError: If it asks for anything but tensors, plain containers and settings, or is too long.
+        WeightsError: If the pickle asks for anything but tensors, plain containers and settings, or is too long.
     """
     pickled, memo = Pickled(), dict[Any, Any]()
     stack, outer = list[Any](), list[list[Any]]()
@@ -147,7 +147,7 @@ def follow(file: IO[bytes]) -> Pickled:
             case "REDUCE" | "NEWOBJ":
                 arguments, name = stack.pop(), stack.pop()
                 stack.append(_called(name, arguments))
-            case "BUILD":  # attributes of dicts and settings are no weights
+            case "BUILD":  # attributes of dicts and settings are not weights
                 stack.pop()
                 _known_as((dict, _Other), stack[-1])
             case "BINPERSID":
@@ -161,9 +161,9 @@ def follow(file: IO[bytes]) -> Pickled:
 
 def more_than_tensors(what: str) -> WeightsError:
     return WeightsError(
-        f"holds more than tensors, or is damaged: {what}. It is refused, for other readers would run it. Take "
-        "the same weights as safetensors; or, where you trust whoever made it, load it where nothing can be lost, "
-        "and save its dict of tensors alone"
+        f"holds more than tensors, or is damaged: {what}. It is refused, because other readers would run it. Take "
+        "the same weights as safetensors. Or, if you trust the author, load it where nothing can be lost, and save "
+        "only its dict of tensors"
     )
 
 
@@ -174,7 +174,7 @@ def _known_as(kind: Any, value: Any) -> Any:
 
 
 def _put(items: dict[str, Any], key: Any, value: Any) -> None:
-    """Keeps what has a name; an optimizer counts by numbers, and anything else but a few of these is no key."""
+    """Keeps entries with names. An optimizer has numbers as keys; other keys are refused, except a few."""
     if isinstance(key, str):
         items[key] = value
     elif not all(isinstance(part, _PLAIN) for part in (key if isinstance(key, tuple) else [key])):
@@ -189,9 +189,9 @@ def _named(argument: str) -> _Name:
 
 
 def _called(name: Any, arguments: Any) -> Any:
-    """What would be made by calling this, if it is something that weights need."""
+    """The result of this call, if weights need it."""
     if not isinstance(name, _Name) or not isinstance(arguments, tuple):
-        raise more_than_tensors("it calls what has no name")
+        raise more_than_tensors("it calls something without a name")
     match str(name), arguments:
         case "torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2", (
             Storage() as storage,
@@ -215,7 +215,7 @@ def _called(name: Any, arguments: Any) -> Any:
             return {}
         case "collections.Counter", (dict(counts),):
             return counts
-        case "collections.OrderedDict", (list(pairs),):  # as Python 2 wrote it
+        case "collections.OrderedDict", (list(pairs),):  # the form of Python 2
             items = dict[str, Any]()
             for key, value in pairs:
                 _put(items, key, value)
@@ -228,13 +228,13 @@ def _called(name: Any, arguments: Any) -> Any:
 
 
 def _stored(pointer: Any, storages: dict[str, Storage]) -> Storage:
-    """The storage that a pickle points to: its type, key, device and length, and nothing of a storage it is part of."""
+    """The storage that a pickle points to, from its type, key, device and length. Parts of storages are refused."""
     match pointer:
         case ("storage", _Name() as kind, str(key), str(), int(numel), *rest) if rest in ([], [None]):
             if kind not in _DTYPES or numel < 0:
                 raise more_than_tensors(f"it has {numel} numbers as {kind}")
             storage = Storage(key, _DTYPES[kind], numel)
             if storages.setdefault(key, storage) != storage:
-                raise more_than_tensors(f"its storage {key[:200]!r} is of two kinds")
+                raise more_than_tensors(f"its storage {key[:200]!r} has two kinds")
             return storage
-    raise more_than_tensors("it points to what is no storage")
+    raise more_than_tensors("it points to something that is not a storage")

@@ -1,4 +1,4 @@
-"""Other people's names in ours: a checkpoint of any known format, renamed and rearranged."""
+"""Renames and rearranges a checkpoint of any known format into the names of this package."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Converted:
     """A checkpoint in the names of this package.
 
     Attributes:
-        format: What it was.
-        state: Our name -> tensor; the tensor of the file itself where no change was needed.
-        unused: Names in the file that have no counterpart here, or stand beside the weights, as those of a loss.
-        options: What the file tells of the model and `state` does not: heads and eps of a JAX file.
+        format: The format of the file.
+        state: Our name -> tensor; the file's own tensor if no change was needed.
+        unused: Names in the file that have no counterpart here, or that are not weights of the model, such as a loss.
+        options: Options of the model that the file states and `state` does not show: heads and eps of a JAX file.
     """
 
     format: str
@@ -35,33 +35,33 @@ class Converted:
 
 
 def convert_checkpoint(checkpoint: Mapping[str, Any], *, global_pool: str = "token", weights: str = "") -> Converted:
-    """A checkpoint of any known format in the names of this package.
+    """Converts a checkpoint of any known format to the names of this package.
 
-    Known are official CRATE (with the demo's two-part head, which becomes one), CRATE-MAE, CRATE-alpha of PyTorch and
-    JAX, DINO, DINOv2, timm's ViT, and our own. The weights may be in one of `WRAPPERS`, as a dict or as names that
-    begin so, with `PREFIXES` before all names and `WRAPPED` in any.
+    Known formats: official CRATE (the demo's two-part head becomes one), CRATE-MAE, CRATE-alpha in PyTorch and JAX,
+    DINO, DINOv2, timm's ViT, and this package's own. The weights may be inside one of `WRAPPERS` (a dict, or names with
+    this prefix), with `PREFIXES` before all names and `WRAPPED` in any name.
 
     Args:
-        checkpoint: What `read_checkpoint` gives: name -> tensor, perhaps nested.
-        global_pool: Of the model that it is for: with "avg" and "mean" the last norm is `fc_norm`. Not asked where the
-            names are ours already.
-        weights: Which weights to take of several, by their name in the file: "state_dict_ema", "student".
+        checkpoint: The result of `read_checkpoint`: name -> tensor, perhaps nested.
+        global_pool: Pooling of the model: with "avg" and "mean" the last norm is `fc_norm`. Ignored if the names are
+            already this package's.
+        weights: Which weights to take, if the file has several, by their name there: "state_dict_ema", "student".
 
     Returns:
-        Format, weights, and the names of what has no counterpart.
+        Format, weights, and names without a counterpart.
 
     Raises:
-        WeightsError: If the format is not known, names are left over, there are several sets of weights, or none is
-            called `weights`.
+        WeightsError: If the format is unknown, names are left over, there are several sets of weights, or no set has
+            the name `weights`.
     """
     theirs, beside = _unwrapped(checkpoint, weights)
     theirs = _stripped(theirs)
     form = _format_of(theirs)
     if form is None:
         known = "; ".join(form.name for form in FORMATS)
-        found = f"no known format has the names {listed(theirs)}" if theirs else "there is no tensor in it"
+        found = f"no known format has the names {listed(theirs)}" if theirs else "the file has no tensor"
         raise WeightsError(
-            f"{found}. Known: {known}. For another one, rename its tensors to those of model.state_dict()"
+            f"{found}. Known: {known}. For another format, rename its tensors to the names of model.state_dict()"
         )
     if form.names is None:
         return Converted(form.name, theirs, tuple(beside))
@@ -76,12 +76,12 @@ def convert_checkpoint(checkpoint: Mapping[str, Any], *, global_pool: str = "tok
         else:
             target = ours.replace("{norm}", last_norm)
             if target in state:
-                raise WeightsError(f"{name!r} and another tensor would both be {target}; remove one of them")
+                raise WeightsError(f"{name!r} and another tensor would both become {target}; remove one of them")
             state[target] = _rearranged(name, value, form)
     if unknown:
         raise WeightsError(
-            f"{listed(unknown)} cannot be in a checkpoint of {form.name}, as the other names are; remove what is not "
-            "of the network"
+            f"{listed(unknown)} do not belong in a checkpoint of {form.name}, as the other names show; remove "
+            "tensors that are not the network's"
         )
     if form.name == IN_TRAINING:
         inside = convert_checkpoint(state, global_pool=global_pool)
@@ -100,7 +100,7 @@ def convert_checkpoint(checkpoint: Mapping[str, Any], *, global_pool: str = "tok
 def convert_state_dict(
     checkpoint: Mapping[str, Any], *, global_pool: str = "token", weights: str = ""
 ) -> dict[str, Tensor]:
-    """The weights of `convert_checkpoint`, which says what the arguments are and what is raised.
+    """Only the weights of `convert_checkpoint`; see there for arguments and errors.
 
     Returns:
         Our name -> tensor.
@@ -126,7 +126,7 @@ def _pattern(names: str) -> re.Pattern[str]:
 
 
 def _renamed(name: str, form: Format) -> str | None:
-    """Our name, "" if there is none for it, None if the format does not have this one."""
+    """This package's name; "" if there is none; None if the format does not have the given name."""
     for theirs, ours in (form.names or {}).items():
         match = _pattern(theirs).fullmatch(name)
         if match:
@@ -152,36 +152,36 @@ def _format_of(names: Iterable[str]) -> Format | None:
 
 
 def _unwrapped(checkpoint: Mapping[str, Any], weights: str) -> tuple[dict[str, Tensor], list[str]]:
-    """The one set of weights in a checkpoint, and the names of tensors beside it."""
+    """The set of weights in a checkpoint, and the names of tensors beside it."""
     beside = list[str]()
-    for _ in WRAPPERS:  # a dict may hold itself, so that there must be an end
+    for _ in WRAPPERS:  # a dict may contain itself, so the depth is limited
         tensors, dicts = _grouped(_unmarked(checkpoint), {*WRAPPERS, weights} - {""})
         found = [name for name in WRAPPERS if name in dicts]
         if weights and weights in dicts:
             found, weights = [weights], ""
         elif weights and len(found) != 1:
-            raise WeightsError(f"there are no weights called {weights!r} among {listed([*dicts, *tensors])}")
+            raise WeightsError(f"there are no weights named {weights!r}; there are {listed([*dicts, *tensors])}")
         elif not found and (tensors or not dicts):
             return tensors, beside
         elif _format_of(_stripped(tensors)):
             found.append("the top level")
         if len(found) != 1:
-            what = f"{listed(found)} all hold weights" if found else f"none of {listed(dicts)} is known to hold them"
+            what = f"{listed(found)} all hold weights" if found else f"none of {listed(dicts)} is known to hold weights"
             raise WeightsError(
-                f"{what}; say which you mean, for example whitebox-crate convert --weights {(found or [*dicts])[0]}, "
+                f"{what}; choose one, for example whitebox-crate convert --weights {(found or [*dicts])[0]}, "
                 "or convert_checkpoint(..., weights=...)"
             )
         beside += tensors
         checkpoint = dicts[found[0]]
-    raise WeightsError(f"the weights are deeper than {len(WRAPPERS)} dicts; save them in a file of their own")
+    raise WeightsError(f"the weights are nested more than {len(WRAPPERS)} dicts deep; save them in their own file")
 
 
 def _grouped(
     content: Mapping[str, Any], wrappers: Iterable[str]
 ) -> tuple[dict[str, Tensor], dict[str, Mapping[str, Any]]]:
-    """The tensors and the dicts of a checkpoint; tensors whose names begin with a wrapper's are a dict of its name.
+    """The tensors and the dicts of a checkpoint. Tensors whose names start with a wrapper's name become a dict.
 
-    That is if one of them is known without all wrappers before it: "ema.decay" at the top of a file is none.
+    That holds only if one of them is a known name without its wrappers; "ema.decay" at the top of a file is not.
     """
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     dicts = {name: value for name, value in content.items() if isinstance(value, Mapping)}
@@ -199,18 +199,18 @@ _WRAPPED = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join(WRAPPED)})\.")
 
 
 def _unmarked(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content without what wrappers of modules put into names, which are read many times: they are not endless."""
+    """The content without the marks that wrappers of modules put into names. Very long names are refused."""
     if content and (longest := max(map(len, content))) > LONGEST_NAME:
-        raise WeightsError(f"a name has {longest} characters, which none of a tensor has; do not trust the file")
+        raise WeightsError(f"a name has {longest} characters, too many for a tensor; do not trust the file")
     unmarked = {_WRAPPED.sub("", name): value for name, value in content.items()}
     if len(unmarked) != len(content):
         double = [name for name in content if _WRAPPED.sub("", name) != name]
-        raise WeightsError(f"{listed(double)} are there without the wrapper's mark too; remove one of each")
+        raise WeightsError(f"{listed(double)} also exist without the wrapper's mark; remove one of each")
     return unmarked
 
 
 def _stripped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The names without the prefixes that all of them have."""
+    """The names without prefixes that all of them share."""
     state = dict(state)
     while prefix := next((prefix for prefix in PREFIXES if state and all(n.startswith(prefix) for n in state)), ""):
         state = {name.removeprefix(prefix): value for name, value in state.items()}
@@ -218,19 +218,19 @@ def _stripped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _move_class_position(state: dict[str, Tensor]) -> None:
-    """The position of [CLS] goes into `cls_token`, as timm has it with registers: patches alone have positions."""
+    """Moves the position of [CLS] into `cls_token`, as in timm with registers; only patches have positions."""
     token, positions = (state.get(name, torch.empty(0)) for name in ("cls_token", "pos_embed"))
     of_class = positions[:, :1] if positions.ndim == 3 else positions
     if not token.numel() or token.shape != of_class.shape:
         raise WeightsError(
-            f"cls_token {tuple(token.shape)} and pos_embed {tuple(positions.shape)} are not those of a DINOv2 with "
-            "registers, which has a position for [CLS] before those of the patches; fetch the file again"
+            f"cls_token {tuple(token.shape)} and pos_embed {tuple(positions.shape)} do not fit a DINOv2 with "
+            "registers, which has a position for [CLS] before the patches' positions; fetch the file again"
         )
     state.update({"cls_token": token + of_class, "pos_embed": positions[:, 1:]})
 
 
 def _fold_two_part_head(state: dict[str, Tensor]) -> bool:
-    """Two Linears with nothing in between become one: `W2 (W1 x + b1) + b2`, computed in float64."""
+    """Joins two consecutive Linears into one: `W2 (W1 x + b1) + b2`, computed in float64."""
     if not any(name.startswith("second.") for name in state):
         return False
     try:

@@ -1,4 +1,4 @@
-"""Files of torch.save, archives and older ones: each storage is where and as long as the pickle says, or refused."""
+"""Reads files of torch.save, archives and older ones. A storage must have the place and length in the pickle."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from .archives import AGAIN, check_expansion, read_member
 from .pickles import LONGEST, Pickled, Storage, StoredTensor, follow
 
 PICKLE, PROGRAM = "data.pkl", "constants.pkl"
-MAGIC = (0x1950A86A20F9469CFC6C, 1001)  # with what an older file begins: a number that is torch's, and the version
+MAGIC = (0x1950A86A20F9469CFC6C, 1001)  # an older file starts with torch's number and the version
 MOST_AXES = 64
-COUNT = 8  # bytes before each storage of an older file, which say how many elements it has
+COUNT = 8  # bytes before each storage of an older file: its number of elements
 
 
 def read_zip(archive: zipfile.ZipFile, root: str, size: int) -> dict[str, Any]:
-    """The tensors of an archive whose members lie in the folder `root`, nested as they were.
+    """The tensors of an archive whose members lie in the folder `root`, nested as in the file.
 
     Raises:
-        WeightsError: If a storage is missing, damaged or of another length, or there is more than tensors.
+        WeightsError: If a storage is missing, damaged or has another length, or the file holds more than tensors.
     """
     if any(member.compress_type or member.compress_size != member.file_size for member in archive.infolist()):
-        raise WeightsError(f"is no file of torch.save, which compresses nothing; {AGAIN}")
+        raise WeightsError(f"is not a file of torch.save, which does not compress; {AGAIN}")
     order = f"{root}/byteorder"
     if order in archive.namelist() and read_member(archive, order, most=16) != b"little":
-        raise WeightsError("holds numbers whose bytes are in another order; save it on a machine like this one")
+        raise WeightsError("holds numbers in another byte order; save it on a machine like this one")
     pickled = follow(io.BytesIO(read_member(archive, f"{root}/{PICKLE}", most=LONGEST)))
     names = {storage: f"{root}/data/{storage.key}" for storage in pickled.storages.values()}
     sizes = {member.filename: member.file_size for member in archive.infolist()}
@@ -42,16 +42,16 @@ def read_zip(archive: zipfile.ZipFile, root: str, size: int) -> dict[str, Any]:
 
 
 def read_legacy(file: io.BufferedReader, size: int) -> dict[str, Any]:
-    """The tensors of a file as torch wrote it before 1.6: five pickles and then the storages, one after the other.
+    """The tensors of a file of torch before 1.6: five pickles, then the storages one after the other.
 
     Raises:
-        WeightsError: If the storages do not fill the rest of the file to the byte, or there is more than tensors.
+        WeightsError: If the storages do not fill the rest of the file exactly, or the file holds more than tensors.
     """
     start = io.BytesIO(file.read(LONGEST))
     magic, version, machine, pickled, keys = [follow(start) for _ in range(5)]
     little = isinstance(machine.content, dict) and machine.content.get("little_endian") is True
     if (magic.content, version.content) != MAGIC or not little:
-        raise WeightsError(f"is no file of torch.save, or of a machine of another kind; {AGAIN}")
+        raise WeightsError(f"is not a file of torch.save, or comes from another kind of machine; {AGAIN}")
     places = _places(pickled, keys.content, start.tell())
     if places.pop("") != size:
         raise _not_all_bytes("the last storage")
@@ -68,7 +68,7 @@ def read_legacy(file: io.BufferedReader, size: int) -> dict[str, Any]:
 
 
 def _places(pickled: Pickled, keys: Any, begin: int) -> dict[str, int]:
-    """Where each storage begins, in the order in which an older file lists them, and under "" where the last ends."""
+    """The start of each storage, in an older file's order; "" gives the end of the last one."""
     listed = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
     if not listed or len(keys) != len(pickled.storages) or set(keys) != pickled.storages.keys() or "" in keys:
         raise _not_all_bytes("those of its tensors")
@@ -80,17 +80,15 @@ def _places(pickled: Pickled, keys: Any, begin: int) -> dict[str, int]:
 
 
 def _not_all_bytes(what: str) -> WeightsError:
-    return WeightsError(
-        f"has tensors of which it does not hold all bytes, and no others: look at {what[:200]}; {AGAIN}"
-    )
+    return WeightsError(f"does not hold exactly the bytes of its tensors: see {what[:200]}; {AGAIN}")
 
 
 class _Tensors:
-    """Makes tensors out of the bytes of their storages, each of which is read once.
+    """Makes tensors from the bytes of their storages. Each storage is read once.
 
     Args:
-        read: The bytes of a storage.
-        size: Of the file, which bounds what may become of it.
+        read: Gives the bytes of a storage.
+        size: Size of the file, which limits the size of the tensors.
     """
 
     def __init__(self, read: Callable[[Storage], bytearray], size: int) -> None:
@@ -100,7 +98,7 @@ class _Tensors:
         self._known: dict[int, dict[str, Any]] = {}
 
     def within(self, content: Any) -> dict[str, Any]:
-        """The tensors in a dict, nested as they were; one dict in several places, or in itself, is read once."""
+        """The tensors in a dict, nested as in the file. A dict in several places, or inside itself, is read once."""
         if not isinstance(content, dict):
             what = "tensor" if isinstance(content, StoredTensor) else type(content).__name__
             raise WeightsError(f"holds one {what}, not names and tensors; save model.state_dict()")
@@ -116,12 +114,12 @@ class _Tensors:
         storage, size, stride = stored.storage, stored.size, stored.stride
         numbers = (stored.offset, *size, *stride)
         if not len(size) == len(stride) <= MOST_AXES or any(type(n) is not int or n < 0 for n in numbers):
-            raise WeightsError(f"holds {name[:200]!r}, whose shape or strides are none; {AGAIN}")
+            raise WeightsError(f"holds {name[:200]!r}, whose shape or strides are invalid; {AGAIN}")
         numel = math.prod(size)
         last = stored.offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if numel > storage.numel or (numel and last >= storage.numel):
             raise WeightsError(f"holds {name[:200]!r}, whose {size} is more than the file has; do not trust it")
-        self._total += numel * storage.dtype.itemsize  # one storage may be many tensors, which each become weights
+        self._total += numel * storage.dtype.itemsize  # one storage may hold many tensors, and each becomes weights
         check_expansion(self._total, self._size)
         if numel == 0:
             return torch.zeros(size, dtype=storage.dtype, device="cpu")

@@ -1,4 +1,4 @@
-"""The processes of a run, as torchrun starts them: their ranks, their devices, and where they wait for each other."""
+"""The processes of a run that torchrun starts: their ranks, their devices, and waiting for each other."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import torch.distributed as dist
 from .._devices import resolve_device
 from ..errors import InputError, ProcessError
 
-START = timedelta(minutes=5)  # how much later than the first process the last one may start
-WAIT = timedelta(hours=2)  # and be done
+START = timedelta(minutes=5)  # the last process may start this much later than the first
+WAIT = timedelta(hours=2)  # and finish this much later
 
 
 def rank_and_count() -> tuple[int, int]:
-    """The number of this process, from 0, and how many there are: by torch.distributed, else by torchrun's variables.
+    """The rank of this process and the number of processes, from torch.distributed or torchrun's variables.
 
     Raises:
         InputError: If the variables hold something else.
@@ -29,13 +29,13 @@ def rank_and_count() -> tuple[int, int]:
     rank, count = _whole_number("RANK", 0), _whole_number("WORLD_SIZE", 1)
     if not 0 <= rank < count:
         raise InputError(
-            f"RANK is a number below WORLD_SIZE, which are {rank} and {count} here; start several processes by torchrun"
+            f"RANK must be below WORLD_SIZE, but they are {rank} and {count}; start several processes by torchrun"
         )
     return rank, count
 
 
 def device_of(name: str | None) -> torch.device:
-    """`resolve_device`, where "cuda" is another device for each process of a machine.
+    """`resolve_device`, but "cuda" gives each process of a machine its own device.
 
     Raises:
         InputError: If there is no such device.
@@ -49,7 +49,7 @@ def device_of(name: str | None) -> torch.device:
 def wait_for_all() -> None:
     """Returns when all processes have called it.
 
-    A process that ends, however it does, closes its connections, which the others notice when they wait for it.
+    A process that ends, for any reason, closes its connections; the others notice it when they wait.
 
     Raises:
         ProcessError: If the processes do not find each other, or one failed.
@@ -58,7 +58,7 @@ def wait_for_all() -> None:
         return
     try:
         if not dist.is_initialized():
-            # Once for all measurements: a second group would find the addresses of the first and take them for its own.
+            # One group for all measurements: a second one would find and take the addresses of the first.
             dist.init_process_group("gloo", timeout=START)
             atexit.register(dist.destroy_process_group)
         group = _patient_group(dist.group.WORLD)
@@ -68,14 +68,14 @@ def wait_for_all() -> None:
         dist.barrier(group)
     except RuntimeError as error:
         raise ProcessError(
-            "another process failed or did not answer; look at its own message. What was measured is kept: run the "
+            "another process failed or did not answer; see its own message. Finished measurements are kept: run the "
             f"same command again ({error})"
         ) from error
 
 
 @lru_cache(maxsize=1)
 def _patient_group(world: Any) -> Any:
-    """All processes of a world, with time to finish; one group for all measurements, for each holds its connections."""
+    """The group of all processes, with time to finish. There is one, because each group holds connections."""
     return dist.new_group(backend="gloo", timeout=WAIT)
 
 
