@@ -396,7 +396,7 @@ def test_layers_are_measured_by_what_needs_no_bases(model: Toy, images: Tensor) 
     norms = [float(trace["compressed", layer].norm(dim=-1).mean()) for layer in range(DEPTH)]
     assert found["token_norm", "compressed"].mean == pytest.approx(norms)
     for quantity in ("coding_rate", "attention_entropy"):
-        with pytest.raises(InputError, match="bases of a Layer"):
+        with pytest.raises(InputError, match="norm and bases, and a Layer"):
             layerwise_analysis(model, [images], quantities=[quantity], report=lambda line: None)
     with pytest.raises(InputError, match="a model of this package"):
         verify_descent(model, [images], report=lambda line: None)

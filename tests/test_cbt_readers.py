@@ -105,7 +105,7 @@ def test_a_state_of_another_image_takes_its_place(model: CBT, images: Tensor) ->
 
 
 def test_a_rollout_of_signed_rows_is_refused(model: CBT, images: Tensor) -> None:
-    with pytest.raises(InputError, match="signed and no shares"):
+    with pytest.raises(InputError, match="whose rows are not shares"):
         attention_rollout(model, images)
 
 

@@ -41,7 +41,7 @@ WRONG: Any = None  # of any type, for calls that no type checker would let throu
     [
         (lambda: open_images(WRONG), "a data set cannot be a NoneType"),
         (lambda: upsample(MAPS, 8), "size cannot be a int; it is .height, width."),  # type: ignore[arg-type]
-        (lambda: upsample(MAPS, (8.0, 8)), "size is .height, width."),  # type: ignore[arg-type]
+        (lambda: upsample(MAPS, (8.0, 8)), "size must be .height, width."),  # type: ignore[arg-type]
         (lambda: upsample(MAPS.numpy(), (8, 8)), "maps cannot be a ndarray; torch.as_tensor"),
         (lambda: attention_masks(MAPS.numpy()), "maps cannot be a ndarray; torch.as_tensor"),
         (lambda: attention_masks(MAPS, "all"), "keep cannot be a str"),  # type: ignore[arg-type]

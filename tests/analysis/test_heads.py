@@ -300,7 +300,7 @@ def test_a_rollout_is_the_product_of_layers() -> None:
 
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({}, InputError, "nothing to change"),
-    ({"layers": [0], "mask_heads": {0: [0]}}, InputError, "layers says where"),
+    ({"layers": [0], "mask_heads": {0: [0]}}, InputError, "layers needs step_size or sparsity"),
     ({"step_size": -1.0}, InputError, "step_size must be a finite number"),
     ({"sparsity": float("nan")}, InputError, "sparsity must be a finite number"),
     ({"sparsity": "much"}, InputError, "'much'"),

@@ -407,14 +407,16 @@ def test_two_processes_find_what_one_does(crate: Any, images: Tensor, tmp_path: 
     assert first == second and first.images == alone.images == 6
     close(first["coding_rate", "output"].mean, alone["coding_rate", "output"].mean, rtol=1e-5)
     close(first["coding_rate", "output"].std, alone["coding_rate", "output"].std, rtol=1e-3)
-    assert (tmp_path / "0.txt").read_text().startswith("ProcessError: process 1 failed: InputError: a loader yields")
-    assert (tmp_path / "1.txt").read_text().startswith("InputError: a loader yields")
+    assert (
+        (tmp_path / "0.txt").read_text().startswith("ProcessError: process 1 failed: InputError: a loader must yield")
+    )
+    assert (tmp_path / "1.txt").read_text().startswith("InputError: a loader must yield")
 
 
 def test_images_of_bytes_and_no_loader_are_refused(crate: Any, images: Tensor) -> None:
     for loader in ([(255 * images.clamp(0, 1)).byte()], None):
         for measure in (analyse, verify):
-            with pytest.raises(InputError, match=r"create_transform|a loader is"):
+            with pytest.raises(InputError, match=r"create_transform|a loader must be"):
                 measure(crate, loader)
 
 

@@ -111,7 +111,7 @@ def test_parts_of_heads_add_up_to_what_is_added_to_the_tokens(model: ToST, image
     for row, layer in enumerate(of_cls.layers):
         added = trace["compressed", layer][:, :1] - trace["tokens", layer][:, :1]
         torch.testing.assert_close(of_cls.total[:, row], added, rtol=0, atol=1e-5)
-    with pytest.raises(InputError, match=r"\[CLS\] has not joined the patches in layer 1"):
+    with pytest.raises(InputError, match=r"layer 1 has no \[CLS\]"):
         head_outputs(model, images, layers=[4, 1])
     with pytest.raises(InputError, match="layers 2, 3 have different numbers of tokens"):
         head_outputs(model, images, layers=[2, 3], queries="all")

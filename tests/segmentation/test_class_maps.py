@@ -156,7 +156,7 @@ BAD: dict[str, tuple[Callable[[ImageTransformer, Tensor], Any], type[Exception],
     "class": (lambda m, x: class_maps(m, x, 5), UnknownNameError, "no class 5: there are 5"),
     "name": (lambda m, x: class_maps(m, x, "cats"), UnknownNameError, "did you mean 'cat'"),
     "two of a name": (lambda m, x: class_maps(m, x, "crane"), InputError, r"2 classes .*\[2, 3\]"),
-    "class of no kind": (lambda m, x: class_maps(m, x, 1.5), InputError, "a class is an integer"),  # type: ignore[arg-type]
+    "class of no kind": (lambda m, x: class_maps(m, x, 1.5), InputError, "a class must be an integer"),  # type: ignore[arg-type]
     "too many classes": (lambda m, x: class_maps(m, x, [0, 1, 2]), InputError, "2 images"),
     "nan": (lambda m, x: class_maps(m, x * float("nan"), 0), InputError, "NaN"),
     "size": (lambda m, x: class_maps(m, x[..., :-1], 0), InputError, "not divisible"),

@@ -1,4 +1,4 @@
-"""What a layer does and what it was derived to do: rates, sparsity, subspaces, heads."""
+"""Measures what a layer does against what it was derived to do: rates, sparsity, subspaces, heads."""
 
 from .descent import DescentReport, Verdict, verify_descent
 from .explanation import explain

@@ -15,7 +15,7 @@ from ._tost import fourier_positions
 
 
 def notation(core: ImageTransformer) -> Part:
-    """What holds for all equations."""
+    """Notation that all equations share."""
     (height, width), (p, q) = core.img_size, core.patch_embed.patch_size
     rows, columns = core.patch_embed.grid_size
     prefix = core.num_prefix_tokens
@@ -68,7 +68,7 @@ def embedding(core: ImageTransformer) -> Part:
 
 
 def _unknown_in_stem(stem: ConvStem) -> list[Line]:
-    """A note in place of the stem's equations, if one of its modules is not what they mean."""
+    """A note in place of the stem's equations, if one of its modules is of another kind."""
     parts: dict[str, Kinds] = {"0": (nn.Conv2d,), "1": (nn.BatchNorm2d, nn.SyncBatchNorm)}
     for at, part in enumerate(stem.proj):
         kinds: Kinds = (nn.GELU,) if at % 2 else (nn.Sequential,)

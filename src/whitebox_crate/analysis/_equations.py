@@ -89,7 +89,7 @@ def layer(wrapped: nn.Module) -> Part:
 
 
 def _compression(block: Any, attention: MSSA | MHSA | CBSA | TSSA) -> Step:
-    """From Z to H, which is Z' where nothing follows."""
+    """From Z to H (or to Z' if nothing follows)."""
     after = "H" if hasattr(block, "norm2") else "Z'"
     skip = ln("1", "Z") if getattr(block, "skip", "input") == "normalized" else "Z"
     heads, update, notes, symbols = _attention(attention, ln("1", "Z"))
@@ -97,7 +97,7 @@ def _compression(block: Any, attention: MSSA | MHSA | CBSA | TSSA) -> Step:
 
 
 def _scaled(block: Any, index: str, update: str) -> str:
-    """What a half of a layer adds, with its LayerScale if there is one."""
+    """The update of half a layer, with its LayerScale if there is one."""
     scaled = isinstance(unwrap(getattr(block, f"ls{index}", nn.Identity())), LayerScale)
     return rf"\operatorname{{diag}}(s_{index}) \Bigl( {update} \Bigr)" if scaled else update
 
@@ -147,7 +147,7 @@ def _attention(attention: MSSA | MHSA | CBSA | TSSA, normed: str) -> tuple[list[
 
 
 def _contraction_and_broadcast(cbsa: CBSA, normed: str) -> tuple[list[Line], str, list[Line], Symbols]:
-    """As `_attention`."""
+    """See `_attention`."""
     count, (rows, columns) = cbsa.num_heads, cbsa.pool.representatives
     heads = [
         rf"W_k = U_k^\top {normed}",
@@ -222,7 +222,7 @@ _POOLS = {
 
 
 def output(core: ImageTransformer) -> Part:
-    """Norm, pooling, norm, head, in the order of `forward_head`; those that are identities do not show."""
+    """Norm, pooling, norm, head, in the order of `forward_head`. Identities are left out."""
     symbols = {
         **norm_symbols("norm", "c"),
         **norm_symbols("fc_norm", "c"),
@@ -251,7 +251,7 @@ def output(core: ImageTransformer) -> Part:
 
 
 def masking(core: CrateMae) -> Part:
-    """What `CrateMae.reconstruct` does to T."""
+    """The change of T in `CrateMae.reconstruct`."""
     note = "with reconstruct alone, and before the positions: columns of T that stand for removed patches become m"
     own = named(core, "", math_symbols(mask_token="m"), only=["mask_token"])
     equation = Line(r"T e_i = m \quad \text{for each removed patch } i", "column i of T = m for each removed patch i")

@@ -1,4 +1,4 @@
-"""The parts of a page of HTML that holds all it shows: headings, terms, tables, pictures, text made safe."""
+"""Parts of a self-contained HTML page: headings, terms, tables, pictures, escaped text."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ figcaption { font-size: .8125rem; line-height: 1.35; padding-top: .2rem }
 
 
 def page(title: str, *sections: Iterable[str]) -> Iterator[str]:
-    """A whole page, a line at a time."""
+    """A whole page, line by line."""
     yield from ("<!DOCTYPE html>", '<html lang="en">', "<head>", '<meta charset="utf-8">')
-    # Said of the page, and kept by the browser: nothing is fetched, and nothing runs.
+    # A policy that the browser enforces: nothing is fetched, and nothing runs.
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     yield f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -63,13 +63,13 @@ def definitions(terms: Mapping[str, str]) -> Iterator[str]:
 def table(
     head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", classes: Mapping[str, str] | None = None
 ) -> Iterator[str]:
-    """A table that scrolls sideways where it is wide.
+    """A table that scrolls sideways if it is wide.
 
     Args:
         head: Names of the columns.
-        rows: Cells, the first of each row being its heading.
-        caption: Above the table; none if empty.
-        classes: CSS classes of cells by what they hold.
+        rows: Cells; the first cell of a row is its heading.
+        caption: Text above the table; none if empty.
+        classes: CSS classes of cells, by their content.
     """
     yield '<div class="wide" tabindex="0"><table>'
     if caption:
@@ -89,12 +89,12 @@ def _cell(cell: str, classes: Mapping[str, str]) -> str:
 
 
 def picture(image: Image, alt: str, caption: str) -> Iterator[str]:
-    """A picture held by the page itself."""
+    """A picture inside the page itself."""
     size = f'width="{image.width}" height="{image.height}"'
     yield f'<figure><img src="{data_url(image)}" {size} alt="{safe(alt)}">'
     yield f"<figcaption>{safe(caption)}</figcaption></figure>"
 
 
 def safe(text: str) -> str:
-    """Text that is safe in an element and in an attribute: of a file's name, anything may be expected."""
+    """Text that is safe in elements and attributes. (A file name may hold anything.)"""
     return escape("".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text))

@@ -1,4 +1,4 @@
-"""Which modules the equations are known for: anything else may compute something else, and a note says so."""
+"""The modules whose equations are known. Other modules may compute something else, and a note says so."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ NORM: Kinds = (nn.LayerNorm,)
 LINEAR: Kinds = (nn.Linear,)
 DROPOUT: Kinds = (nn.Dropout,)
 SCALE: Kinds = (LayerScale, nn.Identity)
-# The modules of what has a `forward` that is known here; those of a layer in the order in which they run: a norm, an
-# operator and perhaps a scale from Z to H, then from `norm2` on, if there is one, those from H to Z'. What is of
-# another class, a subclass included, may compute something else.
+# The modules inside each class with a known `forward`. A layer's modules are in running order: a norm, an operator and
+# perhaps a scale from Z to H; then, from `norm2` on, those from H to Z'. Other classes, also subclasses, may compute
+# something else.
 LAYERS: dict[type[nn.Module], dict[str, Kinds]] = {
     CrateBlock: {"norm1": NORM, "mssa": (MSSA,), "norm2": NORM, "ista": (ISTA,)},
     CrateAlphaBlock: {"norm1": NORM, "mssa": (MSSA,), "norm2": NORM, "odl": (ODL,)},
@@ -76,7 +76,7 @@ PARTS: dict[type[nn.Module], dict[str, Kinds]] = {
 
 
 def unknown_modules(module: nn.Module, parts: Mapping[str, Kinds], prefix: str = "") -> Iterator[str]:
-    """Which of a module's modules are not what the equations mean, and what is there."""
+    """The inner modules that the equations do not describe, and what they are."""
     for name, kinds in parts.items():
         inner = unwrap(getattr(module, name))
         odd = oddity(inner, *kinds)
@@ -88,6 +88,6 @@ def unknown_modules(module: nn.Module, parts: Mapping[str, Kinds], prefix: str =
 
 
 def unknown_note(step: str, module: nn.Module, parts: Mapping[str, Kinds], prefix: str = "") -> list[Line]:
-    """A note in place of the equations of a step, if one of its modules is not what they mean."""
+    """A note in place of the equations of a step, if they do not describe one of its modules."""
     found = ", ".join(unknown_modules(module, parts, prefix))
     return [Line(f"{step} through modules that are not known here: {found}")] if found else []

@@ -1,4 +1,4 @@
-"""What a model's description is made of: equations, notes and parameters, in TeX and from that in plain ASCII."""
+"""The parts of a model's description: equations, notes and parameters, in TeX and in plain ASCII."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Line:
     """An equation in TeX, or a note in Markdown with TeX between dollar signs.
 
     Attributes:
-        markdown: The one or the other.
-        plain: The same in plain ASCII, where the rules of TeX to text do not give it.
+        markdown: The equation or the note.
+        plain: The same in plain ASCII, if the rules from TeX to text do not give it.
     """
 
     markdown: str
@@ -70,7 +70,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Part:
-    """What stands under one heading; `repeats` says how many layers have parameters of these names."""
+    """The content under one heading. `repeats` is the number of layers with parameters of these names."""
 
     title: str
     equations: tuple[Line, ...]
@@ -106,13 +106,13 @@ def number(value: float) -> str:
 
 
 def drops_note(*rates: tuple[float, str]) -> list[Line]:
-    """A note on what training leaves out, if anything."""
+    """A note on dropout rates, if any."""
     shares = ", ".join(f"{number(rate)} {what}" for rate, what in rates if rate)
     return [Line(f"left out at random, in training alone: {shares}")] if shares else []
 
 
 def each(symbol: str, count: int) -> str:
-    """`1, ..., 4`, or `U_1, ..., U_4` of another symbol; of one or two, these."""
+    """`1, ..., 4`, or `U_1, ..., U_4` with a symbol. One or two entries are written out."""
     last = f"{symbol}{{{count}}}" if symbol else str(count)
     return last if count == 1 else ", ".join([f"{symbol}1", *([r"\dots"] if count > 2 else []), last])
 

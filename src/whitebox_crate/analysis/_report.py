@@ -1,4 +1,4 @@
-"""What every report of numbers can do: go to JSON and come back, and be shown as a table."""
+"""The base of all reports of numbers: to JSON and back, and as a table."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Report(ABC):
     """A dataclass of numbers, text, tensors, tuples, mappings and other such dataclasses."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON holds it: tensors and tuples as lists, numbers that are not finite as None."""
+        """All fields as plain data for JSON: tensors and tuples as lists, non-finite numbers as None."""
         plain: dict[str, Any] = _plain(self)
         return plain
 
@@ -36,7 +36,7 @@ class Report(ABC):
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Reads what `to_json` wrote.
+        """Reads the text of `to_json`.
 
         Raises:
             InputError: If the text is something else.
@@ -44,7 +44,7 @@ class Report(ABC):
         try:
             report: Self = _restored(cls, json.loads(text))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"this is no report that to_json wrote: {error}") from error
+            raise InputError(f"this is not a report of to_json: {error}") from error
         return report
 
     @abstractmethod
@@ -52,7 +52,7 @@ class Report(ABC):
         """Cells of the table, rounded for reading; the first row has the names of the columns."""
 
     def table(self, *, markdown: bool = False) -> str:
-        """What `rows` has, as aligned text.
+        """The cells of `rows` as aligned text.
 
         Args:
             markdown: Whether it is a table in Markdown instead.
@@ -60,12 +60,12 @@ class Report(ABC):
         return as_table(self.rows(), markdown)
 
     def _repr_html_(self) -> str:
-        """The table, as notebooks show it."""
+        """The table for notebooks."""
         return html_table(self.rows())
 
 
 def as_table(rows: list[list[str]], markdown: bool) -> str:
-    """Rows, the first one of names, as a table in Markdown or of aligned text."""
+    """Rows as a table in Markdown or aligned text. The first row has the names."""
     return markdown_table(rows[0], rows[1:]) if markdown else text_table(rows)
 
 
@@ -84,9 +84,9 @@ def _plain(value: Any) -> Any:
 
 
 def _restored(kind: Any, plain: Any) -> Any:
-    """The value of this annotation that `_plain` made plain."""
+    """The inverse of `_plain`, for a value of this annotation."""
     origin, arguments = get_origin(kind), get_args(kind)
-    if origin is UnionType:  # with None, the only one that there is
+    if origin is UnionType:  # the only union here is with None
         return None if plain is None else _restored(arguments[0], plain)
     if origin is tuple:
         return tuple(_restored(arguments[0], one) for one in plain)
@@ -101,7 +101,7 @@ def _restored(kind: Any, plain: Any) -> Any:
 
 
 def _tensor(plain: list[Any]) -> Tensor:
-    """int64 of integers, float64 of others, with NaN where there is None."""
+    """int64 for integers, float64 for others, with NaN in place of None."""
 
     def filled(value: Any) -> Any:
         return [filled(one) for one in value] if isinstance(value, list) else math.nan if value is None else value

@@ -1,4 +1,4 @@
-"""A line chart as inline SVG: no plotting library is needed to read or write the page."""
+"""Draws a line chart as inline SVG, without a plotting library."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def line_chart(
     """Means over layers as lines, standard deviations as bands: a figure with an inline SVG.
 
     Args:
-        title: Above the chart.
-        unit: What is drawn upwards.
-        layers: What is drawn to the right.
-        lines: Two by name, the first one dashed.
-        caption: Below the chart.
+        title: Text above the chart.
+        unit: Unit of the vertical axis.
+        layers: Values of the horizontal axis.
+        lines: Two lines by name; the first is dashed.
+        caption: Text below the chart.
     """
     width, height, left, right, top, bottom = 440, 280, 48, 12, 46, 40
     bands = {name: s.std or (0.0,) * len(s.mean) for name, s in lines.items()}
@@ -61,7 +61,7 @@ def line_chart(
 
 
 def tick(largest: float) -> float:
-    """The least of 1, 2, 5, 10, 20 ... (or 0.5, 0.2 ...) of which five or fewer reach the largest value."""
+    """The smallest of 1, 2, 5, 10, 20 ... (or 0.5, 0.2 ...) such that at most five steps reach the largest value."""
     if largest <= 0:
         return 1.0
     decade: float = 10.0 ** math.floor(math.log10(largest / 5))

@@ -1,4 +1,4 @@
-"""The equations of ToST: Fourier positions, token statistics, and class attention, which [CLS] joins."""
+"""The equations of ToST: Fourier positions, token statistics, and class attention with [CLS]."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def joining(core: ToST) -> Part:
 
 
 def class_attention(block: ClassAttentionBlock, prefix: str) -> Part:
-    """A layer in which [CLS] alone looks at all tokens; names of parameters begin with the prefix."""
+    """A layer in which only [CLS] attends, to all tokens. Names of parameters start with the prefix."""
     parts = LAYERS[ClassAttentionBlock]
     if unknown := unknown_note("Z' comes from Z", block, parts):
         return Part("ClassAttention", (), tuple(unknown), named(block, prefix, {}))

@@ -1,4 +1,4 @@
-"""A model run once over images, with every layer measured and nothing kept but mean and spread."""
+"""Runs a model once over images and measures every layer. Keeps only mean and spread."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ class Measurement(Protocol):
 
     @property
     def columns(self) -> int:
-        """How many."""
+        """Number of columns."""
 
     def of(self, block: Block, states: Mapping[str, Tensor]) -> Tensor:
-        """The numbers of each image, (batch, columns), of a layer and its states, which are `STATES`."""
+        """The numbers of each image, (batch, columns), for a layer and its states `STATES`."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured.
+    """The result of measurements.
 
     Attributes:
         model: Name of the architecture.
-        layers: Which were measured, counted from 0.
+        layers: The measured layers, counted from 0.
         blocks: The layers themselves.
-        moments: Over images, of (layers, columns).
+        moments: Moments over images of (layers, columns).
     """
 
     model: str
@@ -65,14 +65,14 @@ def over_images(
 
     Args:
         model: A model that `capture` reads.
-        loader: Batches of images, or sequences that begin with one.
-        *measurements: What to measure.
-        layers: Which layers, as in `capture`.
+        loader: Batches of images, or sequences whose first entry is such a batch.
+        *measurements: The measurements.
+        layers: The layers; see `capture`.
         gather: Whether the processes of torch.distributed share the images.
-        report: Takes lines on progress; to stderr if None.
+        report: Gets lines on progress; stderr if None.
 
     Returns:
-        What each measurement found.
+        The result of each measurement.
 
     Raises:
         InputError: If the model is folded, there are no images, or a state is not finite.
@@ -85,7 +85,7 @@ def over_images(
         raise InputError(f"a loader must be a DataLoader or another iterable of batches of images, not {loader!r}")
     indices, every = measured_layers(core, layers), core.layers()
     if gather and not (dist.is_available() and dist.is_initialized()):
-        raise InputError("gather=True is for processes of torch.distributed: call init_process_group first")
+        raise InputError("gather=True needs processes of torch.distributed: call init_process_group first")
     blocks: dict[int, Any] = {index: unwrap(every[index]) for index in indices}
     columns = [measurement.columns for measurement in measurements]
     moments, progress = Moments((len(indices), sum(columns))), _Progress(report or _to_stderr)
@@ -100,11 +100,11 @@ def over_images(
     except Exception as error:
         if not gather:
             raise
-        failure = error  # the others wait for this process: they are told before it stops
+        failure = error  # the others wait for this process, so tell them before it stops
     if gather:
         moments = _gathered(moments, failure)
     if not moments.count:
-        raise InputError("the loader yields no images; look at its data set (an iterator can be read only once)")
+        raise InputError("the loader yields no images; check its data set (an iterator can be read only once)")
     progress.finish(moments.count)
     name = core.architecture or type(core).__name__
     return [Measured(name, tuple(indices), tuple(blocks[i] for i in indices), part) for part in moments.split(columns)]
@@ -117,7 +117,7 @@ def _measured(
     measurements: Sequence[Measurement],
     count: int,
 ) -> Tensor:
-    """(images, layers, columns of all measurements); `count` images came before these."""
+    """(images, layers, columns of all measurements). `count` images came before."""
     with capture(model, *STATES, layers=list(blocks)) as trace:
         model(images)
     found = []
@@ -127,7 +127,7 @@ def _measured(
             if not bool(torch.isfinite(value).all()):
                 raise InputError(
                     f"NaN or infinity in {state!r} of layer {index}, image {count} or one of the {len(images)} from "
-                    "there on; look at the images and at the weights"
+                    "there on; check the images and the weights"
                 )
         found.append(torch.cat([measurement.of(blocks[index], states) for measurement in measurements], dim=1))
     return torch.stack(found, dim=1)
@@ -136,28 +136,30 @@ def _measured(
 def _images_of(batch: Any) -> Tensor:
     images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if isinstance(images, Tensor) and not images.is_floating_point():
-        raise InputError(f"images are floating point and normalised, not {images.dtype}: see create_transform")
+        raise InputError(f"images must be floating point and normalised, not {images.dtype}: see create_transform")
     if not isinstance(images, Tensor) or images.ndim != 4:
         got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise InputError(
-            f"a loader yields batches of images (batch, channels, height, width), alone or before labels, not {got}"
+            f"a loader must yield batches of images (batch, channels, height, width), alone or before labels, not {got}"
         )
     return images
 
 
 def check_images(core: Readable, images: Tensor) -> None:
-    """Raises InputError unless these are images, finite and normalised, of a size that the model takes."""
+    """Raises InputError unless these are finite, normalised images of a size that the model takes."""
     if not isinstance(images, Tensor) or not images.is_floating_point():
         got = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise InputError(f"images must be a floating point tensor, normalised, not {got}: see create_transform")
     core.grid_of(images)
     if not images.isfinite().all():
-        raise InputError(f"{int((~images.isfinite()).sum())} values of the images are NaN or infinite")
+        raise InputError(
+            f"{int((~images.isfinite()).sum())} values of the images are NaN or infinite; check the images"
+        )
 
 
 def _gathered(moments: Moments, failure: Exception | None) -> Moments:
-    """The moments of all processes, the same in each to the bit."""
-    group = dist.new_group(backend="gloo")  # the objects are on the CPU, whatever the model is on
+    """The moments over all processes, equal in each to the bit."""
+    group = dist.new_group(backend="gloo")  # the objects are on the CPU, whatever the model's device
     parts: list[Any] = [None] * dist.get_world_size()
     told = None if failure is None else f"{type(failure).__name__}: {failure}"
     dist.all_gather_object(parts, (moments, told), group=group)
@@ -174,7 +176,7 @@ def _gathered(moments: Moments, failure: Exception | None) -> Moments:
 
 
 class _Progress:
-    """Says now and then how many images were measured, and how fast."""
+    """Reports from time to time how many images were measured, and how fast."""
 
     def __init__(self, say: Callable[[str], object]) -> None:
         self._say = say

@@ -1,4 +1,4 @@
-"""Whether each half of a layer does what it was derived to do, on these images and with what confidence."""
+"""Tests whether each half of a layer does what it was derived to do, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ CLAIMS: tuple[Claim, ...] = get_args(Claim)
 
 @dataclass(frozen=True)
 class Verdict:
-    """One claim about one layer, that something falls.
+    """One claim about one layer: that a quantity falls.
 
     Attributes:
         layer: Counted from 0.
-        claim: Which; see `verify_descent`.
-        before: Mean over images of what should fall, before the step.
-        after: Of the same, after it.
-        change: Mean of after - before of each image.
+        claim: Name of the claim; see `verify_descent`.
+        before: Mean of the quantity over images, before the step.
+        after: Mean of the quantity after the step.
+        change: Mean of after - before over images.
         half_width: Half the width of the interval of `change` (Student's t on paired differences); None for one image.
-        share: Of the images in which it fell.
-        outcome: "holds" if the whole interval is below 0; "does not hold" if none of it is; "undecided" if it has both,
-            or there is one image, which has no interval.
+        share: Share of the images in which the quantity fell.
+        outcome: "holds" if the whole interval is below 0; "does not hold" if none of it is; "undecided" otherwise, or
+            for one image, which has no interval.
     """
 
     layer: int
@@ -54,13 +54,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class DescentReport(Report):
-    """What `verify_descent` found.
+    """The result of `verify_descent`.
 
     Attributes:
         model: Name of the architecture.
-        images: How many were measured.
+        images: Number of measured images.
         settings: How rates were measured.
-        confidence: Of each interval, for itself: of 100 that decide at 0.95, some 5 may be wrong one way or the other.
+        confidence: Confidence of each single interval: of 100 decisions at 0.95, some 5 may be wrong.
         verdicts: By claim, then by layer.
     """
 
@@ -71,7 +71,7 @@ class DescentReport(Report):
     verdicts: tuple[Verdict, ...]
 
     def rows(self) -> list[list[str]]:
-        """A row for each verdict, after the names of the columns."""
+        """The names of the columns, then a row for each verdict."""
         rows = [["claim", "layer", "before", "after", "change", "fell in", "verdict"]]
         for v in self.verdicts:
             spread = "" if v.half_width is None else f" ± {v.half_width:.2g}"
@@ -92,41 +92,40 @@ def verify_descent(
     gather: bool = False,
     report: Callable[[str], object] | None = None,
 ) -> DescentReport:
-    """Tests on images what the derivation of CRATE says of each layer (arXiv 2306.01129, section 2).
+    """Tests on images what the derivation of CRATE says about each layer (arXiv 2306.01129, section 2).
 
-    With z the tokens at a layer's input, h after attention, z' its output, each claim is that something falls:
+    z are the tokens at a layer's input, h after attention, z' at its output. Each claim says that a quantity falls:
 
-    - `compression`: Rc(LN(h); U) < Rc(LN(z); U), with the layer's own bases U and first norm. This is what MSSA is
-      derived to do, with bases tied or not, and the one claim about a layer of attention alone; CBSA is derived to do
-      it by way of a few representatives. Of ViT's attention, keys stand for U^T Z, and nothing was derived. TSSA of
-      ToST is derived to lower another rate, the variational one (`variational_coding_rate`, with `scale` 1 as
-      released), with the membership that it gives z held fixed (arXiv 2412.17810, section 3): of its layers the claim
-      is about that one, and `eps` and `convention` have no part. Nothing is claimed of class attention, which ends
-      ToST: it is not derived, and has no verdict.
-    - `sparsity`, where something follows attention: the share of entries that are not zero is lower in z' than in h. A
-      threshold at zero does this by itself, whatever the dictionary, and an MLP never does. In CRATE-alpha, whose z'
-      are decoded, it is that of the codes.
-    - `coding`, where the layer codes sparsely: `|x - D u|^2 / 2 + lambda |u|_1`, with x = LN2(h), is lower at u = z'
-      than at u = ReLU(x), the codes that are nearest to where the step begins and not negative (with a soft threshold,
-      codes may be negative, and u = x); in CRATE-alpha, at its codes than at u = 0, where its steps begin. This is what
-      ISTA is derived to do, and a dictionary can fail it. A layer whose coding is another module (a subclass, one with
-      hooks) has no verdict on it: nothing says which objective it was derived from.
+    - `compression`: Rc(LN(h); U) < Rc(LN(z); U), with the layer's own bases U and first norm. MSSA is derived to do
+      this, with bases tied or not. It is the only claim about a layer of attention alone. CBSA is derived to do it
+      through a few representatives. In ViT's attention keys stand for U^T Z, and nothing was derived. TSSA of ToST is
+      derived to lower the variational rate (`variational_coding_rate`, with `scale` 1 as released), with the membership
+      of z held fixed (arXiv 2412.17810, section 3). For its layers the claim is about that rate, and `eps` and
+      `convention` are ignored. ToST's class attention is not derived, so it has no verdict.
+    - `sparsity`, if something follows attention: the share of non-zero entries is lower in z' than in h. A threshold at
+      zero does this by itself, with any dictionary, and an MLP never does. CRATE-alpha decodes z', so there the share
+      is measured on the codes.
+    - `coding`, if the layer codes sparsely: `|x - D u|^2 / 2 + lambda |u|_1`, with x = LN2(h), is lower at u = z' than
+      at u = ReLU(x), the nearest non-negative codes to the start of the step. (With a soft threshold codes may be
+      negative, and u = x. In CRATE-alpha it is lower at its codes than at u = 0, where its steps start.) ISTA is
+      derived to do this, and a dictionary can fail. If the coding is another module (a subclass, or one with hooks),
+      there is no verdict, because its objective is unknown.
 
-    Each image is its own control: the interval is that of the mean of its differences.
+    Each image is its own control: the interval belongs to the mean of the differences.
 
     Args:
         model: A model of this package.
         loader: See `layerwise_analysis`.
-        layers: Which layers; see `layerwise_analysis`.
-        eps: Precision; with None 0.1 for "paper", 0.01 for "released".
+        layers: The layers; see `layerwise_analysis`.
+        eps: Precision; None means 0.1 for "paper", 0.01 for "released".
         convention: "paper" or "released"; see `coding_rate`.
-        normed: Whether Z is LN(state); if not, the state.
-        confidence: Of each interval.
+        normed: Whether Z is LN(state), or else the state itself.
+        confidence: Confidence of each interval.
         gather: See `layerwise_analysis`.
-        report: Takes lines on progress; to stderr if None.
+        report: Gets lines on progress; stderr if None.
 
     Raises:
-        InputError: See `layerwise_analysis`, or if the model is not of this package.
+        InputError: See `layerwise_analysis`; also if the model is not of this package.
         UnknownNameError: If a layer or convention does not exist.
         ProcessError: With `gather`, if another process failed.
 
@@ -136,7 +135,7 @@ def verify_descent(
         >>> [verdict.claim for verdict in found.verdicts]
         ['compression', 'sparsity', 'coding']
     """
-    transformer_in(model)  # a layer of another's network was derived to do none of this
+    transformer_in(model)  # layers of other networks were not derived to do this
     measurement = LayerClaims(RateSettings(eps, convention, normed))
     check_confidence(confidence)
     (found,) = over_images(model, loader, measurement, layers=layers, gather=gather, report=report)
@@ -145,17 +144,17 @@ def verify_descent(
 
 @dataclass(frozen=True)
 class LayerClaims:
-    """The measurement of `verify_descent`: what should fall, before a step and after it.
+    """The measurement of `verify_descent`: the quantities that should fall, before and after a step.
 
     Attributes:
-        settings: How rates are measured.
+        settings: How rates were measured.
     """
 
     settings: RateSettings = field(default_factory=RateSettings)
 
     @property
     def columns(self) -> int:
-        """Of each claim four: before, after, change, and whether it fell."""
+        """Four columns per claim: before, after, change, and whether it fell."""
         return 4 * len(CLAIMS)
 
     def of(self, block: Block, states: Mapping[str, Tensor]) -> Tensor:
@@ -183,7 +182,7 @@ class LayerClaims:
         return variational_coding_rate(before, membership), variational_coding_rate(after, membership)
 
     def report(self, found: Measured, confidence: float) -> DescentReport:
-        """A verdict on each claim about each layer."""
+        """A verdict for each claim about each layer."""
         moments, half_width = found.moments, found.moments.half_width(confidence)
         verdicts = []
         for number, claim in enumerate(CLAIMS):
@@ -197,7 +196,7 @@ class LayerClaims:
 
 
 def _claims(block: Block) -> tuple[Claim, ...]:
-    """What is claimed of a layer."""
+    """The claims about a layer."""
     if isinstance(block, ClassAttentionBlock):
         return ()
     if not hasattr(block, "norm2"):  # nothing follows attention
@@ -206,7 +205,7 @@ def _claims(block: Block) -> tuple[Claim, ...]:
 
 
 def _known_coder(block: Block) -> ISTA | ODL | None:
-    """The coding of a layer, if it is one whose objective is known."""
+    """The coding of a layer, if its objective is known."""
     try:
         return plain_coder(block)
     except InputError:
@@ -222,14 +221,14 @@ def _outcome(change: float, half_width: float | None) -> Outcome:
 
 
 def _start(coder: ISTA | ODL, x: Tensor, codes: Tensor) -> Tensor:
-    """Where the steps begin: at zero, or at the codes nearest to x that the objective is defined for."""
+    """The start of the steps: zero, or the nearest codes to x for which the objective is defined."""
     if isinstance(coder, ODL):
         return torch.zeros_like(codes)
     return x.relu() if coder.threshold == "relu" else x
 
 
 def _lasso(coder: ISTA | ODL, x: Tensor, code: Tensor) -> Tensor:
-    """|x - D u|^2 / 2 + lambda |u|_1 for each image, mean over tokens, (batch,)."""
+    """|x - D u|^2 / 2 + lambda |u|_1 for each image, the mean over tokens, (batch,)."""
     x, code, dictionary = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (x, code, coder.dictionary))
     misfit = (x - code @ dictionary.mT).square().sum(dim=-1) / 2
     return (misfit + constant_of(coder, "sparsity") * code.abs().sum(dim=-1)).mean(dim=-1)

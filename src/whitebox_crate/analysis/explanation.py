@@ -1,4 +1,4 @@
-"""explain: a model printed as mathematics, with its sizes, its constants, and the names of its parameters."""
+"""explain: prints a model as mathematics, with its sizes, its constants, and the names of its parameters."""
 
 from __future__ import annotations
 
@@ -25,17 +25,16 @@ Format: TypeAlias = Literal["text", "markdown"]
 
 
 def explain(model: nn.Module, format: Format = "text") -> str:
-    """Writes down what a model computes: its equations, sizes and constants as they stand, and its parameters.
+    """Writes down what a model computes: its equations, its current sizes and constants, and its parameters.
 
     Tokens are the columns of Z, as in arXiv 2308.16271, section 2: d x n for n tokens of width d, [CLS] first; softmax
-    goes down each column. Consecutive layers that differ in nothing but the values of their weights are written once,
-    their parameters as `blocks.{0..11}`: each entry of the state dict is named exactly once. Constants are those of the
-    modules at this moment; inside `intervene` they are the changed ones. Equations are written of modules that are what
-    they mean; where another one stands (a subclass, one with hooks or with a method of its own), a note says which, and
-    that it is not known.
+    goes down each column. Consecutive layers that differ only in the values of their weights are written once, with
+    their parameters as `blocks.{0..11}`. Each entry of the state dict is named exactly once. Constants are the current
+    ones; inside `intervene` they are the changed ones. Equations are written for known modules. For another module (a
+    subclass, or one with hooks or its own method), a note names it and says that it is unknown.
 
     Args:
-        model: A model of this package, compiled, distributed or features-only as well.
+        model: A model of this package; it may be compiled, distributed or features-only.
         format: "text" (ASCII), or "markdown" with LaTeX between dollar signs.
 
     Returns:
@@ -69,12 +68,12 @@ def explain(model: nn.Module, format: Format = "text") -> str:
 
 
 def _layers(core: ImageTransformer, blocks: str, before: int = 0) -> Iterator[Part]:
-    """The layers of a list of blocks, those that follow each other and are alike as one part.
+    """The layers of a list of blocks. Equal layers that follow each other become one part.
 
     Args:
         core: The model.
         blocks: The name of the list.
-        before: How many layers come before it.
+        before: Number of layers before the list.
     """
     what = "Decoder layer" if blocks == "decoder_blocks" else "Layer"
     described = [layer(block) for block in getattr(core, blocks)]
@@ -97,25 +96,25 @@ _WAYS = (
 
 
 def _ways(core: ImageTransformer) -> list[Part]:
-    """A note on what the model as a whole does of its own, for the equations are of its parts."""
+    """A note on methods that the model as a whole replaces, because the equations describe its parts."""
 
     def written_here(name: str) -> bool:
         return str(getattr(getattr(type(core), name), "__module__", "")).startswith("whitebox_crate.models.")
 
     own = [name for name in _WAYS if name in vars(core) or not written_here(name)]
     own += ["hooks"] if any(map(changes, [*core._forward_hooks.values(), *core._forward_pre_hooks.values()])) else []
-    note = f"this model has its own {', '.join(own)}: the equations are those of its parts, and more is not known here"
+    note = f"this model has its own {', '.join(own)}: the equations describe its parts, and the rest is unknown here"
     return [Part("The model as a whole", (), (Line(note),), ())] if own else []
 
 
 def _rest(core: ImageTransformer, parts: Sequence[Part]) -> list[Part]:
-    """Whatever the state dict has beyond the parts: a model of somebody else's may."""
+    """Entries of the state dict outside the known parts; a custom model may have such."""
     listed = {p.name for part in parts for p in part.parameters}
     layers: tuple[str, ...] = ("blocks.",)  # all of theirs are listed
     layers += ("decoder_blocks.",) if isinstance(core, CrateMae) else ()
     layers += ("cls_attn_blocks.",) if isinstance(core, ToST) else ()
     others = tuple(p for p in named(core, "", {}) if p.name not in listed and not p.name.startswith(layers))
-    note = Line("nothing is known here of where these enter")
+    note = Line("it is unknown here where these enter")
     return [Part("Other parameters", (), (note,), others)] if others else []
 
 

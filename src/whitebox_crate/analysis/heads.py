@@ -1,15 +1,16 @@
-"""Heads: what each one adds to its layer, and to the logit of a class.
+"""Heads: the contribution of each head to its layer, and to the logit of a class.
 
-Three statements of different strength, for MSSA, CBSA and ViT's attention alike:
+Three measures of different strength, for MSSA, CBSA and ViT's attention:
 
-- `head_outputs`: the output projection is linear, so attention's output is exactly a sum over heads, and a bias.
-- `head_contributions(..., method="ablation")`: the logit with less the logit without a head. Exact as an answer to that
-  question, but not additive: LayerNorm, softmax and ISTA come after it, and what is left is off the usual path.
-- `head_contributions(..., method="gradient")`: the first-order estimate of the same, for all heads by one backward
+- `head_outputs`: the output projection is linear, so attention's output is exactly a sum over heads, plus a bias.
+- `head_contributions(..., method="ablation")`: the logit with the head minus the logit without it. This answers the
+  question exactly, but it is not additive: LayerNorm, softmax and ISTA follow, and without the head the later layers
+  see unusual tokens.
+- `head_contributions(..., method="gradient")`: the first-order estimate of this number, for all heads in one backward
   pass.
 
-A direct contribution to the logit, through the residual path with the layers after it held fixed, is not offered: ISTA
-has no residual (arXiv 2308.16271, Eq. 8), so CRATE has no such path.
+There is no direct contribution to the logit through the residual path with later layers held fixed: ISTA has no
+residual (arXiv 2308.16271, Eq. 8), so CRATE has no such path.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ Method: TypeAlias = Literal["ablation", "gradient"]
 
 @dataclass(frozen=True)
 class HeadOutputs:
-    """What attention adds, as a sum over heads; see `head_outputs`.
+    """The output of attention as a sum over heads; see `head_outputs`.
 
     Attributes:
-        parts: (batch, layers, heads, queries, dim): what each head adds to each token.
-        bias: (layers, dim): the bias of the output projection, which belongs to no head; 0 where there is none.
-        layers: Which layers, from 0.
+        parts: (batch, layers, heads, queries, dim): the part of each head in each token.
+        bias: (layers, dim): the bias of the output projection, which belongs to no head; 0 if there is none.
+        layers: The layers, from 0.
     """
 
     parts: Tensor
@@ -54,7 +55,7 @@ class HeadOutputs:
 
     @property
     def total(self) -> Tensor:
-        """What attention adds to each token, up to rounding, (batch, layers, queries, dim)."""
+        """The output of attention for each token, up to rounding, (batch, layers, queries, dim)."""
         return self.parts.sum(2) + self.bias[:, None]
 
 
@@ -63,18 +64,18 @@ def head_outputs(
 ) -> HeadOutputs:
     """Splits the output of each layer's attention by head: `MSSA(z) = sum_k P_k w_k softmax(...) + b`, or CBSA's.
 
-    The output projection P = [P_1, ..., P_K] is linear, so the split is exact up to rounding. LayerScale, where a ViT
-    has it, is counted in. It ends there: what follows (LayerNorm, then ISTA, ODL or MLP) is not linear.
+    The output projection P = [P_1, ..., P_K] is linear, so the split is exact up to rounding. A ViT's LayerScale is
+    included. The split ends there, because the next steps (LayerNorm, then ISTA, ODL or MLP) are not linear.
 
     Args:
-        model: A model of this package, compiled or not; it runs as it is.
+        model: A model of this package, compiled or not; it runs in its current mode.
         images: (batch, in_chans, height, width), float.
-        layers: See `capture`; None for all that have [CLS], or, with other queries, that see the same tokens.
-        queries: Which tokens: "cls", "all", or token indices. All tokens of a large model take much memory.
+        layers: See `capture`. None for all layers that have [CLS], or (with other queries) that see the same tokens.
+        queries: The tokens: "cls", "all", or token indices. All tokens of a large model need much memory.
 
     Raises:
-        InputError: If the model is not one of this package, does not take the images, or an output projection is not a
-            plain Linear; or if layers have no [CLS] and it is asked for, or different numbers of tokens.
+        InputError: If the model is not of this package, does not take the images, or an output projection is not a
+            plain Linear; or if layers lack the requested [CLS], or have different numbers of tokens.
         UnknownNameError: If a layer or token does not exist.
     """
     core = transformer_in(model)
@@ -86,7 +87,7 @@ def head_outputs(
     with uncompiled, hooks_here([_keep_attended(core, index, attended) for index in indices]):
         model(images)
     parts: dict[int, Tensor] = {}
-    for index in indices:  # after the pass: what a hook computed would count as the layer's to gradient checkpointing
+    for index in indices:  # after the pass: gradient checkpointing would count tensors of a hook as the layer's
         attention = attention_of(core, index)
         of_heads = rearrange(attended[index], "b n (h p) -> b h n p", h=attention.num_heads)
         if not isinstance(queries, str):
@@ -112,30 +113,31 @@ def head_contributions(
     layers: int | Sequence[int] | None = None,
     method: Method = "ablation",
 ) -> Tensor:
-    """How much each head speaks for a class.
+    """The evidence of each head for a class.
 
-    - "ablation": logit minus logit without the head, that is with its part of `head_outputs` left out for all tokens;
-      the bias stays. The layers before it are not run again, those after it are, once for each head.
-    - "gradient": `<d logit / d h, part>`, h being the tokens after attention. This is the linear term of the ablation.
-      It is exact if the logit is affine in h on the way from with to without the head, and otherwise off by the
-      curvature: of second order in the head's part, and more where that way crosses a kink of ReLU. The terms of a
-      layer's heads add up to the term of all of them.
+    - "ablation": the logit minus the logit without the head, that is, without its part of `head_outputs` in all tokens.
+      The bias stays. Only the later layers run again, once for each head.
+    - "gradient": `<d logit / d h, part>`, where h are the tokens after attention. This is the linear term of the
+      ablation. It is exact if the logit is affine in h between the tokens with and without the head. Otherwise it is
+      off by the curvature: of second order in the head's part, and more if a kink of ReLU lies between. The terms of a
+      layer's heads add up to the term of all heads together.
 
-    The model runs as it is, uncompiled, whatever autograd mode the caller is in; no gradient is left on a parameter.
+    The model runs in its current mode, uncompiled, whatever the caller's autograd mode. No gradient stays on a
+    parameter.
 
     Args:
         model: A model of this package with a head, compiled or not.
         images: (batch, in_chans, height, width), float, finite.
-        classes: By index or name: one for all images, or one for each.
+        classes: Index or name: one for all images, or one for each.
         layers: See `capture`.
         method: "ablation" or "gradient".
 
     Returns:
-        Detached, (batch, layers, heads), the dtype of the logits, in units of a logit.
+        Detached, (batch, layers, heads), in the dtype and units of the logits.
 
     Raises:
-        InputError: If the model gives no logits, or the images are not finite or not of its shape.
-        UnknownNameError: If a class, layer or the method does not exist.
+        InputError: If the model gives no logits, or the images are not finite or do not fit it.
+        UnknownNameError: If a class, a layer or the method does not exist.
 
     Example:
         >>> model = create_model("crate_nano", pretrained=True).eval()
@@ -173,9 +175,9 @@ def _by_gradient(core: ImageTransformer, images: Tensor, classes: Tensor, layers
     attended: dict[int, Tensor] = {}
     hooks = [_keep_attended(core, layer, attended) for layer in layers]
     with torch.inference_mode(False), torch.enable_grad(), hooks_here(hooks):
-        # The images need a gradient, so that a model whose parameters are frozen has one too.
+        # The images need a gradient, so that a model with frozen parameters has one too.
         logits = _logits_from(core, core.embed(images.detach().clone().requires_grad_()), core.grid_of(images))
-        wanted = logits.gather(1, classes.clone()[:, None]).sum()  # images do not see each other: one pass for all
+        wanted = logits.gather(1, classes.clone()[:, None]).sum()  # images are independent: one pass for all
         gradients = torch.autograd.grad(wanted, [attended[layer] for layer in layers])
     # <dl/dh, P_k a_k> = <P_k^T dl/dh, a_k>, and the gradient for attention's heads a is P^T dl/dh already.
     terms = [
@@ -186,17 +188,17 @@ def _by_gradient(core: ImageTransformer, images: Tensor, classes: Tensor, layers
 
 
 def _with_cls(core: ImageTransformer, layers: int | Sequence[int] | None) -> list[int]:
-    """Layers as in `capture`; of None those that have [CLS]."""
+    """Layers as in `capture`; None means those that have [CLS]."""
     having = layers_with(core, "attention")  # TSSA has none, and no [CLS]
     asked = list(having) if layers is None else resolve_layers(layers, len(core.layers()))
     for layer in asked:
         if layer not in having:
-            raise InputError(f"[CLS] has not joined the patches in layer {layer}: give other queries, 'all' or indices")
+            raise InputError(f"layer {layer} has no [CLS], which joins later: give other queries, 'all' or indices")
     return asked
 
 
 def _keep_attended(core: ImageTransformer, layer: int, attended: dict[int, Tensor]) -> Hook:
-    """Keeps what enters the output projection of a layer, (batch, tokens, heads * head_dim)."""
+    """Keeps the input of a layer's output projection, (batch, tokens, heads * head_dim)."""
 
     def keep(args: tuple[Tensor]) -> None:
         attended.setdefault(layer, args[0])  # checkpointing runs a layer again

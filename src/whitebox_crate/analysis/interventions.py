@@ -1,4 +1,4 @@
-"""intervene: a model run with other constants, or without some of its heads."""
+"""intervene: runs a model with other constants, or without some of its heads."""
 
 from __future__ import annotations
 
@@ -27,27 +27,26 @@ def intervene(
     mask_heads: Mapping[int, Sequence[int]] | None = None,
     layers: int | Sequence[int] | None = None,
 ) -> Iterator[None]:
-    """Runs a model with other constants, or without some heads, for the length of a block.
+    """Runs a model with other constants, or without some heads, inside a block.
 
-    `step_size` is eta and `sparsity` lambda of ISTA (arXiv 2308.16271, Eq. 7) or ODL: the threshold is their product. A
-    head that is switched off adds nothing to any token; the bias of the output projection stays. What came before is
-    put back whatever happens inside. Blocks may be nested, in one another and with `capture`, which then sees what is
-    changed; an inner constant goes before an outer one, and heads switched off add up. A compiled model runs uncompiled
-    inside.
+    `step_size` is eta and `sparsity` is lambda of ISTA (arXiv 2308.16271, Eq. 7) or ODL; the threshold is their
+    product. A head that is switched off adds nothing to any token; the bias of the output projection stays. At the end
+    of the block everything is restored, whatever happens inside. Blocks may be nested, also with `capture`, which then
+    sees the changed states. An inner constant wins over an outer one; heads that are switched off add up. A compiled
+    model runs uncompiled inside.
 
-    All this holds for the thread or the task of the block alone (`contextvars`): others run the model as it is, and
-    read its own constants. With gradient checkpointing, call `backward` inside the block: layers run again there.
+    This holds only for the thread or task of the block (`contextvars`): others run the unchanged model, with its own
+    constants. With gradient checkpointing, call `backward` inside the block, because layers run again there.
 
     Args:
-        model: A model of this package, compiled, distributed or features-only as well.
+        model: A model of this package; it may be compiled, distributed or features-only.
         step_size: eta, at least 0.
         sparsity: lambda, at least 0.
-        mask_heads: By layer, which heads are switched off; negative ones count from the end.
-        layers: Where `step_size` and `sparsity` hold, as in `capture`.
+        mask_heads: For each layer, the heads to switch off. Negative numbers count from the end.
+        layers: The layers in which `step_size` and `sparsity` hold; see `capture`.
 
     Raises:
-        InputError: If nothing is to be changed, a constant is negative or no finite number, or a layer has no sparse
-            coding.
+        InputError: If nothing is to be changed, a constant is negative or not finite, or a layer has no sparse coding.
         UnknownNameError: If a layer or head does not exist.
 
     Example:
@@ -63,13 +62,15 @@ def intervene(
     if not given and mask_heads is None:
         raise InputError("nothing to change: give step_size, sparsity or mask_heads")
     if not given and layers is not None:
-        raise InputError("layers says where step_size and sparsity hold, and neither is given; mask_heads has its own")
+        raise InputError(
+            "layers needs step_size or sparsity, but neither is given (mask_heads has its own): leave layers out"
+        )
     where = resolve_layers(layers, len(core.layers())) if given else []
     coders = [_sparse_coding(core, index) for index in where]
     masked: list[tuple[Heads, list[int]]] = []
     if not isinstance(mask_heads, Mapping | None):
         raise InputError(
-            f"mask_heads must be a dict from layers to lists of heads, as {{-2: [0, 3]}}, not {mask_heads!r}"
+            f"mask_heads must be a dict from layers to lists of heads, such as {{-2: [0, 3]}}, not {mask_heads!r}"
         )
     for layer, heads in (mask_heads or {}).items():
         attention = attention_of(core, resolve_index("layer", layer, len(core.layers())))
@@ -90,7 +91,7 @@ def _without(heads: Sequence[int], num_heads: int) -> Callable[[tuple[Tensor]], 
         kept = torch.ones(num_heads, dtype=torch.bool, device=args[0].device)
         kept[list(heads)] = False
         every = kept.repeat_interleave(args[0].shape[-1] // num_heads)
-        return (torch.where(every, args[0], 0),)  # not a product: 0 x infinity is no zero
+        return (torch.where(every, args[0], 0),)  # not a product, since 0 x infinity is not zero
 
     return switch_off
 
@@ -101,7 +102,7 @@ def _sparse_coding(core: ImageTransformer, index: int) -> ISTA | ODL:
     if coder is None:
         raise InputError(
             f"layer {index} of {type(core).__name__} has neither eta nor lambda: it does not code sparsely; give "
-            "layers that do, or mask_heads alone"
+            "layers that do, or only mask_heads"
         )
     return coder
 

@@ -1,4 +1,4 @@
-"""Reports: the subspaces, output projections and dictionaries of a model's layers, as numbers and as a table."""
+"""Reports on the subspaces, output projections and dictionaries of a model's layers."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ from .subspaces import (
 
 
 def subspace_matrices(model: nn.Module, layer: int) -> Tensor:
-    """The matrices U_1, ..., U_K of a layer as they stand, (heads, dim, head_dim).
+    """The current matrices U_1, ..., U_K of a layer, (heads, dim, head_dim).
 
-    Of attention with separate query, key and value (ViT, CRATE-MHSA), the key projections stand in, as `projections` of
-    `capture` are the keys: nothing says that they are bases of anything.
+    In attention with separate query, key and value (ViT, CRATE-MHSA), the key projections take their place, as the keys
+    are the `projections` of `capture`. Nothing makes them bases of subspaces.
 
     Args:
-        model: A model of this package, compiled, distributed or features-only as well.
-        layer: From 0; negative from the end.
+        model: A model of this package; it may be compiled, distributed or features-only.
+        layer: The layer, from 0; negative from the end.
 
     Returns:
-        Detached, the dtype and device of the weights.
+        Detached, in the dtype and on the device of the weights.
 
     Raises:
-        InputError: If the model is not one of this package, its attention has no such matrices, or its projection
-            is not a plain Linear: an adapter on it, a hook or a quantised weight computes something else.
+        InputError: If the model is not of this package, its attention has no such matrices, or its projection is not a
+            plain Linear. (With an adapter, a hook or quantised weights it would compute something else.)
         UnknownNameError: If there is no such layer.
     """
     core = transformer_in(model)
@@ -68,10 +68,10 @@ def head_bases(model: nn.Module, layer: int) -> HeadBases:
 
 
 def token_energy(model: nn.Module, images: Tensor, layers: int | Sequence[int] | None = None) -> Tensor:
-    """The share of each token, as MSSA sees it, in each head's subspace; see `subspace_energy`.
+    """The share of each token (after the norm that MSSA reads) in each head's subspace; see `subspace_energy`.
 
     Args:
-        model: A model of this package; it runs as it is.
+        model: A model of this package; it runs in its current mode.
         images: (batch, in_chans, height, width), float.
         layers: See `capture`.
 
@@ -79,7 +79,7 @@ def token_energy(model: nn.Module, images: Tensor, layers: int | Sequence[int] |
         (batch, layers, tokens, heads), [CLS] first.
 
     Raises:
-        InputError: See `subspace_matrices` and of the model; or if the tokens are not finite.
+        InputError: See `subspace_matrices` and the model; also if the tokens are not finite.
         UnknownNameError: If there is no such layer.
     """
     core = transformer_in(model)
@@ -97,17 +97,17 @@ class LayerSubspaces:
     """The geometry of one layer.
 
     Attributes:
-        layer: Which, from 0; None of the random layer.
+        layer: The layer, from 0; None for the random layer.
         singular_values: float64 (heads, r), of U_k.
         rank: int64 (heads,).
         effective_dimension: float64 (heads,).
         angles: float64 (heads, heads, r), radians, ascending; see `principal_angles`.
         coherence: float64 (heads, heads): cosine of the smallest angle; 1 on the diagonal.
         overlap: float64 (heads, heads), see `subspace_overlap`; 1 on the diagonal.
-        drift: float64 (heads, heads): projection distance from each head (row) to each head of the next layer; None of
-            the last one asked for. Heads have no order: the nearest one counts as much as the one of the same number.
-        alignment: Output projection and bases; None of MHSA, which has keys in the place of bases.
-        dictionary: D of ISTA or ODL; None of a layer without.
+        drift: float64 (heads, heads): projection distance from each head (row) to each head of the next layer; None for
+            the last layer. Heads have no order: the nearest head matters as much as the head of the same number.
+        alignment: Alignment of output projection and bases; None for MHSA, which has keys in place of bases.
+        dictionary: D of ISTA or ODL; None for a layer without one.
     """
 
     layer: int | None
@@ -128,11 +128,11 @@ class SubspaceReport(Report):
 
     Attributes:
         model: Its name, or its class.
-        bases: Whose they are, "MSSA", "CBSA" or "TSSA" or several of these, or "keys" where key projections stand in
-            for them (in any layer).
-        layers: Each layer asked for.
-        random: The same of a layer of these sizes with independent normal entries, a fixed draw: what no training
-            gives.
+        bases: The operators of the bases: "MSSA", "CBSA", "TSSA" or several, or "keys" if key projections take their
+            place in any layer.
+        layers: The geometry of each requested layer.
+        random: The geometry of a layer of these sizes with independent normal entries (a fixed draw): the values
+            without training.
     """
 
     model: str
@@ -143,10 +143,10 @@ class SubspaceReport(Report):
     def rows(self) -> list[list[str]]:
         """Names of the columns, a row for each layer, and the random one last.
 
-        The columns: effective dimension of each head; the least, and the mean, of the angles between two heads, in
-        degrees; mean overlap of two heads; mean drift to the head of the same number in the next layer, and to the
-        nearest one; of each head, cosine of P_k and U_k, and the share of P_k in the span of U_k; of D, coherence and
-        distance from the nearest orthogonal matrix up to scale. What a model does not have is left blank.
+        The columns are: effective dimension of each head; smallest and mean angle between two heads, in degrees; mean
+        overlap of two heads; mean drift to the head of the same number in the next layer, and to the nearest head; for
+        each head, the cosine of P_k and U_k, and the share of P_k in the span of U_k; for D, coherence and distance
+        from the nearest orthogonal matrix up to scale. Cells that a model does not have are blank.
         """
         return [list(_HEADER), *(_row(layer) for layer in (*self.layers, self.random))]
 
@@ -165,15 +165,16 @@ _HEADER = (
 
 
 def subspace_report(model: nn.Module, layers: int | Sequence[int] | None = None) -> SubspaceReport:
-    """Measures the subspaces, output projections and dictionaries of a model's layers; no data is needed.
+    """Measures the subspaces, output projections and dictionaries of a model's layers, without data.
 
     Args:
-        model: A model of this package, compiled, distributed or features-only as well; CRATE-MAE's decoder is left out.
-        layers: See `capture`; drift is from each to the next one in this list.
+        model: A model of this package, which may be compiled, distributed or features-only; CRATE-MAE's decoder is left
+            out.
+        layers: See `capture`. Drift goes from each layer to the next one in this list.
 
     Raises:
-        InputError: If the model is not one of this package, its attention has no such matrices, weights are not
-            finite, or a module is not the plain one of the equations, whose weights say all that it computes.
+        InputError: If the model is not of this package, its attention has no such matrices, weights are not finite, or
+            a module is not the plain module of the equations.
         UnknownNameError: If there is no such layer.
 
     Example:
@@ -186,7 +187,7 @@ def subspace_report(model: nn.Module, layers: int | Sequence[int] | None = None)
     operators = [attention_of(core, index) for index in indices]
     matrices = [subspace_matrices(core, index) for index in indices]
     kinds = dict.fromkeys("keys" if isinstance(one, MHSA) else type(one).__name__ for one in operators)
-    # Of ViT's output projection the derivation says nothing.
+    # The derivation says nothing about ViT's output projection.
     written = [None if isinstance(one, MHSA) else output_weights(one).detach().transpose(0, 1) for one in operators]
     coders = [plain_coder(block_of(core, index)) for index in indices]
     dictionaries = [None if coder is None else coder.dictionary.detach() for coder in coders]

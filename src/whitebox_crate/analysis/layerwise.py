@@ -1,4 +1,4 @@
-"""Every layer measured against what it was derived to do: rates, sparsity and shape of its states over many images."""
+"""Measures every layer against what it was derived to do: rates, sparsity and shape of its states over many images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Quantity: TypeAlias = Literal[
     "subspace_coding_rate", "coding_rate", "l0", "l1", "token_norm", "effective_rank", "attention_entropy"
 ]
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
-OF_ANY_TOKENS: tuple[Quantity, ...] = ("l0", "l1", "token_norm", "effective_rank")  # whatever the layer is
+OF_ANY_TOKENS: tuple[Quantity, ...] = ("l0", "l1", "token_norm", "effective_rank")  # for any kind of layer
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,11 @@ class RateSettings:
     """How rates of a layer are measured.
 
     Attributes:
-        eps: Precision; see `coding_rate`; with None 0.1 for "paper" and 0.01 for "released", which is one factor.
+        eps: Precision; see `coding_rate`. None means 0.1 for "paper" and 0.01 for "released", which give the same
+            factor.
         convention: "paper" or "released"; see `coding_rate`.
-        normed: Whether Z is LN(z), the layer's first norm applied to the state, which is what the layer's bases see. If
-            not, the bases are applied to the state itself.
+        normed: Whether Z is LN(z): the layer's first norm applied to the state, as the layer's bases see it. Else the
+            bases are applied to the state itself.
     """
 
     eps: float | None = None
@@ -60,7 +61,7 @@ class RateSettings:
         return coding_rate(self.seen(block, state), self._eps, self.convention)
 
     def subspace_rate(self, block: Block, state: Tensor) -> Tensor:
-        """Rc(Z; U) with the bases of this layer, (batch,); of three projections, with the keys in place of U^T Z."""
+        """Rc(Z; U) with the bases of this layer, (batch,); with separate projections, keys take the place of U^T Z."""
         attention = subspaces_of(block)
         return subspace_coding_rate(projected(attention, self.seen(block, state)), self._eps, self.convention)
 
@@ -70,8 +71,8 @@ class Series:
     """One quantity of one state over the layers of a report, each over images.
 
     Attributes:
-        mean: Of each layer.
-        std: Standard deviation over images, unbiased in its square; None for one image, of which it is undefined.
+        mean: Mean of each layer.
+        std: Standard deviation over images (unbiased in its square); None for one image.
         half_width: Half the width of the mean's interval (Student's t); None for one image.
     """
 
@@ -82,15 +83,15 @@ class Series:
 
 @dataclass(frozen=True)
 class LayerwiseReport(Report):
-    """What `layerwise_analysis` measured: `report[quantity, state]` is a `Series` over `report.layers`.
+    """The result of `layerwise_analysis`: `report[quantity, state]` is a `Series` over `report.layers`.
 
     Attributes:
         model: Name of the architecture.
-        images: How many were measured.
-        layers: Which, counted from 0.
+        images: Number of measured images.
+        layers: The layers, counted from 0.
         settings: How rates were measured.
-        confidence: Of the intervals.
-        series: By quantity and state.
+        confidence: Confidence of the intervals.
+        series: The series, by quantity and state.
     """
 
     model: str
@@ -102,7 +103,7 @@ class LayerwiseReport(Report):
 
     def __getitem__(self, key: tuple[Quantity, LayerState]) -> Series:
         if not isinstance(key, tuple) or len(key) != 2:
-            raise InputError(f"a report is read as report[quantity, state], not {key!r}")
+            raise InputError(f"read a report as report[quantity, state], not with {key!r}")
         quantity, state = key
         if quantity not in self.series:
             raise UnknownNameError.of("measured quantity", quantity, self.series)
@@ -114,11 +115,11 @@ class LayerwiseReport(Report):
         """Means of each layer: before attention, after it, after coding.
 
         Args:
-            quantities: Which, in this order; None for all that were measured.
-            markdown: Whether it is a table in Markdown, else aligned text.
+            quantities: The quantities, in this order; None for all that were measured.
+            markdown: Whether to write Markdown, or else aligned text.
 
         Raises:
-            UnknownNameError: If one was not measured.
+            UnknownNameError: If a quantity was not measured.
         """
         return as_table(self.rows(quantities), markdown)
 
@@ -150,41 +151,41 @@ def layerwise_analysis(
 ) -> LayerwiseReport:
     """Measures every layer on every image: before attention, after it, and after coding.
 
-    The states are those of `capture`: `tokens` z, `compressed` h (after MSSA), `output` z' (after ISTA). Of ViT and the
-    ablations they are the same places: before attention, after it, after the MLP. Of each:
+    The states are those of `capture`: `tokens` z, `compressed` h (after MSSA), `output` z' (after ISTA). In ViT and the
+    ablations the places are the same: before attention, after it, after the MLP. For each state it measures:
 
     - `subspace_coding_rate`, `coding_rate`: Rc(Z; U) and R(Z) with the bases U of this layer, nats a token. Z is
       LN(state) by the first norm of this layer, for all three states: MSSA is a step on Rc at LN(z), not at z, and a
-      norm makes states of unlike lengths comparable. Where query, key and value are projected apart (ViT, CRATE-MHSA),
-      keys stand for U^T Z.
-    - `l0`, `l1`: share of entries that are not zero, and mean magnitude, of the state itself.
+      norm makes states of different lengths comparable. With separate query, key and value (ViT, CRATE-MHSA), keys
+      take the place of U^T Z.
+    - `l0`, `l1`: share of non-zero entries, and mean magnitude, of the state itself.
     - `token_norm`: mean length of the tokens.
-    - `effective_rank`: of the tokens, as a matrix.
-    - `attention_entropy`: of a row of attention, in nats, mean over rows and heads; of `tokens`, which attention sees.
-      Rows of CBSA's mixing matrix are no shares, and ToST has no rows before class attention: these have none.
+    - `effective_rank`: effective rank of the tokens, as a matrix.
+    - `attention_entropy`: entropy of a row of attention, in nats, the mean over rows and heads; only for `tokens`,
+      which attention reads. Rows of CBSA's mixing matrix are not shares, and ToST has no rows before class attention,
+      so these layers have no entropy.
 
-    Memory is bounded: one batch of the loader with its states is held at a time. No gradients are kept; the model stays
-    in the mode it is in.
+    Memory holds one batch of the loader with its states at a time. No gradients are kept. The model's mode does not
+    change.
 
     Args:
-        model: A model that `capture` reads; of backbones of others there are the quantities that go by no norm and no
-            bases of the layer: `l0`, `l1`, `token_norm`, `effective_rank`.
+        model: A model that `capture` reads. Backbones of other libraries have only quantities that need no norm and no
+            bases: `l0`, `l1`, `token_norm`, `effective_rank`.
         loader: Batches: images (batch, channels, height, width), normalised as the model expects, or a sequence whose
-            first entry is images, as (images, labels). Each is moved to the model's device and dtype.
-        quantities: What to measure; None for all that the layers have (`measurable`).
-        layers: Which layers, as in `capture`; None for all, but for ToST's class attention, which sees other tokens.
-        eps: Precision; with None 0.1 for "paper", 0.01 for "released".
+            first entry is images, such as (images, labels). Each batch is moved to the model's device and dtype.
+        quantities: The quantities; None for all that the layers have (`measurable`).
+        layers: The layers; see `capture`. None for all, except ToST's class attention, which sees other tokens.
+        eps: Precision; None means 0.1 for "paper", 0.01 for "released".
         convention: "paper" or "released"; see `coding_rate`. The published layer-wise figure is made with "released".
-        normed: Whether Z is LN(state); if not, the state.
-        confidence: Of the intervals of means.
-        gather: Whether every process of torch.distributed measures other images; all get the report of all images.
-        report: Takes lines on progress; to stderr if None.
+        normed: Whether Z is LN(state), or else the state itself.
+        confidence: Confidence of the intervals of means.
+        gather: Whether each process of torch.distributed measures its own images; all get the report of all images.
+        report: Gets lines on progress; stderr if None.
 
     Raises:
-        InputError: If the loader yields nothing or no images, a state is not finite, an argument is not as above, or
-            nothing is known of the model.
-        UnknownNameError: If a layer, quantity or convention does not exist, or a layer has no attention whose entropy
-            could be measured.
+        InputError: If the loader yields nothing or no images, a state is not finite, an argument is not as above, or no
+            adapter knows the model.
+        UnknownNameError: If a layer, quantity or convention does not exist, or a layer has no attention for an entropy.
         ProcessError: With `gather`, if another process failed.
 
     Example:
@@ -204,7 +205,7 @@ def measurable(model: nn.Module, layers: int | Sequence[int] | None = None) -> t
     """The quantities of `layerwise_analysis` that all of these layers have.
 
     Raises:
-        InputError: If nothing is known of the model or of a layer.
+        InputError: If the model or a layer is unknown.
         UnknownNameError: If a layer does not exist.
     """
     core = readable(model)
@@ -220,8 +221,8 @@ class LayerQuantities:
     """The measurement of `layerwise_analysis`: quantities of the states of a layer.
 
     Attributes:
-        settings: How rates are measured.
-        quantities: Which, each once.
+        settings: How rates were measured.
+        quantities: The quantities, each once.
     """
 
     settings: RateSettings = field(default_factory=RateSettings)
@@ -241,7 +242,7 @@ class LayerQuantities:
 
     @property
     def columns(self) -> int:
-        """One for each quantity of each state."""
+        """One column for each quantity of each state."""
         return len(self._names)
 
     def of(self, block: Block, states: Mapping[str, Tensor]) -> Tensor:
@@ -253,7 +254,7 @@ class LayerQuantities:
         """A quantity of each image, (batch,)."""
         if quantity not in OF_ANY_TOKENS and not isinstance(block, Block):
             raise InputError(
-                f"nothing says which norm and bases of a {type(block).__name__} {quantity} would go by; measure "
+                f"{quantity} needs a known norm and bases, and a {type(block).__name__} has none; measure "
                 f"{', '.join(OF_ANY_TOKENS)}, or give tokens of `capture` to whitebox_crate.analysis.coding_rate"
             )
         measures: dict[Quantity, Callable[[Block, Tensor], Tensor]] = {
@@ -268,7 +269,7 @@ class LayerQuantities:
         return measures[quantity](block, state)
 
     def report(self, found: Measured, confidence: float) -> LayerwiseReport:
-        """What was found, by quantity and state."""
+        """The series, by quantity and state."""
         moments = found.moments
         kinds = (moments.mean, moments.std, moments.half_width(confidence))
         series: dict[str, dict[str, Series]] = {quantity: {} for quantity in self.quantities}
@@ -279,13 +280,13 @@ class LayerQuantities:
 
 
 def _attention_entropy(block: Block, tokens: Tensor) -> Tensor:
-    """Entropy of the rows of attention, mean over rows and heads, (batch,)."""
+    """Entropy of the rows of attention, the mean over rows and heads, (batch,)."""
     attention = subspaces_of(block)
     if isinstance(attention, CBSA | TSSA):
         why = (
-            "rows of CBSA's mixing matrix are signed, no shares" if isinstance(attention, CBSA) else "TSSA has no rows"
+            "rows of CBSA's mixing matrix are signed, not shares" if isinstance(attention, CBSA) else "TSSA has no rows"
         )
-        raise InputError(f"{why}, so that they have no attention_entropy; leave it out of the quantities")
+        raise InputError(f"{why}, so there is no attention_entropy; leave it out of the quantities")
     q, k, _ = attention.split_heads(attention.qkv(block.norm1(tokens)))
     if isinstance(attention, ClassAttention):
         q = q[:, :, :1]

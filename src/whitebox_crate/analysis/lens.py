@@ -1,4 +1,4 @@
-"""logit_lens: what the head would say after each layer."""
+"""logit_lens: the logits that the head would give after each layer."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Tokens: TypeAlias = Literal["pooled", "all"] | Sequence[int]
 
 @dataclass(frozen=True)
 class LogitLens:
-    """What the head says of the tokens after each layer; see `logit_lens`.
+    """The logits of the head after each layer; see `logit_lens`.
 
     Attributes:
-        logits: (batch, layers, classes), or of single tokens (batch, layers, tokens, classes).
-        layers: Which layers, from 0.
+        logits: (batch, layers, classes), or for single tokens (batch, layers, tokens, classes).
+        layers: The layers, from 0.
         class_names: The name of each class.
     """
 
@@ -34,14 +34,14 @@ class LogitLens:
     class_names: tuple[str, ...]
 
     def top(self, count: int = 1) -> Any:
-        """The likeliest classes, the first one first.
+        """The most likely classes, the first one first.
 
         Returns:
-            Lists in lists, as deep as `logits` has dimensions before the classes: in the place of each row of logits a
-            list of pairs, a name and its probability. `top(3)[0][-1]` is of the first image after the last layer.
+            Nested lists, as deep as `logits` has dimensions before the classes. Each row of logits becomes a list of
+            pairs, a name and its probability. `top(3)[0][-1]` belongs to the first image after the last layer.
 
         Raises:
-            InputError: If `count` is no number of classes.
+            InputError: If `count` is not a number of classes.
         """
         if type(count) is not int or not 1 <= count <= len(self.class_names):
             raise InputError(f"count must be a number of classes, 1 to {len(self.class_names)}, not {count!r}")
@@ -57,26 +57,25 @@ class LogitLens:
 def logit_lens(
     model: nn.Module, images: Tensor, layers: int | Sequence[int] | None = None, tokens: Tokens = "pooled"
 ) -> LogitLens:
-    """What the model would answer if it ended after each layer: its last norm and head, on the output of that layer.
+    """The logits of a model that ends after each layer: its last norm and head, on the output of that layer.
 
-    The logit lens is from language models (nostalgebraist 2020). That a layer before the last one writes what the head
-    can read is an assumption: where a residual stream leads to the head, as in ViT, there is a reason for it; in CRATE
-    each output is a sparse code in the dictionary of its own layer. After the last layer these are the model's logits,
-    to the bit.
+    The logit lens comes from language models (nostalgebraist 2020). It assumes that the head can read earlier layers.
+    In ViT a residual stream leads to the head, which supports the assumption. In CRATE each output is a sparse code in
+    the dictionary of its own layer. After the last layer these are the model's logits, to the bit.
 
     Args:
-        model: A model of this package with a head, compiled or not; it runs as it is.
+        model: A model of this package with a head, compiled or not; it runs in its current mode.
         images: (batch, in_chans, height, width), float, finite.
-        layers: See `capture`; None for all whose output has the tokens that the head reads.
-        tokens: "pooled" for what the head reads, [CLS] or a mean; "all", or token indices, for each of these tokens as
-            if it were all that is pooled.
+        layers: See `capture`; None for all layers whose output has the tokens that the head reads.
+        tokens: "pooled" for the head's own input, [CLS] or a mean; "all", or token indices, to apply the head to each
+            of these tokens alone.
 
     Returns:
-        Logits by layer, and by token if tokens are asked for.
+        Logits by layer, and by token if `tokens` asks for them.
 
     Raises:
         InputError: If the model gives no logits, does not take the images, or a layer has other tokens than the last
-            one, as those of ToST before [CLS] joins.
+            one (in ToST, before [CLS] joins).
         UnknownNameError: If a layer or token does not exist.
 
     Example:

@@ -1,4 +1,4 @@
-"""Mean and spread of measurements that are seen once, a batch at a time, by any number of processes."""
+"""Mean and spread of measurements in one pass, batch by batch, over any number of processes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ..errors import InputError
 
-_LARGE = 200  # degrees of freedom from which on the series for the quantile is exact to 1e-8
+_LARGE = 200  # from these degrees of freedom on, the series for the quantile is exact to 1e-8
 
 
 class Moments:
     """Count, mean and spread over images, by Welford's update in the form for batches (Chan et al., 1979).
 
     Args:
-        shape: Of the measurements of one image.
+        shape: Shape of the measurements of one image.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -27,7 +27,7 @@ class Moments:
         self._squares = torch.zeros(shape, dtype=torch.float64)  # sum of squared distances from the mean
 
     def add(self, values: Tensor) -> None:
-        """Takes in (images, *shape)."""
+        """Adds measurements (images, *shape)."""
         values = values.detach().to("cpu", torch.float64)
         if len(values):
             batch = Moments(tuple(self.mean.shape))
@@ -36,7 +36,7 @@ class Moments:
             self.merge(batch)
 
     def merge(self, other: Moments) -> None:
-        """Takes in what another one has seen."""
+        """Adds the measurements of another one."""
         count = self.count + other.count
         if not other.count:
             return
@@ -46,7 +46,7 @@ class Moments:
         self.count = count
 
     def split(self, columns: Sequence[int]) -> list[Moments]:
-        """Those of so many columns each, the last dimension of the measurements."""
+        """Splits the last dimension of the measurements into parts of so many columns each."""
         parts = []
         for mean, squares in zip(self.mean.split(columns, -1), self._squares.split(columns, -1), strict=True):
             part = Moments(tuple(mean.shape))
@@ -56,11 +56,11 @@ class Moments:
 
     @property
     def std(self) -> Tensor | None:
-        """Standard deviation over images, unbiased in its square; None below two images."""
+        """Standard deviation over images, unbiased in its square; None for fewer than two images."""
         return (self._squares / (self.count - 1)).sqrt() if self.count > 1 else None
 
     def half_width(self, confidence: float) -> Tensor | None:
-        """Half the width of the interval of the mean, by Student's t; None below two images."""
+        """Half the width of the interval of the mean, by Student's t; None for fewer than two images."""
         std = self.std
         return None if std is None else std * (student_t(confidence, self.count - 1) / math.sqrt(self.count))
 
@@ -70,15 +70,15 @@ def student_t(confidence: float, degrees: int) -> float:
     """t such that Student's variable lies in [-t, t] with this probability (2.262 for 0.95 and 9 degrees of freedom).
 
     Args:
-        confidence: In (0, 1).
-        degrees: Of freedom, from 1 on.
+        confidence: The probability, in (0, 1).
+        degrees: Degrees of freedom, at least 1.
 
     Raises:
         InputError: If an argument is out of its range.
     """
     check_confidence(confidence)
     if degrees < 1:
-        raise InputError(f"degrees of freedom are 1 or more, not {degrees}")
+        raise InputError(f"degrees of freedom must be at least 1, not {degrees}")
     if degrees >= _LARGE:
         # Abramowitz and Stegun, 26.7.5: the normal quantile and its corrections in 1 / degrees.
         z = torch.special.ndtri(torch.tensor((1 + confidence) / 2, dtype=torch.float64)).item()
@@ -99,7 +99,7 @@ def student_t(confidence: float, degrees: int) -> float:
 def check_confidence(confidence: float) -> None:
     """Raises InputError unless it is a probability between 0 and 1."""
     if not 0 < confidence < 1:
-        raise InputError(f"confidence must be between 0 and 1, as 0.95, not {confidence!r}")
+        raise InputError(f"confidence must be between 0 and 1, such as 0.95, not {confidence!r}")
 
 
 def _within(angle: float, degrees: int) -> float:

@@ -1,4 +1,4 @@
-"""The two curves of the papers' layer-wise figures: how far each layer compresses, how sparsely it codes."""
+"""Draws the two curves of the papers' layer-wise figures: compression and sparsity by layer."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _PANELS: tuple[tuple[Quantity, LayerState, str], ...] = (
 def plot_layerwise(
     reports: LayerwiseReport | Mapping[str, LayerwiseReport], path: str | os.PathLike[str] | None = None
 ) -> Any:
-    """Draws Rc after attention and l0 of the output by layer, as the layer-wise figures of arXiv 2306.01129 do.
+    """Draws Rc after attention and l0 of the output by layer, as in the layer-wise figures of arXiv 2306.01129.
 
-    Lines are means over images, bands one standard deviation.
+    Lines are means over images; bands are one standard deviation.
 
     Args:
-        reports: One, or several by what the legend shall call them.
-        path: Where to write it, the suffix tells the format; None for nowhere.
+        reports: One report, or several by their name in the legend.
+        path: File to write; the suffix gives the format. None writes no file.
 
     Returns:
         The `matplotlib.figure.Figure`.

@@ -1,4 +1,4 @@
-"""What CRATE optimises, as functions of tensors: coding rates, their reduction, sparsity (arXiv 2306.01129)."""
+"""The objectives of CRATE as functions of tensors: coding rates, rate reduction, sparsity (arXiv 2306.01129)."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from ..layers import second_moments
 Convention: TypeAlias = Literal["paper", "released"]
 SparsityNorm: TypeAlias = Literal["l0", "l1"]
 
-# Beyond this size of the largest eigenvalue, the ones that I adds are lost among the rounding errors of a Gram matrix.
+# Above this size of the largest eigenvalue, rounding errors of a Gram matrix hide the 1 that I adds.
 _GRAM_LIMIT = 1e8
-_SMALLEST_HALF = 64  # columns; halves of fewer cost more in copies than they save
+_SMALLEST_HALF = 64  # columns; smaller halves cost more in copies than they save
 
 
 def coding_rate(tokens: Tensor, eps: float, convention: Convention = "paper") -> Tensor:
-    """Nats a token that it takes to code the tokens, as Gaussian, up to an error (arXiv 2306.01129).
+    """The coding rate: nats per token to code the tokens, as Gaussians, up to an error (arXiv 2306.01129).
 
     With `convention="paper"`, `R(Z) = 1/2 logdet(I + d / (N eps^2) Z^T Z)` for N tokens in d dimensions. With
-    `"released"`, what the published script computes: each token is scaled to unit length first, and `eps` stands where
-    the paper has its square. The logdet is that of the smaller of the two Gram matrices, N x N or d x d.
+    `"released"`, as in the published script, each token is first scaled to unit length, and `eps` takes the place of
+    the paper's eps^2. The logdet uses the smaller of the two Gram matrices, N x N or d x d.
 
-    Scaled or not, a zero token adds nothing (the script gives NaN for it). Differentiable.
+    A zero token adds nothing in either convention (the script gives NaN for it). Differentiable.
 
     Args:
         tokens: (..., tokens, dim), any float dtype. Computed in float64 (in float32 on devices without).
-        eps: Precision, in units of the tokens; above 0. In the released script 0.01, which is 0.1 in the paper's place.
+        eps: Precision, in units of the tokens; above 0. The released script uses 0.01, which equals 0.1 in the paper.
         convention: "paper" or "released".
 
     Returns:
@@ -57,16 +57,16 @@ def coding_rate(tokens: Tensor, eps: float, convention: Convention = "paper") ->
 def subspace_coding_rate(
     projections: Tensor, eps: float, convention: Convention = "paper", *, per_head: bool = False
 ) -> Tensor:
-    """Nats a token that it takes to code the tokens' projections on subspaces (arXiv 2306.01129).
+    """The coding rate on subspaces: nats per token to code the tokens' projections (arXiv 2306.01129).
 
-    `Rc(Z; U) = sum_k 1/2 logdet(I + p / (N eps^2) (U_k^T Z)^T (U_k^T Z))` for subspaces of p dimensions, that is the
-    sum of the coding rates of `w_k = U_k^T Z`.
+    `Rc(Z; U) = sum_k 1/2 logdet(I + p / (N eps^2) (U_k^T Z)^T (U_k^T Z))` for subspaces of p dimensions: the sum
+    of the coding rates of `w_k = U_k^T Z`.
 
     Args:
         projections: w, (..., heads, tokens, head_dim), any float dtype: `capture(model, "projections")`.
         eps: Precision; see `coding_rate`.
         convention: "paper" or "released"; see `coding_rate`.
-        per_head: Whether the summands are returned.
+        per_head: Whether to return the rate of each head.
 
     Returns:
         (...), or (..., heads) with `per_head`, at least float32.
@@ -89,28 +89,28 @@ def subspace_coding_rate(
 
 
 def variational_coding_rate(projections: Tensor, membership: Tensor, scale: float = 1.0) -> Tensor:
-    """Nats a token that the variational form of Rc gives, what ToST is derived to lower (arXiv 2412.17810, section 3).
+    """The variational form of Rc, in nats per token, which ToST is derived to lower (arXiv 2412.17810, section 3).
 
     `Rc_f(Z, Pi; U) = sum_k n_k / (2 n) sum_c f(m_k[c])` for n tokens, with `f(x) = log(1 + scale x)` and the moments of
-    `whitebox_crate.layers.TSSA`, `m_k[c] = sum_j Pi_kj w_kj[c]^2 / n_k` with `n_k = sum_j Pi_kj`. It looks at each
-    channel of a head for itself, and so is at least the rate with the logdet of each head's covariance.
+    `whitebox_crate.layers.TSSA`, `m_k[c] = sum_j Pi_kj w_kj[c]^2 / n_k` with `n_k = sum_j Pi_kj`. It treats
+    each channel of a head separately, so it is at least the rate with the logdet of each head's covariance.
 
     Args:
         projections: w, (..., heads, tokens, head_dim), any float dtype: `capture(model, "projections")`.
         membership: Pi, (..., heads, tokens), from 0 to 1: `capture(model, "membership")`.
-        scale: d / eps^2 of the paper; 1 in the released code.
+        scale: d / eps^2 in the paper; 1 in the released code.
 
     Returns:
         (...), at least float32; not negative. Computed in float64 (in float32 on devices without).
 
     Raises:
-        InputError: If the tensors are not as above or not finite, or `scale` is not above 0.
+        InputError: If the the tensors are not as above or not finite, or `scale` is not above 0.
     """
     _check_shape(projections)
     if projections.ndim < 3 or projections.shape[:-1] != membership.shape:
         raise InputError(
-            f"projections {tuple(projections.shape)} and membership {tuple(membership.shape)} are not of the same "
-            "tokens; expected (..., heads, tokens, head_dim) and (..., heads, tokens)"
+            f"projections {tuple(projections.shape)} and membership {tuple(membership.shape)} do not belong to the "
+            "same tokens; expected (..., heads, tokens, head_dim) and (..., heads, tokens)"
         )
     if not 0 < scale < math.inf:
         raise InputError(f"scale must be a finite number above 0, not {scale!r}")
@@ -122,7 +122,7 @@ def variational_coding_rate(projections: Tensor, membership: Tensor, scale: floa
 
 
 def rate_reduction(tokens: Tensor, projections: Tensor, eps: float, convention: Convention = "paper") -> Tensor:
-    """`R(Z) - Rc(Z; U)`: how much larger the tokens are as a whole than on their subspaces (arXiv 2306.01129).
+    """The rate reduction `R(Z) - Rc(Z; U)`: how much the whole exceeds the subspaces (arXiv 2306.01129).
 
     Args:
         tokens: Z, (..., tokens, dim), any float dtype.
@@ -131,16 +131,16 @@ def rate_reduction(tokens: Tensor, projections: Tensor, eps: float, convention: 
         convention: "paper" or "released"; see `coding_rate`.
 
     Returns:
-        (...), at least float32. May be negative: nothing makes the subspaces cover Z once.
+        (...), at least float32. May be negative, since the subspaces need not cover Z exactly once.
 
     Raises:
-        InputError: If tensors are not as above, or `eps` is not above 0.
+        InputError: If the tensors are not as above, or `eps` is not above 0.
         UnknownNameError: If the convention is another word.
     """
     if (*tokens.shape[:-2], tokens.shape[-2:-1]) != (*projections.shape[:-3], projections.shape[-2:-1]):
         raise InputError(
-            f"tokens {tuple(tokens.shape)} and projections {tuple(projections.shape)} are not of the same tokens; "
-            "expected (..., tokens, dim) and (..., heads, tokens, head_dim)"
+            f"tokens {tuple(tokens.shape)} and projections {tuple(projections.shape)} do not belong to the same "
+            "tokens; expected (..., tokens, dim) and (..., heads, tokens, head_dim)"
         )
     return coding_rate(tokens, eps, convention) - subspace_coding_rate(projections, eps, convention)
 
@@ -154,24 +154,24 @@ def sparse_rate_reduction(
     *,
     norm: SparsityNorm = "l0",
 ) -> Tensor:
-    """`R(Z) - Rc(Z; U) - lambda |Z|`, what CRATE is derived to maximise (arXiv 2308.16271, Eq. 2).
+    """`R(Z) - Rc(Z; U) - lambda |Z|`, the objective that CRATE is derived to maximise (arXiv 2308.16271, Eq. 2).
 
-    `|Z|` is the number of entries that are not zero; its gradient is zero. `norm="l1"` puts the sum of magnitudes in
-    its place, as the derivation of ISTA does.
+    `|Z|` is the number of non-zero entries; its gradient is zero. `norm="l1"` uses the sum of magnitudes instead, as in
+    the derivation of ISTA.
 
     Args:
         tokens: Z, (..., tokens, dim), any float dtype.
         projections: U_k^T Z of the same tokens, (..., heads, tokens, head_dim).
         eps: Precision; see `coding_rate`.
         sparsity: lambda.
-        convention: "paper" or "released"; see `coding_rate`; `|Z|` is of the tokens as given.
+        convention: "paper" or "released"; see `coding_rate`. `|Z|` uses the tokens as given.
         norm: "l0" or "l1".
 
     Returns:
         (...), at least float32.
 
     Raises:
-        InputError: If tensors are not as above, `eps` is not above 0, or `sparsity` is not from 0 on.
+        InputError: If the tensors are not as above, `eps` is not above 0, or `sparsity` is negative.
         UnknownNameError: If the convention or the norm is unknown.
 
     Example:
@@ -182,14 +182,14 @@ def sparse_rate_reduction(
     if norm not in get_args(SparsityNorm):
         raise UnknownNameError.of("norm", norm, get_args(SparsityNorm))
     if not 0 <= sparsity < math.inf:
-        raise InputError(f"sparsity (lambda) must be a number from 0 on, not {sparsity!r}")
+        raise InputError(f"sparsity (lambda) must be a number of at least 0, not {sparsity!r}")
     entries = tokens.shape[-1] * tokens.shape[-2] if tokens.ndim > 1 else 0
     size = (l0 if norm == "l0" else l1)(tokens) * entries
     return rate_reduction(tokens, projections, eps, convention) - sparsity * size
 
 
 def l0(tokens: Tensor) -> Tensor:
-    """The share of entries that are not zero: `|Z|_0 / (N d)`, which the layer-wise figures of the papers show.
+    """The share of non-zero entries, `|Z|_0 / (N d)`, as in the layer-wise figures of the papers.
 
     Args:
         tokens: (..., tokens, dim), any float dtype.
@@ -205,7 +205,7 @@ def l0(tokens: Tensor) -> Tensor:
 
 
 def l1(tokens: Tensor) -> Tensor:
-    """The mean magnitude of entries, `|Z|_1 / (N d)`; it scales with the tokens.
+    """The mean magnitude of entries, `|Z|_1 / (N d)`. It scales with the tokens.
 
     Args:
         tokens: (..., tokens, dim), any float dtype.
@@ -223,8 +223,8 @@ def l1(tokens: Tensor) -> Tensor:
 def effective_rank(tokens: Tensor) -> Tensor:
     """exp of the entropy of the singular values, scaled to sum 1 (Roy and Vetterli, EUSIPCO 2007).
 
-    It is k for k equal singular values, and tells how many directions carry the tokens where no value is quite zero.
-    The mean is not taken off. Singular values within rounding of zero count as zero.
+    It is k for k equal singular values: the number of directions that carry the tokens, even if no value is exactly
+    zero. The mean is not subtracted. Singular values within rounding of zero count as zero.
 
     Args:
         tokens: (..., tokens, dim), any float dtype.
@@ -237,11 +237,11 @@ def effective_rank(tokens: Tensor) -> Tensor:
     """
     z = _checked(tokens).to(exact_dtype(tokens))
     largest = z.detach().abs().amax(dim=(-2, -1), keepdim=True)
-    z = z / torch.where(largest == 0, 1.0, largest)  # scale-free, so that no square overflows
+    z = z / torch.where(largest == 0, 1.0, largest)  # scale-free, so that squares do not overflow
     squares = torch.linalg.eigvalsh(_gram(z))
     floor = squares.detach().amax(dim=-1, keepdim=True) * max(z.shape[-2:]) * torch.finfo(z.dtype).eps
     present = squares > floor
-    # A square root has no derivative at zero, so zeros are taken out before it and not after.
+    # A square root has no derivative at zero, so zeros are removed before it.
     values = torch.where(present, torch.where(present, squares, 1.0).sqrt(), 0.0)
     total = values.sum(dim=-1, keepdim=True)
     share = torch.where(present, values / torch.where(total == 0, 1.0, total), 1.0)
@@ -256,7 +256,7 @@ def _logdet(tokens: Tensor, scale: float, unit: bool) -> Tensor:
     """
     z = tokens.to(exact_dtype(tokens))
     if unit:
-        largest = z.detach().abs().amax(dim=-1, keepdim=True)  # squares of what is left neither overflow nor vanish
+        largest = z.detach().abs().amax(dim=-1, keepdim=True)  # so that squares neither overflow nor vanish
         z = z / torch.where(largest == 0, 1.0, largest)
         length = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
         z = z / torch.where(length == 0, 1.0, length)
@@ -266,8 +266,8 @@ def _logdet(tokens: Tensor, scale: float, unit: bool) -> Tensor:
         factor = torch.linalg.cholesky(gram + torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device))
         halves: Tensor = factor.diagonal(dim1=-2, dim2=-1).log()
         return 2 * halves.sum(dim=-1)
-    _check_finite(tokens)  # what is not finite shows in the trace, so that looking at each entry is seldom needed
-    # Squares of singular values are exact where eigenvalues of a Gram matrix are not: its errors are squared as well.
+    _check_finite(tokens)  # the trace shows non-finite values, so entries are seldom checked one by one
+    # Squares of singular values are more exact than eigenvalues of a Gram matrix, whose errors are squared too.
     values = torch.linalg.svdvals(z)
     floor = values.detach().amax(dim=-1, keepdim=True) * max(z.shape[-2:]) * torch.finfo(z.dtype).eps
     present = values > floor
@@ -282,7 +282,7 @@ def _gram(z: Tensor) -> Tensor:
 
 
 def _squared(z: Tensor) -> Tensor:
-    """Z^T Z; it is symmetric, and of large ones the part below the diagonal is copied, not computed."""
+    """Z^T Z. It is symmetric; for large ones, the part below the diagonal is copied, not computed."""
     half = z.shape[-1] // 2
     if half < _SMALLEST_HALF:
         return z.mT @ z
@@ -292,7 +292,7 @@ def _squared(z: Tensor) -> Tensor:
 
 
 def exact_dtype(tensor: Tensor) -> torch.dtype:
-    """float64, or float32 where the device has no float64."""
+    """float64, or float32 if the device has no float64."""
     return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
@@ -306,14 +306,14 @@ def _check_shape(tokens: Tensor) -> None:
     check_kind("tokens", tokens, Tensor, "torch.as_tensor makes a tensor of an array")
     if tokens.ndim < 2 or not tokens.is_floating_point() or 0 in tokens.shape[-2:]:
         raise InputError(
-            f"expected float (..., tokens, dim), at least one token of one entry, not {tokens.dtype} "
+            f"expected float (..., tokens, dim) with at least one token and one channel, not {tokens.dtype} "
             f"{tuple(tokens.shape)}"
         )
 
 
 def _check_finite(tokens: Tensor) -> None:
     if not bool(torch.isfinite(tokens).all()):
-        raise InputError("NaN or infinity among the tokens; look at what made them")
+        raise InputError("the tokens have NaN or infinite values; check the images and weights behind them")
 
 
 def _result_dtype(tensor: Tensor) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""replace_states: a model that goes on with states of another image (activation patching)."""
+"""replace_states: a model continues with states of another image (activation patching)."""
 
 from __future__ import annotations
 
@@ -26,28 +26,29 @@ def replace_states(
     tokens: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
 ) -> Iterator[None]:
-    """Runs a model with states of another image in place of its own, for the length of a block.
+    """Runs a model with states of another image in place of its own, inside a block.
 
-    This is activation patching (Vig et al., arXiv 2004.12265; Meng et al., arXiv 2202.05262, call it causal tracing):
-    what changes in the logits is what the state carries. States are named as in `capture`, and a trace is such a
-    mapping. Replaced can be `tokens`, `output`, and what a layer goes on with alone: `projections` (of attention with
-    separate query, key and value, the keys) and `compressed` where no skip leads around what follows, as in CRATE.
+    This is activation patching (Vig et al., arXiv 2004.12265; Meng et al., arXiv 2202.05262, call it causal tracing).
+    The change of the logits shows what the state carries. States are named as in `capture`, and a trace can be given
+    directly. These states can be replaced: `tokens`, `output`, `projections` (the keys, if query, key and value are
+    separate), and `compressed` if no skip leads around the next step, as in CRATE.
 
-    Blocks may be nested, in one another and with `intervene` and `capture`. At the place of a state, those opened first
-    act first: a `capture` opened inside sees what was put in place, one opened outside what was there before. All this
-    holds for the thread or the task of the block alone. A compiled model runs uncompiled inside; with gradient
-    checkpointing, call `backward` inside.
+    Blocks may be nested, also with `intervene` and `capture`. At the place of a state, blocks act in the order in which
+    they were opened: a `capture` inside sees the new state, a `capture` outside the old one. This holds only for the
+    thread or task of the block. A compiled model runs uncompiled inside. With gradient checkpointing, call `backward`
+    inside.
 
     Args:
         model: A model that `capture` reads.
-        states: By state and layer, negative ones from the end, what takes its place: as `capture` gives it, of all
-            tokens and heads, of one image for all or of as many as the model is called with. It may have a gradient.
-        tokens: Which tokens are replaced; None for all.
-        heads: Which heads are replaced, of states that have heads; None for all.
+        states: The new states, by (state, layer); negative layers count from the end. They have the shape that
+            `capture` gives, with all tokens and heads, for one image or for as many images as the model gets. They may
+            have a gradient.
+        tokens: The tokens to replace; None for all.
+        heads: The heads to replace, in states that have heads; None for all.
 
     Raises:
-        InputError: If nothing is to be replaced, a state cannot be, or is no tensor of the layer's shape; `heads` is
-            given for a state without heads; or one module is several layers.
+        InputError: If nothing is to be replaced; if a state cannot be replaced, or is not a tensor of the layer's
+            shape; if `heads` is given for a state without heads; or if one module serves as several layers.
         UnknownNameError: If a state, layer, token or head does not exist.
 
     Example:
@@ -63,7 +64,7 @@ def replace_states(
     """
     core = readable(model)
     if not isinstance(states, Mapping) or not states:
-        raise InputError(f"states must be a trace or a dict as {{('output', 3): tensor}}, not {states!r:.200}")
+        raise InputError(f"states must be a trace or a dict such as {{('output', 3): tensor}}, not {states!r:.200}")
     hooks = [_hook(core, key, value, tokens, heads) for key, value in states.items()]
     with hooks_here(hooks), uncompiled:
         yield
@@ -77,7 +78,7 @@ def _hook(
     heads: Sequence[int] | None,
 ) -> Hook:
     if not isinstance(key, tuple) or len(key) != 2 or not isinstance(value, Tensor):
-        raise InputError(f"a state is given as {{('output', 3): tensor}}, not as {{{key!r}: {type(value).__name__}}}")
+        raise InputError(f"give a state as {{('output', 3): tensor}}, not as {{{key!r}: {type(value).__name__}}}")
     state, layer = key
     modules = [unwrap(module) for module in core.layers()]
     index = resolve_index("layer", layer, len(modules))
@@ -89,13 +90,15 @@ def _hook(
     reading = known[state]
     if reading.write is None:
         raise InputError(
-            f"{state!r} of layer {index} cannot be replaced: it is not all that the layer goes on with. 'tokens' and "
-            "'output' of a layer always can"
+            f"{state!r} of layer {index} cannot be replaced, because the layer does not go on with it alone. 'tokens' "
+            "and 'output' can always be replaced"
         )
     if heads is not None and not reading.num_heads:
-        raise InputError(f"heads are of projections, and {state!r} has none: replace it in a block of its own")
+        raise InputError(f"heads needs projections, and {state!r} has no heads: replace it in a separate block")
     if [i for i, module in enumerate(modules) if reading.module in set(module.modules())] != [index]:
-        raise InputError(f"{state!r} of layer {index} passes through a module that belongs to other layers too")
+        raise InputError(
+            f"{state!r} of layer {index} belongs to a module that other layers share, so it cannot be replaced"
+        )
     chosen = None if heads is None else resolve_indices("head", heads, reading.num_heads)
     put: Callable[[Any], Tensor] = partial(_put, value, f"{state!r} of layer {index}", tokens, chosen)
     write, read = reading.write, reading.read
@@ -108,8 +111,8 @@ def _put(value: Tensor, name: str, tokens: Sequence[int] | None, heads: Sequence
     """The value in place of a layer's own, (batch, ..., tokens, width), at these tokens and heads."""
     if value.shape[1:] != own.shape[1:] or len(value) not in (1, len(own)):
         raise InputError(
-            f"{name} is {tuple(own.shape)} here, and {tuple(value.shape)} cannot take its place: give all tokens and "
-            "heads, of one image or as many, of images of the same size"
+            f"{name} is {tuple(own.shape)} here, and {tuple(value.shape)} cannot replace it: give all tokens and "
+            "heads, for one image or as many, from images of the same size"
         )
     given = value.to(own).expand_as(own)
     if tokens is None and heads is None:

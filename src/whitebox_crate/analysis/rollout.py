@@ -1,4 +1,4 @@
-"""Attention rollout: where attention leads through all layers."""
+"""Attention rollout: follows attention through all layers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .batches import check_images
 
 
 def attention_rollout(model: nn.Module, images: Tensor, layer: int = -1, skip: float = 0.5) -> Tensor:
-    """How much of each input token is in each token after a layer, if attention were all (Abnar and Zuidema, 2020).
+    """The share of each input token in each token after a layer, if attention were all (Abnar and Zuidema, 2020).
 
-    The product, from layer 0 to `layer`, of `skip I + (1 - skip) A`, with A the mean of the heads' attention. Rows are
-    those of the later tokens; each sums to 1. Neither ISTA nor an MLP moves anything from token to token, so attention
-    and skip are all ways that there are, in CRATE too, with either form of `skip`. Their weights are an assumption,
-    though: the half that the authors give to the skip fits no model in particular; in CRATE the skip may carry tokens
-    much larger than MSSA's output, or less, and the output projection, sign and all, does not count.
+    It is the product, from layer 0 to `layer`, of `skip I + (1 - skip) A`, where A is the mean of the heads' attention.
+    Rows belong to the later tokens; each sums to 1. Neither ISTA nor an MLP moves anything between tokens, so attention
+    and skip are the only paths, in CRATE too and with either form of `skip`. Their weights are an assumption: the half
+    that the authors give to the skip fits no model in particular. In CRATE the skip may carry tokens much larger or
+    smaller than MSSA's output, and the output projection, with its signs, is ignored.
 
     Args:
         model: A model that `capture` reads.
@@ -32,8 +32,8 @@ def attention_rollout(model: nn.Module, images: Tensor, layer: int = -1, skip: f
         (batch, tokens, tokens), [CLS] first, the dtype of the attention.
 
     Raises:
-        InputError: If nothing is known of the model, it does not take the images, `skip` is no share, or the rows of a
-            layer are none, as those of CBSA.
+        InputError: If no adapter knows the model, it does not take the images, `skip` is not a share, or the rows of a
+            layer are not shares (CBSA).
         UnknownNameError: If there is no such layer.
 
     Example:
@@ -49,8 +49,8 @@ def attention_rollout(model: nn.Module, images: Tensor, layer: int = -1, skip: f
         attention = core.readings_of(unwrap(core.layers()[index])).get("attention")
         if attention is not None and attention.signed:
             raise InputError(
-                f"rows of the matrix by which layer {index} mixes tokens are signed and no shares, so that none can be "
-                "handed on; capture(model, 'attention') gives the matrix of each layer"
+                f"layer {index} mixes tokens by a signed matrix whose rows are not shares, so there is no rollout; "
+                "capture(model, 'attention') gives the matrix of each layer"
             )
     rollout: Tensor | None = None
 
@@ -59,7 +59,7 @@ def attention_rollout(model: nn.Module, images: Tensor, layer: int = -1, skip: f
         attention = rows.mean(1)
         before = torch.eye(attention.shape[-1]).to(attention) if rollout is None else rollout
         rollout = (1 - skip) * (attention @ before) + skip * before
-        return rows[..., :0]  # attention of all tokens is large: none is kept
+        return rows[..., :0]  # attention of all tokens is large, so none is kept
 
     with capture(core, "attention", layers=range(last + 1), queries="all", reduce=roll):
         core(images)
@@ -68,9 +68,9 @@ def attention_rollout(model: nn.Module, images: Tensor, layer: int = -1, skip: f
 
 
 def cls_rollout(model: nn.Module, images: Tensor, layer: int = -1, skip: float = 0.5) -> Tensor:
-    """The [CLS] row of `attention_rollout` on the patch grid, (batch, rows, columns); arguments as there.
+    """The [CLS] row of `attention_rollout` on the patch grid, (batch, rows, columns), with the same arguments.
 
-    The share of [CLS] itself is left out, so that a map sums to less than 1.
+    The share of [CLS] itself is left out, so a map sums to less than 1.
     """
     core = readable(model)
     row = attention_rollout(model, images, layer, skip)[:, 0, core.num_prefix_tokens :]

@@ -1,9 +1,9 @@
-"""Subspaces and dictionaries as matrices: angles, energy, coherence, and how far they are from the derivation.
+"""Subspaces and dictionaries as matrices: angles, energy, coherence, and their distance from the derivation.
 
-The derivation (arXiv 2308.16271, section 2.1) speaks of orthonormal bases U_k of incoherent subspaces, of an output
-projection [U_1, ..., U_K] (Eq. 5), and of an orthogonal dictionary D (Eq. 7). Training imposes none of it. Matrices are
-measured in float64 on the CPU. With each quantity stands what random matrices give: in a few hundred dimensions that
-looks like order too.
+The derivation (arXiv 2308.16271, section 2.1) has orthonormal bases U_k of incoherent subspaces, an output projection
+[U_1, ..., U_K] (Eq. 5), and an orthogonal dictionary D (Eq. 7). Training imposes none of these. Matrices are measured
+in float64 on the CPU. Each quantity is documented with its value for random matrices, which in a few hundred dimensions
+look like structure too.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class HeadBases:
-    """Orthonormal bases of subspaces, and how strongly each direction is weighted.
+    """Orthonormal bases of subspaces, and the weight of each direction.
 
     Attributes:
-        bases: float64 (..., heads, dim, r), r the lesser of dim and head_dim. The columns of a head are orthonormal;
-            those beyond its rank are zero, so that Q Q^T projects onto the subspace in any case.
-        singular_values: float64 (..., heads, r), descending: of U_k, whose left singular vectors the columns are.
+        bases: float64 (..., heads, dim, r), where r is the smaller of dim and head_dim. The columns of a head are
+            orthonormal. Columns beyond its rank are zero, so Q Q^T always projects onto the subspace.
+        singular_values: float64 (..., heads, r), descending, of U_k. The columns are its left singular vectors.
     """
 
     bases: Tensor
@@ -58,7 +58,7 @@ def orthonormal_bases(matrices: Tensor) -> HeadBases:
 def effective_dimension(singular_values: Tensor) -> Tensor:
     """Participation ratio of the energies: `(sum s^2)^2 / sum s^4` (as in Gao et al., bioRxiv 214262).
 
-    It is n where n singular values are equal and the rest zero, and less the more unequal they are; 0 if all are zero.
+    It is n if n singular values are equal and the rest zero, and smaller the more unequal they are; 0 if all are zero.
 
     Args:
         singular_values: (..., r), float, finite.
@@ -67,11 +67,13 @@ def effective_dimension(singular_values: Tensor) -> Tensor:
         (...), the same dtype, from 1 to r or 0.
 
     Raises:
-        InputError: If they are not as above.
+        InputError: If the singular values are not as above.
     """
     _check_float("singular values", singular_values, 1)
     scale = singular_values.detach().abs().amax(-1, keepdim=True)
-    energies = (singular_values / torch.where(scale > 0, scale, 1)).square()  # no overflow, and no underflow of all
+    energies = (
+        singular_values / torch.where(scale > 0, scale, 1)
+    ).square()  # so that squares do not overflow or all vanish
     total = energies.square().sum(-1)
     return energies.sum(-1).square() / torch.where(total > 0, total, 1)
 
@@ -79,7 +81,7 @@ def effective_dimension(singular_values: Tensor) -> Tensor:
 def principal_angles(one: Tensor, other: Tensor) -> Tensor:
     """Principal angles between the column spaces of two matrices (Bjorck and Golub, 1973), in radians.
 
-    The cosines are the singular values of Q^T Q' for orthonormal bases Q and Q'. An angle of 0 comes out as less than
+    The cosines are the singular values of Q^T Q' for orthonormal bases Q and Q'. An angle of 0 is computed as less than
     1e-7.
 
     Args:
@@ -87,7 +89,7 @@ def principal_angles(one: Tensor, other: Tensor) -> Tensor:
         other: (..., dim, s), with leading dimensions that broadcast.
 
     Returns:
-        float64 (..., min(r, s)), ascending, in [0, pi / 2]. There are as many as the lower rank; the rest are NaN.
+        float64 (..., min(r, s)), ascending, in [0, pi / 2]. Their number is the lower rank; the rest are NaN.
 
     Raises:
         InputError: If the matrices are not as above.
@@ -96,7 +98,7 @@ def principal_angles(one: Tensor, other: Tensor) -> Tensor:
     _check_float("matrices", other, 2)
     if one.shape[-2] != other.shape[-2]:
         raise InputError(
-            f"subspaces of one space are compared, not of {one.shape[-2]} and {other.shape[-2]} dimensions"
+            f"both subspaces must be in one space, not in {one.shape[-2]} and {other.shape[-2]} dimensions"
         )
     return _angles(orthonormal_bases(one).bases, orthonormal_bases(other).bases)
 
@@ -104,26 +106,26 @@ def principal_angles(one: Tensor, other: Tensor) -> Tensor:
 def subspace_overlap(angles: Tensor) -> Tensor:
     """Mean squared cosine of principal angles: 0 for orthogonal subspaces, 1 if one holds the other.
 
-    Of random subspaces of r and s dimensions in dim dimensions it is max(r, s) / dim on average. `sqrt(1 - overlap)` is
-    the projection distance of two subspaces of one dimension r, `||Q Q^T - Q' Q'^T||_F / sqrt(2 r)` (Edelman, Arias and
-    Smith, 1998, section 4.3), from 0 to 1.
+    For random subspaces of r and s dimensions in dim dimensions it is max(r, s) / dim on average. `sqrt(1 - overlap)`
+    is the projection distance of two subspaces of one dimension r, `||Q Q^T - Q' Q'^T||_F / sqrt(2 r)` (Edelman, Arias
+    and Smith, 1998, section 4.3), from 0 to 1.
 
     Args:
-        angles: (..., r), of `principal_angles`.
+        angles: (..., r); see `principal_angles`.
 
     Returns:
-        (...); NaN where there is no angle.
+        (...); NaN if there is no angle.
     """
     return angles.cos().square().nanmean(-1)
 
 
 def subspace_energy(tokens: Tensor, bases: Tensor) -> Tensor:
-    """Which share of each token's squared norm lies in each subspace: `|Q_k^T z|^2 / |z|^2`.
+    """The share of each token's squared norm in each subspace: `|Q_k^T z|^2 / |z|^2`.
 
-    Subspaces may overlap: shares need not add up to 1. Of random directions it is r / dim on average.
+    Subspaces may overlap, so shares need not add up to 1. For random directions it is r / dim on average.
 
     Args:
-        tokens: (..., dim), float, finite. What MSSA sees is LN1(z): see `token_energy`.
+        tokens: (..., dim), float, finite. MSSA sees LN1(z): see `token_energy`.
         bases: (heads, dim, r), with orthonormal or zero columns: `HeadBases.bases`.
 
     Returns:
@@ -135,12 +137,12 @@ def subspace_energy(tokens: Tensor, bases: Tensor) -> Tensor:
     _check_float("tokens", tokens, 1)
     _check_float("bases", bases, 3)
     if bases.ndim != 3 or tokens.shape[-1] != bases.shape[-2]:
-        raise InputError(f"tokens (..., dim) and bases (heads, dim, r), not {_shape(tokens)} and {_shape(bases)}")
+        raise InputError(
+            f"expected tokens (..., dim) and bases (heads, dim, r), got {_shape(tokens)} and {_shape(bases)}"
+        )
     gram = _double(bases).mT @ _double(bases)
     if (gram - torch.diag_embed((gram.diagonal(dim1=-2, dim2=-1) > 0.5).to(gram.dtype))).abs().max() > 1e-3:
-        raise InputError(
-            "the columns of these bases are not orthonormal: orthonormal_bases(matrices).bases makes them so"
-        )
+        raise InputError("the columns of these bases are not orthonormal: use orthonormal_bases(matrices).bases")
     precise = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
     largest = precise.detach().abs().amax(-1, keepdim=True)
     scaled = precise / torch.where(largest > 0, largest, 1)
@@ -151,19 +153,19 @@ def subspace_energy(tokens: Tensor, bases: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class DictionaryGeometry:
-    """How far a dictionary is from what the derivation asks for; see `dictionary_geometry`.
+    """How far a dictionary is from the derivation's orthogonal one; see `dictionary_geometry`.
 
     Attributes:
-        dim: Entries of a token.
-        atoms: Columns of D.
+        dim: Width of a token.
+        atoms: Number of columns of D.
         coherence: Largest absolute cosine of two different atoms, in [0, 1]; 0 if all are orthogonal.
-        mean_coherence: Mean absolute cosine of two different atoms. Of random ones it is about sqrt(2 / (pi dim)).
-        welch_bound: The least coherence that so many atoms can have (Welch, 1974); 0 up to dim atoms.
+        mean_coherence: Mean absolute cosine of two different atoms. For random atoms it is about sqrt(2 / (pi dim)).
+        welch_bound: The smallest possible coherence of so many atoms (Welch, 1974); 0 up to dim atoms.
         distance: sqrt(mean (s - 1)^2) over the singular values s: the distance `|D - Q|_F` to the nearest matrix Q with
             orthonormal columns (rows, if there are more atoms than dimensions), over `|Q|_F`.
-        shape_distance: The same for the best multiple of D, in [0, 1]: D need only be orthogonal up to scale.
-        condition: Largest over least singular value; infinite if the least is zero.
-        norms: Least and largest norm of an atom.
+        shape_distance: The same distance for the best multiple of D, in [0, 1]: D may then be orthogonal up to scale.
+        condition: Largest divided by smallest singular value; infinite if the smallest is zero.
+        norms: Smallest and largest norm of an atom.
     """
 
     dim: int
@@ -215,13 +217,13 @@ class ProjectionAlignment:
     """How close an output projection [P_1, ..., P_K] is to [U_1, ..., U_K], per head; see `projection_alignment`.
 
     Attributes:
-        cosine: float64 (heads,): `<P_k, U_k> / (|P_k| |U_k|)` in the Frobenius inner product. 1 is the derivation;
-            random matrices have 0 within about 1 / sqrt(dim head_dim). A negative one pushes tokens the other way. 0 if
-            either is zero.
-        scale: float64 (heads,): c of the best c U_k.
+        cosine: float64 (heads,): `<P_k, U_k> / (|P_k| |U_k|)` in the Frobenius inner product. The derivation has 1;
+            random matrices have 0 within about 1 / sqrt(dim head_dim). A negative cosine pushes tokens the other way. 0
+            if either matrix is zero.
+        scale: float64 (heads,): the c of the best c U_k.
         residual: float64 (heads,): `|P_k - c U_k| / |P_k|`, which is sqrt(1 - cosine^2).
-        within: float64 (heads,): share of `|P_k|^2` in the span of U_k, whatever P_k does inside: 1 if the head writes
-            to the subspace that it reads from, about head_dim / dim by chance.
+        within: float64 (heads,): share of `|P_k|^2` in the span of U_k. 1 if the head writes to the subspace that it
+            reads from; about head_dim / dim by chance.
     """
 
     cosine: Tensor
@@ -231,14 +233,14 @@ class ProjectionAlignment:
 
 
 def projection_alignment(projections: Tensor, matrices: Tensor) -> ProjectionAlignment:
-    """Compares what heads write by with what they read by (arXiv 2308.16271, Eq. 5, has the bases in both places).
+    """Compares the matrices by which heads write and read. (arXiv 2308.16271, Eq. 5, has the bases in both places.)
 
     Args:
         projections: P_1, ..., P_K, (heads, dim, head_dim), float, finite.
         matrices: U_1, ..., U_K, the same shape.
 
     Raises:
-        InputError: If the two are not as above.
+        InputError: If the matrices are not as above.
     """
     _check_float("projections", projections, 3)
     _check_float("matrices", matrices, 3)
@@ -273,7 +275,7 @@ def _angles(one: Tensor, other: Tensor) -> Tensor:
 
 
 def projection_distance(one: Tensor, other: Tensor) -> Tensor:
-    """Projection distance of orthonormal bases, from the inner products alone: no angle is needed."""
+    """Projection distance of orthonormal bases, from inner products, without angles."""
     least = torch.minimum(_rank(one), _rank(other))
     return (1 - (one.mT @ other).square().sum((-2, -1)) / least).clamp(0, 1).sqrt()
 
