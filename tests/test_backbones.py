@@ -405,7 +405,7 @@ def test_layers_are_measured_by_what_needs_no_bases(model: Toy, images: Tensor) 
 def test_what_cannot_be_read_says_so(model: Toy, images: Tensor) -> None:
     with pytest.raises(InputError, match=r"torch\.nn\.modules\.container\.Sequential.*register_adapter"):
         readable(nn.Sequential(nn.Linear(2, 2)))
-    with pytest.raises(InputError, match="no multiple of the patch"):
+    with pytest.raises(InputError, match="not a multiple of the patch"):
         cls_attention(model, images[..., :-1])
     with pytest.raises(InputError, match="3, height, width"):
         cls_attention(model, images[:, :2])

@@ -114,7 +114,7 @@ class TestVoc:
         words = ["voc", "--root", tmp_path, "--size", 48, "--out", tmp_path / "out"]
         assert evaluate(*words) == 0
         assert evaluate(*words, "--keep", 0.5) == 1
-        assert "keep is 0.6 there, 0.5 here; give another folder" in capsys.readouterr().err
+        assert "keep is 0.6 there, 0.5 here; choose another folder" in capsys.readouterr().err
         model = create_model("crate_nano", pretrained=True)
         model.cls_token.data.add_(1)
         checkpoint = save_pretrained(model, tmp_path / "other") / "model.safetensors"

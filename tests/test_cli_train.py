@@ -188,7 +188,7 @@ class TestOwnImages:
         assert written["loss"] == pytest.approx(best["validation_loss"], abs=1e-5)
         kept = load_file(tmp_path / "best.safetensors")
         assert all(torch.equal(kept[name], value) for name, value in weights(tmp_path).items())
-        assert f"for which they were kept | {best['step']} |" in (tmp_path / "model" / "README.md").read_text()
+        assert f"were the best on these images | {best['step']} |" in (tmp_path / "model" / "README.md").read_text()
 
     def test_pixels_need_no_labels(self, colours: Path, tmp_path: Path) -> None:
         words = ("train", "--model", "crate_mae_tiny_patch16_224", "--preset", "mae", "--data", colours)
@@ -212,7 +212,7 @@ class TestOwnImages:
         assert run(*words) == 0
         before, recipe = weights(tmp_path), (tmp_path / "recipe.json").read_text()
         assert run(*words) == 0
-        assert "going on" in capsys.readouterr().err
+        assert "resuming" in capsys.readouterr().err
         after = weights(tmp_path)
         assert all(torch.equal(before[name], after[name]) for name in before)
         assert run(*words, "--learning-rate", 1) == 1

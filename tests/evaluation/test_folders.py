@@ -176,7 +176,9 @@ class TestMasks:
 
     def test_a_lossy_format_is_refused(self, tmp_path: Path) -> None:
         Image.new("L", (4, 4)).save(tmp_path / "mask.png", format="JPEG")
-        with pytest.raises(InputError, match=r"mask\.png .*lossless formats PNG, TIFF.*: save it as a palette or grey"):
+        with pytest.raises(
+            InputError, match=r"mask\.png .*lossless format \(PNG, TIFF.*; save it as a palette or grey"
+        ):
             read_labels(tmp_path / "mask.png")
 
     def test_a_mask_of_another_size(self, tmp_path: Path) -> None:

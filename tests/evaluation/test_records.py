@@ -164,7 +164,7 @@ class TestFolder:
     @pytest.mark.parametrize("text", ["{", "[]"])
     def test_damaged_settings_are_refused(self, text: str, tmp_path: Path) -> None:
         (tmp_path / "settings.json").write_text(text)
-        with pytest.raises(InputError, match="give another folder"):
+        with pytest.raises(InputError, match="choose another folder"):
             Records(tmp_path, SETTINGS)
 
     def test_a_folder_that_cannot_be_made(self, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_only_the_first_damaged_pictures_are_named_and_a_batch_of_them_is_an_err
 
 
 def test_a_batch_of_more_images_than_there_are_is_refused(drawn: ImageDataset) -> None:
-    with pytest.raises(InputError, match="a batch of 13 images needs as many; there are 12"):
+    with pytest.raises(InputError, match="a batch needs 13 images, but there are 12"):
         drawn.draw(13, seed=0, step=0)
     for wrong in ({"batch_size": 0}, {"batch_size": 2, "size": 0}):
         with pytest.raises(InputError, match="is 0; expected at least 1"):
@@ -178,7 +178,7 @@ def test_a_stream_goes_on_as_if_it_had_never_stopped(
 
 def test_shards_that_each_worker_reads_whole_are_told(tmp_path: Path) -> None:
     images = streamed(make_parquet(tmp_path / "data", shards=(4, 4, 4)))
-    with pytest.warns(UserWarning, match="3 shards are no multiple of 2"):
+    with pytest.warns(UserWarning, match="3 shards are not a multiple of 2"):
         take(images, recipe(2), range(1), workers=0, world=2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -245,7 +245,7 @@ def test_a_stream_that_goes_on_decodes_nothing_that_was_seen(tmp_path: Path) -> 
 @pytest.mark.parametrize("known", [None, 12])
 def test_a_share_with_fewer_images_than_a_batch_is_refused(tmp_path: Path, known: int | None) -> None:
     images = streamed(make_parquet(tmp_path / "data"), images=known)
-    with pytest.raises(InputError, match="fewer images than a batch, which has 7"):
+    with pytest.raises(InputError, match="fewer images than a batch of 7"):
         take(images, recipe(14), range(1), 0, rank=0, world=2)
 
 

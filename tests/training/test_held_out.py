@@ -68,5 +68,5 @@ def test_what_is_no_share_is_refused(tmp_path: Path, share: float) -> None:
 
 
 def test_one_picture_of_each_class_cannot_be_held_out(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="one image of each class"):
+    with pytest.raises(InputError, match="only one image per class"):
         opened(make_folder(tmp_path, count=3)).hold_out(0.5)

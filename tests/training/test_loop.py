@@ -223,7 +223,7 @@ def test_epochs_become_steps(tmp_path: Path) -> None:
     source = Numbered()
     train(make(), source, short(epochs=2.5), tmp_path)
     assert len(source.drawn) == 4  # 15 images in batches of 4
-    with pytest.raises(InputError, match=r"2\.5 epochs of a Colours.*give steps"):
+    with pytest.raises(InputError, match=r"2\.5 epochs need a number of images, but Colours.*give steps"):
         train(make(), Colours(), short(epochs=2.5), tmp_path / "endless")
 
 
@@ -249,7 +249,7 @@ def test_pixels_are_learnt_without_labels_and_gone_on_with_exactly(tmp_path: Pat
     assert same(weights(train(masked(), Colours(), recipe, tmp_path / "parts", workers=1)), weights(expected))
     with pytest.raises(InputError, match=r"a Crate does not predict pixels; make a crate_mae_\*"):
         train(make(), Colours(), recipe, tmp_path / "other")
-    with pytest.raises(InputError, match="no head to name anything with"):
+    with pytest.raises(InputError, match="no head for classes"):
         train(masked(), Colours(), short(), tmp_path / "other")
     assert content(tmp_path) == ["parts", "whole"]
 

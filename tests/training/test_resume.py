@@ -210,7 +210,7 @@ def test_of_a_damaged_checkpoint_the_one_before_it_goes_on(tmp_path: Path, capsy
         assert content(folder) == kept
         said = capsys.readouterr().err
         assert "checkpoint-0000006 is broken" in said and "It is checkpoint-0000006.damaged from now on" in said
-        assert "going on from" in said and file in said
+        assert "resuming from" in said and file in said
 
 
 def test_what_lies_beside_checkpoints_is_left_alone(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ class Intruder(Colours):
 
     def draw(self, batch_size: int, *, step: int, **options: Any) -> Batch:  # type: ignore[override]
         if step == 3:
-            with pytest.raises(OutputError, match=r"another run is writing to .*wait for it, or give another folder"):
+            with pytest.raises(OutputError, match=r"another run is writing to .*wait for it, or choose another folder"):
                 train(make(), self.other, short(), self.folder)
         return super().draw(batch_size, step=step, **options)
 
@@ -307,6 +307,6 @@ def test_a_broken_checkpoint_is_named(tmp_path: Path, file: str, damage: str) ->
 def test_metrics_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").mkdir()
     source = Colours()
-    with pytest.raises(OutputError, match=r"metrics.jsonl.*take it away, or give another folder"):
+    with pytest.raises(OutputError, match=r"metrics.jsonl.*move it away, or choose another folder"):
         train(make(), source, short(), tmp_path)
     assert source.drawn == []

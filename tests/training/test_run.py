@@ -215,6 +215,6 @@ def test_a_run_does_not_go_on_with_data_that_changed(colours: Path, tmp_path: Pa
         shutil.copytree(colours, tmp_path / how)
         changed(tmp_path / how, how)
         what = what.replace("images", "files").replace("labels, other ", "") if streaming else what
-        with pytest.raises(WeightsError, match=f"the data have other {what}.*; use the same to go on"):
+        with pytest.raises(WeightsError, match=f"the data have other {what}.*; use the same, or another"):
             begin(tmp_path / how)
     begin((tmp_path / "data").rename(tmp_path / "elsewhere"))

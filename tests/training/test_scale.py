@@ -98,7 +98,7 @@ def test_what_ends_a_run_leaves_its_last_good_checkpoint(run: Callable[[str], No
     whole = weights(tmp_path / "whole")
     for name, what in {"optimizer": "a checkpoint", "weights": "a checkpoint", "line": "to"}.items():
         told = (tmp_path / name / "error-0.txt").read_text()
-        assert told.startswith(f"OutputError: cannot write {what}") and told.endswith("make room and call again")
+        assert told.startswith(f"OutputError: cannot write {what}") and told.endswith("free some space and call again")
         assert differ(whole, weights(tmp_path / name)) == 0  # there was room again, and it went on
     for name, rank, step in (("loss", 0, 4), ("loss", 1, 4), ("gradient", 0, 4)):
         assert (tmp_path / name / f"error-{rank}.txt").read_text().startswith("InputError: ")
@@ -158,5 +158,5 @@ def test_bf16_moves_weights_nearly_as_float32_does(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="a GPU takes it")
 def test_fp16_is_refused_where_it_would_mean_float32(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="fp16 to GPUs"):
+    with pytest.raises(InputError, match="fp16 only on GPUs"):
         trained(tmp_path, precision="fp16")

@@ -142,7 +142,7 @@ def test_what_cannot_be_kept_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"found \['loss'\].*top1"):
         train(make(), Colours(), short(), tmp_path / "a", validation=Scripted({"loss": 1.0}), keep="best")
     train(make(), Colours(), short(steps=1), tmp_path / "b")
-    with pytest.raises(WeightsError, match="kept none"):
+    with pytest.raises(WeightsError, match="kept no best weights"):
         train(make(), Colours(), short(steps=1), tmp_path / "b", validation=Scripted(), keep="best")
 
 

@@ -47,7 +47,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         source = Colours()
-        with pytest.raises(OutputError, match=r"cannot make the folder .*give another folder"):
+        with pytest.raises(OutputError, match=r"cannot make the folder .*choose another folder"):
             train(make(), source, short(), out)
         assert source.drawn == []
     assert content(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "mine"
@@ -72,7 +72,7 @@ def test_sizes_that_the_model_cannot_take_are_refused_at_once(
 
 def test_a_second_precision_in_one_process_is_refused(tmp_path: Path) -> None:
     train(make(), Colours(), short(), tmp_path / "first", stop_at=1)
-    with pytest.raises(InputError, match=r"does not take precision 'bf16' here: .*already been initialized"):
+    with pytest.raises(InputError, match=r"does not support precision 'bf16' here: .*already been initialized"):
         train(make(), Colours(), short(precision="bf16"), tmp_path / "second")
     assert content(tmp_path) == ["first"]
 
@@ -85,7 +85,7 @@ def test_a_label_that_is_no_class_is_refused(tmp_path: Path, wrong: int) -> None
             batch.labels[1] = wrong
             return batch
 
-    with pytest.raises(InputError, match=rf"labels go from .*{wrong}.*, and the model has 3 classes; make it with"):
+    with pytest.raises(InputError, match=rf"labels go from .*{wrong}.*, but the model has 3 classes; make it with"):
         train(make(), Mislabelled(), short(), tmp_path)
 
 

@@ -215,7 +215,7 @@ def test_a_model_whose_tokens_do_not_look_at_each_other_is_refused() -> None:
 
 def test_a_stack_of_two_kinds_of_layers_is_refused() -> None:
     model = small_model(FAMILIES["crate_cbt"], dynamic_img_size=True)
-    with pytest.raises(InputError, match="the page shows layers that are alike"):
+    with pytest.raises(InputError, match="the page needs equal layers"):
         view(photo(), model, size=SIDE)
 
 

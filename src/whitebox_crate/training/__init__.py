@@ -1,4 +1,4 @@
-"""The minimal recipe, on images of one's own, from data to a model card."""
+"""The minimal training recipe, for your own images, from data to a model card."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""BatchNorm while a model is trained: over the images of all processes, and as it is where its weights are frozen."""
+"""BatchNorm in training: over the images of all processes, and fixed if its weights are frozen."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 @contextmanager
 def shared_batch_norms(model: nn.Module, device: torch.device, processes: int) -> Iterator[None]:
-    """Within it, BatchNorms take mean and variance over the images of all processes.
+    """Inside the block, BatchNorms take mean and variance over the images of all processes.
 
-    They are torch's SyncBatchNorm; on a CPU, where that is not to be had, one that computes the same. Parameters and
-    statistics stay those of the model's own modules, which are there again afterwards.
+    They are torch's SyncBatchNorm; on a CPU, which lacks it, a module that computes the same. Parameters and statistics
+    stay the model's own, and the model's own modules come back afterwards.
     """
     kind = CPUSyncBatchNorm if device.type == "cpu" else nn.SyncBatchNorm
     replaced: list[tuple[nn.Module, str, nn.BatchNorm2d]] = []
@@ -35,13 +35,13 @@ def shared_batch_norms(model: nn.Module, device: torch.device, processes: int) -
 
 
 def frozen_batch_norms(model: nn.Module) -> list[nn.Module]:
-    """The BatchNorms of which no parameter is trained: their mean and variance shall not move either."""
+    """The BatchNorms without a trained parameter. Their mean and variance must not move either."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     return [norm for norm in norms if not any(parameter.requires_grad for parameter in norm.parameters())]
 
 
 class CPUSyncBatchNorm(nn.BatchNorm2d):
-    """BatchNorm over the images of all processes of torch.distributed, each of which has as many."""
+    """BatchNorm over the images of all processes of torch.distributed. Each process has the same number of images."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or self.running_mean is None or self.running_var is None:
@@ -61,13 +61,13 @@ class CPUSyncBatchNorm(nn.BatchNorm2d):
 
 
 def _over_processes(value: Tensor) -> Tensor:
-    """The mean over processes, through which gradients go."""
+    """The mean over processes, with gradients."""
     summed: Tensor = _Sum.apply(value)  # type: ignore[no-untyped-call]
     return summed / dist.get_world_size()
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over processes: what each has of the gradient adds up as well."""
+    """The sum over processes; gradients are summed too."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where the batches of a run come from: drawn by number or read from a stream, ahead of time if workers are there."""
+"""The batches of a run: drawn by number or read from a stream, ahead of time if there are workers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .recipe import Recipe
 
 @dataclass(frozen=True)
 class Batch:
-    """Images and what is in them.
+    """Images and their labels.
 
     Attributes:
         images: float32 (batch, 3, height, width), RGB in [0, 1].
         labels: int64 (batch,).
-        masks: bool (batch, height, width), true where the object is; None where nobody knows.
-        skipped: How many pictures could not be decoded; others of the batch took their places.
+        masks: bool (batch, height, width), true on the object; None if unknown.
+        skipped: Number of pictures that could not be decoded; others of the batch took their places.
     """
 
     images: Tensor
@@ -34,9 +34,9 @@ class Batch:
 class Source(Protocol):
     """Batches by number: a pure function of its arguments, so that a resumed run sees the same images.
 
-    A source or a stream may say of itself what recipe, config and card of a run then record: `name`, `class_names`,
-    `images` or a length, `crop` and `flip`, and all of it in words as `description`. By `fingerprint`, a dict of what
-    JSON holds, a run that goes on tells whether the data are still the same.
+    A source or a stream may have facts that recipe, config and card of a run record: `name`, `class_names`, `images` or
+    a length, `crop` and `flip`, and everything in words as `description`. With `fingerprint`, a dict for JSON, a
+    resumed run checks that the data are still the same.
     """
 
     def draw(self, batch_size: int, *, seed: int, step: int, difficulty: float = 1.0, size: int | None = None) -> Batch:
@@ -45,10 +45,10 @@ class Source(Protocol):
 
 @runtime_checkable
 class Stream(Protocol):
-    """Batches in the order in which they are read; for data that cannot be reached by number."""
+    """Batches in reading order, for data that cannot be reached by number."""
 
     def stream(self, recipe: Recipe, *, start: int, rank: int, world: int) -> Iterator[Batch]:
-        """The parts that process `rank` of `world` takes of all steps from `start` on, epoch after epoch.
+        """The parts of process `rank` of `world` in all steps from `start` on, epoch after epoch.
 
         Each has `recipe.part_size(world)` images. Called in each worker of a DataLoader, or in the process itself;
         `torch.utils.data.get_worker_info` tells which.
@@ -56,7 +56,7 @@ class Stream(Protocol):
 
 
 class Share(NamedTuple):
-    """What one process of a run takes: `rank` of `world`, from step `start` up to step `last`."""
+    """The share of one process of a run: `rank` of `world`, from step `start` to step `last`."""
 
     start: int
     last: int
@@ -67,17 +67,17 @@ class Share(NamedTuple):
 def batches_of(source: Source | Stream, recipe: Recipe, share: Share, workers: int = 0) -> Iterator[Batch]:
     """The batches of one process: for each step in turn, `recipe.accumulation` parts of it.
 
-    The parts of a step are numbered over processes and, within them, over accumulation, so that drawn images do not
-    depend on how a batch of one size is shared out.
+    The parts of a step are numbered over processes and, within them, over accumulation. So drawn images do not depend
+    on how a batch of a given size is divided.
 
     Args:
-        source: Where they come from.
+        source: The source of the batches.
         recipe: The numbers of the run.
-        share: What this process takes.
-        workers: Processes that make batches ahead of time; 0 for none. Drawn images do not depend on it.
+        share: The share of this process.
+        workers: Number of processes that make batches ahead of time; 0 for none. Drawn images do not depend on it.
 
     Raises:
-        InputError: If a batch cannot be divided into so many parts.
+        InputError: If a batch cannot be divided evenly into the parts.
     """
     data: _Streamed | _Drawn
     data = _Streamed(source, recipe, share) if isinstance(source, Stream) else _Drawn(source, recipe, share)
@@ -87,12 +87,12 @@ def batches_of(source: Source | Stream, recipe: Recipe, share: Share, workers: i
 
 
 def _outlive_interrupts(worker: int) -> None:
-    """A terminal interrupts workers too, whose batch the step may still need; their run ends them."""
+    """Makes workers ignore interrupts from a terminal: the step may still need their batch, and the run ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _told(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches of workers; what one of them says of its data comes without its traceback around it."""
+    """The batches of workers. An error about data in a worker is raised without the worker's traceback."""
     try:
         yield from batches
     except InputError as error:
@@ -100,10 +100,10 @@ def _told(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def check_labels(labels: Tensor, classes: int, what: str, remedy: str) -> None:
-    """Raises InputError if a label, int64 (batch,), is no class of a model that has so many."""
+    """Raises InputError if a label, int64 (batch,), is not one of so many classes."""
     smallest, largest = (int(label) for label in labels.aminmax())
     if not 0 <= smallest <= largest < classes:
-        raise InputError(f"{what} go from {smallest} to {largest}, and the model has {classes} classes; {remedy}")
+        raise InputError(f"{what} go from {smallest} to {largest}, but the model has {classes} classes; {remedy}")
 
 
 def check_positive(what: str, value: int) -> None:
@@ -135,7 +135,7 @@ class _Drawn(Dataset[Batch]):
 
 
 class _Streamed(IterableDataset[Batch]):
-    """The batches of a share, in the order in which they are read."""
+    """The batches of a share, in reading order."""
 
     def __init__(self, source: Stream, recipe: Recipe, share: Share) -> None:
         self.source, self.recipe, self.share = source, recipe, share

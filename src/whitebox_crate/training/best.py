@@ -1,4 +1,4 @@
-"""The best weights of a run so far, by what validation found, in a file of its own beside the checkpoints."""
+"""Best: the best weights of a run so far, by validation, in a file beside the checkpoints."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ BEST = "best.safetensors"
 
 
 class Best:
-    """The weights whose validation was best: by `top1`, then by `loss`, or by `mask_iou` where nothing is named.
+    """The weights with the best validation: by `top1`, then by `loss`; or by `mask_iou` if there are no labels.
 
-    Of equals, the first. A run that goes on goes on with what it had found.
+    Among equals the first counts. A resumed run continues with its best so far.
 
     Args:
-        folder: Of the run.
-        writes: Whether this process is the one that writes.
-        fresh: Whether the run begins, so that what lies there is of another.
+        folder: Folder of the run.
+        writes: Whether this process writes.
+        fresh: Whether the run is new, so that an existing file belongs to another run.
     """
 
     def __init__(self, folder: Path, writes: bool, fresh: bool) -> None:
@@ -36,21 +36,21 @@ class Best:
         self._worth = () if fresh else _worth(best_of(folder))
 
     def offer(self, step: int, found: Mapping[str, float], state: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Keeps the weights if they are the best so far; to be called by all processes with the same numbers.
+        """Keeps the weights if they are the best so far. All processes call it with the same numbers.
 
         Args:
-            step: After which they were measured.
-            found: What was measured.
-            state: Gives the weights, whole.
+            step: The step after which they were measured.
+            found: The measured numbers.
+            state: Gives the whole weights.
 
         Raises:
-            InputError: If none of the numbers says what is better.
-            OutputError: If there is no room.
+            InputError: If none of the numbers can rank weights.
+            OutputError: If there is no space.
         """
         if not (worth := _worth(found)):
             raise InputError(
-                f"validation found {sorted(found)}, and none of top1 and mask_iou, by which the best weights are kept; "
-                "measure one of them, or keep the last weights"
+                f"validation found {sorted(found)}, but the best weights are chosen by top1 or mask_iou; measure one "
+                "of them, or keep the last weights"
             )
         if self._worth and worth <= self._worth:
             return
@@ -67,13 +67,15 @@ class Best:
             WeightsError: If there are none, or the file cannot be read.
         """
         if not self.path.exists():
-            raise WeightsError(f"{self.path} is not there, for the run kept none: keep the last, or use another folder")
+            raise WeightsError(
+                f"{self.path} does not exist: the run kept no best weights; keep the last, or use another folder"
+            )
         with _opened(self.path) as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
 
 
 def best_of(folder: Path) -> dict[str, Any]:
-    """What validation found of a run's best weights, and `best_step`, after which that was; nothing if none are kept.
+    """The validation of a run's best weights, with their step as `best_step`; empty if none are kept.
 
     Raises:
         WeightsError: If the file cannot be read.
@@ -85,7 +87,7 @@ def best_of(folder: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = {name: +number for name, number in json.loads(about["found"]).items()}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise _broken(folder / BEST, "it does not say what validation found") from error
+        raise _broken(folder / BEST, "it has no validation numbers") from error
     return found
 
 

@@ -1,4 +1,4 @@
-"""The folder of a run: checkpoints that are whole or not there, and going on from the last one."""
+"""The folder of a run: checkpoints that are whole or absent, and resuming from the last one."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from ..errors import OutputError, WeightsError
 from ..models import ImageTransformer
 from .recipe import Objective, Recipe
 
-KEPT = 2  # checkpoints: the last, and the one before it for when that is damaged
+KEPT = 2  # checkpoints: the last, and the one before it in case the last is damaged
 _NAME, _ABOUT = re.compile("checkpoint-[0-9]+"), "run.json"
 
-# What a run of an older version wrote for its objective.
+# Names that older versions wrote for the objective.
 _OBJECTIVES: dict[str, Objective] = {"all": "supervised", "head": "linear_probe", "pixels": "mae"}
 
 
 @contextmanager
 def run_folder(folder: Path, rank: int = 0) -> Iterator[Path]:
-    """Makes the folder of a run if need be, and keeps other runs out of it for the length of a block.
+    """Makes the folder of a run if needed, and keeps other runs out of it inside the block.
 
     Args:
-        folder: Which.
-        rank: Of this process in its run.
+        folder: The folder.
+        rank: Rank of this process in its run.
 
     Raises:
-        OutputError: If it cannot be written, or another run is writing to it.
+        OutputError: If the folder cannot be written, or another run is writing to it.
     """
     make_folder(folder, "give another folder")
     with locked(folder / f".lock-{rank}"):
@@ -44,7 +44,7 @@ def run_folder(folder: Path, rank: int = 0) -> Iterator[Path]:
 
 
 def checkpoints_of(folder: Path) -> list[Path]:
-    """The checkpoints of a run, the oldest first; what else lies beside them is none."""
+    """The checkpoints of a run, the oldest first. Other files and folders are ignored."""
     found = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=_step_of)
 
@@ -56,7 +56,7 @@ def _step_of(checkpoint: Path) -> int:
 def describe_run(
     model: ImageTransformer, recipe: Recipe, processes: int, data: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """All that a run must share with the one it goes on from, as JSON gives it back."""
+    """Everything that a run must share with the run that it resumes, as read from JSON."""
     facts = {
         **asdict(recipe),
         "architecture": model.architecture or type(model).__name__,
@@ -71,15 +71,15 @@ def describe_run(
 
 
 def save_checkpoint(accelerator: Any, folder: Path, step: int, run: dict[str, Any]) -> None:
-    """Writes the checkpoint whole under another name, renames it, and only then drops all but the one before it.
+    """Writes a whole checkpoint under another name, renames it, and then deletes all but the one before it.
 
     Raises:
-        OutputError: If there is no room; the checkpoints before it stay.
+        OutputError: If there is no space; earlier checkpoints stay.
     """
     try:
         _write(accelerator, folder, step, run)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch says of a full disk that a stream failed
-        raise OutputError(f"cannot write a checkpoint to {folder}: {error}; make room and call again") from error
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as a failed stream
+        raise OutputError(f"cannot write a checkpoint to {folder}: {error}; free some space and call again") from error
 
 
 def _write(accelerator: Any, folder: Path, step: int, run: dict[str, Any]) -> None:
@@ -95,16 +95,16 @@ def _write(accelerator: Any, folder: Path, step: int, run: dict[str, Any]) -> No
         partial.rename(folder / f"checkpoint-{step:07d}")
         for path in checkpoints_of(folder)[:-KEPT]:
             shutil.rmtree(path)
-    accelerator.wait_for_everyone()  # or a process that ends would leave the others to an unfinished folder
+    accelerator.wait_for_everyone()  # else a process that ends would leave an unfinished folder to the others
 
 
 def resume(accelerator: Any, folder: Path, run: dict[str, Any]) -> int:
-    """Loads the last checkpoint that is whole, if there is one; returns the step it was made after.
+    """Loads the last whole checkpoint, if there is one. Returns its step.
 
-    One that is damaged is set aside, under another name, if there is a whole one before it.
+    A damaged checkpoint is renamed if there is a whole one before it.
 
     Raises:
-        WeightsError: If it is of another recipe, model or data, or all that are there are damaged.
+        WeightsError: If it belongs to another recipe, model or data, or all checkpoints are damaged.
     """
     damaged: list[tuple[Path, WeightsError]] = []
     for checkpoint in reversed(checkpoints_of(folder)):
@@ -116,13 +116,13 @@ def resume(accelerator: Any, folder: Path, run: dict[str, Any]) -> int:
         _check_same(checkpoint, saved, run)
         try:
             accelerator.load_state(str(checkpoint))
-        except Exception as error:  # each file's library has errors of its own
+        except Exception as error:  # each file's library has its own errors
             raise _unusable(checkpoint, error) from error
-        accelerator.wait_for_everyone()  # all have looked at what is set aside now
+        accelerator.wait_for_everyone()  # all processes have read the checkpoints that are now renamed
         if accelerator.is_main_process:
             for path, why in damaged:
                 _set_aside(path, why)
-            print(f"going on from {checkpoint}", file=sys.stderr)
+            print(f"resuming from {checkpoint}", file=sys.stderr)
         return _step_of(checkpoint)
     if damaged:
         raise damaged[0][1]
@@ -130,7 +130,7 @@ def resume(accelerator: Any, folder: Path, run: dict[str, Any]) -> int:
 
 
 def _run_of(checkpoint: Path, run: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says of the run it belongs to.
+    """The facts in a checkpoint about its run.
 
     Raises:
         WeightsError: If the checkpoint is damaged.
@@ -139,20 +139,20 @@ def _run_of(checkpoint: Path, run: dict[str, Any]) -> dict[str, Any]:
         about: dict[str, Any] = read_json(checkpoint / _ABOUT)
         saved, files, step = about["run"], about.get("files", {}), about["step"]
         if type(step) is not int or step != _step_of(checkpoint):
-            raise ValueError(f"{_ABOUT} says that it was made after step {step!r}")
-        found = _hashes(checkpoint) if files else {}  # older versions wrote none
+            raise ValueError(f"{_ABOUT} gives the step {step!r}")
+        found = _hashes(checkpoint) if files else {}  # older versions wrote no hashes
         if changed := [name for name, digest in files.items() if found.get(name) != digest]:
             raise ValueError(f"changed or missing since they were written: {', '.join(changed)}")
-        saved = {**saved, "data": {**saved.get("data", {})}}  # older versions knew nothing of the data
+        saved = {**saved, "data": {**saved.get("data", {})}}  # older versions did not record the data
         return _renewed(saved, run) if "trains" in saved else saved
     except (OSError, ValueError, WeightsError) as error:
         raise _unusable(checkpoint, error) from error
     except (LookupError, TypeError, AttributeError) as error:
-        raise _unusable(checkpoint, ValueError(f"{_ABOUT} is not as training writes it")) from error
+        raise _unusable(checkpoint, ValueError(f"{_ABOUT} differs from the form that training writes")) from error
 
 
 def _hashes(checkpoint: Path) -> dict[str, str]:
-    """SHA-256 of all files of a checkpoint, but for the one that they are written to."""
+    """SHA-256 of all files of a checkpoint, except the file with the hashes."""
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != _ABOUT)
     return {path.relative_to(checkpoint).as_posix(): sha256_of(path) for path in files}
 
@@ -161,7 +161,7 @@ def _set_aside(checkpoint: Path, why: WeightsError) -> None:
     aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
     shutil.rmtree(aside, ignore_errors=True)
     checkpoint.rename(aside)
-    print(f"{why}. It is {aside.name} from now on; delete it", file=sys.stderr)
+    print(f"{why}. It was renamed to {aside.name}; delete it", file=sys.stderr)
 
 
 def _check_same(checkpoint: Path, saved: dict[str, Any], run: dict[str, Any]) -> None:
@@ -174,23 +174,23 @@ def _check_same(checkpoint: Path, saved: dict[str, Any], run: dict[str, Any]) ->
     if differs:
         shown = textwrap.shorten("; ".join(differs), 300)
         raise WeightsError(
-            f"{checkpoint} belongs to another recipe, model or data ({shown}); use the same to go on, or another folder"
+            f"{checkpoint} belongs to another recipe, model or data ({shown}); use the same, or another folder"
         )
 
 
 def _renewed(saved: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
-    """A record of an older version in the terms of this one, which asks the source for crop, flip and class names."""
+    """A record of an older version in this version's terms. The source gives crop, flip and class names."""
     renewed = {**saved, "crop": run["crop"], "flip": run["flip"]}
     renewed["objective"] = _OBJECTIVES[renewed.pop("trains")]
-    if not 0 < len(saved["label_names"]) <= saved["num_classes"]:  # none, or those of other weights
+    if not 0 < len(saved["label_names"]) <= saved["num_classes"]:  # none, or names of other weights
         renewed["label_names"] = run["label_names"]
     return renewed
 
 
 def _unusable(checkpoint: Path, error: Exception) -> WeightsError:
-    # torch's own words on pickles advise to load them in a way that runs what is in them.
+    # torch's own message about pickles advises to load them in a way that runs their content.
     why = "it holds objects that training does not write" if "weights_only" in str(error) else str(error)
     return WeightsError(
-        f"{checkpoint} is broken or belongs to another model; make the model as it was, or use another folder "
+        f"{checkpoint} is broken or belongs to another model; make the model as before, or use another folder "
         f"({textwrap.shorten(why, 300)})"
     )

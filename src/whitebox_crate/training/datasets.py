@@ -1,4 +1,4 @@
-"""Labelled pictures by the batch: drawn by number or read from a stream, each a function of seed, epoch and image."""
+"""Labelled pictures in batches: drawn by number or read from a stream, as a function of seed, epoch and image."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class ImageDataset:
 
     Args:
         pictures: A `datasets.Dataset` of one column, undecoded.
-        labels: int64 (count,), each an index into `class_names`.
+        labels: int64 (count,), indices into `class_names`.
         class_names: The names of the classes.
         decoder: Makes batches.
-        size: Side of the images in pixels, where a call does not give it.
-        name: What they are called in recipe and card of a run.
+        size: Side of the images in pixels, if a call does not give it.
+        name: Name in recipe and card of a run.
 
     Attributes:
-        name: What they are called.
+        name: Name of the images.
         class_names: The names of the classes.
-        crop: What part of a picture is taken to train on.
+        crop: Which part of a picture is used in training.
         flip: Whether half of them are mirrored.
     """
 
@@ -56,34 +56,33 @@ class ImageDataset:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What tells these images from others: `fingerprint_of_pictures`."""
+        """The identity of these images; see `fingerprint_of_pictures`."""
         return fingerprint_of_pictures(self._pictures, self._labels)
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def draw(self, batch_size: int, *, seed: int, step: int, difficulty: float = 1.0, size: int | None = None) -> Batch:
-        """The batch of this number: all images in an order that is another in each epoch, one batch after the other.
+        """The batch of this number. Batches go through all images, in a new order in each epoch.
 
-        Each image is drawn once per epoch, whatever the size of the batches and however many processes share them. A
-        batch in which an epoch ends is filled up from the next. Crop and mirror image of a picture depend on seed,
-        epoch and picture alone.
+        Each image is drawn once per epoch, whatever the batch size and the number of processes. A batch at the end of
+        an epoch is filled up from the next epoch. Crop and flip of a picture depend only on seed, epoch and picture.
 
         Args:
             batch_size: Number of images.
             seed: Seed of the run.
             step: Number of the batch within the run, if all batches have this size.
-            difficulty: Of composites; photographs have none.
-            size: Side of the images in pixels, if other than the one given at the start.
+            difficulty: Difficulty of composites; ignored for photographs.
+            size: Side of the images in pixels, if different from the initial one.
 
         Raises:
-            InputError: If there are fewer images than the batch has, none of them can be decoded, or a number is not
+            InputError: If there are fewer images than a batch needs, none of them can be decoded, or a number is not
                 positive.
         """
         size = _checked(batch_size, self._size if size is None else size)
         if batch_size > len(self):
             raise InputError(
-                f"a batch of {batch_size} images needs as many; there are {len(self)}: lower batch_size (--batch-size)"
+                f"a batch needs {batch_size} images, but there are {len(self)}: lower batch_size (--batch-size)"
             )
         first = step * batch_size
         places = [divmod(position, len(self)) for position in range(first, first + batch_size)]
@@ -91,15 +90,15 @@ class ImageDataset:
         return self._decoder.batch(self._examples([index for *_, index in keys]), size, keys)
 
     def in_order(self, batch_size: int, size: int | None = None, *, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """All images once, for measuring: not shuffled, and of each what `create_transform(size)` makes, in [0, 1].
+        """All images once, for measuring: not shuffled, transformed by `create_transform(size)`, in [0, 1].
 
-        The last batch may be smaller. A picture that cannot be decoded is missing, and counted in a batch beside it.
+        The last batch may be smaller. A picture that cannot be decoded is left out, and counted in a nearby batch.
 
         Args:
             batch_size: Number of images.
-            size: Side of the images in pixels, if other than the one given at the start.
-            rank: Of the process, which gets every `world`-th batch and decodes no others; it may get none.
-            world: How many processes share the images.
+            size: Side of the images in pixels, if different from the initial one.
+            rank: Rank of the process. It gets every `world`-th batch, perhaps none, and decodes only these.
+            world: Number of processes that share the images.
 
         Raises:
             InputError: If no picture of a share can be decoded, or a number is not positive.
@@ -110,23 +109,23 @@ class ImageDataset:
         return self._decoder.in_order(groups, size, may_be_empty=world > 1)
 
     def hold_out(self, share: float, seed: int = 0) -> tuple[ImageDataset, ImageDataset]:
-        """Two parts without a picture in common: what is left to train on, and a share of each class to measure with.
+        """Splits the images in two: the rest to train on, and a share of each class to measure with.
 
-        Of each class, as many as the share comes to when it is rounded, but one at least, and not all: a class of a
-        single picture has none to measure with. Which ones is of the seed alone.
+        The share of each class is rounded, but at least one picture is held out, and never all. So a class with a
+        single picture has none to measure with. The choice depends only on the seed.
 
         Args:
-            share: Of the images, more than 0 and less than 1.
-            seed: Of the draw.
+            share: Share of the images, more than 0 and less than 1.
+            seed: Seed of the choice.
 
         Returns:
-            The part to train on and the part that is held out, each with all class names.
+            The part to train on and the held-out part, each with all class names.
 
         Raises:
-            InputError: If the share is none, or no class has two pictures.
+            InputError: If the share is out of range, or no class has two pictures.
         """
         if not 0 < share < 1:
-            raise InputError(f"the share to hold out is more than 0 and less than 1, not {share}")
+            raise InputError(f"the share to hold out must be more than 0 and less than 1, not {share}")
         held = np.zeros(len(self), bool)
         for label in range(len(self.class_names) or 1):
             own = np.flatnonzero(self._labels == label)
@@ -134,7 +133,9 @@ class ImageDataset:
             order = torch.randperm(len(own), generator=torch_generator(seed, f"held out of class {label}"))
             held[own[order[: max(0, count)].numpy()]] = True
         if not held.any():
-            raise InputError(f"{self.name} has one image of each class, and none to hold out: give other data")
+            raise InputError(
+                f"{self.name} has only one image per class, so none can be held out: give other data to validate with"
+            )
         what = f"held-out {100 * share:g}% of each class (seed {seed})"
         left = self._part(np.flatnonzero(~held), f"{self.name} without the {what}")
         return left, self._part(np.flatnonzero(held), f"{self.name}, the {what}")
@@ -152,24 +153,24 @@ class ImageDataset:
 
 
 class StreamedImageDataset:
-    """Labelled pictures read one after the other, for data too large or too far away; `open_images` makes it.
+    """Labelled pictures read one after the other, for data too large to download; `open_images` makes it.
 
     Args:
         dataset: A `datasets.IterableDataset`, undecoded.
-        columns: Where it has pictures and labels.
+        columns: Its columns of pictures and labels.
         decoder: Makes batches.
-        size: Side of the images in pixels, where a call does not give it.
-        images: How many there are, if that is known.
-        buffer: How many undecoded pictures are mixed at a time.
-        name: What they are called in recipe and card of a run.
-        files: What is read, if that is known.
+        size: Side of the images in pixels, if a call does not give it.
+        images: Number of images, if known.
+        buffer: Number of undecoded pictures that are mixed at a time.
+        name: Name in recipe and card of a run.
+        files: The files that are read, if known.
 
     Attributes:
-        name: What they are called.
+        name: Name of the images.
         class_names: The names of the classes.
-        crop: What part of a picture is taken to train on.
+        crop: Which part of a picture is used in training.
         flip: Whether half of them are mirrored.
-        images: How many there are; None if that is not known.
+        images: Number of images; None if unknown.
     """
 
     def __init__(
@@ -190,21 +191,21 @@ class StreamedImageDataset:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What tells the files from others, if it is known which they are: `fingerprint_of_files`."""
+        """The identity of the files, if known; see `fingerprint_of_files`."""
         return fingerprint_of_files(self._files) if self._files else {}
 
     def stream(self, recipe: Recipe, *, start: int, rank: int, world: int) -> Iterator[Batch]:
-        """The parts that a process takes of all steps from `start` on, endlessly; see `Stream`.
+        """The parts of a process in all steps from `start` on, without end; see `Stream`.
 
-        Processes, and the workers of each, share the images of an epoch; no two get the same one. Each reads its share
-        in an order that is another in each epoch. What is left at the end and fills no batch is left out.
+        Processes and their workers share the images of an epoch; no two get the same image. Each reads its share in a
+        new order in each epoch. Images at the end that do not fill a batch are left out.
 
-        Where the number of images is known, an epoch has as many batches for each as an equal share fills. A smaller
-        share, of unequal shards, begins again within the epoch. A run that goes on reads again, undecoded, only what it
-        had read of its epoch. Where the number is not known, a share ends with its shards, and a run that goes on reads
-        all again that it had read.
+        If the number of images is known, an epoch has as many batches for each as an equal share fills. A smaller
+        share, from unequal shards, starts again within the epoch. A resumed run then reads again (undecoded) only the
+        part of its epoch that it had read. If the number is unknown, a share ends with its shards, and a resumed run
+        reads again everything that it had read.
 
-        The batches are those of a run that was never stopped, if processes and workers are as many.
+        The batches equal those of a run that was never stopped, if the numbers of processes and workers are the same.
 
         Raises:
             InputError: If a share has fewer images than a batch, none of a batch can be decoded, or a label is out of
@@ -213,13 +214,13 @@ class StreamedImageDataset:
         worker = torch.utils.data.get_worker_info()
         workers, asked = (worker.num_workers, worker.id) if worker else (1, 0)
         size, shares = recipe.part_size(world), world * workers
-        # Part after part is asked of the workers in turn, from the first on, also after a stop: a worker takes up the
-        # share of the one that would have been asked.
+        # Parts are taken from the workers in turn, from the first worker on, also after a stop. So a worker takes over
+        # the share of the worker whose turn it would have been.
         first = start * recipe.accumulation + asked
         share, done = rank * workers + first % workers, first // workers
         if (shards := self._dataset.num_shards) % shares and shards > 1 and rank == asked == 0:
             warnings.warn(
-                f"{shards} shards are no multiple of {shares} (processes x workers), so that each reads all of them: "
+                f"{shards} shards are not a multiple of {shares} (processes x workers), so each reads all of them: "
                 "choose another number of workers, or write other shards",
                 stacklevel=2,
             )
@@ -239,7 +240,7 @@ class StreamedImageDataset:
                 yield self._decoder.batch(examples, recipe.size_at(next(parts) // recipe.accumulation), keys)
 
     def in_order(self, batch_size: int, size: int | None = None, *, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        """All images once, as `ImageDataset.in_order`; each process reads all of them and decodes its own."""
+        """All images once; see `ImageDataset.in_order`. Each process reads all of them and decodes its own."""
         size = _checked(batch_size, self._size if size is None else size)
         batches = itertools.islice(enumerate(_readable(self._dataset.iter(batch_size), self.name)), rank, None, world)
         groups = (self._columns.examples(rows, itertools.count(index * batch_size)) for index, rows in batches)
@@ -248,16 +249,16 @@ class StreamedImageDataset:
     def _epoch(
         self, seed: int, epoch: int, share: int, shares: int, size: int, most: int | None
     ) -> Iterator[dict[str, list[Any]]]:
-        """Undecoded batches of a share: all whole ones, or `most`."""
+        """Undecoded batches of a share: all whole batches, or at most `most`."""
         split = require("datasets.distributed", "train").split_dataset_by_node
-        # One shard at a time: several are read by threads, each with pictures of its own in memory.
+        # One shard at a time: threads would read several, each with its own pictures in memory.
         mixed = self._dataset.shuffle(seed=seed % 2**63, buffer_size=self._buffer, max_buffer_input_shards=1)
         own = split(mixed, rank=share, world_size=shares)
         own.set_epoch(epoch)
         read = 0
         while not read or most:
             before = read
-            # Not iter(own): that would divide the share once more, among the workers.
+            # Not iter(own): that would divide the share again among the workers.
             for rows in _readable(own.iter(size, drop_last_batch=True), self.name):
                 yield rows
                 read += 1
@@ -268,11 +269,13 @@ class StreamedImageDataset:
 
 
 def _readable(rows: Iterator[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
-    """What is read; whatever goes wrong in that, in a library for files of some kind, becomes an InputError."""
+    """Reads items. Errors of any file library become an InputError."""
     try:
         yield from rows
     except Exception as error:
-        raise InputError(f"{name} cannot be read to its end: {type(error).__name__}: {error}; get it again") from error
+        raise InputError(
+            f"{name} cannot be read to its end: {type(error).__name__}: {error}; download it again"
+        ) from error
 
 
 def _checked(batch_size: int, size: int) -> int:
@@ -281,14 +284,14 @@ def _checked(batch_size: int, size: int) -> int:
     return size
 
 
-@functools.lru_cache(maxsize=2)  # a batch is of two epochs at most
+@functools.lru_cache(maxsize=2)  # a batch spans two epochs at most
 def _order(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     return numpy_generator(seed, epoch, 0).permutation(count)
 
 
 def _too_few(size: int, shares: int) -> InputError:
     return InputError(
-        f"the share of a worker has fewer images than a batch, which has {size}: lower batch_size or workers ({shares} "
+        f"the share of a worker has fewer images than a batch of {size}: lower batch_size or workers ({shares} "
         "over all processes), or raise accumulation"
     )
 
@@ -310,35 +313,35 @@ def open_images(
     images: int | None = None,
     buffer: int = 1000,
 ) -> ImageDataset | StreamedImageDataset:
-    """Opens labelled pictures, of any format that Pillow reads, by Hugging Face `datasets`.
+    """Opens labelled pictures, in any format that Pillow reads, with Hugging Face `datasets`.
 
     Args:
-        where: A folder with a sub-folder of pictures per class, under a folder of the split's name or not; a folder or
-            pattern of parquet files or of WebDataset shards (.tar); or the name of a data set on the Hub.
-        split: Which part, by its usual names (val, Validation, seg_test), or some of it ("train[:80%]"; of a folder, so
-            much of each class); "all" of data without splits. Files given by a pattern are the part that is asked for.
-        streaming: Whether to read pictures one after the other instead of by number, and to copy nothing to the cache.
-        labelled: False takes pictures alone, wherever they lie in a folder; all get the label 0.
-        crop: For training: "centre" (the largest square in the middle) or "random" in place, area and aspect.
+        where: A folder with a sub-folder of pictures per class (perhaps inside a folder with the split's name); a
+            folder or pattern of parquet files or WebDataset shards (.tar); or the name of a data set on the Hub.
+        split: The split, by a usual name (val, Validation, seg_test), or a part of it ("train[:80%]"; in a folder, this
+            share of each class); "all" for data without splits. Files of a pattern count as the requested split.
+        streaming: Whether to read pictures in order instead of by number, without copying them to the cache.
+        labelled: False takes only pictures, anywhere in a folder; all get the label 0.
+        crop: For training: "centre" (the largest square in the middle) or "random" (place, area and aspect).
         flip: For training: whether half of the pictures are mirrored.
-        size: Side of the images in pixels, where a call does not give it.
-        image_column: Name of the column of pictures, if it cannot be told by its type or by usual names.
+        size: Side of the images in pixels, if a call does not give it.
+        image_column: Name of the column of pictures, if its type or a usual name does not show it.
         label_column: Name of the column of labels, likewise.
-        label_names: The names of all classes in order, for labels without names, or in the order of another split.
-            Streamed labels need it unless the data set brings names.
-        subset: Of a data set on the Hub that has several.
+        label_names: The names of all classes in order: for labels without names, or to use another split's order.
+            Streamed labels need it unless the data set has names.
+        subset: Subset of a data set on the Hub that has several.
         revision: Branch, tag or commit of a data set on the Hub.
-        images: How many images the split has, if it is streamed and that is known; see `StreamedImageDataset.stream`.
-        buffer: How many undecoded pictures are mixed at a time, if they are streamed.
+        images: Number of images in a streamed split, if known; see `StreamedImageDataset.stream`.
+        buffer: Number of undecoded pictures that are mixed at a time in a stream.
 
     Returns:
         `ImageDataset`, or `StreamedImageDataset` if they are streamed.
 
     Raises:
         MissingExtraError: If `datasets` or Pillow is not installed.
-        UnknownNameError: If there is no such split, column or crop; the message lists those there are.
-        InputError: If there is nothing to be read, no image, one class, a class without images that `label_names` does
-            not ask for, or a label that is no class.
+        UnknownNameError: If there is no such split, column or crop; the message lists what exists.
+        InputError: If nothing can be read, there is no image, only one class, a class without images that `label_names`
+            does not name, or a label that is not a class.
 
     Example:
         >>> source = open_images("pictures", split="all", size=32)  # pictures/cup/1.jpg, pictures/rocket/2.jpg, ...
@@ -361,8 +364,8 @@ def open_images(
         class_names = label_names or stored_names or ()
         if label and not class_names:
             raise InputError(
-                f"the labels in column {label!r} have no names, and all would have to be read to know the classes: "
-                "give label_names, in order"
+                f"the labels in column {label!r} have no names, and only reading all data would show the classes: give "
+                "label_names, in order"
             )
         columns = Columns(image, label, class_names, stored_names)
         count = known if images is None else images

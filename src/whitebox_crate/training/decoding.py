@@ -1,4 +1,4 @@
-"""Pictures become batches; one that cannot be decoded does not end a run, and is counted."""
+"""Decodes pictures into batches. A picture that cannot be decoded is counted and does not end a run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _Pair: TypeAlias = tuple[Tensor, int]  # image, label
 Key: TypeAlias = tuple[int, int, int]  # seed, epoch, image
 
 CROPS: tuple[str, ...] = get_args(Crop)
-NAMED = 5  # pictures that cannot be decoded are named up to this one, then only counted
+NAMED = 5  # the first undecodable pictures are named, later ones only counted
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Example:
     """A picture that is not decoded yet.
 
     Attributes:
-        picture: Bytes; a path or URL; a dict with "bytes" or "path", as `datasets` has it; or None.
+        picture: Bytes; a path or URL; a dict with "bytes" or "path", as in `datasets`; or None.
         label: Index of the class.
-        name: What messages call it, after its path if it has one.
+        name: Name in messages, after its path if it has one.
     """
 
     picture: Any
@@ -47,7 +47,7 @@ class Decoder:
     """Turns examples into batches.
 
     Args:
-        crop: "centre", or "random" in place, area and aspect.
+        crop: "centre", or "random" (place, area and aspect).
         flip: Whether half of the pictures are mirrored.
 
     Raises:
@@ -63,15 +63,15 @@ class Decoder:
         self._named = 0
 
     def batch(self, examples: Sequence[Example], size: int, keys: Sequence[Key]) -> Batch:
-        """Decodes examples to train on; the places of those that cannot be decoded are taken by the others, in turn.
+        """Decodes examples to train on. Others of the batch replace those that cannot be decoded, in turn.
 
         Args:
-            examples: What the batch is made of.
+            examples: The examples of the batch.
             size: Side of the images, pixels.
-            keys: What decides on crop and mirror image of each.
+            keys: The key of each, which decides crop and flip.
 
         Raises:
-            InputError: If none can be decoded; the message says why for the first.
+            InputError: If none can be decoded; the message gives the first reason.
         """
         pairs, reasons = self._decode(examples, size, keys)
         if len(reasons) == len(pairs):
@@ -80,17 +80,17 @@ class Decoder:
         return _batch([pair or next(instead) for pair in pairs], len(reasons))
 
     def in_order(self, groups: Iterable[Sequence[Example]], size: int, may_be_empty: bool = False) -> Iterator[Batch]:
-        """Decodes examples to measure on; those that cannot be decoded are missing, and counted in a batch beside them.
+        """Decodes examples to measure on. Those that cannot be decoded are left out, and counted in a nearby batch.
 
         Args:
-            groups: What the batches are made of.
-            size: Side of the images, pixels, which are what `create_transform(size)` makes before mean and deviation.
+            groups: The examples of each batch.
+            size: Side of the images, pixels. Images equal `create_transform(size)` before normalisation.
             may_be_empty: Whether there may be no example.
 
         Raises:
-            InputError: If no example at all can be decoded; the message says why for the first.
+            InputError: If no example can be decoded; the message gives the first reason.
         """
-        ready: list[_Pair] = []  # kept back, for what may be lost after the last one
+        ready: list[_Pair] = []  # held back, to carry the count of later losses
         lost: list[str] = []
         for examples in groups:
             pairs, reasons = self._decode(examples, size, None)
@@ -107,7 +107,7 @@ class Decoder:
     def _decode(
         self, examples: Sequence[Example], size: int, keys: Sequence[Key] | None
     ) -> tuple[list[_Pair | None], list[str]]:
-        """Image and label of each that can be decoded, and what is wrong with the others."""
+        """Image and label of each decodable example, and the errors of the others."""
         pairs: list[_Pair | None] = []
         reasons = []
         for at, example in enumerate(examples):
@@ -145,12 +145,12 @@ def _batch(pairs: Sequence[_Pair], skipped: int) -> Batch:
 
 def _none_of(count: int, reasons: Sequence[str]) -> InputError:
     if not count:
-        return InputError("there is no image; look at what was given")
+        return InputError("there is no image; check the data")
     return InputError(f"none of {count} pictures can be decoded; the first: {reasons[0]}")
 
 
 def _opened(example: Example) -> tuple[str, IO[bytes]]:
-    """What messages call the picture, and its bytes as a file."""
+    """The picture's name in messages, and its bytes as a file."""
     picture = example.picture
     if isinstance(picture, dict):
         path, content = picture.get("path"), picture.get("bytes")

@@ -1,4 +1,4 @@
-"""What a source says of itself: a run records that, whatever its recipe said."""
+"""The facts that a source has about itself. A run records them, whatever its recipe says."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ def class_names_of(source: Any) -> tuple[str, ...]:
 
 
 def count_of(source: Any) -> int | None:
-    """How many images a source has, if it has an end and knows it."""
+    """The number of images of a source, if it has an end and knows it."""
     return len(source) if hasattr(source, "__len__") else getattr(source, "images", None)
 
 
 def fingerprint_of(source: Any) -> dict[str, Any]:
-    """What tells a source's data from others, if it says so."""
+    """The fingerprint of a source's data, if it has one."""
     return dict(getattr(source, "fingerprint", {}))
 
 
 def name_of(source: Any) -> str:
-    """What a source is called, by its class if by nothing else."""
+    """The name of a source, or else of its class."""
     return getattr(source, "name", "") or type(source).__name__
 
 
 def described(source: Any) -> str:
-    """What a source has, in words."""
+    """A source in words."""
     if said := getattr(source, "description", ""):
         return str(said)
     count, classes = count_of(source), len(class_names_of(source))
@@ -42,16 +42,15 @@ def described(source: Any) -> str:
 
 
 def settled(recipe: Recipe, source: Any) -> Recipe:
-    """The recipe with what the source decides: how many steps its epochs are, and what part of a picture is taken.
+    """The recipe with the values that the source decides: the steps of its epochs, crop and flip.
 
     Raises:
-        InputError: If the recipe has epochs and the source does not know how many images it has.
+        InputError: If the recipe has epochs and the source does not know its number of images.
     """
     count = count_of(source)
     if recipe.epochs and count is None:
         raise InputError(
-            f"{recipe.epochs:g} epochs of a {type(source).__name__}, which does not know how many images it has; give "
-            "steps"
+            f"{recipe.epochs:g} epochs need a number of images, but {type(source).__name__} does not know it; give steps"
         )
     pictures = {name: getattr(source, name) for name in ("crop", "flip") if hasattr(source, name)}
     recipe = replace(recipe, **pictures)
@@ -59,19 +58,19 @@ def settled(recipe: Recipe, source: Any) -> Recipe:
 
 
 def trained_cfg(model: ImageTransformer, source: Any, recipe: Recipe, start: str | None = None) -> PretrainedCfg:
-    """What is true of a model that is trained by this recipe; of what it started from, mean, deviation and licence.
+    """The facts about a model trained by this recipe. Mean, deviation and licence come from its initial weights.
 
     Args:
-        model: The model, not yet trained.
-        source: What it is trained on. If it names no classes, the model keeps its names, should it have as many.
-        recipe: What it is trained by.
-        start: What the weights are called that it starts from; "" for fresh ones, None if its report on loading says.
+        model: The model before training.
+        source: The training data. If they name no classes, the model keeps its names if their number fits.
+        recipe: The recipe.
+        start: Name of the initial weights; "" for fresh ones, None to take it from the report of loading.
     """
     cfg, about = model.pretrained_cfg, f"whitebox-crate {__version__} train on {name_of(source)}, seed {recipe.seed}"
     names = class_names_of(source) or cfg.label_names
     if recipe.objective == "mae" or len(names) > model.num_classes:
         names = ()
-    if cfg.origin.startswith(about):  # already said
+    if cfg.origin.startswith(about):  # already recorded
         return replace(cfg, num_classes=model.num_classes, label_names=names)
     if start is None:
         start = model.load_report.source if model.load_report else ""

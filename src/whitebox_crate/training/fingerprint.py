@@ -1,4 +1,4 @@
-"""What tells the data of a run from others without reading the pictures: their number, names, labels and sizes."""
+"""Fingerprints of a run's data without reading the pictures: their number, names, labels and sizes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _AT_ONCE = 1000  # rows
 
 
 def fingerprint_of_pictures(pictures: Any, labels: npt.NDArray[np.int64]) -> dict[str, Any]:
-    """Of pictures that can be reached by number: how many, and digests of names, labels, and sizes in bytes.
+    """The fingerprint of pictures by number: their count, and digests of names, labels, and sizes in bytes.
 
     Args:
         pictures: A `datasets.Dataset` of one column, undecoded.
@@ -27,14 +27,14 @@ def fingerprint_of_pictures(pictures: Any, labels: npt.NDArray[np.int64]) -> dic
 
 
 def fingerprint_of_files(files: Sequence[str]) -> dict[str, Any]:
-    """Of files that are read one after the other: how many, and digests of names, and sizes in bytes."""
+    """The fingerprint of streamed files: their count, and digests of names and of sizes in bytes."""
     return {"files": len(files), **_digests((file, _size_of(file)) for file in files)}
 
 
 def _digests(names_and_sizes: Iterable[tuple[str, int]]) -> dict[str, str]:
     names, sizes = hashlib.sha256(), hashlib.sha256()
     for name, size in names_and_sizes:
-        # With the folder above it, which may be the class; those further up may be moved.
+        # With the parent folder, which may be the class; higher folders may be moved.
         names.update(f"{os.sep.join(name.split(os.sep)[-2:])!r}\n".encode())
         sizes.update(b"%d\n" % size)
     return {"names": names.hexdigest()[:16], "sizes": sizes.hexdigest()[:16]}
@@ -58,7 +58,7 @@ def _names_and_sizes(pictures: Any) -> Iterator[tuple[str, int]]:
 
 
 def _size_of(file: str | None) -> int:
-    """In bytes; -1 of a file that is far away or not there."""
+    """The size in bytes; -1 for a remote or missing file."""
     try:
         return os.stat(file or "").st_size
     except (OSError, ValueError):

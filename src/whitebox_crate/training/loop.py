@@ -1,4 +1,4 @@
-"""train: the loop of the minimal recipe, on one process or many, and the same weights after being killed."""
+"""train: the training loop, on one process or many. A killed run ends with the same weights."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ Keep: TypeAlias = Literal["last", "best"]
 
 
 class Measures(Protocol):
-    """What is measured while a model is trained: every so many steps, and after the last."""
+    """A measurement during training: every so many steps, and after the last step."""
 
     @property
     def every(self) -> int:
-        """In steps."""
+        """Steps between measurements."""
 
     def measure(self, model: ImageTransformer) -> dict[str, float]:
-        """Numbers by name. It is called in all processes of a run, and leaves the model as it was."""
+        """Numbers by name. All processes of a run call it. It does not change the model."""
 
 
 def train(
@@ -55,42 +55,41 @@ def train(
     keep: Keep = "last",
     at_start: Callable[[Path], object] | None = None,
 ) -> ImageTransformer:
-    """Trains a model, in place, and writes checkpoints; called again with the same `out`, it goes on where it was.
+    """Trains a model in place and writes checkpoints. Called again with the same `out`, it resumes.
 
-    A run that was killed and called again ends with the same weights, bit for bit, as one that was not. At SIGINT or
-    SIGTERM the step is ended and a checkpoint written, before the call ends by KeyboardInterrupt or SystemExit.
+    A run that was killed and resumed ends with the same weights, bit for bit, as a run that was not. At SIGINT or
+    SIGTERM it finishes the step and writes a checkpoint; then it raises KeyboardInterrupt or SystemExit.
 
     Args:
-        model: The model, in float32. Its weights are replaced if `out` holds a checkpoint. Its config gets the class
-            names of `source`, and says what it was trained on (`trained_cfg`). Of one that torch.compile or distributed
-            training wraps, what is inside is trained, and runs as it was written; layers that are compiled one by one
-            run compiled.
-        source: Where batches come from.
-        recipe: The numbers. Its epochs become steps if `source` knows how many images it has; crop and flip are those
-            of `source`, if that has them.
-        out: Folder for `checkpoint-STEP/` (the last two are kept), `metrics.jsonl` and, if asked for, the best weights,
-            of one run at a time.
-        validation: What to measure on the way.
+        model: The model, in float32. If `out` holds a checkpoint, its weights are replaced. Its config gets the class
+            names of `source` and the origin of its training (`trained_cfg`). Wrappers of torch.compile or distributed
+            training are taken off, and the inner model is trained uncompiled; single compiled layers stay compiled.
+        source: The source of batches.
+        recipe: The numbers. Its epochs become steps if `source` knows its number of images. Crop and flip come from
+            `source`, if it has them.
+        out: Folder of one run, for `checkpoint-STEP/` (the last two are kept), `metrics.jsonl` and, with
+            `keep="best"`, the best weights.
+        validation: Measurements during training.
         workers: Processes that make batches ahead of time, for each process of the run.
         checkpoint_every: Steps between checkpoints.
         log_every: Steps between lines of progress.
-        stop_at: Ends the call after this step, with a checkpoint, for doing a run in parts.
-        trackers: Names of trackers that accelerate knows, such as "tensorboard"; they write to `out` too.
-        keep: Which weights the model has at the end: the "last", or the "best" of those that `validation` measured
-            (`Best`), which `out` then has as `best.safetensors`.
-        at_start: Called with `out` in the first process, before the first step of a run that does not go on.
+        stop_at: Ends the call after this step, with a checkpoint, to do a run in parts.
+        trackers: Names of accelerate's trackers, such as "tensorboard"; they write to `out` too.
+        keep: The weights of the model at the end: the "last", or the "best" by `validation` (`Best`). The best are also
+            in `out`, as `best.safetensors`.
+        at_start: Called with `out` in the first process, before the first step of a new run.
 
     Returns:
-        The same model, on the device where it was trained, without what wrapped it.
+        The same model, on the device where it was trained, without wrappers.
 
     Raises:
         MissingExtraError: If accelerate, the optimiser or a tracker is not installed.
-        WeightsError: If `out` holds a checkpoint of another recipe, model or data, or broken ones alone.
+        WeightsError: If `out` holds a checkpoint of another recipe, model or data, or only broken ones.
         OutputError: If `out` cannot be written, or another run is writing to it; the last checkpoint stays.
-        InputError: If the model is folded, frozen, not in float32 or spread over processes, or does not take images of
-            the recipe's sizes, has no head or no decoder to train, accelerate does not take the precision, a number of
-            steps is not positive, a label is no class of the model, FSDP is not version 2, the best is to be kept of
-            what nothing measures, or the loss or the gradient stops being a number; the last checkpoint stays.
+        InputError: If the model is folded, frozen, not in float32 or spread over processes, does not take images of the
+            recipe's sizes, or has no head or decoder to train; if accelerate does not support the precision, a number
+            of steps is not positive, a label is not a class of the model, FSDP is not version 2, or `keep` is "best"
+            without a validation; or if the loss or the gradient becomes NaN or infinite. The last checkpoint stays.
         UnknownNameError: If `keep` is another word.
     """
     check_positive("checkpoint_every", checkpoint_every)
@@ -102,7 +101,7 @@ def train(
     if keep not in get_args(Keep):
         raise UnknownNameError.of("keep", keep, get_args(Keep))
     if keep == "best" and validation is None:
-        raise InputError("keep='best' is by what validation finds: give validation, or keep the last weights")
+        raise InputError("keep='best' needs a validation to choose by: give validation, or keep the last weights")
     recipe = settled(recipe, source)
     model = _trainable(model)
     _check(model, recipe, count_of(source))
@@ -110,7 +109,7 @@ def train(
     accelerator = _make_accelerator(recipe, trackers, Path(out))
     recipe.part_size(accelerator.num_processes)
     given = model
-    if accelerator.is_fsdp2:  # which takes what it is given to pieces, for good
+    if accelerator.is_fsdp2:  # it takes modules apart permanently
         model = copy.deepcopy(given)
     with ExitStack() as stack:
         stack.enter_context(_prepared(model, recipe))
@@ -120,13 +119,13 @@ def train(
         if trackers:
             accelerator.init_trackers("whitebox-crate", config=_plain(recipe))
         wrapped, runs, optimizer = _shared_out(accelerator, model, made, recipe)
-        # Or the model would autocast for ever.
+        # Else the model would autocast forever.
         stack.callback(accelerator.unwrap_model, wrapped, keep_fp32_wrapper=False)
         training = _Training(accelerator, wrapped, runs, model, optimizer, recipe, frozen_batch_norms(model))
         progress = Progress(accelerator, recipe, folder, count_of(source))
         run = describe_run(model, recipe, accelerator.num_processes, fingerprint_of(source))
         if isinstance(source, Stream):
-            run["workers"] = workers  # which share it among them
+            run["workers"] = workers  # the workers share the data
         step = logged = resume(accelerator, folder, run)
         progress.cut(step)
         if at_start and not step and accelerator.is_main_process:
@@ -154,7 +153,7 @@ def train(
                 save_checkpoint(accelerator, folder, step, run)
             if stopped:
                 stop.leave(stopped, folder, step)
-        for tracker in accelerator.trackers:  # not end_training, which takes the processes apart too
+        for tracker in accelerator.trackers:  # not end_training, which also ends the process group
             tracker.finish()
     if model is not given:
         given.load_state_dict(_whole_state(model))
@@ -166,15 +165,15 @@ def train(
 
 @dataclass(frozen=True)
 class _Training:
-    """What a step needs, in one process of a run."""
+    """Everything that a step needs, in one process of a run."""
 
     accelerator: Any
-    wrapped: nn.Module  # the model, or it in the wrapper of several processes
-    runs: nn.Module  # what gives logits, or the loss of pixels
+    wrapped: nn.Module  # the model, perhaps in the wrapper of several processes
+    runs: nn.Module  # the module that gives logits, or the loss of pixels
     model: ImageTransformer
     optimizer: Any
     recipe: Recipe
-    frozen: Sequence[nn.Module]  # norms whose statistics stay
+    frozen: Sequence[nn.Module]  # norms with fixed statistics
 
     def step(self, step: int, batches: Iterator[Batch], progress: Progress) -> None:
         """One step of the optimiser, over the parts of a batch."""
@@ -193,13 +192,13 @@ class _Training:
                 accelerator.backward(loss / recipe.accumulation)
             progress.add(loss, accuracy, batch.skipped)
         norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), recipe.clip_norm)
-        if recipe.precision != "fp16":  # whose scaler leaves out a step with such a gradient
+        if recipe.precision != "fp16":  # its scaler skips a step with such a gradient
             progress.add_norm(_whole(norm))
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def loss(self, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
-        """The loss of a part of this number, and the share of its images that are named."""
+        """The loss of this part, and the share of its images that are named correctly."""
         recipe, model, device = self.recipe, self.model, self.accelerator.device
         images = normalize(batch.images.to(device), model)
         if recipe.objective == "mae":
@@ -207,7 +206,7 @@ class _Training:
             noise = torch.rand(len(images), rows * columns, generator=torch_generator(recipe.seed, number)).to(device)
             loss = self.runs(images, recipe.mask_ratio, noise)
             return loss, torch.zeros_like(loss)
-        check_labels(batch.labels, model.num_classes, "labels", "make it with num_classes, or look at the labels")
+        check_labels(batch.labels, model.num_classes, "labels", "make it with num_classes, or check the labels")
         labels, logits = batch.labels.to(device), self.runs(images)
         loss = nn.functional.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
         return loss, (logits.detach().argmax(-1) == labels).float().mean()
@@ -218,7 +217,7 @@ def _whole_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _whole(tensor: Any) -> Tensor:
-    """A tensor of which each process may have a part."""
+    """The whole of a tensor whose parts may be spread over processes."""
     whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return whole
 
@@ -226,7 +225,7 @@ def _whole(tensor: Any) -> Tensor:
 def _shared_out(
     accelerator: Any, model: ImageTransformer, optimizer: torch.optim.Optimizer, recipe: Recipe
 ) -> tuple[Any, nn.Module, Any]:
-    """The model in the wrapper of several processes, what runs in a step, and the optimiser of both."""
+    """The model in the wrapper of several processes, the module that runs in a step, and their optimiser."""
     pixels = _Pixels(model) if isinstance(model, CrateMae) and recipe.objective == "mae" else None
     if not accelerator.is_fsdp2:
         wrapped, optimizer = accelerator.prepare(pixels or model, optimizer)
@@ -238,7 +237,7 @@ def _shared_out(
 
 
 class _Pixels(nn.Module):
-    """CRATE-MAE's loss as a forward pass, which is what the wrappers of several processes know."""
+    """CRATE-MAE's loss as a forward pass, because wrappers of several processes know only that."""
 
     def __init__(self, model: CrateMae) -> None:
         super().__init__()
@@ -249,23 +248,25 @@ class _Pixels(nn.Module):
 
 
 def normalize(images: Tensor, model: ImageTransformer) -> Tensor:
-    """Images in [0, 1], (batch, channels, height, width), with the mean and deviation of the model's config."""
+    """Normalises images in [0, 1], (batch, channels, height, width), with mean and deviation of the model's config."""
     mean = images.new_tensor(model.pretrained_cfg.mean)[:, None, None]
     std = images.new_tensor(model.pretrained_cfg.std)[:, None, None]
     return (images - mean) / std
 
 
 def make_optimizer(model: ImageTransformer, recipe: Recipe) -> torch.optim.Optimizer:
-    """Lion or AdamW over what requires a gradient, with weight decay on matrices only.
+    """Lion or AdamW for all parameters that require a gradient, with weight decay only on matrices.
 
     Raises:
-        MissingExtraError: If Lion is asked for and lion-pytorch is not installed.
-        InputError: If nothing requires a gradient.
+        MissingExtraError: If the recipe needs Lion and lion-pytorch is not installed.
+        InputError: If no parameter requires a gradient.
     """
     exempt = model.no_weight_decay()
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trained:
-        raise InputError("all that the objective trains is frozen: call requires_grad_(True) on what shall learn")
+        raise InputError(
+            "everything that the objective trains is frozen: call requires_grad_(True) on the part to train"
+        )
     groups = [
         {"params": [p for n, p in trained if p.ndim > 1 and n not in exempt], "weight_decay": recipe.weight_decay},
         {"params": [p for n, p in trained if p.ndim <= 1 or n in exempt], "weight_decay": 0.0},
@@ -277,16 +278,16 @@ def make_optimizer(model: ImageTransformer, recipe: Recipe) -> torch.optim.Optim
 
 
 def _trainable(model: nn.Module) -> ImageTransformer:
-    """The model inside what wraps it, if its weights can be trained."""
+    """The model inside its wrappers, if its weights can be trained."""
     inner = unwrap(model)
     if not isinstance(inner, ImageTransformer):
-        raise InputError(f"a {type(inner).__name__} is not trained here: give a whole model, as create_model makes it")
-    plain_state(inner, "train a model whose weights are floats, all of them in this process")
+        raise InputError(f"a {type(inner).__name__} cannot be trained here: give a whole model of create_model")
+    plain_state(inner, "train a model whose weights are floats, all in this process")
     for name, parameter in inner.named_parameters():
         if parameter.dtype != torch.float32:
             raise InputError(
-                f"{name} is {parameter.dtype}, and weights are trained in float32: call model.float(); the recipe's "
-                "precision says what products are computed in"
+                f"{name} is {parameter.dtype}, but weights are trained in float32: call model.float(). (The recipe's "
+                "precision sets the precision of products.)"
             )
         if parameter.is_inference():
             raise InputError(f"{name} was made in torch.inference_mode and has no gradients: make the model outside")
@@ -294,25 +295,25 @@ def _trainable(model: nn.Module) -> ImageTransformer:
 
 
 def _check(model: ImageTransformer, recipe: Recipe, images: int | None) -> None:
-    """Refuses at once what would fail later."""
+    """Refuses at the start what would fail later."""
     if images is not None and images < recipe.batch_size:
         raise InputError(
-            f"a batch of {recipe.batch_size} images needs as many; there are {images}: lower batch_size (--batch-size)"
+            f"a batch needs {recipe.batch_size} images, but there are {images}: lower batch_size (--batch-size)"
         )
     if model.folded:
-        raise InputError("a folded model is not trained: train the model that it was folded from")
-    for size in recipe.sizes:  # now, not when their turn comes
+        raise InputError("a folded model cannot be trained: train the model that it was folded from")
+    for size in recipe.sizes:  # check now, not when their turn comes
         model.grid_of(torch.empty(1, model.in_chans, size, size, device="meta"))
     if recipe.objective == "mae":
         if not isinstance(model, CrateMae) or model.mask_token is None:
             raise InputError(f"a {type(model).__name__} does not predict pixels; make a crate_mae_* with its decoder")
     elif not model.num_classes:
-        raise InputError("this model has no head to name anything with; make it with num_classes")
+        raise InputError("this model has no head for classes; make it with num_classes")
 
 
 @contextmanager
 def _prepared(model: ImageTransformer, recipe: Recipe) -> Iterator[None]:
-    """Within it, what is not trained requires no gradient, and gradients are checkpointed if the recipe says so."""
+    """Inside the block, untrained parameters require no gradient; gradients are checkpointed if the recipe says so."""
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     checkpointing = model.grad_checkpointing
     try:
@@ -330,7 +331,7 @@ def _prepared(model: ImageTransformer, recipe: Recipe) -> Iterator[None]:
 
 
 def _unused(model: ImageTransformer, recipe: Recipe) -> Iterator[nn.Parameter]:
-    """What the loss does not depend on; several processes would wait for its gradients."""
+    """The parameters that do not affect the loss; several processes would wait for their gradients."""
     if recipe.objective == "mae":
         yield from model.get_classifier().parameters()
     elif isinstance(model, CrateMae):
@@ -341,26 +342,28 @@ def _make_accelerator(recipe: Recipe, trackers: Sequence[str], out: Path) -> Any
     accelerate = require("accelerate", "train")
     try:
         made = accelerate.Accelerator(
-            cpu=not torch.accelerator.is_available(),  # or processes that torchrun starts would not know of each other
+            cpu=not torch.accelerator.is_available(),  # else processes of torchrun would not find each other
             mixed_precision=recipe.precision,
             log_with=list(trackers) or None,
             project_dir=str(out) if trackers else None,
         )
-    except ValueError as error:  # it or the device cannot, or the process has an Accelerator of another precision
+    except (
+        ValueError
+    ) as error:  # accelerate or the device cannot, or the process has an Accelerator of another precision
         with_trackers = f" with trackers {list(trackers)}" if trackers else ""
         raise InputError(
-            f"accelerate does not take precision {recipe.precision!r}{with_trackers} here: {error}"
+            f"accelerate does not support precision {recipe.precision!r}{with_trackers} here: {error}"
         ) from error
-    if missing := set(trackers) - {"all", *map(str, made.log_with)}:  # which accelerate passes over in silence
-        raise MissingExtraError(f"trackers not installed: {sorted(missing)}; install what they need, or leave them out")
+    if missing := set(trackers) - {"all", *map(str, made.log_with)}:  # accelerate ignores them silently
+        raise MissingExtraError(f"trackers not installed: {sorted(missing)}; install them, or leave them out")
     if recipe.precision == "fp16" and made.device.type == "cpu":
-        raise InputError("accelerate leaves fp16 to GPUs and would train in float32 on a CPU: take bf16, or no")
+        raise InputError("accelerate has fp16 only on GPUs and would train in float32 on a CPU: choose bf16 or no")
     if made.distributed_type.value == "FSDP" and not made.is_fsdp2:
-        raise InputError("FSDP is taken in its version 2: give accelerate --fsdp_version 2")
+        raise InputError("FSDP must be version 2: give accelerate --fsdp_version 2")
     return made
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
-    """The recipe in values that every tracker takes."""
+    """The recipe in values that every tracker accepts."""
     numbers = asdict(recipe)
     return {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in numbers.items()}

@@ -1,4 +1,4 @@
-"""How a run goes: a line on stderr, a record in metrics.jsonl, and whatever tracker accelerate knows."""
+"""The log of a run: lines on stderr, records in metrics.jsonl, and accelerate's trackers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ METRICS = "metrics.jsonl"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a run, each with its "step"; what a power cut or another program left between them is none.
+    """The records of a run, each with its "step". Broken lines and lines of other programs are ignored.
 
     Raises:
         OSError: If the file cannot be read.
@@ -42,10 +42,10 @@ class Progress:
     """Means over the steps since the last record, and over processes.
 
     Args:
-        accelerator: Of the run; it brings the numbers of all processes together, and has the trackers.
-        recipe: Of the run.
-        folder: Gets metrics.jsonl.
-        images: How many an epoch has, if that is known.
+        accelerator: The accelerator of the run; it combines the numbers of all processes, and has the trackers.
+        recipe: The recipe of the run.
+        folder: Folder for metrics.jsonl.
+        images: Number of images in an epoch, if known.
     """
 
     def __init__(self, accelerator: Any, recipe: Recipe, folder: Path, images: int | None = None) -> None:
@@ -55,42 +55,42 @@ class Progress:
         self.norms: list[Tensor] = []
         self.skipped = 0
         self.since = time.monotonic()
-        self.validated = self.steps_done = 0.0  # seconds, and steps of this call
+        self.validated = self.steps_done = 0.0  # seconds of validation, and steps of this call
 
     def cut(self, step: int) -> None:
-        """Drops what a killed run wrote after its last checkpoint: those steps are done again."""
+        """Removes records after the last checkpoint of a killed run, because these steps are done again."""
         if self.accelerator.is_main_process and self.path.exists():
             try:
                 kept = [record for record in read_metrics(self.path) if record["step"] <= step]
             except OSError as error:
                 raise OutputError(
-                    f"{self.path} cannot be read: {error}; take it away, or give another folder"
+                    f"{self.path} cannot be read: {error}; move it away, or choose another folder"
                 ) from error
             write_whole(self.path, lambda path: path.write_text("".join(f"{json.dumps(line)}\n" for line in kept)))
 
     def add(self, loss: Tensor, accuracy: Tensor, skipped: int) -> None:
-        """One part of a step: two scalars on the device, and how many pictures could not be decoded."""
+        """Adds a part of a step: two scalars on the device, and the number of undecodable pictures."""
         self.sums.append(torch.stack([loss.detach().float(), accuracy.float()]))
         self.skipped += skipped
 
     def add_norm(self, norm: Tensor) -> None:
-        """The norm of a step's gradient, a scalar on the device, the same in all processes."""
+        """Adds the norm of a step's gradient, a scalar on the device, equal in all processes."""
         self.norms.append(norm)
 
     def check(self, step: int) -> Tensor:
-        """The means so far, (2,), of all processes.
+        """The means so far, (2,), over all processes.
 
         Raises:
-            InputError: If the loss or the gradient is no number; in all processes, so that none waits for another.
+            InputError: If the loss or the gradient is not finite; in all processes, so that none waits for another.
         """
         means: Tensor = self.accelerator.reduce(torch.stack(self.sums).mean(0), "mean")
-        # Of a gradient that is no number, Lion makes no movement, from then on and without a sign of it in the loss.
+        # After a NaN gradient Lion never moves again, and the loss does not show it.
         for what, value in (("loss", means[0]), ("gradient", sum(self.norms))):
             if not math.isfinite(value):
                 raise InputError(
                     f"the {what} became {float(value)} by step {step}; lower the learning rate "
                     f"({self.recipe.learning_rate}) or use precision='no', and start again in another folder. If "
-                    "images may hold NaN, look at them first"
+                    "images may hold NaN, check them first"
                 )
         return means
 
@@ -98,8 +98,8 @@ class Progress:
         """A record and a line for the `steps_done` steps up to this one.
 
         Raises:
-            InputError: As `check`.
-            OutputError: If there is no room for the record.
+            InputError: See `check`.
+            OutputError: If there is no space for the record.
         """
         recipe, now = self.recipe, time.monotonic()
         loss, accuracy = self.check(step).tolist()
@@ -126,7 +126,7 @@ class Progress:
         self._put(record, shown)
 
     def validate(self, step: int, measure: Callable[[], Mapping[str, float]]) -> Mapping[str, float]:
-        """A record and a line for what `measure` finds, whose time is none of the steps'; returns that."""
+        """Writes a record and a line with the result of `measure`, and returns it. Its time does not count as steps."""
         begun = time.monotonic()
         measured = measure()
         took = time.monotonic() - begun
@@ -138,7 +138,7 @@ class Progress:
         return measured
 
     def _place(self, step: int) -> dict[str, float]:
-        """Where in the run it is."""
+        """The position in the run."""
         return {"step": step} | (
             {"epoch": round(step * self.recipe.batch_size / self.images, 2)} if self.images else {}
         )
@@ -153,11 +153,11 @@ class Progress:
             with self.path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
-            raise OutputError(f"cannot write to {self.path}: {error}; make room and call again") from error
+            raise OutputError(f"cannot write to {self.path}: {error}; free some space and call again") from error
 
 
 def _steps_left(recipe: Recipe, step: int) -> float:
-    """How many steps like the one before this take as long as those that are left: by their pixels."""
+    """The remaining steps, in units of the last step, by their pixels."""
     now = recipe.size_at(step - 1)
     begins = [math.ceil(start * recipe.steps) for start in recipe.size_starts] + [recipe.steps]
     parts = zip(recipe.sizes, begins, begins[1:], strict=False)
@@ -165,7 +165,7 @@ def _steps_left(recipe: Recipe, step: int) -> float:
 
 
 def _duration(seconds: float) -> str:
-    """A time to wait, in the unit that a person would say it in."""
+    """A duration in a readable unit."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""finish: a trained model as a folder that says how it came about, and that folder on the Hub."""
+"""finish: writes a trained model to a folder with its recipe, metrics and card; push_to_hub uploads it."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from .recipe import Recipe
 
 RECIPE, METRICS = "recipe.json", "metrics.json"
 _NAMED = 30  # classes that a card spells out
-_BEFORE = "validation_"  # of what `Validation` measured, in a run's own file
-# The numbers of `Validation` in the card's words.
+_BEFORE = "validation_"  # prefix of validation numbers in a run's own file
+# The card's words for the numbers of `Validation`.
 _NAMES = {
     "top1": "Top-1",
     "top5": "Top-5",
     "loss": "Cross-entropy",
     "images": "Images",
     "mask_iou": "mIoU of [CLS] attention",
-    "best_step": "Step after which these weights were the best on these images, for which they were kept",
+    "best_step": "Step after which these weights were the best on these images",
     "training_loss": "Loss in training, at the end",
     "training_accuracy": "Accuracy in training, at the end",
-    "skipped": "Images left out, for they cannot be decoded",
-    "training_skipped": "Images left out in training, each time they came",
+    "skipped": "Images left out because they cannot be decoded",
+    "training_skipped": "Images left out in training, counted each time",
 }
 
 
@@ -52,26 +52,25 @@ def finish(
     measured_on: str = "",
     preset: str = "",
 ) -> Path:
-    """Writes a trained model with all that tells how it came about, to a folder that `create_model` loads.
+    """Writes a trained model and the record of its training to a folder that `create_model` loads.
 
     Files are written whole or not at all: model.safetensors and config.json with the label names (`save_pretrained`),
-    recipe.json (`write_recipe`), metrics.json, and README.md, a model card of all that, if there is none yet.
+    recipe.json (`write_recipe`), metrics.json, and README.md, a model card, if there is none yet.
 
     Args:
-        model: The model, whole and on any device; of one that torch.compile or distributed training wraps, what is
-            inside.
+        model: The whole model, on any device. Wrappers of torch.compile or distributed training are taken off.
         folder: Made if it does not exist.
-        recipe: What it was trained by.
-        data: What it was trained on, or that in words; of words, crop, flip and steps are not taken into the recipe.
-        metrics: What was measured, as JSON holds it; names of `Validation` are spelt out in the card.
-        measured_on: What that was measured on, in words.
-        preset: Name in `PRESETS` that the recipe was made from, if it was.
+        recipe: The recipe of its training.
+        data: The training data, or a description in words. (Words do not add crop, flip and steps to the recipe.)
+        metrics: The measured numbers, ready for JSON; the card spells out the names of `Validation`.
+        measured_on: The data of the measurements, in words.
+        preset: The recipe's name in `PRESETS`, if it has one.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: As `save_pretrained`.
+        InputError: See `save_pretrained`.
         OutputError: If the folder cannot be written.
     """
     if not isinstance(data, str):
@@ -89,19 +88,19 @@ def finish(
 
 
 def write_recipe(folder: Path, recipe: Recipe, *, data: str, class_names: Sequence[str] = (), preset: str = "") -> Path:
-    """Writes recipe.json: every number, the preset and its source, the data, and the versions that were at work.
+    """Writes recipe.json: every number, the preset and its source, the data, and the versions of libraries.
 
     Args:
-        folder: Which is there.
+        folder: An existing folder.
         recipe: The numbers.
-        data: What is trained on, in words.
-        preset: Name in `PRESETS` that the recipe was made from, if it was.
+        data: The training data, in words.
+        preset: The recipe's name in `PRESETS`, if it has one.
 
     Returns:
         The file.
 
     Raises:
-        OutputError: If it cannot be written.
+        OutputError: If the file cannot be written.
     """
     about = {
         "recipe": asdict(recipe),
@@ -116,11 +115,11 @@ def write_recipe(folder: Path, recipe: Recipe, *, data: str, class_names: Sequen
 
 
 def last_metrics(run: str | Path) -> dict[str, Any]:
-    """The last of each number that `train` measured, from the folder of the run; of pictures left out, the sum.
+    """The last value of each number that `train` measured, from the folder of the run; the sum of left-out pictures.
 
     Returns:
-        Those of `Validation` by their names, and those of training itself with `training_` before them. Nothing if the
-        run has measured nothing.
+        Numbers of `Validation` by their names, and numbers of training with the prefix `training_`. Empty if the run
+        has measured nothing.
 
     Raises:
         InputError: If the run's metrics cannot be read.
@@ -130,12 +129,12 @@ def last_metrics(run: str | Path) -> dict[str, Any]:
     try:
         for written in read_metrics(written_to):
             lost = last.get("skipped", 0)
-            record = {name.replace("left_out", "skipped"): value for name, value in written.items()}  # once so
+            record = {name.replace("left_out", "skipped"): value for name, value in written.items()}  # the older name
             last.update(record)
-            if "skipped" in record:  # since the record before
+            if "skipped" in record:  # counted since the record before
                 last["skipped"] += lost
     except OSError as error:
-        raise InputError(f"{written_to} cannot be read: {error}; it is written by train") from error
+        raise InputError(f"{written_to} cannot be read: {error}; restore the file that train wrote") from error
     measured = {name.removeprefix(_BEFORE): value for name, value in last.items() if name.startswith(_BEFORE)}
     return {**measured, **{f"training_{name}": last[name] for name in ("loss", "accuracy", "skipped") if name in last}}
 
@@ -143,15 +142,15 @@ def last_metrics(run: str | Path) -> dict[str, Any]:
 def push_to_hub(
     folder: str | Path, repo_id: str, *, private: bool | None = None, token: str | bool | None = None
 ) -> str:
-    """Uploads a folder to the Hub, so that weights, config, recipe, metrics and card go together.
+    """Uploads a folder to the Hub: weights, config, recipe, metrics and card together.
 
-    The card then says to load the model from there, in the folder too; nothing else is changed.
+    The card (in the folder too) then says to load the model from the Hub. Nothing else changes.
 
     Args:
-        folder: That `finish` or `save_pretrained` wrote.
-        repo_id: "org/name", made if it does not exist.
-        private: Whether a new repository is private; what its owner has set if None.
-        token: Access token; that of `hf auth login` or `HF_TOKEN` if None.
+        folder: A folder of `finish` or `save_pretrained`.
+        repo_id: "org/name"; made if it does not exist.
+        private: Whether a new repository is private; None takes the owner's setting.
+        token: Access token; None takes the token of `hf auth login` or `HF_TOKEN`.
 
     Returns:
         The address of the commit.

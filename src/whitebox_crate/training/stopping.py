@@ -1,4 +1,4 @@
-"""A run that is asked to stop, by SIGINT or SIGTERM, ends its step, keeps a checkpoint and says how to go on."""
+"""Stops a run at SIGINT or SIGTERM: it finishes its step, writes a checkpoint and says how to resume."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from typing import Any, NoReturn
 import torch
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-AGAIN = 2.0  # seconds within which a second signal is the same request: a launcher passes on what all have heard
+AGAIN = 2.0  # seconds; a second signal in this time is the same request, passed on by a launcher
 
 
 class StopRequest:
-    """Notes SIGINT and SIGTERM while the block runs; a second one, later, acts as if nobody had waited for it.
+    """Notes SIGINT and SIGTERM inside the block. A second, later signal has its usual effect.
 
-    In a thread that is not the main one nothing is noted, for Python sets handlers in that alone.
+    Only the main thread notes signals, because Python sets handlers only there.
 
     Args:
-        accelerator: Of the run; all its processes stop after the same step.
+        accelerator: The accelerator of the run; all its processes stop after the same step.
     """
 
     def __init__(self, accelerator: Any) -> None:
@@ -40,14 +40,14 @@ class StopRequest:
         self._restore()
 
     def noted(self) -> int:
-        """The signal that any process of the run has noted; 0 if none. To be called by all of them."""
+        """The signal that a process of the run has noted; 0 if none. All processes call it."""
         if self._accelerator.num_processes == 1:
             return self._noted
         mine = torch.tensor([self._noted], device=self._accelerator.device)
         return int(self._accelerator.gather(mine).max())
 
     def leave(self, number: int, folder: Path, step: int) -> NoReturn:
-        """Ends the call as the signal would have, once a checkpoint is written.
+        """Ends the call as the signal would have, after a checkpoint.
 
         Raises:
             KeyboardInterrupt: After SIGINT.
@@ -55,7 +55,7 @@ class StopRequest:
         """
         if self._accelerator.is_main_process:
             print(
-                f"stopped after step {step}, which {folder} keeps: the same call or command goes on from there",
+                f"stopped after step {step}, kept in {folder}: the same call or command resumes there",
                 file=sys.stderr,
             )
         if number == signal.SIGINT:
@@ -63,13 +63,13 @@ class StopRequest:
         raise SystemExit(128 + number)
 
     def _note(self, number: int, frame: object) -> None:
-        if os.getpid() != self._process:  # a worker that was forked: the run's own process ends it
+        if os.getpid() != self._process:  # a forked worker: the run's own process ends it
             if number != signal.SIGINT:
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
         elif not self._noted:
             self._noted, self._at = number, time.monotonic()
-            if self._accelerator.is_main_process:  # not by print, which a signal must not enter twice
+            if self._accelerator.is_main_process:  # not print, which a signal must not enter twice
                 os.write(2, b"\nstopping when this step is done and kept; once more to stop at once\n")
         elif time.monotonic() - self._at > AGAIN:
             self._restore()

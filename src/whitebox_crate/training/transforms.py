@@ -1,4 +1,4 @@
-"""A picture becomes a square of pixels: which part of it, mirrored or not, and no more decoded than that part needs."""
+"""Turns a part of a picture into a square of pixels, mirrored or not. Decodes only what the part needs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Box: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom, 
 AREAS = (0.08, 1.0)
 ASPECTS = (3 / 4, 4 / 3)
 TRIES = 10
-ORIENTATION, TURNED = 0x0112, range(5, 9)  # EXIF's tag, and its values by which height and width change places
-GAP = 3.0  # pixels are averaged to within this factor of the wanted size before they are resampled
+ORIENTATION, TURNED = 0x0112, range(5, 9)  # EXIF's tag, and its values that swap height and width
+GAP = 3.0  # pixels are averaged down to this factor of the wanted size before resampling
 
 
 def centre_box(width: int, height: int) -> Box:
-    """The largest square in the middle: resizing it is resizing the shorter side, then cropping the longer."""
+    """The largest square in the middle. Resizing it equals resizing the shorter side, then cropping the longer."""
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
     return left, top, left + side, top + side
@@ -38,15 +38,15 @@ def random_box(
 ) -> Box:
     """A part of random area, aspect and place, as in Szegedy et al. 2015 (arXiv 1409.4842, Section 6).
 
-    The area is uniform, and so is the logarithm of the aspect. A part that sticks out is drawn again, up to ten times;
-    then it is the largest one in the middle whose aspect is allowed.
+    The area is uniform, and so is the logarithm of the aspect. A part that does not fit is drawn again, up to ten
+    times. Then the largest part in the middle with an allowed aspect is taken.
 
     Args:
-        width: Of the picture, pixels.
-        height: Of the picture, pixels.
-        generator: Decides; nothing else does.
-        areas: Least and largest share of the picture's area.
-        aspects: Least and largest width over height.
+        width: Width of the picture, pixels.
+        height: Height of the picture, pixels.
+        generator: The only source of randomness.
+        areas: Smallest and largest share of the picture's area.
+        aspects: Smallest and largest width divided by height.
     """
     for _ in range(TRIES):
         area = generator.uniform(*areas) * width * height
@@ -62,22 +62,22 @@ def random_box(
 
 
 def read_part(file: IO[bytes], name: str, size: int, box_of: Callable[[int, int], Box], mirrored: bool) -> Tensor:
-    """Reads one part of a picture, upright by its EXIF tag, transparency on white, as `load_image` does.
+    """Reads a part of a picture: upright by its EXIF tag, transparency on white, as in `load_image`.
 
-    A JPEG that is much larger than needed is decoded at a half, a quarter or an eighth of its size.
+    A JPEG much larger than needed is decoded at a half, a quarter or an eighth of its size.
 
     Args:
-        file: The picture, of any format that Pillow reads.
-        name: What errors call it.
+        file: The picture, in any format that Pillow reads.
+        name: Its name in errors.
         size: Side of the result, pixels; resampled by Pillow's antialiased bicubic filter.
         box_of: The part, given the width and height of the upright picture.
-        mirrored: Whether left and right change places.
+        mirrored: Whether to swap left and right.
 
     Returns:
         float32 (3, size, size), in [0, 1].
 
     Raises:
-        InputError: As `load_image`.
+        InputError: See `load_image`.
     """
     bicubic: Any = require("PIL.Image", extra="images").Resampling.BICUBIC
     with reading(file, name) as image:

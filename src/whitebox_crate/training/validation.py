@@ -1,4 +1,4 @@
-"""Validation: how well a model in training names images it is not trained on, and how well it shows where they are."""
+"""Validation: how well a model in training names other images, and how well its attention shows objects."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from .loop import normalize
 
 
 class Ordered(Protocol):
-    """Labelled images one after the other: `open_images` gives them, streamed or not."""
+    """Labelled images in order; see `open_images`, streamed or not."""
 
     def in_order(self, batch_size: int, size: int, *, rank: int, world: int) -> Iterator[Batch]:
-        """Every `world`-th batch from `rank` on, without augmentation; the last one may be smaller."""
+        """Every `world`-th batch from `rank` on, without augmentation. The last batch may be smaller."""
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What is measured on the way: of labelled images, of images with masks, or of both.
+    """Measurements during training: on labelled images, on images with masks, or on both.
 
-    The processes of torch.distributed share the images: each takes every so many-th batch and mask, and all get the
-    numbers of all. Every process runs the model equally often, as sharded weights need.
+    The processes of torch.distributed share the images, and all get the numbers of all. Every process runs the model
+    equally often, as sharded weights need.
 
     Attributes:
-        images: Labelled images, their labels counted as the model's classes; None for none.
-        every: Steps between measurements; the last step has one too.
-        batch_size: Images at a time, of each process.
-        size: Side of the images in pixels, and the shorter one of those with masks; the model's own if None.
-        masks: Images with masks (`read_voc` and `read_folder` of `whitebox_crate.evaluation`), for a model
-            that takes images of any size.
-        rule: What an attention map's mask keeps; see `attention_masks`.
+        images: Labelled images, with labels in the order of the model's classes; None for none.
+        every: Steps between measurements; the last step is measured too.
+        batch_size: Images at a time, in each process.
+        size: Side of the images in pixels, and shorter side of those with masks; the model's own if None.
+        masks: Images with masks (`read_voc` and `read_folder` of `whitebox_crate.evaluation`), for a model that takes
+            images of any size.
+        rule: How an attention map becomes a mask; see `attention_masks`.
     """
 
     images: Ordered | None
@@ -53,25 +53,25 @@ class Validation:
 
     @property
     def description(self) -> str:
-        """What is measured on, in words."""
+        """The data of the measurements, in words."""
         parts = [] if self.images is None else [described(self.images)]
         return "; ".join([*parts, *([] if self.masks is None else [f"{len(self.masks.items):,} images with masks"])])
 
     def measure(self, model: ImageTransformer) -> dict[str, float]:
-        """Measures a model, in evaluation mode, and leaves it in the mode that it was in.
+        """Measures a model in evaluation mode, then restores its mode.
 
         Args:
-            model: Of this package.
+            model: A model of this package.
 
         Returns:
-            Of `images`: shares `top1` and, of more than 5 classes, `top5`, `loss` (cross-entropy in float32, without
-            label smoothing), how many `images`, and how many were `skipped`, if some could not be decoded. Of
-            `masks`: `mask_iou`, the mIoU of [CLS] attention in `default_layer`, best head of each class of an image
-            (arXiv 2308.16271, Figure 10).
+            For `images`: the shares `top1` and (with more than 5 classes) `top5`, the `loss` (cross-entropy in float32,
+            without label smoothing), the number of `images`, and the number of `skipped` ones, if some could not be
+            decoded. For `masks`: `mask_iou`, the mIoU of [CLS] attention in `default_layer`, with the best head for
+            each class of an image (arXiv 2308.16271, Figure 10).
 
         Raises:
-            InputError: If there is no image, a label is no class of the model, a file cannot be read, or no mask has an
-                object.
+            InputError: If there is no image, a label is not a class of the model, a file cannot be read, or no mask has
+                an object.
             WeightsError: If the model's attention is not finite.
         """
         training = model.training
@@ -106,7 +106,7 @@ class Validation:
         top1, top5, total, count, lost = sums.tolist()
         if not count:
             raise InputError("the validation data have no images; give others, or none")
-        fifth = {"top5": top5 / count} if model.num_classes > 5 else {}  # of fewer, all are among the likeliest 5
+        fifth = {"top5": top5 / count} if model.num_classes > 5 else {}  # with fewer classes, all are among the top 5
         found = {"top1": top1 / count, **fifth, "loss": total / count, "images": int(count)}
         return {**found, "skipped": int(lost)} if lost else found
 
@@ -129,12 +129,12 @@ class Validation:
 
 @torch.inference_mode()
 def _run_idly(model: ImageTransformer) -> None:
-    """Runs the model for the others, who have an image more: where weights are sharded, all have to take part."""
+    """Runs the model for other processes with one more image: sharded weights need all processes."""
     model(torch.zeros(1, model.in_chans, *model.img_size, device=model.cls_token.device))
 
 
 def _rounds(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch | None]:
-    """This process's batches, then None while another process still has some."""
+    """This process's batches, then None while other processes still have batches."""
     while True:
         batch = next(batches, None)
         having = torch.tensor(float(batch is not None), device=device)

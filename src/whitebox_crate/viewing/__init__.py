@@ -1,4 +1,4 @@
-"""view: a photograph and what models see in it, as one page to play with in a browser."""
+"""view: an interactive page of photographs and what models see in them, for a browser."""
 
 from .pages import Page
 from .viewer import view, view_photographs

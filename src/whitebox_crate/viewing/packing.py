@@ -1,7 +1,7 @@
-"""Readings as JSON for a page: quantised, and so much of them as a number of bytes holds.
+"""Packs readings as JSON for a page: quantised, and as many as fit into a number of bytes.
 
-A row of attention is softmax(q k^T / sqrt(head_dim)), or q k^T, so that queries and keys hold all rows in a fraction of
-the room: 16 bits an entry if that fits, else 8. The maps of [CLS] have 16.
+A row of attention is softmax(q k^T / sqrt(head_dim)), or q k^T. So queries and keys hold all rows in a fraction of the
+space: 16 bits per entry if that fits, else 8. The maps of [CLS] have 16 bits.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Packed: TypeAlias = dict[str, Any]
 def pack_readings(readings: Sequence[Reading], room: int) -> list[Packed]:
     """Readings of one photograph for the page.
 
-    What [CLS] attends to is always there. What patches attend to takes most of the room: if 8 bits an entry do not fit
-    either, layers are taken from the one that each model starts with outward, as long as they do.
+    The attention of [CLS] is always included. The attention of patches takes most of the space. If it does not fit with
+    8 bits per entry, layers are added from each model's start layer outward while they fit.
 
     Args:
         readings: One for each model.
-        room: Characters of JSON, for all of them.
+        room: Characters of JSON for all readings.
     """
     for bits in (16, 8):
         packed = _fill(readings, room, bits)
@@ -37,7 +37,7 @@ def pack_readings(readings: Sequence[Reading], room: int) -> list[Packed]:
 
 
 def _fill(readings: Sequence[Reading], room: int, bits: int) -> list[Packed]:
-    """As many layers as there is room for."""
+    """As many layers as fit."""
     packed = [_pack(reading) | {"bits": bits} for reading in readings]
     room -= sum(map(_length, packed))
     layers = [(which, layer) for which, reading in enumerate(readings) for layer in range(len(reading.queries))]
@@ -51,7 +51,7 @@ def _fill(readings: Sequence[Reading], room: int, bits: int) -> list[Packed]:
 
 
 def _pack(reading: Reading) -> Packed:
-    """Everything but what patches attend to."""
+    """Everything except the attention of patches."""
     layers, heads, _, width = reading.queries.shape
     peaks = reading.cls_maps.amax(dim=(-2, -1))
     steps = (reading.cls_maps / peaks[..., None, None].clamp_min(1e-38) * 65535).round()
@@ -63,7 +63,7 @@ def _pack(reading: Reading) -> Packed:
         "layers": layers,
         "heads": heads,
         "width": width,
-        "start": {"layer": layer, "head": heads if head is None else head},  # after the heads comes their mean
+        "start": {"layer": layer, "head": heads if head is None else head},  # the mean comes after the heads
         "cls": {"steps": _text(steps.to(torch.int32).numpy().astype("<u2").tobytes()), "peaks": _floats(peaks)},
         "colours": _text((reading.colours * 255).round().byte().movedim(1, -1).contiguous().numpy().tobytes()),
         "measures": {
@@ -76,7 +76,7 @@ def _pack(reading: Reading) -> Packed:
 
 
 def _pack_rows(reading: Reading, layer: int, bits: int) -> Packed:
-    """Queries and keys of a layer; without keys where they are the queries."""
+    """Queries and keys of a layer; without keys if they equal the queries."""
     packed: Packed = {"queries": _pack_tokens(reading.queries[layer], bits)}
     if reading.plain[layer]:
         packed["plain"] = True
@@ -86,7 +86,7 @@ def _pack_rows(reading: Reading, layer: int, bits: int) -> Packed:
 
 
 def _pack_tokens(tokens: Tensor, bits: int) -> Packed:
-    """(heads, tokens, head_dim) as steps of so many bits, and the length of a step for each token of each head."""
+    """(heads, tokens, head_dim) quantised to so many bits, and the step length for each token of each head."""
     scales = tokens.abs().amax(dim=-1) / (2 ** (bits - 1) - 1)
     steps = (tokens / scales.clamp_min(1e-38)[..., None]).round().numpy().astype(f"<i{bits // 8}")
     return {"steps": _text(steps.tobytes()), "scales": _floats(scales)}

@@ -1,4 +1,4 @@
-"""A page of HTML that holds all it shows: its data, its script and its style are in the file itself."""
+"""A self-contained HTML page: data, script and style are in the file."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from typing import Any
 from .._files import write_whole
 
 SCRIPTS = ("attention.js", "pictures.js", "panels.js", "page.js")  # in the order in which they build on each other
-FRAME_HEIGHT = 900  # of a page in a notebook, pixels
+FRAME_HEIGHT = 900  # height of a page in a notebook, pixels
 
 
 @dataclass(frozen=True)
 class Page:
-    """A page that shows itself in a notebook, and can be saved.
+    """A page that a notebook shows, and that can be saved.
 
     Attributes:
-        html: All of it.
+        html: The whole page.
     """
 
     html: str = field(repr=False)  # a megabyte and more
@@ -34,7 +34,7 @@ class Page:
         """Writes the page, whole or not at all.
 
         Raises:
-            OutputError: If that cannot be done.
+            OutputError: If the file cannot be written.
         """
         target = Path(path)
         write_whole(target, lambda file: file.write_text(self.html, encoding="utf-8"))
@@ -48,14 +48,14 @@ class Page:
 
 
 def assemble(data: Mapping[str, Any]) -> Page:
-    """The page of this data, which `page.js` reads."""
-    # No text of a file's name ends the element that holds it.
+    """The page for this data, which `page.js` reads."""
+    # Text such as a file's name cannot end the element around it.
     text = json.dumps(data, allow_nan=False).replace("<", "\\u003c")
     return Page(document(page_script(), before=f'<script type="application/json" id="data">{text}</script>'))
 
 
 def page_script() -> str:
-    """The script of the page, which shows data that are in it, or what it is given by `showPhotograph`."""
+    """The script of the page. It shows the page's data, or the argument of `showPhotograph`."""
     return "\n".join(map(_part, SCRIPTS))
 
 
@@ -63,14 +63,14 @@ def document(script: str, *, before: str = "", intro: str = "", style: str = "",
     """A whole document, with the controls and the place for panels that `page.js` knows.
 
     Args:
-        script: What it runs.
+        script: The script.
         before: HTML before the script.
         intro: HTML under the heading.
-        style: CSS beside its own.
-        allowed: What its content security policy allows beside its own script, from the sources of scripts on.
+        style: CSS besides its own.
+        allowed: Additions to its content security policy, from the sources of scripts on.
     """
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    # Said of the page, and kept by the browser: nothing else is fetched, and no other script runs.
+    # A policy that the browser enforces: nothing else is fetched, and no other script runs.
     policy = f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     parts = {
         "policy": policy + allowed,

@@ -1,4 +1,4 @@
-"""What a model does with one photograph: attention of every layer and head, colours of tokens, rates, names."""
+"""The states of a model for one photograph: attention of every layer and head, colours of tokens, rates, names."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 QUANTITIES: tuple[Quantity, ...] = ("subspace_coding_rate", "coding_rate", "l0")
-NAMED = 3  # the likeliest classes
+NAMED = 3  # number of most likely classes
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a model does with one photograph.
+    """The states of a model for one photograph.
 
     Attributes:
-        model: What it is called.
+        model: Name of the model.
         grid: (rows, columns) of patches.
-        prefix: How many tokens come before those of the patches: [CLS] and registers.
+        prefix: Number of tokens before the patches: [CLS] and registers.
         start: The layer and the head that show objects best; None for the mean of the heads.
         cls_maps: [CLS] attention to patches, float32 (layers, heads, rows, columns).
         queries: float32 (layers, heads, tokens, head_dim), the prefix first.
-        keys: As `queries`; the same tensor where one projection is both, as in MSSA.
-        plain: Of each layer, whether rows of attention are q k^T, and not softmax(q k^T / sqrt(head_dim)).
+        keys: Like `queries`; the same tensor if one projection serves as both, as in MSSA.
+        plain: For each layer, whether rows of attention are q k^T rather than softmax(q k^T / sqrt(head_dim)).
         colours: The first three principal components of the tokens after each layer, each 0 to 1; float32 (layers, 3,
             rows, columns).
         measures: Coding rates and sparsity of each layer.
-        names: The likeliest classes, each with its probability; empty without a head. Two classes may have one name.
+        names: The most likely classes with their probabilities; empty without a head. Two classes may share a name.
     """
 
     model: str
@@ -67,17 +67,17 @@ def read(model: ImageTransformer, name: str, photo: Image, size: int | None = No
 
     Args:
         model: A model of this package, not folded, that takes the size of the photograph (`dynamic_img_size`).
-        name: What to call it.
+        name: Name of the model.
         photo: A Pillow image.
-        size: Shorter side of what the model sees, pixels; `best_short_side` if None.
+        size: Shorter side of the image that the model sees, pixels; `best_short_side` if None.
 
     Raises:
-        InputError: If the model is folded, takes no photographs or no such size, has layers without attention as ToST,
+        InputError: If the model is folded, does not take photographs or the size, has layers without attention (ToST),
             or a state is not finite.
     """
     if len(layers_with(model, "attention")) < len(model.layers()):
         raise InputError(
-            f"{name} has layers in which no token looks at another, and the page shows where each one looks; its "
+            f"{name} has layers in which tokens do not attend to each other, and the page shows attention; its "
             f"layers {', '.join(map(str, layers_with(model, 'attention')))} have attention of [CLS], and "
             "whitebox-crate attention --state membership draws the others"
         )
@@ -89,7 +89,9 @@ def read(model: ImageTransformer, name: str, photo: Image, size: int | None = No
         logits = model(images)
     projected = [_queries_and_keys(block, trace["tokens", layer], grid) for layer, block in enumerate(model.blocks)]
     if len({q.shape for q, _ in projected}) > 1:
-        raise InputError("heads of different layers are of different widths here: the page shows layers that are alike")
+        raise InputError(
+            "heads have different widths in different layers here, but the page needs equal layers: choose another"
+        )
     queries = torch.stack([q for q, _ in projected])
     shared = all(q is k for q, k in projected)
     outputs = [trace["output", layer][0, prefix:] for layer in trace.layers]
@@ -109,8 +111,8 @@ def read(model: ImageTransformer, name: str, photo: Image, size: int | None = No
 
 
 def _queries_and_keys(block: Any, tokens: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """float32 (heads, tokens, head_dim) each on the CPU; one tensor twice if the layer makes no difference."""
-    if isinstance(block.attention, CBSA):  # what is shown of it is A^T A
+    """float32 (heads, tokens, head_dim) each, on the CPU; the same tensor twice if the layer has one projection."""
+    if isinstance(block.attention, CBSA):  # the page shows A^T A
         queries = block.attention.contraction(block.attention.qkv(block.norm1(tokens)), grid)[0][0].mT.float().cpu()
         return queries, queries
     q, k, _ = block.attention.split_heads(block.attention.qkv(block.norm1(tokens)))

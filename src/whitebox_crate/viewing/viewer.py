@@ -1,4 +1,4 @@
-"""view: photographs and models in, a page out."""
+"""view: makes a page of photographs and models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .readings import read
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-LONG_SIDE = 960  # of a photograph on the page, pixels
+LONG_SIDE = 960  # longer side of a photograph on the page, pixels
 MEGABYTES = 5.0
 
 
@@ -35,31 +35,30 @@ def view(
     megabytes: float = MEGABYTES,
     device: str | torch.device | None = None,
 ) -> Page:
-    """A page to play with: what models attend to in photographs, patch by patch, in one file that needs no network.
+    """An interactive page: the attention of models in photographs, patch by patch, in one file that works offline.
 
-    A click on a patch shows what it attends to, in each layer and head; a mask is cut from the map that is shown, by
-    the rules of `attention_masks`; colours are principal components of the tokens; coding rate and sparsity stand
-    beside.
+    A click on a patch shows its attention, in each layer and head. A mask is cut from the shown map, by the rules of
+    `attention_masks`. Colours are principal components of the tokens. Coding rate and sparsity are listed too.
 
     Args:
-        images: A photograph: a file; a Pillow image; uint8 (height, width, 3) in numpy or (3, height, width) in torch.
-            Or a list of these, or a folder, with all files in it that look like photographs.
-        models: A name that `create_model` loads with weights, or a model of this package that takes images of any
-            size (`dynamic_img_size=True`), or several: they are shown side by side.
-        size: Shorter side of the photograph for each model, pixels; `best_short_side` of the model if None.
-        megabytes: Of the page, for each photograph. What patches attend to in layers that do not fit is left out, and
-            the page says so.
-        device: Where models run, to which they are moved; if None, a model that is already made stays where it is, and
-            any other runs on the best device there is (CUDA, then MPS, then CPU).
+        images: One photograph: a file; a Pillow image; uint8 (height, width, 3) in numpy or (3, height, width) in
+            torch. Or a list of these, or a folder of photographs.
+        models: A name that `create_model` loads with weights, or a model of this package that takes images of any size
+            (`dynamic_img_size=True`), or several, which are shown side by side.
+        size: Shorter side of the image that each model sees, pixels; `best_short_side` of the model if None.
+        megabytes: Size of the page, for each photograph. Layers whose attention of patches does not fit are left out,
+            and the page says so.
+        device: Device to move the models to. If None, a given model stays where it is, and a named one runs on the best
+            available device (CUDA, then MPS, then CPU).
 
     Returns:
-        The page, which a notebook shows, and which `save` writes.
+        The page. A notebook shows it, and `save` writes it.
 
     Raises:
-        InputError: If a photograph cannot be read, there is none, a model is folded or takes no photographs, or
+        InputError: If a photograph cannot be read, there is none, a model is folded or does not take photographs, or
             `megabytes` is not positive.
         UnknownNameError: If there is no such model.
-        WeightsError: If it has no weights.
+        WeightsError: If a model has no weights.
         MissingExtraError: If Pillow is not installed.
 
     Example:
@@ -76,7 +75,7 @@ def view_photographs(
     size: int | None = None,
     megabytes: float = MEGABYTES,
 ) -> Page:
-    """`view` of photographs and models that are there and have names.
+    """`view` for named photographs and named models.
 
     Example:
         >>> from whitebox_crate.images import load_image
@@ -86,7 +85,7 @@ def view_photographs(
     if not photos or not models:
         raise InputError(f"give at least one photograph and one model, not {len(photos)} and {len(models)}")
     if not 0 < megabytes < math.inf:
-        raise InputError(f"megabytes is the size of the page, more than 0 and finite, not {megabytes!r}")
+        raise InputError(f"megabytes must be finite and more than 0, not {megabytes!r}")
     room = round(megabytes * 1e6) - len(assemble({}).html)
     shown = []
     for name, photo in photos:
@@ -115,7 +114,7 @@ def _model(model: str | ImageTransformer, device: str | torch.device | None) -> 
 
 
 def _picture(photo: Image) -> dict[str, Any]:
-    """The photograph as a JPEG in a data URL, not larger than a page shows it."""
+    """The photograph as a JPEG in a data URL, no larger than shown on the page."""
     small = photo.copy()
     small.thumbnail((LONG_SIDE, LONG_SIDE))
     return {"data": data_url(small, "JPEG", quality=85), "width": small.width, "height": small.height}
