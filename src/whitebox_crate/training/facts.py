@@ -50,7 +50,7 @@ def settled(recipe: Recipe, source: Any) -> Recipe:
     count = count_of(source)
     if recipe.epochs and count is None:
         raise InputError(
-            f"{recipe.epochs:g} epochs need a number of images, but {type(source).__name__} does not know it; give steps"
+            f"{recipe.epochs:g} epochs need a number of images, but {type(source).__name__} has none; give steps"
         )
     pictures = {name: getattr(source, name) for name in ("crop", "flip") if hasattr(source, name)}
     recipe = replace(recipe, **pictures)
