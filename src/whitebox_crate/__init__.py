@@ -21,6 +21,7 @@ _NAMES = {
         "WeightsError",
         "WhiteboxCrateError",
     ],
+    "dtypes": ["faster_dtype"],
     "export": ["WithAttention"],
     "factory": ["create_model"],
     "fold": ["fold_for_inference"],
@@ -46,6 +47,7 @@ _NAMES = {
 if TYPE_CHECKING:  # the same, for those who read and do not run; tests/test_architecture.py compares them
     from .attention_files import save_attention
     from .capturing import Trace, capture
+    from .dtypes import faster_dtype
     from .errors import (
         CaptureError,
         InputError,
@@ -102,6 +104,7 @@ __all__ = [
     "capture",
     "create_model",
     "create_transform",
+    "faster_dtype",
     "fold_for_inference",
     "get_pretrained_cfg",
     "get_pretrained_cfg_value",
