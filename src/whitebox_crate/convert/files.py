@@ -88,7 +88,7 @@ def _read(file: io.BufferedReader, path: Path, mmap: bool) -> dict[str, Any]:
     start, size = file.read(32), os.fstat(file.fileno()).st_size
     file.seek(0)
     if start[8:9] == b"{":
-        return _mapped(path) if mmap else load(file.read())
+        return _mapped(path) if mmap else load(file.read(size))  # a size, or what is read is copied once more
     if start[:1] == b"{" and path.name.endswith(INDEX):
         return _read_parts(path, mmap)
     for beginning, what in _MISTAKEN.items():
