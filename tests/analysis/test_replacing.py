@@ -255,7 +255,7 @@ BAD: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
     "state": ({("outptu", 0): OUTPUT}, {}, UnknownNameError, "did you mean 'output'"),
     "rows": ({("attention", 0): OUTPUT}, {}, InputError, "'attention' of layer 0 cannot be replaced"),
     "layer": ({("output", 3): OUTPUT}, {}, UnknownNameError, "no layer 3"),
-    "no heads": ({("output", 0): OUTPUT}, {"heads": [0]}, InputError, "'output' has none"),
+    "no heads": ({("output", 0): OUTPUT}, {"heads": [0]}, InputError, "'output' has no heads"),
     "head": ({("projections", 0): torch.zeros(2, 2, 7, 24)}, {"heads": [2]}, UnknownNameError, "no head 2"),
     "token": ({("output", 0): OUTPUT}, {"tokens": [7]}, UnknownNameError, "no token 7"),
     "no tokens": ({("output", 0): OUTPUT}, {"tokens": []}, InputError, "empty list of tokens"),

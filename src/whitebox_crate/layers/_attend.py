@@ -1,4 +1,4 @@
-"""Attention of all heads, once for MSSA and MHSA: by the fused kernel, or written out where that is slow."""
+"""Attention of all heads, for MSSA and MHSA: by the fused kernel, or written out where that is slow."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, drop: float = 0.0) -> Tensor:
         q: Queries, (batch, heads, queries, head_dim), any float dtype.
         k: Keys, (batch, heads, tokens, head_dim).
         v: Values, (batch, heads, tokens, head_dim).
-        drop: Share of the entries of attention that are left out.
+        drop: Dropout rate of attention.
 
     Returns:
-        As `q`.
+        The same shape and dtype as `q`.
     """
     slow = q.requires_grad and q.dtype == torch.bfloat16 and q.device.type == "cpu"
     if slow and k.shape[-2] <= WRITTEN_OUT:

@@ -84,7 +84,7 @@ class MSSA(nn.Module):
         return w, w, w
 
     def with_keys(self, projected: Tensor, w: Tensor) -> Tensor:
-        """The output of `qkv`, (batch, tokens, heads * head_dim), replaced by `w`."""
+        """`w` in the form of the output of `qkv`, (batch, tokens, heads * head_dim)."""
         return rearrange(w, "b h n p -> b n (h p)")
 
     def readings(self) -> dict[str, Reading]:
