@@ -13,14 +13,14 @@ class Preset:
 
     Attributes:
         recipe: The numbers.
-        source: Where each of them comes from, and which ones are this package's because the source is silent.
+        source: The source of each number, and the numbers that this package chose because the source is silent.
     """
 
     recipe: Recipe
     source: str
 
 
-# Photographs are of one size from the first step on, and grow no harder; clipping at 1 is this package's throughout.
+# Photographs have one size and one difficulty throughout. Clipping at 1 is this package's choice in all presets.
 _PHOTOGRAPHS = Recipe(curriculum=0.0, sizes=(224,), size_starts=(0.0,), crop="random", flip=True)
 
 PRESETS: dict[str, Preset] = {

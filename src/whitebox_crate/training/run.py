@@ -1,4 +1,4 @@
-"""A run as a whole: a preset becomes a recipe, data and a name become a model, and training ends with a folder."""
+"""A whole run: makes a recipe from a preset, a model from data and a name, trains, and writes a folder."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from .recipe import Recipe
 
 
 def recipe_of(preset: str, model: str, *, model_options: dict[str, Any] | None = None, **changes: Any) -> Recipe:
-    """A preset's recipe with other numbers in place of some; what is not given of it follows from the rest.
+    """A preset's recipe with some numbers changed. Other numbers follow from these.
 
-    Steps take the place of epochs; images have the size of the model, unless the preset has several sizes.
+    Steps replace epochs. Images have the size of the model, unless the preset has several sizes.
 
     Args:
         preset: Name in `PRESETS`.
-        model: Name of the model that is to be trained, as `create_model` takes it; its weights are not looked at.
+        model: Name of the model to train (see `create_model`); its weights are ignored.
         model_options: Options of the model.
         **changes: Fields of `Recipe`.
 
     Raises:
-        UnknownNameError: If there is no such preset, model, field or value of one.
-        InputError: If steps and epochs are given, a number means nothing, an option is unknown, or the model is of no
-            kind that is trained here.
+        UnknownNameError: If a preset, model, field or value does not exist.
+        InputError: If both steps and epochs are given, a number is out of range, an option is unknown, or the kind of
+            model cannot be trained here.
     """
     if preset not in PRESETS:
         raise UnknownNameError.of("preset", preset, PRESETS)
@@ -50,7 +50,7 @@ def recipe_of(preset: str, model: str, *, model_options: dict[str, Any] | None =
         raise InputError(
             f"steps {changes['steps']} and epochs {changes['epochs']:g} say the same, how long: give one of them"
         )
-    if changes.get("epochs") == 0 and "steps" not in changes:  # or the steps of another preset would count
+    if changes.get("epochs") == 0 and "steps" not in changes:  # else the steps of another preset would count
         raise InputError("0 epochs train nothing: give more, or steps")
     make = partial(_made, model, **(model_options or {}))
     size = min((made_empty(make) or make()).img_size)
@@ -62,14 +62,14 @@ def recipe_of(preset: str, model: str, *, model_options: dict[str, Any] | None =
 
 
 def fit_batch(recipe: Recipe, source: Source | Stream) -> Recipe:
-    """The recipe, if there are as many images as its batch has; else with the largest batch that half of them fill.
+    """The recipe if there are enough images for its batch; else with the largest batch that half of the images fill.
 
-    Batches are powers of two, as processes share them best. With fewer images than a batch nothing can be trained, and
-    an epoch of two steps or more moves the weights more often than one.
+    Batches are powers of two, which processes share best. Training needs at least a batch of images, and an epoch of
+    two or more steps moves the weights more often than one step.
 
     Args:
         recipe: The numbers.
-        source: What is to be trained on; one that does not know how many images it has changes nothing.
+        source: The training data. If their number of images is unknown, nothing changes.
     """
     count = count_of(source)
     if count is None or count >= recipe.batch_size:
@@ -80,19 +80,19 @@ def fit_batch(recipe: Recipe, source: Source | Stream) -> Recipe:
 def make_model(
     name: str, source: Source | Stream, recipe: Recipe, *, pretrained: bool = False, **model_options: Any
 ) -> ImageTransformer:
-    """A model for the classes of the data and the sizes of the recipe, whose config says how it will have come about.
+    """Makes a model for the classes of the data and the sizes of the recipe. Its config records its training.
 
-    Fresh weights are drawn by the recipe's seed. Mean, deviation and licence are those of the weights to start from.
+    The recipe's seed draws fresh weights. Mean, deviation and licence come from the initial weights.
 
     Args:
-        name: As `create_model` takes it.
-        source: What the model is to be trained on.
-        recipe: What it is to be trained by.
+        name: Name of the model; see `create_model`.
+        source: The training data.
+        recipe: The recipe.
         pretrained: Whether to start from the weights of that name.
-        **model_options: As `create_model` takes them; they go before what data and recipe say.
+        **model_options: Options of `create_model`; they win over data and recipe.
 
     Raises:
-        InputError: If the model is of no kind that is trained here, or has fewer classes than the data.
+        InputError: If the kind of model cannot be trained here, or it has fewer classes than the data.
         UnknownNameError: If there is no such model.
         WeightsError: If the weights cannot be fetched.
     """
@@ -129,28 +129,28 @@ def train_and_save(
     trackers: Sequence[str] = (),
     keep: Keep = "last",
 ) -> Path | None:
-    """Trains a model by `train` and writes all that tells how it came about: what `whitebox-crate train` does.
+    """Trains a model with `train` and records its training, as `whitebox-crate train` does.
 
-    `out` gets recipe.json at the start, what `train` writes, and the trained model (`finish`) in `model/`. A call with
-    the same arguments goes on where a killed one was.
+    `out` gets recipe.json at the start, the files of `train`, and the trained model (`finish`) in `model/`. A call with
+    the same arguments resumes a killed run.
 
     Args:
         model: The model; `make_model` makes one.
-        source: Where batches come from. Class names, crop and number of images are recorded as it has them.
+        source: The source of batches. Its class names, crop and number of images are recorded.
         recipe: The numbers.
         out: Folder of the run.
-        preset: Name in `PRESETS` that the recipe was made from, if it was.
-        validation: What to measure on the way.
-        workers: As `train`.
-        checkpoint_every: As `train`.
-        trackers: As `train`.
-        keep: As `train`; of the "best" weights, the numbers in metrics and card are those that they were kept for.
+        preset: The recipe's name in `PRESETS`, if it has one.
+        validation: Measurements during training.
+        workers: See `train`.
+        checkpoint_every: See `train`.
+        trackers: See `train`.
+        keep: See `train`. With "best", metrics and card have the numbers of the best weights.
 
     Returns:
         The folder of the trained model; None in all processes of a run but the first.
 
     Raises:
-        WhiteboxCrateError: As `train` and `finish`.
+        WhiteboxCrateError: See `train` and `finish`.
 
     Example:
         >>> source = open_images("pictures", split="all", size=32)
@@ -183,7 +183,7 @@ def train_and_save(
     if not accelerate.PartialState().is_main_process:
         return None
     metrics = last_metrics(out)
-    if keep == "best":  # what training found at the end is of other weights
+    if keep == "best":  # the numbers at the end of training belong to other weights
         skipped = {name: value for name, value in metrics.items() if name == "training_skipped"}
         metrics = {**best_of(out), **skipped}
     measured_on = getattr(validation, "description", "")

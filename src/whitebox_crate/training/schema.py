@@ -1,4 +1,4 @@
-"""Which columns of a data set hold pictures and labels, and which classes the labels mean."""
+"""Finds the columns of pictures and labels in a data set, and the classes of the labels."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ LABEL_NAMES = ("label", "labels", "class", "cls", "target", "category")
 
 
 class Columns:
-    """Where a data set has its pictures and labels, and the classes.
+    """The columns of pictures and labels of a data set, and its classes.
 
     Args:
         image: Name of the column of pictures.
         label: Name of the column of labels; "" if there are none.
         class_names: The names of the classes, in order.
-        stored_names: What the data set calls the labels that it stores as numbers; None if a number is a class's index.
+        stored_names: The data set's names of labels that it stores as numbers; None if a number is the class's index.
 
     Raises:
-        InputError: If there is a label, and one class or none, or two of one name.
+        InputError: If there are labels, but fewer than two classes, or two classes of one name.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class Columns:
         """The index of a class.
 
         Args:
-            label: What the column of labels holds.
-            name: What messages call the image.
+            label: A value of the column of labels.
+            name: Name of the image in messages.
 
         Raises:
             InputError: If the label is none of the classes.
@@ -65,7 +65,7 @@ class Columns:
         )
 
     def examples(self, rows: Mapping[str, Sequence[Any]], numbers: Iterable[int]) -> list[Example]:
-        """Undecoded pictures with their labels, from columns.
+        """Undecoded pictures with their labels, from the columns.
 
         Raises:
             InputError: If a label is none of the classes.
@@ -77,7 +77,7 @@ class Columns:
 
 
 def image_column_of(features: Mapping[str, Any], asked: str | None) -> str:
-    """The column of pictures: the one that is asked for, of `datasets`' type for pictures, or called so.
+    """The column of pictures: the requested one, or the one with `datasets`' type for pictures or a usual name.
 
     Raises:
         UnknownNameError: If it is asked for and not there.
@@ -89,7 +89,7 @@ def image_column_of(features: Mapping[str, Any], asked: str | None) -> str:
 
 
 def label_column_of(features: Mapping[str, Any], asked: str | None) -> str:
-    """The column of labels: the one that is asked for, of `datasets`' type for classes, or called so.
+    """The column of labels: the requested one, or the one with `datasets`' type for classes or a usual name.
 
     Raises:
         UnknownNameError: If it is asked for and not there.
@@ -116,7 +116,7 @@ def _column(what: str, features: Mapping[str, Any], asked: str | None, likely: l
 
 
 def undecoded(dataset: Any, columns: Sequence[str], image: str) -> Any:
-    """The data set with these columns alone, its pictures as bytes or paths."""
+    """The data set with only these columns, and pictures as bytes or paths."""
     image_type = require("datasets", "train").Image
     is_typed = isinstance(dataset.features[image], image_type)
     dataset = dataset.select_columns(list(columns))
@@ -129,7 +129,7 @@ def labels_of(
     """The labels of all images of a data set that is not streamed, as indices, and the names of the classes.
 
     Raises:
-        InputError: If a label is no class, there is one class, or one that `label_names` does not ask for has no image.
+        InputError: If a label is not a class, there is only one class, or a class outside `label_names` has no image.
     """
     column = dataset.select_columns([label]).with_format("arrow")[:].column(label)
     if column.null_count:
@@ -149,7 +149,7 @@ def labels_of(
 
 
 def _names_in(values: Sequence[Any]) -> list[str]:
-    """The classes of labels that nobody has named: strings in order, or numbers from 0 on."""
+    """The classes of labels without names: strings in order, or numbers from 0 on."""
     if any(isinstance(value, str) for value in values):
         return sorted(values)
     numbers = {value for value in values if value >= 0}

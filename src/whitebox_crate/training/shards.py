@@ -1,4 +1,4 @@
-"""WebDataset shards that were cut short are named before they are read: tarfile takes most of them for whole ones."""
+"""Finds WebDataset shards that were cut short before they are read; tarfile accepts most of them as whole."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2
 
 
 def check_shards(paths: Iterable[str], to_the_end: bool) -> None:
-    """Looks whether each shard is whole.
+    """Checks that each shard is whole.
 
     Args:
         paths: Files on a disk.
-        to_the_end: Whether to go from member to member through all of it. Otherwise only the end is looked at, which
-            tells what was cut off, and nothing of compressed shards.
+        to_the_end: Whether to go through all members. Otherwise only the end is checked, which finds shards that were
+            cut off, but not compressed ones.
 
     Raises:
-        InputError: If one is not; the message names it.
+        InputError: If a shard is not whole; the message names it.
     """
     for path in paths:
         try:
@@ -36,7 +36,7 @@ def check_shards(paths: Iterable[str], to_the_end: bool) -> None:
 
 
 def _fault_at_the_end(file: IO[bytes]) -> str | None:
-    """A whole archive ends with blocks of zeros, and no member does but by its own content."""
+    """The fault of an archive's end, or None: a whole archive ends with blocks of zeros."""
     size = file.seek(0, 2)
     if size < _BLOCK or size % _BLOCK:
         return f"its {size} bytes are no whole blocks of {_BLOCK}"
@@ -47,9 +47,9 @@ def _fault_at_the_end(file: IO[bytes]) -> str | None:
 def _fault_inside(path: str) -> str | None:
     with tarfile.open(path) as archive:
         while archive.next():
-            archive.members = []  # type: ignore[attr-defined]  # or all of them would be kept
+            archive.members = []  # type: ignore[attr-defined]  # else all of them would stay in memory
         rest: Any = archive.fileobj
-        rest.seek(archive.offset)  # of what is no member
+        rest.seek(archive.offset)  # the first byte that is not a member
         block = rest.read(_BLOCK)
         if len(block) < _BLOCK:
             return "it has no end mark"

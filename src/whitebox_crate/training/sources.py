@@ -1,4 +1,4 @@
-"""What is where: a folder, files or a name on the Hub become a data set of undecoded pictures."""
+"""Opens a folder, files or a name on the Hub as a data set of undecoded pictures."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 def find(
     where: str | os.PathLike[str], split: str, streaming: bool, labelled: bool, subset: str | None, revision: str | None
 ) -> tuple[Any, int | None, list[str]]:
-    """Opens what is there; the arguments are those of `open_images`.
+    """Opens the data; for the arguments see `open_images`.
 
     Returns:
-        A `datasets.Dataset` or, if streamed, `IterableDataset`; the number of images, if it is known; the files that
-        are read, those of the Hub aside.
+        A `datasets.Dataset` or, if streamed, `IterableDataset`; the number of images, if known; and the files that are
+        read, except those of the Hub.
 
     Raises:
         MissingExtraError: If `datasets` is not installed.
         UnknownNameError: If there is no such split.
-        InputError: If there is nothing that can be read.
+        InputError: If nothing can be read.
     """
     require("datasets", "train")
     name, path, (base, part) = os.fspath(where), Path(where), splits.parse(split)
@@ -56,13 +56,13 @@ def find(
     files = _shards(path, base, kind) if path.is_dir() else _matching(name)
     if kind == "webdataset":
         check_shards([file for file in files if "://" not in file], to_the_end=not streaming)
-    # `datasets` has a meaning of its own for "all".
+    # `datasets` has its own meaning of "all".
     given = split.replace("all", "train", 1) if base == "all" else split
     return _load(name, given, streaming, kind, data_files={splits.parse(given)[0]: files}), None, files
 
 
 def _kind_of(root: Path, split: str) -> str:
-    """The kind of the first file by which the kind can be told."""
+    """The kind of the first file of a known kind."""
     homes = [root, *(folder for folder in folders_in(root) if splits.meaning(folder.name) == splits.meaning(split))]
     if any((home / name).is_file() for home in homes for name in METADATA):
         return "imagefolder"
@@ -76,7 +76,7 @@ def _kind_of(root: Path, split: str) -> str:
 
 
 def _matching(name: str) -> list[str]:
-    """The files that a pattern means; an address as it is."""
+    """The files of a pattern; a web address stays as it is."""
     if "://" in name:
         return [name]
     files = require("fsspec", "train").filesystem("file").glob(os.path.abspath(name))  # follows no links in circles
@@ -89,7 +89,7 @@ def _load(where: str, split: str, streaming: bool, path: str, **source: Any) -> 
     datasets = require("datasets", "train")
     try:
         return datasets.load_dataset(path, split=split, streaming=streaming, **source)
-    except Exception as error:  # of datasets, and of each of the libraries that it reads with
+    except Exception as error:  # errors of datasets and of the libraries that it reads with
         if isinstance(error, ValueError) and "split" in str(error):
             names = datasets.get_dataset_split_names(path, source.pop("name", None), **source)
             raise UnknownNameError.of("split", split, names, f"They are those of {where!r}.") from error
@@ -99,7 +99,7 @@ def _load(where: str, split: str, streaming: bool, path: str, **source: Any) -> 
 
 
 def _shards(root: Path, split: str, kind: str) -> list[str]:
-    """The files whose path has the split's name as a word; all files if none has the name of any split."""
+    """The files whose path has the split's name as a word; all files if no path names a split."""
     root = root.absolute()
     files = [file for file in files_below(root) if KINDS.get(file.suffix.lower()) == kind]
     words = {file: set(re.split("[^a-z]+", str(file.relative_to(root)).lower())) for file in files}
@@ -114,11 +114,11 @@ def _shards(root: Path, split: str, kind: str) -> list[str]:
 
 
 def _folder(home: Path, part: splits.Part | None, streaming: bool, labelled: bool) -> tuple[Any, int, list[str]]:
-    """A class per sub-folder, whatever lies between it and its pictures; their paths alone are kept.
+    """A class per sub-folder, with pictures at any depth. Only their paths are kept.
 
-    A part is one of each class, for a folder has one class after the other. `datasets` has a reader of folders too. It
-    takes a class that is called "train" or "test" for a split, and is silent about empty classes and folders that are
-    not equally deep.
+    A part of a split takes a part of each class, because a folder lists one class after the other. (`datasets` has its
+    own reader of folders. It takes a class named "train" or "test" for a split, and ignores empty classes and folders
+    of different depth silently.)
     """
     datasets = require("datasets", "train")
     classes = folders_in(home) if labelled else []
@@ -129,7 +129,7 @@ def _folder(home: Path, part: splits.Part | None, streaming: bool, labelled: boo
         raise InputError(
             f"{str(home)!r} has no pictures in sub-folders; put those of each class into a folder that has its name"
         )
-    if streaming:  # no class after the other
+    if streaming:  # mix the classes
         found = [found[index] for index in numpy_generator(0).permutation(len(found))]
     paths, labels = zip(*found, strict=True)
     label_type = datasets.ClassLabel(names=[folder.name for folder in classes]) if labelled else datasets.Value("int64")
@@ -139,10 +139,10 @@ def _folder(home: Path, part: splits.Part | None, streaming: bool, labelled: boo
 
 
 def _pictures_in(folders: Sequence[Path]) -> list[list[Path]]:
-    """The pictures in each folder and below.
+    """The pictures in each folder and below it.
 
     Raises:
-        InputError: If links lead two of them to the same folder, so that its pictures would be of both.
+        InputError: If links lead two classes to the same folder, so that its pictures would belong to both.
     """
     suffixes = image_suffixes()
     pictures = [[file for file in files_below(folder) if file.suffix.lower() in suffixes] for folder in folders]

@@ -1,4 +1,4 @@
-"""Splits of a data set: their usual names, however they are spelt, and parts of one, as train[:80%]."""
+"""Splits of a data set: their usual names in any spelling, and parts of a split such as train[:80%]."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import InputError, UnknownNameError, listed
 
 T = TypeVar("T")
 
-# What people call them, in lower case, and what that means.
+# Usual names, in lower case, and their meaning.
 USUAL = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
@@ -23,13 +23,13 @@ _PART = re.compile(r"(?P<split>[^\[\]]*)\[(?P<first>-?\d+%?)?:(?P<last>-?\d+%?)?
 
 
 class Part(NamedTuple):
-    """From where to where, each "" (the end), a number, or a share as "80%"; negative from behind, as in a slice."""
+    """A range like a slice: each bound is "" (the end), a number, or a share such as "80%"; negative from the end."""
 
     first: str
     last: str
 
     def of(self, items: Sequence[T]) -> Sequence[T]:
-        """The part of these."""
+        """This part of the items."""
         bounds = [self._place(text, len(items)) for text in self]
         return items[slice(*bounds)]
 
@@ -42,10 +42,10 @@ class Part(NamedTuple):
 
 
 def parse(split: str) -> tuple[str, Part | None]:
-    """The name of a split, and the part of it that is asked for.
+    """The name of a split, and the requested part of it.
 
     Raises:
-        InputError: If brackets are no part.
+        InputError: If the brackets are not a part.
     """
     if found := _PART.fullmatch(split):
         return found["split"], Part(found["first"] or "", found["last"] or "")
@@ -55,21 +55,21 @@ def parse(split: str) -> tuple[str, Part | None]:
 
 
 def meaning(name: str) -> str:
-    """What a split is usually called that is called so: "train", "validation", "test", or the name in lower case."""
+    """The usual name of a split: "train", "validation", "test", or the name in lower case."""
     return USUAL.get(name.lower(), name.lower())
 
 
 def folder_of(root: Path, split: str, labelled: bool) -> Path:
-    """The folder of a split: one of its name below the root, or the root itself if that has no folders for splits.
+    """The folder of a split: the one with its name below the root, or the root if it has no folders for splits.
 
     Args:
-        root: Of the data.
-        split: As `open_images` takes it, without a part.
+        root: Folder of the data.
+        split: The split (see `open_images`), without a part.
         labelled: Whether each folder of a split has a folder for each class.
 
     Raises:
         UnknownNameError: If there is no such split.
-        InputError: If several folders may be meant.
+        InputError: If several folders fit.
     """
     names = [folder.name for folder in folders_in(root) if not labelled or any(folders_in(folder))]
     usual = _usual_among(names)
@@ -87,10 +87,10 @@ def folder_of(root: Path, split: str, labelled: bool) -> Path:
 
 
 def check_classes(classes: Sequence[Path]) -> None:
-    """Refuses folders that look like splits where those of classes are looked for.
+    """Refuses folders that look like splits in place of classes.
 
     Raises:
-        InputError: If there is one folder that has folders of its own, or all have the same ones.
+        InputError: If the only folder has folders inside, or all folders have the same ones inside.
     """
     if len(classes) == 1 and (inner := [folder.name for folder in folders_in(classes[0])]):
         raise InputError(
@@ -107,21 +107,21 @@ def check_classes(classes: Sequence[Path]) -> None:
 
 
 def _usual_among(names: Iterable[str]) -> dict[str, str]:
-    """The folders that are called as splits are, and what that means; with a prefix (seg_train) if there are two."""
+    """The folders named like splits, and their meaning. Names with a prefix (seg_train) count only if two splits are named."""
     spelt = {name: match for name in names if (match := _SPELT.fullmatch(name.lower()))}
     several = len({USUAL[match["name"]] for match in spelt.values()}) > 1
     return {name: USUAL[match["name"]] for name, match in spelt.items() if several or not match["prefix"]}
 
 
 def _innermost(folder: Path) -> Path:
-    """Archives often hold a folder in a folder of the same name (seg_train/seg_train)."""
+    """The inner folder if a folder holds only a folder of its name (seg_train/seg_train, as in archives); else itself."""
     inner = folders_in(folder)
     same = len(inner) == 1 and inner[0].name.lower() == folder.name.lower() and any(folders_in(inner[0]))
     return _innermost(inner[0]) if same else folder
 
 
 def _shared(folders: Sequence[Path]) -> list[str]:
-    """The names of the folders that each of these holds."""
+    """The names of the folders inside each of these folders."""
     common = {inner.name for inner in folders_in(folders[0])}
     for folder in folders[1:]:
         if not common:
