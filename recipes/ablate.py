@@ -1,4 +1,4 @@
-"""What in the scenes makes a network find things in photographs: one change at a time, three seeds.
+"""Ablations: which property of the scenes lets a network find objects in photographs. One change, three seeds.
 
     python -m recipes.ablate --data DATA --photographs ECSSD --out runs/ablation --steps 2000
 

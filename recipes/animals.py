@@ -1,6 +1,6 @@
 """Writes composites of one kind of photographed object over photographs, with exact masks: images/ and masks/.
 
-One object in each picture, large and somewhere else every time, for figures that compare images of one class:
+Each picture has one large object, in a different place every time, for figures that compare images of one class:
 
     apt-get install tuxpaint-stamps-default plasma-workspace-wallpapers gnome-backgrounds
     python -m recipes.animals --out quadrupeds
@@ -31,14 +31,16 @@ def main() -> None:
     parser.add_argument("--split", choices=("all", "train", "held_out"), default="all", help="of the objects")
     parser.add_argument("--images", type=int, default=12, help="how many (%(default)s)")
     parser.add_argument("--size", type=int, default=288, help="side of an image, pixels (%(default)s)")
-    parser.add_argument("--difficulty", type=float, default=0.8, help="as of Composites.draw (%(default)s)")
+    parser.add_argument(
+        "--difficulty", type=float, default=0.8, help="difficulty of the composites, 0 to 1 (%(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=3)
     options = parser.parse_args()
 
     every = photographs(options.split, side=256)
     kept = [index for index, name in enumerate(every.class_names) if any(kind in name for kind in options.kinds)]
     if not kept:
-        raise SystemExit(f"no stamp has any of {', '.join(options.kinds)} in its name")
+        raise SystemExit(f"no stamp has {' or '.join(options.kinds)} in its name; choose other --kinds")
     names = tuple(every.class_names[index] for index in kept)
     chosen = Objects(every.images[kept], torch.arange(len(kept)), names)
     source = Composites(chosen, wallpapers("held_out", side=options.size), options.size)

@@ -1,4 +1,4 @@
-"""Pictures to paste objects over: crops of wallpapers that Debian packages, and coloured noise.
+"""Backgrounds for composites: crops of wallpapers from Debian packages, and coloured noise.
 
 The packages are `plasma-workspace-wallpapers` and `gnome-backgrounds`.
 """
@@ -34,14 +34,14 @@ def wallpapers(
 ) -> Tensor:
     """Square crops of wallpapers, at every scale from fine texture to nearly the whole picture.
 
-    A fifth of the pictures is held out, whole: no training crop shares a picture with a held-out crop, and
-    one picture at several resolutions, or in light and dark, is one picture.
+    A fifth of the pictures is held out, so no training crop shares a picture with a held-out crop. Several
+    resolutions of a picture, or its light and dark versions, count as one picture.
 
     Args:
         split: "train" or "held_out".
         roots: Folders to search for PNG, JPEG and WebP files; by default those of the Debian packages
             plasma-workspace-wallpapers and gnome-backgrounds.
-        count: Number of crops; every picture gives as many as any other (give or take one).
+        count: Number of crops; all pictures give the same number, plus or minus one.
         side: Side of each crop after resizing, in pixels.
         seed: Seed of the crops; it does not change which pictures are held out.
 
@@ -121,7 +121,7 @@ def noise_backgrounds(count: int, side: int, seed: int) -> Tensor:
 
 
 def _picture_name(path: Path) -> str:
-    """One name for all files that show one picture, wherever its folder lies: what is held out hangs on it.
+    """One name for all files of a picture, wherever its folder lies. It decides what is held out.
 
     Plasma keeps sizes and shades of a picture in <name>/contents/...; GNOME writes <name>-l and <name>-d.
     """
@@ -131,7 +131,7 @@ def _picture_name(path: Path) -> str:
 
 
 def _shades(paths: Sequence[Path]) -> list[list[Path]]:
-    """The files of one picture, those that differ in size alone together."""
+    """The files of one picture, grouped if they differ only in size."""
     shades: dict[Path, list[Path]] = defaultdict(list)
     for path in paths:
         shades[path.parent if "contents" in path.parts else path].append(path)
@@ -147,7 +147,7 @@ def _open_small(paths: Sequence[Path], long_side: int) -> Any:
 
 
 def _busy_crops(picture: Any, side: int, random: np.random.Generator) -> Iterator[Array]:
-    """Square crops (3, side, side) without end; each is the best of three, for wallpapers are half empty."""
+    """Square crops (3, side, side) without end. Each is the best of three, because wallpapers are half empty."""
     resampling = require("PIL.Image", "train").Resampling.BICUBIC
     # Summed-area table of the steps between neighbours: the edges in any box are four look-ups.
     grey = np.asarray(picture.convert("L"), np.float32)

@@ -1,8 +1,9 @@
-"""Draws what two networks find in 24 photographs drawn by lot: nobody chose them, so failures are among them.
+"""Draws the masks of two networks for 24 random photographs. Nobody chose these, so they include failures.
 
     python -m recipes.by_lot --data data/ecssd --out runs/by_lot
 
-DATA holds images/ and masks/. The lot falls among the half that nothing was chosen on (`measure_photographs.halves`).
+DATA holds images/ and masks/. The photographs come from the half on which nothing was chosen
+(`measure_photographs.halves`).
 OUT.png shows each photograph, the mask of `segment` by each network and the true mask. OUT.json has the IoU of each.
 """
 
@@ -31,7 +32,7 @@ PANEL = (180, 135)  # (width, height), pixels
 
 
 def drawn(items: list[tuple[str, LabelledImage]], count: int, seed: int) -> list[tuple[str, LabelledImage]]:
-    """So many photographs of the half to report on, by lot.
+    """Random photographs from the half to report on.
 
     Raises:
         InputError: If that half has fewer.

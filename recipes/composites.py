@@ -1,7 +1,7 @@
-"""Objects pasted over backgrounds: the label says what, an exact mask says where.
+"""Composites: objects pasted over backgrounds, with a label and an exact mask.
 
-Training sees images and labels; the masks are for measuring alone. One number, the difficulty, leads from one
-centred object on a plain colour to an object anywhere, at any size, over clutter.
+Training sees images and labels; masks are only for measuring. One number, the difficulty, goes from one centred object
+on a plain colour to an object anywhere, at any size, over clutter.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CHUNK = 16  # images handled at once: few enough to stay in the processor's cach
 
 
 def masks_of(batch: Batch) -> Tensor:
-    """The masks, bool (batch, height, width), which every batch of composites has."""
+    """The masks of a batch of composites, bool (batch, height, width)."""
     assert batch.masks is not None
     return batch.masks
 
@@ -37,13 +37,13 @@ class Composites:
     """Draws labelled composites of objects over backgrounds.
 
     Args:
-        objects: What to paste.
-        backgrounds: uint8 (count, 3, side, side), what to paste it over.
+        objects: The objects to paste.
+        backgrounds: uint8 (count, 3, side, side).
         size: Side of the drawn images, in pixels.
-        name: What recipe and card of a run call them.
+        name: Name in recipe and card of a run.
 
     Attributes:
-        name: What recipe and card of a run call them.
+        name: Name in recipe and card of a run.
         class_names: The names of the objects' classes.
         description: Name and numbers, in words.
 
@@ -81,7 +81,7 @@ class Composites:
                 of the image long, in its own colours, on a plain random colour. At 1 it is anywhere in the
                 image, 0.5 to 0.95 long, mirrored or not, turned by up to 15 degrees, in other light, over a
                 cut-out of a background in light of its own. In between every range grows in proportion.
-            size: Side of the images in pixels, if other than the one given at the start.
+            size: Side of the images in pixels, if different from the initial one.
 
         Raises:
             InputError: If `difficulty` is not in [0, 1], or `batch_size` or `size` is not positive.
@@ -108,7 +108,7 @@ class Composites:
             return plain.repeat(1, 1, size, size)
         # gain * (mean + contrast * (pixel - mean)) as one multiplication and one addition.
         factor, offset = gain * contrast / 255, gain * (1 - contrast) * self._background_means[which]
-        # Cuts come from any level that is large enough: scales vary, and nothing is resampled again.
+        # Cuts come from any level that is large enough, so scales vary without resampling.
         levels = [level.numpy() for level in self._backgrounds if level.shape[-1] >= size]
         images = torch.empty(count, 3, size, size)
         for start in range(0, count, CHUNK):
@@ -140,7 +140,7 @@ class Composites:
         mirror = torch.where(torch.rand(count, generator=generator) < difficulty / 2, -1.0, 1.0)
         place = difficulty * _symmetric((count, 2), generator)
         light = torch.cat([_light(count, difficulty, generator), torch.ones(count, 1, 1, 1)], dim=1) / 255
-        # Half the turned object's box decides how far its centre may go. The unit is half the image's side.
+        # Half the box of the turned object limits the place of its centre. The unit is half the image's side.
         cos, sin = angle.cos(), angle.sin()
         width, height = (scale[:, None] * self._extents[chosen]).unbind(-1)
         reach = torch.stack([cos * width + sin.abs() * height, sin.abs() * width + cos * height], dim=-1)
@@ -150,7 +150,7 @@ class Composites:
         inverse = inverse / scale[:, None, None]
         masks = torch.zeros(count, size, size, dtype=torch.bool)
         canvases, outlines = images.numpy(), masks.numpy()
-        # Objects of about one size are pasted together: one level of the pyramid, one window's shape for all.
+        # Objects of similar size are pasted together, with one level of the pyramid and one window shape.
         for rows in scale.argsort(stable=True).chunk(max(4, math.ceil(count / CHUNK))):
             ratio = self._objects[0].shape[-1] / (float(scale[rows].mean()) * size)
             level = min(max(round(2 * math.log2(ratio)), 0), len(self._objects) - 1)

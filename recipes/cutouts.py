@@ -1,4 +1,4 @@
-"""Reads archives of cut-out objects and of background pictures, by name: what is one class, what is held out."""
+"""Reads archives of cut-out objects and backgrounds. Names decide the classes and what is held out."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Split = Literal["train", "validation"]
 Array = npt.NDArray[np.uint8]
 
 SIDE = 128  # pixels; of objects and backgrounds in memory
-VALIDATION_OBJECTS = 8  # one in so many instances, of classes that keep three or more to train on
+VALIDATION_OBJECTS = 8  # one in so many instances, in classes that keep at least three for training
 VALIDATION_PICTURES = 20  # one in so many backgrounds
-SPECK = 0.05  # of the largest piece of an object: smaller pieces are what removing a background has left
+SPECK = 0.05  # share of an object's largest piece; smaller pieces are remains of the background
 # Caltech-101's drawings, and brains, which are nearly all diagrams.
 DRAWINGS = {*("brain", "dollar_bill", "garfield", "snoopy", "yin_yang")}
-# One name for what the sources call by several.
+# One name for classes with several names in the sources.
 ALIASES = {
     "airplanes": "airplane",
     "motorbikes": "motorcycle",
@@ -42,9 +42,8 @@ ALIASES = {
 def cutouts(archive: Path, split: Split, side: int = SIDE) -> Objects:
     """Objects of an archive with members SOURCE/CLASS/FILE, RGBA pictures; one class may come from several sources.
 
-    Left out are classes and pictures that look like drawings, see-through ones, near-rectangles, and tiny ones. Of what
-    stays, small loose pieces are dropped, and the outline is drawn in by a pixel: there the old background shines
-    through. Both splits have the same classes.
+    Drawings, transparent pictures, near-rectangles and tiny ones are left out. From the others, small loose pieces are
+    removed, and the outline is drawn in by a pixel, where the old background shows. Both splits have the same classes.
 
     Args:
         archive: A tar file.
@@ -139,7 +138,7 @@ def is_object(rgba: Array) -> bool:
 
 
 def _held_out(names: dict[str, str]) -> set[str]:
-    """One in eight instances of each class with four or more, but one at least; by hash."""
+    """One in eight instances (at least one) of each class with four or more, by hash."""
     chosen: set[str] = set()
     for name, count in Counter(names.values()).items():
         if count >= 4:
@@ -183,7 +182,7 @@ def _fitted(picture: Any, side: int) -> Array:
 
 
 def _clean(square: Array) -> Array | None:
-    """Without loose pieces, and with the outline drawn in by a pixel; None if nothing stays."""
+    """The object without loose pieces, its outline drawn in by a pixel; None if nothing stays."""
     alpha = torch.from_numpy(square[3]).float()
     eroded = -F.max_pool2d(-alpha[None, None], 3, stride=1, padding=1)[0, 0]
     pieces = _pieces(F.max_pool2d((eroded > 127)[None, None].float(), 2, ceil_mode=True)[0, 0])  # coarse, for speed

@@ -1,4 +1,4 @@
-"""What the sources of objects and backgrounds share: pictures read, names held out, arguments and folders checked."""
+"""Helpers for sources of objects and backgrounds: read pictures, hold names out, check arguments and folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes cutouts.tar and backgrounds.tar out of data sets as they are published.
+"""Makes cutouts.tar and backgrounds.tar from published data sets.
 
     python -m recipes.make_archives masks val2017 instances_val2017.json --out work/coco
     python -m recipes.make_archives white 101_ObjectCategories --out work/caltech
@@ -23,13 +23,13 @@ from whitebox_crate._files import write_whole
 from whitebox_crate.errors import InputError, require
 
 LONGEST = 192  # pixels; of cut-outs
-WHITE = 240  # of 255: a background this bright in all channels is taken away
-SHARE = (0.03, 0.6)  # of its picture that an object of COCO covers: neither a crumb nor all of it
+WHITE = 240  # of 255: a background this bright in all channels is removed
+SHARE = (0.03, 0.6)  # smallest and largest share of the picture that an object of COCO covers
 PER_CLASS = 10
 
 
 def with_alpha(picture: Any, mask: npt.NDArray[np.bool_]) -> Any:
-    """An RGB picture as RGBA that is seen where the mask, bool (height, width), is true, cropped to that and reduced.
+    """An RGB picture as RGBA, opaque where the mask, bool (height, width), is true; cropped to the mask and reduced.
 
     Raises:
         InputError: If the mask is empty or of another size.
@@ -45,7 +45,7 @@ def with_alpha(picture: Any, mask: npt.NDArray[np.bool_]) -> Any:
 
 
 def without_white(picture: Any) -> npt.NDArray[np.bool_]:
-    """Where a picture is not the white that its border is connected to; bool (height, width)."""
+    """The pixels outside the white that is connected to the border; bool (height, width)."""
     bright = np.pad(np.asarray(picture.convert("RGB")).min(-1) >= WHITE, 1, constant_values=True)
     outside = np.zeros_like(bright)
     outside[[0, -1]] = outside[:, [0, -1]] = True
@@ -72,7 +72,7 @@ def of_masks(images: Path, annotations: Path) -> Iterator[tuple[str, Any]]:
         files = {entry["id"]: entry for entry in document["images"]}
         classes = {entry["id"]: entry["name"] for entry in document["categories"]}
     except (OSError, ValueError, LookupError) as error:
-        raise InputError(f"{annotations} is no file of COCO instances: {error}") from error
+        raise InputError(f"{annotations} is not a file of COCO instances: {error}") from error
     taken: dict[str, int] = dict.fromkeys(classes.values(), 0)
     for entry in sorted(document["annotations"], key=lambda entry: -entry["area"]):
         of, name = files[entry["image_id"]], classes[entry["category_id"]]
@@ -90,7 +90,7 @@ def of_masks(images: Path, annotations: Path) -> Iterator[tuple[str, Any]]:
 
 
 def of_white(folder: Path) -> Iterator[tuple[str, Any]]:
-    """The pictures of a folder of folders that show one thing on white: name and RGBA picture."""
+    """The pictures of a folder of folders that show one object on white: name and RGBA picture."""
     for name, picture in _pictures(folder):
         mask = without_white(picture)
         corners = mask[[0, 0, -1, -1], [0, -1, 0, -1]]
@@ -119,7 +119,7 @@ def main() -> None:
     masks = kinds.add_parser("masks", help="objects of COCO by their polygons")
     masks.add_argument("folder", type=Path)
     masks.add_argument("annotations", type=Path)
-    kinds.add_parser("white", help="things on white, as Caltech-101 has them").add_argument("folder", type=Path)
+    kinds.add_parser("white", help="objects on white, as in Caltech-101").add_argument("folder", type=Path)
     pictures = kinds.add_parser("pictures", help="backgrounds")
     pictures.add_argument("folder", type=Path)
     pictures.add_argument("--side", type=int, default=200, help="shorter side, pixels (%(default)s)")

@@ -1,7 +1,7 @@
-"""Ways from a network to a mask that others have published, and their near kin; a few lines each, with the source.
+"""Published ways from a network to a mask, and variants of them: a few lines each, with the source.
 
-Each takes a `Photo` and gives a map on the patch grid (float; larger is more of an object) or a mask (bool). What
-helped became part of the package; the rest stands here, so that anyone can look again with other weights.
+Each takes a `Photo` and returns a map on the patch grid (float; larger means more of an object) or a mask (bool). Those
+that helped are in the package. The others are here, so that anyone can try them with other weights.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ Way: TypeAlias = Callable[["Photo"], Tensor]
 
 
 class Photo:
-    """A photograph and what a network makes of it; every state is computed once.
+    """A photograph and a network's states for it. Every state is computed once.
 
     Attributes:
-        model: In evaluation mode.
+        model: The model, in evaluation mode.
         pixels: (3, height, width), as the model sees it.
         image: uint8 (3, height, width), at its own size.
     """
@@ -47,20 +47,20 @@ class Photo:
 
     @cached_property
     def maps(self) -> Tensor:
-        """[CLS] attention, each map of mean 1; (layers, heads, rows, columns)."""
+        """[CLS] attention, each map scaled to mean 1; (layers, heads, rows, columns)."""
         maps = all_cls_attention(self.model, self.pixels[None])[0]
         return maps / maps.mean((-2, -1), keepdim=True)
 
     @cached_property
     def projections(self) -> list[Tensor]:
-        """Of each layer, with [CLS]; (heads, tokens, head_dim)."""
+        """Projections of each layer, with [CLS]; (heads, tokens, head_dim)."""
         with capture(self.model, "projections") as trace:
             self.model(self.pixels[None])
         return [trace["projections", layer][0] for layer in trace.layers]
 
     @cached_property
     def attention(self) -> list[Tensor]:
-        """Of each layer, the mean of the heads; (tokens, tokens). Of a ViT, of keys with keys."""
+        """Attention of each layer, the mean of the heads; (tokens, tokens). In a ViT, keys attend to keys."""
         return [attention_rows(w[None], w[None])[0].mean(0) for w in self.projections]
 
     def features(self, layer: int) -> Tensor:
@@ -69,13 +69,13 @@ class Photo:
         return w.transpose(0, 1).flatten(1)
 
     def cosines(self, layer: int, centred: bool = False) -> Tensor:
-        """Of the features of patches, or of their differences from the mean; (patches, patches)."""
+        """Cosines of the patches' features, or of their differences from the mean; (patches, patches)."""
         features = self.features(layer)
         unit = F.normalize(features - features.mean(0) if centred else features, dim=1)
         return unit @ unit.T
 
     def segments(self, method: str, **settings: Any) -> Segments:
-        """What a method of the package finds."""
+        """The result of a method of the package."""
         key = f"{method} {sorted(settings.items())}"
         if key not in self._segments:
             self._segments[key] = choose_method(method, **settings)(self.model, self.pixels)
@@ -83,14 +83,14 @@ class Photo:
 
     @property
     def border(self) -> Tensor:
-        """bool (patches,): along the four sides."""
+        """bool (patches,): the patches along the four sides."""
         border = torch.ones(self.grid, dtype=torch.bool)
         border[1:-1, 1:-1] = False
         return border.flatten()
 
     @property
     def base(self) -> Tensor:
-        """The map that others start from: that of `multiscale`, as a share; (patches,)."""
+        """The start map for others: the map of `multiscale`, as a share; (patches,)."""
         return self.segments("multiscale").map.flatten().softmax(0)
 
 
@@ -107,12 +107,12 @@ MEANS: dict[str, Callable[[Tensor], Tensor]] = {"plain": lambda x: x, "root": Te
 
 
 def mean_of_maps(photo: Photo, first: int, means: str) -> Tensor:
-    """Over heads and layers from one on."""
+    """The mean map over heads, and over layers from `first` on."""
     return MEANS[means](photo.maps[first:]).mean((0, 1))
 
 
 def most_alike_heads(photo: Photo, first: int, count: int) -> Tensor:
-    """Heads grouped by their projections: the mean of those most alike in linear CKA (arXiv 1905.00414, section 3)."""
+    """The mean of the heads with the most similar projections, by linear CKA (arXiv 1905.00414, section 3)."""
     heads = torch.cat(photo.projections[first:])
     heads = heads - heads.mean(1, keepdim=True)
     shared = torch.einsum("inp,jnq->ijpq", heads, heads).square().sum((-2, -1))
@@ -131,7 +131,7 @@ def rollout(photo: Photo, first: int) -> Tensor:
 
 
 def walk_from_cls(photo: Photo, layer: int, steps: int) -> Tensor:
-    """Where a random walk from [CLS] is after some steps: the row of a power of the attention matrix."""
+    """A random walk from [CLS] after some steps: the row of a power of the attention matrix."""
     row = photo.attention[layer][0]
     for _ in range(steps - 1):
         row = row @ photo.attention[layer]
@@ -139,7 +139,7 @@ def walk_from_cls(photo: Photo, layer: int, steps: int) -> Tensor:
 
 
 def lost(photo: Photo, layer: int, seeds: int = 100) -> Tensor:
-    """LOST (arXiv 2109.14279, section 3): the patch least like others, grown by those like it."""
+    """LOST (arXiv 2109.14279, section 3): the patch that is least similar to others, and patches similar to it."""
     features = photo.features(layer)
     links = features @ features.T
     degree = (links >= 0).sum(1)
@@ -152,32 +152,32 @@ def lost(photo: Photo, layer: int, seeds: int = 100) -> Tensor:
 def spectral(photo: Photo, layer: int, tau: float, whole: bool) -> Tensor:
     """TokenCut (arXiv 2202.11539) and the first round of MaskCut (arXiv 2301.11320).
 
-    The part of the foreground around its seed, or all of it.
+    Takes the part of the foreground around its seed, or all of it.
     """
     cut = maskcut_rounds(photo.features(layer), photo.grid, 1, tau)[0]
     return cut.foreground if whole else cut.accepted
 
 
 def cut_by_cls(photo: Photo, layer: int, tau: float) -> Tensor:
-    """The side of the normalised cut at which [CLS] looks more."""
+    """The side of the normalised cut with more attention of [CLS]."""
     salient = maskcut_rounds(photo.features(layer), photo.grid, 1, tau)[0].salient
     base = photo.base.view(photo.grid)
     return salient if not salient.all() and base[salient].mean() > base[~salient].mean() else ~salient
 
 
 def unlike_background(photo: Photo, layer: int, share: float) -> Tensor:
-    """FOUND's first step (arXiv 2212.07834, section 3.1): unlike the patches at which [CLS] looks least."""
+    """FOUND's first step (arXiv 2212.07834, section 3.1): patches unlike those with the least attention of [CLS]."""
     seeds = photo.base.topk(max(1, int(share * len(photo.base))), largest=False).indices
     return -photo.cosines(layer)[:, seeds].mean(1).view(photo.grid)
 
 
 def unlike_border(photo: Photo, layer: int) -> Tensor:
-    """Background is what is like the border (Zhu et al. 2014, CVPR, section 3)."""
+    """Patches similar to the border are background (Zhu et al. 2014, CVPR, section 3)."""
     return -photo.cosines(layer)[:, photo.border].mean(1).view(photo.grid)
 
 
 def steps_to_border(photo: Photo, layer: int) -> Tensor:
-    """How long a random walk over like patches takes to the border (absorbing Markov chain, ICCV 2013)."""
+    """The steps of a random walk over similar patches to the border (absorbing Markov chain, ICCV 2013)."""
     walk = _walk(photo.cosines(layer).clamp_min(0) ** 4)
     inner = ~photo.border
     here = walk[inner][:, inner]
@@ -187,7 +187,7 @@ def steps_to_border(photo: Photo, layer: int) -> Tensor:
 
 
 def spread(photo: Photo, layer: int, power: int, centred: bool, steps: int, colour: float = 0) -> Tensor:
-    """The map averaged over patches that are alike (arXiv 1803.10464, section 3.3), perhaps in colour too."""
+    """The map averaged over similar patches (arXiv 1803.10464, section 3.3), optionally in colour too."""
     alike = photo.cosines(layer, centred).clamp_min(0) ** power
     if colour:
         colours = F.adaptive_avg_pool2d(photo.image.float() / 255, photo.grid).flatten(1).T
@@ -199,7 +199,7 @@ def spread(photo: Photo, layer: int, power: int, centred: bool, steps: int, colo
 
 
 def like_seeds(photo: Photo, layer: int, share: float) -> Tensor:
-    """How alike a patch is to those at which [CLS] looks most."""
+    """The similarity of a patch to those with the most attention of [CLS]."""
     seeds = photo.base.topk(max(1, int(share * len(photo.base)))).indices
     return photo.cosines(layer)[:, seeds].mean(1).view(photo.grid)
 
@@ -220,7 +220,7 @@ def centred(photo: Photo, width: float) -> Tensor:
 
 
 def box(photo: Photo) -> Tensor:
-    """A box in the middle, 60% of each side; what knows nothing of the photograph."""
+    """A box in the middle, 60% of each side: it knows nothing about the photograph."""
     mask = torch.zeros(photo.grid, dtype=torch.bool)
     top, left = (round(0.2 * side) for side in photo.grid)
     mask[top : photo.grid[0] - top, left : photo.grid[1] - left] = True
@@ -234,7 +234,7 @@ def method(photo: Photo, name: str, edges: str) -> Tensor:
 
 
 def box_with_edges(photo: Photo, edges: str) -> Tensor:
-    """What the edges alone make of the box."""
+    """The box after the edges: the effect of edges alone."""
     return EDGES[edges](2 * box(photo)[None].float() - 1, photo.image).any(0)
 
 
@@ -244,7 +244,7 @@ def with_crf(photo: Photo) -> Tensor:
 
 
 def ways(model: ImageTransformer) -> dict[str, dict[str, Way]]:
-    """By family, the variants to choose from on the first half of photographs."""
+    """The variants of each family, to choose from on the first half of the photographs."""
     depth, best = len(model.blocks), default_layer(model)
     late = range(max(0, depth - 3), depth)
     firsts = sorted({0, min(2, depth - 1), best, depth - 1})

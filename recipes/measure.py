@@ -1,12 +1,12 @@
-"""Measures what a model card says: naming of objects, and how well [CLS] attention finds them.
+"""Measures the numbers of a model card: accuracy, and how well [CLS] attention finds objects.
 
-Objects and backgrounds of the localisation part were never trained on; masks are used here alone.
+The objects and backgrounds for maps were never trained on. Masks are used only here.
 
     python -m recipes.measure --out recipes/results/crate_nano_96.json --control RUN/model
     python -m recipes.measure --data garments --model crate_pico --size 32 --out recipes/results/crate_pico.json
 
-With `--validation FOLDER` it measures what weights may be chosen by: objects of training over pictures of that folder
-that no training has.
+With `--validation FOLDER` it measures numbers to choose weights by: training objects over pictures of that folder,
+which no training has seen.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def batches(source: Composites, images: int, seed: int, size: int) -> list[Batch
 
 @torch.inference_mode()
 def accuracy(model: ImageTransformer, drawn: list[Batch]) -> float:
-    """Share of the composites whose object is named."""
+    """Share of the composites whose object is named correctly."""
     hits = [model(normalize(batch.images, model)).argmax(-1) == batch.labels for batch in drawn]
     return float(torch.cat(hits).float().mean())
 
@@ -68,7 +68,7 @@ def interval(values: Tensor, labels: Tensor) -> list[float]:
 
 
 def units_of(drawn: list[Batch], data: str) -> Tensor:
-    """What intervals are over: the object of each image; of garments, which are all different, the image."""
+    """The units of intervals: the object of each image; for garments, which are all different, the image."""
     labels = torch.cat([batch.labels for batch in drawn])
     return torch.arange(len(labels)) if data == "garments" else labels
 
@@ -93,7 +93,7 @@ def localisation(
 
 
 def trivial(scoring: list[Batch], labels: Tensor, patch: int) -> dict[str, list[float]]:
-    """What takes no model: everything, a centred box, and the best of four random maps, kept above their mean."""
+    """Baselines without a model: everything, a centred box, and the best of four random maps, cut at their mean."""
     masks = torch.cat([masks_of(batch) for batch in scoring])
     side = masks.shape[-1]
     result = {"all_ones": interval(mask_iou(torch.ones_like(masks), masks), labels)}
@@ -167,8 +167,8 @@ def main() -> None:
     parser.add_argument("--data", choices=("photographs", "garments"), default="photographs")
     parser.add_argument("--validation", type=Path, help="folder of backgrounds: measure on the validation split")
     parser.add_argument("--size", type=int, default=96, help="side of the composites, pixels")
-    parser.add_argument("--images", type=int, default=1024, help="of each kind, a multiple of 64")
-    parser.add_argument("--seed", type=int, default=1000, help="of the composites; training used others")
+    parser.add_argument("--images", type=int, default=1024, help="composites of each kind, a multiple of 64")
+    parser.add_argument("--seed", type=int, default=1000, help="seed of the composites; training used others")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
 

@@ -1,9 +1,9 @@
-"""Measures ways to masks (`recipes.masks`) on photographs with masks, chosen on one half and reported on the other.
+"""Measures ways to masks (`recipes.masks`) on photographs: variants are chosen on one half and reported on the other.
 
     python -m recipes.measure_masks --data ECSSD --model crate_nano --out results.json
     python -m recipes.measure_masks --data ECSSD --model local-dir:runs/vit_nano/model --only 'multi*' --out vit.json
 
-DATA and halves are as of `recipes.measure_photographs`. A mask on the patch grid is compared as whole patches.
+For DATA and the halves see `recipes.measure_photographs`. A mask on the patch grid is compared as whole patches.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def scores(
 
 
 def summary(found: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
-    """Of each family the variant that is best on the first half, on both halves; mean and half of the 95% interval."""
+    """The best variant of each family on the first half: its mean and half of its 95% interval on both halves."""
     summaries = {}
     for family, variants in found.items():
         parts = halves(len(next(iter(variants.values()))))
@@ -81,7 +81,7 @@ def main() -> None:
     add("--size", type=int, default=144, help="shorter side for the model, pixels (%(default)s)")
     add("--only", nargs="+", default=["*"], help="families by name, wildcards are fine")
     add("--leave-out", nargs="+", default=[], help="families by name, wildcards are fine")
-    add("--every", type=int, default=1, help="only every so many-th pair of photographs, for a glance")
+    add("--every", type=int, default=1, help="use only every N-th pair of photographs, for a quick look")
     add("--out", type=Path, required=True)
     options = parser.parse_args()
     model = create_model(options.model, pretrained=True, dynamic_img_size=True).eval()

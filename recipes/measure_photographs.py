@@ -1,10 +1,10 @@
-"""Measures on photographs with masks how well [CLS] attention finds what is in them; nothing here was trained on.
+"""Measures how well [CLS] attention finds objects in photographs with masks. No training has seen these.
 
     python -m recipes.measure_photographs --data ECSSD --model crate_nano --out results.json
     python -m recipes.measure_photographs --data ECSSD --model local-dir:runs/vit_nano/model --out results.json
 
-DATA holds images/ and masks/, as `whitebox-crate evaluate folder` takes them. Sorted by name and counted from 0, even
-photographs are the half to choose on, odd ones the half to report on.
+DATA holds images/ and masks/, as for `whitebox-crate evaluate folder`. Photographs are sorted by name and counted from
+0. Layers and heads are chosen on the even photographs (the first half), and reported on the odd ones (the second half).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from whitebox_crate.preprocess import fit_photo
 from whitebox_crate.segmentation import all_cls_attention, attention_masks, mask_iou, upsample
 
 BOX = 0.6  # side of the centred box / side of the photograph
-FROM_LAYER = 2  # the average over layers begins here
+FROM_LAYER = 2  # the average over layers starts here
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Scores:
     """IoU of each photograph, in pixels.
 
     Attributes:
-        heads: (photographs, layers, heads), masks of the maps of single heads.
-        layers: (photographs, layers), masks of the average of a layer's heads, each map of sum 1.
-        average: (photographs,), masks of the average of all heads of layers from `FROM_LAYER` on.
+        heads: (photographs, layers, heads), masks from single heads.
+        layers: (photographs, layers), masks from the average of a layer's heads, each map scaled to sum 1.
+        average: (photographs,), masks from the average of all heads of layers from `FROM_LAYER` on.
         box: (photographs,), a box in the middle.
     """
 
@@ -53,17 +53,17 @@ class Scores:
 
 
 def halves(count: int) -> dict[str, slice]:
-    """Which photographs, sorted by name, are there to choose on and which to report on."""
+    """The photographs, sorted by name, to choose on and to report on."""
     return {"choose": slice(0, count, 2), "report": slice(1, count, 2)}
 
 
 def score(model: ImageTransformer, pairs: Sequence[LabelledImage], short_side: int) -> Scores:
-    """Scores of a model that takes images of any size; what is not background in a mask is the object.
+    """Scores a model that takes images of any size. Everything in a mask except background is the object.
 
     Args:
-        model: In evaluation mode.
+        model: The model, in evaluation mode.
         pairs: Photographs with masks.
-        short_side: Of the photographs as the model sees them, pixels.
+        short_side: Shorter side of the photographs that the model sees, pixels.
 
     Raises:
         InputError: If there is no photograph, or a file cannot be read.
@@ -85,7 +85,7 @@ def score(model: ImageTransformer, pairs: Sequence[LabelledImage], short_side: i
 
 @torch.inference_mode()
 def maps_of(model: ImageTransformer, image: Any, short_side: int) -> Tensor:
-    """[CLS] attention of a Pillow image, each map of sum 1; (layers, heads, grid_h, grid_w)."""
+    """[CLS] attention for a Pillow image, each map scaled to sum 1; (layers, heads, grid_h, grid_w)."""
     maps = all_cls_attention(model, fit_photo(model, image, short_side).pixels[None])[0]
     return maps / maps.sum((-2, -1), keepdim=True)
 
@@ -100,14 +100,14 @@ def centred_box(size: tuple[int, int]) -> Tensor:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen on the first half of the photographs.
+    """The choices made on the first half of the photographs.
 
     Attributes:
-        layer: Of the one head for all, and `head`.
-        head: The one head for all.
-        layer_of_means: Whose average of heads is best.
-        layer_of_best: Whose best head of each image is best.
-        one_map: Which of the maps of `for_all` is best.
+        layer: The layer of `head`.
+        head: The one head for all photographs.
+        layer_of_means: The layer with the best average of heads.
+        layer_of_best: The layer whose best head of each image is best.
+        one_map: The best of the maps of `for_all`.
     """
 
     layer: int
@@ -118,7 +118,7 @@ class Choice:
 
     @classmethod
     def on(cls, scores: Scores) -> Choice:
-        """The best of each on these photographs."""
+        """The best choices on these photographs."""
         by_head = scores.heads.mean(0)
         layer, head = divmod(int(by_head.argmax()), by_head.shape[1])
         best = scores.heads.amax(-1).mean(0)
@@ -127,7 +127,7 @@ class Choice:
         return replace(choice, one_map=max(means, key=lambda kind: means[kind]))
 
     def for_all(self, scores: Scores) -> dict[str, Tensor]:
-        """IoU, (photographs,), of each map that is the same for all photographs."""
+        """IoU, (photographs,), of each map that uses the same heads for all photographs."""
         return {
             "one_head": scores.heads[:, self.layer, self.head],
             "mean_of_one_layer": scores.layers[:, self.layer_of_means],
@@ -136,7 +136,7 @@ class Choice:
 
 
 def summary(scores: Scores) -> dict[str, Any]:
-    """All numbers, by half of the photographs; what stands for all was chosen on the first half."""
+    """All numbers, by half of the photographs. Choices for all photographs were made on the first half."""
     parts = {name: scores.part(which) for name, which in halves(len(scores.box)).items()}
     choice = Choice.on(parts["choose"])
     return {"chosen_on_first_half": asdict(choice)} | {name: _numbers(part, choice) for name, part in parts.items()}
@@ -172,9 +172,9 @@ def main() -> None:
     add("--data", type=Path, required=True, help="folder with images/ and masks/")
     add("--model", default="crate_nano", help="name, name.tag or local-dir:PATH")
     add("--size", type=int, default=144, help="shorter side for the model, pixels (%(default)s)")
-    add("--untrained", action="store_true", help="fresh weights, by the seed")
-    add("--seed", type=int, default=0, help="of fresh weights; nothing else is drawn")
-    add("--every", type=int, default=1, help="only every so many-th pair of photographs, for a glance")
+    add("--untrained", action="store_true", help="use fresh weights, from the seed")
+    add("--seed", type=int, default=0, help="seed of fresh weights; nothing else is random")
+    add("--every", type=int, default=1, help="use only every N-th pair of photographs, for a quick look")
     add("--out", type=Path, required=True)
     options = parser.parse_args()
     torch.manual_seed(options.seed)

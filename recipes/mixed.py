@@ -1,4 +1,4 @@
-"""Several sources in one batch, each with classes of its own: scenes to be named, and photographs of other things."""
+"""Mixes several sources in one batch, each with its own classes: scenes, and photographs of other things."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from whitebox_crate.training import Batch, ImageDataset
 class Mixed:
     """Draws equal parts of each batch from several sources, a `Source` of `whitebox_crate.training.train`.
 
-    The classes are those of the first source, then those of the next. A name that two sources share means two classes:
-    the later one gets a star, for names are told apart in a model's config.
+    The classes are those of the first source, then those of the next. A name in two sources means two classes; the
+    later one gets a star, because names in a model's config must differ.
 
     Args:
-        sources: What is mixed.
+        sources: The sources to mix.
 
     Raises:
         InputError: If there is no source.
@@ -39,7 +39,7 @@ class Mixed:
         """One batch, a pure function of the arguments: the parts of the sources one after the other.
 
         Raises:
-            InputError: If the sources cannot share the batch equally, or one cannot draw it.
+            InputError: If the batch cannot be divided equally, or a source cannot draw its part.
         """
         share, rest = divmod(batch_size, len(self.sources))
         if rest:

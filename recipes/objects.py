@@ -26,8 +26,8 @@ STAMPS = Path("/usr/share/tuxpaint/stamps")
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 HELD_OUT_OBJECTS = 0.15
-INK = 4  # of 255; a garment is brighter: up to here are the specks that resampling left around it
-SMALLEST = 48  # pixels; a photograph with a shorter longer side would be a blur when pasted
+INK = 4  # of 255; a garment is brighter, and specks from resampling are not
+SMALLEST = 48  # pixels of the longer side; a smaller photograph would be blurred when pasted
 
 GARMENTS = (
     *("t-shirt", "trouser", "pullover", "dress", "coat"),
@@ -53,7 +53,7 @@ class Objects:
     Attributes:
         images: uint8 (count, 4, side, side), RGBA with straight (not premultiplied) alpha. The object is
             cropped tightly, keeps its aspect, and is centred in a transparent square that it just fits.
-        labels: int64 (count,), each an index into `class_names`.
+        labels: int64 (count,), indices into `class_names`.
         class_names: The names of this split's classes.
     """
 
@@ -63,10 +63,10 @@ class Objects:
 
 
 def photographs(split: Literal["train", "held_out", "all"], root: Path = STAMPS, side: int = 128) -> Objects:
-    """Real photographs of objects from Tux Paint's stamps; every object is a class of its own.
+    """Real photographs of objects from Tux Paint's stamps; every object is its own class.
 
-    Drawings, signs, near-rectangles, tiny images and mirrored copies are left out. Held out are 15% of the
-    objects, relatives together ("gnu-baby" goes where "gnu-stand" goes), chosen by a hash of their names.
+    Drawings, signs, near-rectangles, tiny images and mirrored copies are left out. 15% of the objects are held out, by
+    a hash of their names. Relatives stay together ("gnu-baby" and "gnu-stand").
 
     Args:
         split: "train", "held_out" or "all".
@@ -107,7 +107,7 @@ def photographs(split: Literal["train", "held_out", "all"], root: Path = STAMPS,
 def garments(split: Literal["train", "test"], root: Path = FASHION_MNIST, side: int = 28) -> Objects:
     """Fashion-MNIST (Xiao et al., 2017) as cut-out objects: grey garments, ten classes.
 
-    The alpha is where the ink is, with holes filled: the black front of a shirt belongs to the shirt.
+    The alpha covers the ink, with holes filled: the black front of a shirt belongs to the shirt.
 
     Args:
         split: "train" (60,000 images) or "test" (10,000).
@@ -157,7 +157,7 @@ def _is_photograph(rgba: Array) -> bool:
 
 
 def _crop_to_alpha(picture: Any) -> Any | None:
-    """The picture cropped to where it can be seen (alpha over 10%), or None if that is nowhere."""
+    """The picture cropped to its visible part (alpha over 10%), or None if there is none."""
     box = picture.getchannel("A").point(lambda alpha: 255 * (alpha > 25)).getbbox()
     return picture.crop(box) if box else None
 
@@ -217,7 +217,7 @@ def _square_garments(grey: Array, side: int) -> Array:
 
 
 def _fill_holes(ink: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Ink and all that it encloses; bool (count, h, w) to the same shape.
+    """The ink and everything that it encloses; bool (count, h, w) to the same shape.
 
     The outside is flooded from a margin: swept along rows and columns, both ways, until nothing changes.
     """

@@ -34,12 +34,12 @@ GARMENT = 128
 
 
 def find(name: str) -> Path:
-    """A path, or the file of that name among scikit-image's photographs."""
+    """A path, or a file of scikit-image's photographs by name."""
     if Path(name).exists():
         return Path(name)
     package = find_spec("skimage")
     if package is None or package.origin is None:
-        raise SystemExit(f"{name} is no file, and scikit-image is not installed: pip install scikit-image")
+        raise SystemExit(f"{name} is not a file, and scikit-image is not installed: pip install scikit-image")
     found = sorted((Path(package.origin).parent / "data").glob(f"{name}.*"))
     if not found:
         raise SystemExit(f"{name} is neither a file nor one of scikit-image's photographs")
@@ -54,7 +54,7 @@ def map_of(model: ImageTransformer, photo: Image, short_side: int, layer: int, h
 
 
 def draw_garments(count: int = 6) -> Image:
-    """Composites of test garments that nothing was measured on, with crate_pico's map and mask, and the exact mask."""
+    """Draws composites of unused test garments, with crate_pico's map and mask, and the exact mask."""
     model = create_model("crate_pico", pretrained=True).eval()
     facts, side = model.pretrained_cfg, model.img_size[0]
     source = Composites(garments("test"), noise_backgrounds(500, 64, seed=1))

@@ -1,4 +1,4 @@
-"""What made a result: the command, and what ran."""
+"""The origin of a result: the command and the versions."""
 
 from __future__ import annotations
 

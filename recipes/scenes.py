@@ -1,8 +1,8 @@
-"""Scenes: composites as photographs are: one named thing among others, cut by the border, and seams that tell nothing.
+"""Scenes: composites like photographs: one named object among others, cut by the border, with uninformative seams.
 
-Each image has, from back to front: a background, decoys (the outline of an object filled with another background), a
-smaller object of another class, perhaps a twin of the class that gives the label, the object itself, perhaps a decoy
-before it. Then light, blur and noise fall on all of it. Training sees images and labels; the masks only measure.
+Each image has, from back to front: a background; decoys (the outline of an object, filled with another background); a
+smaller object of another class; perhaps a second object of the labelled class; the object itself; perhaps a decoy in
+front. Then light, blur and noise are applied to all. Training sees images and labels; masks are only for measuring.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LARGEST, SMALLEST = 128, 8  # sides of the pyramids' levels, pixels
 
 @dataclass(frozen=True)
 class Style:
-    """How scenes are composed, at full difficulty.
+    """The composition of scenes at full difficulty.
 
     Attributes:
         decoys: Slots for decoys behind the object; each is filled with probability `filled`.
@@ -33,13 +33,13 @@ class Style:
         filled: Probability that a slot is filled.
         twin: Probability of a second object of the same class.
         front: Probability of a decoy in front of the object.
-        scales: Longer side of the object / side of the image, smallest and largest.
-        overhang: How much of the object's half may lie outside the image, at most.
-        blur: Probability that the background is out of focus; half of it that all of the image is.
-        harmony: Largest share by which the object's mean colour is drawn to that of the background.
-        noise: Largest standard deviation of the noise of the pixels, of 1.
+        scales: Smallest and largest length of the object, as a share of the image's side.
+        overhang: Largest share of the object's half that may lie outside the image.
+        blur: Probability that the background is out of focus. The whole image is, with half this probability.
+        harmony: Largest share by which the object's mean colour moves towards the background's.
+        noise: Largest standard deviation of the pixel noise; pixels go from 0 to 1.
         grey: Probability that the image has no colours.
-        light: How much brightness, contrast, tint and saturation vary, as a share of the most that makes sense.
+        light: Variation of brightness, contrast, tint and saturation, as a share of the largest useful one.
     """
 
     decoys: int = 2
@@ -60,10 +60,10 @@ class Scenes:
     """Draws labelled scenes of objects over backgrounds, a `Source` of `whitebox_crate.training.train`.
 
     Args:
-        objects: What to paste. Classes are drawn by the square root of how many objects they have.
+        objects: The objects to paste. A class is drawn in proportion to the square root of its number of objects.
         backgrounds: uint8 (count, 3, side, side).
         size: Side of the drawn images, in pixels.
-        style: How they are composed.
+        style: The composition.
 
     Raises:
         InputError: If there is no object or no background, or a tensor has another dtype or shape.
@@ -96,10 +96,10 @@ class Scenes:
             seed: Seed of the run.
             step: Number of the batch within the run.
             difficulty: From 0, one whole object on a plain colour, to 1, `style`.
-            size: Side of the images in pixels, if other than the one given at the start.
+            size: Side of the images in pixels, if different from the initial one.
 
         Returns:
-            Images, labels, and masks of what is seen of the labelled objects.
+            Images, labels, and masks of the visible parts of the labelled objects.
 
         Raises:
             InputError: If `difficulty` is not in [0, 1], or `batch_size` or `size` is not positive.
@@ -111,7 +111,7 @@ class Scenes:
 
 
 class _Drawing:
-    """One batch while it is composed: its images, float32 (batch, 3, side, side), and what is drawn of chance."""
+    """One batch during composition: its images, float32 (batch, 3, side, side), and its random numbers."""
 
     def __init__(self, scenes: Scenes, count: int, side: int, difficulty: float, generator: torch.Generator) -> None:
         self.scenes, self.count, self.side = scenes, count, side
@@ -148,7 +148,7 @@ class _Drawing:
         return 2 * self._uniform(*shape) - 1
 
     def _some(self, share: float) -> Tensor:
-        """The rows to which something happens with this probability, at full difficulty."""
+        """Random rows, each chosen with this probability at full difficulty."""
         return (self._uniform(self.count) < share * self.difficulty).nonzero().flatten()
 
     def _twins(self, chosen: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class _Drawing:
     # --- layers -------------------------------------------------------------------------------------------------
 
     def _lay_background(self) -> Tensor:
-        """Cut-outs of backgrounds in light of their own, some out of focus; returns their mean colours, (batch, 3)."""
+        """Draws cut-outs of backgrounds in their own light, some blurred. Returns their mean colours, (batch, 3)."""
         scenes, style, count = self.scenes, self.scenes.style, self.count
         which = torch.randint(len(scenes._backgrounds[0]), (count,), generator=self.generator)
         plain = self._uniform(count, 3, 1, 1)
@@ -172,7 +172,7 @@ class _Drawing:
         return torch.lerp(plain[:, :, 0, 0], means, self.difficulty)
 
     def _cut(self, which: Tensor, blurred: Tensor) -> Tensor:
-        """Squares out of backgrounds, mirrored or not; blurred ones come from a coarser level. (rows, 3, side, side)"""
+        """Squares of backgrounds, mirrored or not, (rows, 3, side, side). Blurred ones come from a coarser level."""
         rows = len(which)
         share = 0.45 + 0.55 * self._uniform(rows)  # of the background's side that is seen
         centre = (1 - share)[:, None] * self._symmetric(rows, 2)
@@ -217,7 +217,7 @@ class _Drawing:
         self._over(rows, colours, alpha, named)
 
     def _paste_decoys(self, rows: Tensor, scales: tuple[float, float]) -> None:
-        """Pastes outlines of objects filled with other backgrounds: a seam, and nothing that has a name."""
+        """Pastes outlines of objects, filled with other backgrounds: a seam without a named object."""
         if not len(rows):
             return
         count = len(rows)
@@ -228,7 +228,7 @@ class _Drawing:
         self._over(rows, colours * alpha, alpha, named=False)
 
     def _objects(self, what: Tensor, rows: int, scales: tuple[float, float], spread: bool) -> Tensor:
-        """Objects where they will lie, premultiplied RGBA in [0, 1]; (rows, 4, side, side)."""
+        """Objects in their final places, premultiplied RGBA in [0, 1]; (rows, 4, side, side)."""
         matrix, offset, scale = self._place(rows, what, scales, spread)
         softer = (self._uniform(rows) < 0.15 * self.difficulty) * self._uniform(rows)
         levels = _levels(LARGEST / (scale * self.side), softer, len(self.scenes._objects))
@@ -237,7 +237,7 @@ class _Drawing:
         return layer
 
     def _over(self, rows: Tensor, colours: Tensor, alpha: Tensor, named: bool) -> None:
-        """Lays premultiplied colours over the images `rows`; what has no name hides what had one."""
+        """Lays premultiplied colours over the images `rows`. Unnamed things hide parts of named ones."""
         colours = torch.minimum(colours.clamp_min_(0), alpha)
         self.images[rows] = self.images[rows] * (1 - alpha) + colours
         cover = alpha[:, 0]
@@ -246,7 +246,7 @@ class _Drawing:
     # --- the camera ---------------------------------------------------------------------------------------------
 
     def _strength(self) -> float:
-        """How much light varies at this difficulty, in [0, 1]."""
+        """The variation of light at this difficulty, in [0, 1]."""
         return self.difficulty * self.scenes.style.light
 
     def _light(self, rows: int) -> Tensor:

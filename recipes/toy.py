@@ -1,7 +1,7 @@
 """Writes a small data set in the layouts of VOC 2012 and COCO: photographed objects pasted over photographs.
 
-The masks are exact, for they are the alpha that the objects were pasted with. The evaluation commands run on it in
-seconds, and anyone can make it from three Debian packages, with one version of Pillow the same to the byte:
+The masks are exact, because they are the alpha of the pasted objects. The evaluation commands run on it in seconds.
+Anyone can make it from three Debian packages; the same version of Pillow makes the same bytes:
 
     apt-get install tuxpaint-stamps-default plasma-workspace-wallpapers gnome-backgrounds
     python -m recipes.toy --out toy --images 24 --size 160 --seed 0
@@ -51,8 +51,7 @@ class Picture:
 def compose(objects: Objects, backgrounds: npt.NDArray[np.uint8], classes: list[str], seed: int) -> Iterator[Picture]:
     """A picture for each background, (count, 3, side, side): square, wide or tall, of one object or of two apart.
 
-    Scaled to a few pixels, a thin object may leave no pixel that is more than half covered: such a picture is drawn
-    again.
+    A thin object scaled to a few pixels may cover no pixel by more than half; such a picture is drawn again.
     """
     random = np.random.default_rng(seed)
     for background in backgrounds:
@@ -202,11 +201,11 @@ def save_jpeg(image: Image.Image, path: Path) -> None:
 
 
 def make(out: Path, pictures: Sequence[Picture], classes: Sequence[str]) -> None:
-    """Writes both layouts beside `out` and renames the whole, so that it is there complete or not at all."""
+    """Writes both layouts beside `out`, then renames the whole, so that it is complete or absent."""
     temporary = None
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise InputError(f"{out} is there already; remove it, or choose another place with --out")
+            raise InputError(f"{out} exists already; remove it, or choose another place with --out")
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
         write_voc(temporary / "VOC2012", pictures, classes)

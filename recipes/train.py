@@ -1,9 +1,9 @@
-"""Trains on composites, as the shipped weights were, by the labels of their objects alone.
+"""Trains on composites, as the shipped weights were trained, by the labels of their objects alone.
 
     python -m recipes.train --data photographs --out runs/photographs
     python -m recipes.train --data garments --model crate_pico --out runs/garments
 
-All other options, and what is written, are those of `whitebox-crate train`. Objects and backgrounds are those of Debian
+Other options, and the written files, are those of `whitebox-crate train`. Objects and backgrounds come from Debian
 packages: tuxpaint-stamps-default, plasma-workspace-wallpapers and gnome-backgrounds, or dataset-fashion-mnist.
 """
 
@@ -29,9 +29,9 @@ from whitebox_crate.training import Recipe, open_images
 
 
 def build_parser() -> Parser:
-    """What is trained on, and all that `whitebox-crate train` takes beside it."""
+    """The options: the data, and those of `whitebox-crate train`."""
     parser = Parser("python -m recipes.train", description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=positive, help="processor threads (default: PyTorch's choice)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="processor threads (default: PyTorch chooses)")
     add = parser.add_argument_group("data").add_argument
     add("--data", choices=("photographs", "garments"), default="photographs", help="objects (%(default)s)")
     add("--backgrounds", nargs="+", type=Path, default=[], metavar="FOLDER", help="more pictures behind photographs")
@@ -40,7 +40,7 @@ def build_parser() -> Parser:
 
 
 def train_composites(options: argparse.Namespace) -> int:
-    require("accelerate", "train")  # or its lack would be told after the data are read
+    require("accelerate", "train")  # say that it is missing before the data are read
     preset = options.preset or "composites"
     recipe = chosen_recipe(options, preset)
     if options.backgrounds and options.data != "photographs":
@@ -67,7 +67,7 @@ def composites(data: str, recipe: Recipe, more_backgrounds: Sequence[Path] = ())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; 0, or 1 after an error, whose message is on stderr."""
+    """Runs the command. Returns 0, or 1 after an error, with the message on stderr."""
     return answer(train_composites, build_parser().parse_args(arguments))
 
 

@@ -127,7 +127,7 @@ class TestToy:
     ) -> None:
         words = ["--images", "2", "--size", "32", *write_sources(tmp_path)]
         before = files_of(toy)
-        with pytest.raises(InputError, match="is there already"):
+        with pytest.raises(InputError, match="exists already"):
             make.main(["--out", str(toy), *words])
         assert files_of(toy) == before
 

@@ -1,1 +1,1 @@
-"""Does segmentation emerge at a small scale, and in which network: docs/emergence.md says what was found."""
+"""Does segmentation emerge at a small scale, and in which network? docs/emergence.md has the results."""

@@ -63,16 +63,16 @@ def average_precision(maps: Tensor, shares: Tensor) -> Tensor:
 
 
 def best_cut_iou(maps: Tensor, shares: Tensor) -> Tensor:
-    """IoU at the threshold that suits the map best: what a map would reach if the right one were known.
+    """IoU at the best threshold of each map: its score if the right threshold were known.
 
-    Arguments and result as of `average_precision`.
+    For arguments and result see `average_precision`.
     """
     gained, found, taken = _cuts(maps, shares)
     return (found / (taken + gained.sum(-1, keepdim=True) - found)).amax(-1)
 
 
 def peak_inside(maps: Tensor, shares: Tensor) -> Tensor:
-    """The pointing game: how much of the patch where the map peaks is object, float (...).
+    """The pointing game: the share of object in the patch where the map peaks, float (...).
 
     It is the chance that a pixel drawn from that patch, or from all that share the peak, is of the object. Arguments
     as of `average_precision`.
@@ -82,7 +82,7 @@ def peak_inside(maps: Tensor, shares: Tensor) -> Tensor:
 
 
 def ious(maps: Tensor, masks: Tensor, rule: Rule) -> Tensor:
-    """IoU with (..., height, width) of the mask that a rule makes of (..., rows, columns); leading ones broadcast.
+    """IoU of the mask that a rule makes of maps (..., rows, columns), with masks (..., height, width).
 
     Beside the rules of `attention_masks`, "log" keeps what is above the mean of the logarithms, which a few high peaks
     do not raise, and "best" is `best_cut_iou`.
@@ -100,7 +100,7 @@ def above_mean(maps: Tensor) -> Tensor:
 
 
 def all_measures(maps: Tensor, masks: Tensor) -> dict[str, Tensor]:
-    """Every measure by name: maps (..., rows, columns) against masks (..., height, width); leading ones broadcast."""
+    """Every measure by name, for maps (..., rows, columns) and masks (..., height, width)."""
     shares = shares_of(masks, maps.shape[-2:])
     return {
         **{f"iou_{rule}": ious(maps, masks, rule) for rule in RULES},
@@ -111,7 +111,7 @@ def all_measures(maps: Tensor, masks: Tensor) -> dict[str, Tensor]:
 
 
 def trivial_maps(images: Tensor, grid: tuple[int, int], seed: int = 0) -> dict[str, Tensor]:
-    """Maps that take no model, (batch, rows, columns) each, of images (batch, channels, height, width) in [0, 1].
+    """Baseline maps without a model, (batch, rows, columns) each, of images (batch, channels, height, width), 0 to 1.
 
     - "all ones": everything is object.
     - "centred box": the patches around the middle.
@@ -134,7 +134,7 @@ def trivial_maps(images: Tensor, grid: tuple[int, int], seed: int = 0) -> dict[s
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Mean and half the width of its interval by Student's t; nan for the latter of one value."""
+    """Mean and half the width of its interval by Student's t; for one value the latter is nan."""
     if len(values) < 2:
         return fmean(values), float("nan")
     return fmean(values), student_t(confidence, len(values) - 1) * stdev(values) / sqrt(len(values))

@@ -55,7 +55,7 @@ ROWS = {"AP, best head": "average_precision", "IoU, mean, best head": "iou_mean"
 
 
 def draw_layers(results: Record, data: str) -> Any:
-    """What grows or falls with depth: the mean over seeds as a line, their range as a band."""
+    """Draws quantities by layer: the mean over seeds as a line, their range as a band."""
     from matplotlib.figure import Figure
 
     panels: dict[str, Callable[[Record], Sequence[float]]] = {
@@ -77,7 +77,7 @@ def draw_layers(results: Record, data: str) -> Any:
 
 
 def draw_training(results: Record, data: str) -> Any:
-    """Maps as training goes on: by images, by time on one core, and against accuracy. A line each run."""
+    """Draws scores during training: by images, by time on one core, and by accuracy. One line per run."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 6.5), layout="constrained")
@@ -185,7 +185,7 @@ def composites(data: str, count: int = 6) -> Batch:
 
 
 def as_pictures(batch: Batch) -> dict[str, Any]:
-    """Images of a batch for the eye, by number."""
+    """Images of a batch as pictures, by number."""
     from PIL.Image import fromarray
 
     pixels = (batch.images * 255).round().byte().permute(0, 2, 3, 1).numpy()

@@ -1,4 +1,4 @@
-"""Which networks are trained on what, and how long: the runs of the emergence study."""
+"""The runs of the emergence study: networks, data and lengths."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ FAMILY = (
 
 @dataclass(frozen=True)
 class Scale:
-    """What all runs on one kind of data share: the shape of the networks, of the training and of the measuring.
+    """The settings that all runs on one kind of data share: networks, training and measuring.
 
     Attributes:
         model: Options of every variant.
@@ -95,7 +95,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Sources:
-    """Where composites come from.
+    """The source of composites.
 
     Attributes:
         training: What the networks learn.
@@ -151,7 +151,7 @@ def sources(data: str) -> Sources:
 
 
 def make_model(run: Run) -> ImageTransformer:
-    """The network of a run as it is before training."""
+    """The network of a run before training."""
     torch.manual_seed(run.seed)
     name, options = VARIANTS[run.variant]
     model: ImageTransformer = create_model(
@@ -180,7 +180,7 @@ def start_like_crate(model: ImageTransformer) -> None:
 SEEDS = (0, 1, 2)
 STEPS = {"garments": 1000, "photographs": 2000, "large": 20_000}
 TUNING_SEED, TUNING_STEPS = 100, {"garments": 300, "photographs": 2000, "large": 5000}
-SLOW_TUNING = {"crate_tied": 1000}  # steps of what names no more than by chance after `TUNING_STEPS`, at any rate
+SLOW_TUNING = {"crate_tied": 1000}  # steps for variants that are still at chance after `TUNING_STEPS` at any rate
 GRID = {
     "garments": (2e-4, 4e-4, 8e-4, 1.6e-3),
     "photographs": (2e-4, 4e-4, 8e-4),

@@ -1,4 +1,4 @@
-"""The emergence study: trains each variant on labels alone, measures where its attention looks, and keeps one record.
+"""The emergence study: trains each variant on labels alone, measures its attention, and keeps one record.
 
     python -m studies.emergence.study list
     python -m studies.emergence.study run --out RUNS --only 'garments-*'
@@ -42,7 +42,7 @@ RESULTS = Path(__file__).with_name("results.json")
 
 
 def execute(run: Run, source: Sources, folder: Path, workers: int = 0) -> dict[str, Any]:
-    """Trains and measures a run, from wherever an earlier call was stopped; returns its record, written whole."""
+    """Trains and measures a run, resuming an earlier call. Returns its record, which is written whole."""
     record = folder / "record.json"
     if record.exists():
         return _read(record)
@@ -97,7 +97,7 @@ def draw(source: Composites, images: int, size: int, seed: int) -> list[Batch]:
 
 @torch.inference_mode()
 def look(model: ImageTransformer, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
-    """Which images are named right, bool (images,), and where [CLS] looks, (images, layers, heads + 1, rows, columns).
+    """Images named correctly, bool (images,), and [CLS] attention, (images, layers, heads + 1, rows, columns).
 
     The layers are those in which [CLS] looks; the last of the heads is the mean of the others.
     """
@@ -117,18 +117,18 @@ def look(model: ImageTransformer, batches: Sequence[Batch]) -> tuple[Tensor, Ten
 
 
 def _seen(batch: Batch, model: ImageTransformer) -> Tensor:
-    """What the network is shown, on its device: training leaves it on the GPU if there is one."""
+    """The input of the network, on its device. (Training leaves it on the GPU if there is one.)"""
     return normalize(batch.images, model).to(model.cls_token.device)
 
 
 def masks_of(batch: Batch) -> Tensor:
-    """Where the objects are, bool (batch, height, width): composites say it."""
+    """The masks of the objects, bool (batch, height, width), from the composites."""
     assert batch.masks is not None
     return batch.masks
 
 
 def accuracy(model: ImageTransformer, source: Sources, size: int, images: int) -> dict[str, Any]:
-    """The share of images whose object is named."""
+    """The share of images whose object is named correctly."""
     model.eval()
     hits, _ = look(model, draw(source.naming, images, size, seed=10_001))
     model.train()
@@ -173,7 +173,7 @@ def measure(model: ImageTransformer, source: Sources, size: int, images: int) ->
 
 
 def inner(model: ImageTransformer, source: Sources, size: int, images: int) -> dict[str, Any]:
-    """What is behind the maps, by layer: MaskCut on the features, coding rate and sparsity."""
+    """The states behind the maps, by layer: MaskCut on the features, coding rate and sparsity."""
     model.eval()
     scoring = draw(source.scoring, images, size, seed=10_003)
     inputs = [_seen(batch, model) for batch in scoring]
@@ -206,7 +206,7 @@ def _scores(maps: Tensor, batches: Sequence[Batch]) -> dict[str, Tensor]:
 
 
 def _units(source: Sources, batches: Sequence[Batch]) -> Tensor:
-    """What an interval is over: the object of each image, or the image."""
+    """The units of an interval: the object of each image, or the image."""
     labels = torch.cat([batch.labels for batch in batches])
     return labels if source.group_by_object else torch.arange(len(labels))
 
@@ -220,7 +220,7 @@ def _by_layer(values: Tensor, units: Tensor) -> list[list[float]]:
 
 
 def trivial(source: Sources, scale: Scale) -> dict[str, Any]:
-    """Every measure of what takes no network, and of the exact mask on the same grid: the most there is to reach."""
+    """Every measure of baselines without a network, and of the exact mask on the same grid, the best possible map."""
     size, patch = scale.model["img_size"], scale.model["patch_size"]
     scoring = draw(source.scoring, scale.images, size, seed=10_003)
     images, masks = torch.cat([b.images for b in scoring]), torch.cat([masks_of(b) for b in scoring])
@@ -238,7 +238,7 @@ def trivial(source: Sources, scale: Scale) -> dict[str, Any]:
 
 
 def tuned(run: Run, out: Path) -> Run | None:
-    """The run with its learning rate; None as long as the tuning of its variant on its data is not done."""
+    """The run with its learning rate; None until the tuning of its variant on its data is done."""
     if run.learning_rate is not None:
         return run
     asked = ("tuning", run.data, run.variant)
@@ -294,7 +294,7 @@ def step_ms(data: str, rounds: int = 25) -> dict[str, float]:
 
 
 def collect(out: Path) -> dict[str, Any]:
-    """All records that are there, in the order of the table, and what they share."""
+    """All existing records, in the order of the table, and their common facts."""
     records = [_read(path) for run in table() if (path := out / run.name / "record.json").exists()]
     kinds = dict.fromkeys(record["data"] for record in records)
     return {

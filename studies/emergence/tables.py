@@ -1,4 +1,4 @@
-"""The tables of docs/emergence.md: what is read from a record, and the means and intervals over seeds."""
+"""The tables of docs/emergence.md: numbers of a record, and means and intervals over seeds."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def one_map(measure: str) -> Reading:
 
 
 def best_by_layer(measure: str) -> Callable[[Record], list[float]]:
-    """By layer, the best head of each image."""
+    """The score of the best head of each image, by layer."""
     return lambda record: [mean for mean, _ in layers_of(record, measure)["best_head"]]
 
 
 def best_head(measure: str) -> Reading:
-    """The best head of each image, in the layer where that is best."""
+    """The score of the best head of each image, in the layer where it is best."""
     return lambda record: max(best_by_layer(measure)(record))
 
 
@@ -123,7 +123,7 @@ OF_GARMENTS = ("CRATE, at 0.0008", "ViT, at 0.0008")  # on photographs, at the r
 
 
 def groups(results: Record, data: str) -> dict[str, list[Record]]:
-    """The runs of every network and control by what they are called, untrained ones too, as far as they are there."""
+    """The existing runs of every network and control by name, with untrained ones."""
     found = {NAMES[variant]: select(results, "main", data, variant) for variant in COMPARED}
     found[LONGER] = select(results, "longer", data, "crate")
     found[HALF] = select(results, "half", data, "vit")
@@ -144,7 +144,7 @@ def untrained(results: Record, data: str, variant: str) -> list[Record]:
 
 
 def cell(values: Sequence[float | None], digits: int = 3, null: float | None = None) -> str:
-    """Mean over seeds, and half the width of its 95% interval; bold where that excludes `null`."""
+    """Mean over seeds, and half the width of its 95% interval; bold if the interval excludes `null`."""
     known = [value for value in values if value is not None]
     if not known:
         return "–"
@@ -154,7 +154,7 @@ def cell(values: Sequence[float | None], digits: int = 3, null: float | None = N
 
 
 def main_table(results: Record, data: str, kind: str) -> str:
-    """Every variant after training, the two ends before it, and what takes no network."""
+    """Every variant after training, CRATE and ViT before training, and baselines without a network."""
     readings = READINGS[kind]
     rows = [["", "seeds", *readings]]
     for name, found in groups(results, data).items():
@@ -175,7 +175,7 @@ COMPARISONS = (
 
 
 def paired_table(results: Record, data: str, kind: str, ratio: bool) -> str:
-    """Two at a time, seed by seed, which share their data: the first minus the second, or over it."""
+    """Pairs of runs with the same data, seed by seed: the first minus the second, or divided by it."""
     readings, digits, null = READINGS[kind], 2 if ratio else 3, 1 if ratio else 0
     rows, of = [["", "seeds", *readings]], groups(results, data)
     for first, second in COMPARISONS:
@@ -192,14 +192,14 @@ def paired(firsts: Sequence[Record], seconds: Sequence[Record]) -> list[tuple[Re
 
 
 def compared(pairs: Sequence[tuple[Record, Record]], read: Reading, ratio: bool = False) -> list[float]:
-    """The first minus the second of each pair, or over it unless that is zero, where both have the value."""
+    """The first minus the second of each pair, or divided by it unless it is zero, if both have the value."""
     read_pairs = [(read(first), read(second)) for first, second in pairs]
     known = [(a, b) for a, b in read_pairs if a is not None and b is not None]
     return [a / b for a, b in known if b] if ratio else [a - b for a, b in known]
 
 
 def equal_accuracy_table(results: Record, data: str) -> str:
-    """CRATE at the end against each other network at the point where it named about as much, on the points' images."""
+    """CRATE at the end against each other network at its point of nearest accuracy, on the points' images."""
     readings, of = READINGS["best head"], groups(results, data)
     rows = [["", "seeds", "step of the second", *readings]]
     for first, second in (*(("CRATE", other) for other in ("ViT", "CRATE-MLP", "CRATE-MHSA")), (LONGER, "ViT")):
@@ -212,12 +212,12 @@ def equal_accuracy_table(results: Record, data: str) -> str:
 
 
 def _nearest(points: Sequence[Record], end: Record) -> Record:
-    """The point of a training at which it named most nearly as many."""
+    """The point of a training with the nearest accuracy."""
     return min(points, key=lambda point: abs(point["accuracy"] - end["accuracy"]))
 
 
 def layer_table(results: Record, data: str) -> str:
-    """By layer: means over seeds; and how much more there is in the last layer than in the first."""
+    """Means over seeds by layer, and the difference between the last layer and the first."""
     kinds = {
         "best head, AP": best_by_layer("average_precision"),
         **{f"best head, IoU, {rule}": best_by_layer(f"iou_{rule}") for rule in ("mean", "mass", "entries")},
@@ -237,7 +237,7 @@ def layer_table(results: Record, data: str) -> str:
 
 
 def budget_table(results: Record, data: str) -> str:
-    """What each variant cost."""
+    """The cost of each variant."""
     rows = [["", "seeds", "parameters", "learning rate", "steps", "images seen", "MFLOPs an image", "CPU seconds"]]
     for part, called in (("main", NAMES), ("half", {"vit": HALF}), ("longer", {"crate": LONGER})):
         for variant, name in called.items():
@@ -272,7 +272,7 @@ def tuning_table(results: Record, data: str, variants: Sequence[str] = (*COMPARE
 
 
 def why_table(results: Record, data: str, differences: bool = False) -> str:
-    """CRATE with one thing changed, beside CRATE as it is or less it, seed by seed."""
+    """CRATE with one thing changed, beside unchanged CRATE or minus it, seed by seed."""
     as_it_is, changed = select(results, "main", data, "crate"), select(results, "why", data, "crate")
     readings, kinds = READINGS["best head"], dict.fromkeys(_options_of(run) for run in changed)
     rows = [["CRATE with", "seeds", *([] if differences else ["parameters"]), *readings]]
@@ -292,7 +292,7 @@ def _options_of(run: Record) -> str:
 
 
 def family(results: Record, data: str) -> dict[str, list[Record]]:
-    """The runs of the family by what they are called, as far as they are there."""
+    """The existing runs of the family, by name."""
     found = {NAMES[variant]: select(results, "family", data, variant) for variant in FAMILY}
     for variant in FAMILY:
         for run in select(results, "halved", data, variant):
@@ -301,7 +301,7 @@ def family(results: Record, data: str) -> dict[str, list[Record]]:
 
 
 def family_table(results: Record, data: str) -> str:
-    """What each network of the family costs, and what its best head finds."""
+    """The cost of each network of the family, and the scores of its best head."""
     readings = READINGS["best head"]
     rows = [["", "seeds", "parameters", "learning rate", "MFLOPs an image", "ms a step", *readings]]
     for name, runs in family(results, data).items():
@@ -313,7 +313,7 @@ def family_table(results: Record, data: str) -> str:
 
 
 def family_differences(results: Record, data: str) -> str:
-    """Each network of the family less CRATE, seed by seed."""
+    """Each network of the family minus CRATE, seed by seed."""
     readings, of = READINGS["best head"], family(results, data)
     rows = [["", "seeds", *readings]]
     for name, runs in of.items():
@@ -324,7 +324,7 @@ def family_differences(results: Record, data: str) -> str:
 
 
 def family_layers(results: Record, data: str) -> str:
-    """By layer in which [CLS] looks: means over seeds of the best head of each image."""
+    """The best head of each image, means over seeds, by layer with [CLS] attention."""
     measures = {"IoU, mean": "iou_mean", "IoU, best cut": "iou_best", "AP": "average_precision"}
     of = family(results, data)
     last = max((max(runs[0]["layers"]) for runs in of.values()), default=0)
@@ -339,7 +339,7 @@ def family_layers(results: Record, data: str) -> str:
 
 
 def state_table(results: Record, data: str) -> str:
-    """How much of the study there is, and what it was made with."""
+    """The number of finished runs, and the versions that made them."""
     seconds = sum(run["cpu_seconds"] for run in results["runs"] if run["data"] == data)
     parts = tuple(dict.fromkeys(run.part for run in table()))
     made = {part: [run for run in results["runs"] if (run["part"], run["data"]) == (part, data)] for part in parts}

@@ -107,14 +107,14 @@ def check_classes(classes: Sequence[Path]) -> None:
 
 
 def _usual_among(names: Iterable[str]) -> dict[str, str]:
-    """The folders named like splits, and their meaning. Names with a prefix (seg_train) count only if two splits are named."""
+    """The folders named like splits, and their meaning. Prefixed names (seg_train) count only with several splits."""
     spelt = {name: match for name in names if (match := _SPELT.fullmatch(name.lower()))}
     several = len({USUAL[match["name"]] for match in spelt.values()}) > 1
     return {name: USUAL[match["name"]] for name, match in spelt.items() if several or not match["prefix"]}
 
 
 def _innermost(folder: Path) -> Path:
-    """The inner folder if a folder holds only a folder of its name (seg_train/seg_train, as in archives); else itself."""
+    """The inner folder if a folder holds only one of its name (seg_train/seg_train, as in archives); else itself."""
     inner = folders_in(folder)
     same = len(inner) == 1 and inner[0].name.lower() == folder.name.lower() and any(folders_in(inner[0]))
     return _innermost(inner[0]) if same else folder
