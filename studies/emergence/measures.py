@@ -75,7 +75,7 @@ def peak_inside(maps: Tensor, shares: Tensor) -> Tensor:
     """The pointing game: the share of object in the patch where the map peaks, float (...).
 
     It is the chance that a pixel drawn from that patch, or from all that share the peak, is of the object. Arguments
-    as of `average_precision`.
+    see `average_precision`.
     """
     peak = maps == maps.amax((-2, -1), keepdim=True)
     return (peak * shares).sum((-2, -1)) / peak.sum((-2, -1))

@@ -1,4 +1,4 @@
-"""The operators of a layer, and whether their modules are those that the equations mean."""
+"""The operators of a layer, and checks that their modules are those of the equations."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ..layers.plain import oddity
 from ..models import Block, ImageTransformer
 from ..models._wrappers import unwrap
 
-# Attention with heads whose weights say which subspaces, or keys, they have.
+# Attention whose weights show the subspaces, or the keys, of its heads.
 Heads: TypeAlias = MSSA | MHSA | CBSA | TSSA
 
 
 def refuse_folded(core: ImageTransformer) -> None:
-    """Weights of a folded model, and what its norms give, are not those of the equations: nothing here reads them.
+    """Refuses a folded model, whose weights and norms are not those of the equations.
 
     Raises:
         InputError: If the model is folded.
@@ -32,7 +32,7 @@ def refuse_folded(core: ImageTransformer) -> None:
 
 
 def require_plain(owner: nn.Module, name: str, *kinds: type[nn.Module], pre_hooks: bool = True) -> None:
-    """Raises InputError unless the weights of a module say all that it computes; arguments as of `oddity`."""
+    """Raises InputError unless a module's weights fully describe it. For the arguments see `oddity`."""
     module = unwrap(getattr(owner, name))
     odd = oddity(module, *kinds, pre_hooks=pre_hooks)
     if odd:
@@ -44,13 +44,13 @@ def require_plain(owner: nn.Module, name: str, *kinds: type[nn.Module], pre_hook
 
 
 def measured_layers(core: Readable, layers: int | Sequence[int] | None) -> list[int]:
-    """Layers as in `capture`; of None those of `blocks`, all of which see the same tokens.
+    """Layers as in `capture`. None means those of `blocks`, which all see the same tokens.
 
-    They are all layers of all models but ToST, whose class attention comes after them, and all of a `Backbone`.
+    These are all layers, except ToST's class attention, which comes after them; and all layers of a `Backbone`.
 
     Raises:
         UnknownNameError: If a layer does not exist.
-        InputError: If `layers` are no layers.
+        InputError: If `layers` is not a list of layers.
     """
     if layers is None and isinstance(core, ImageTransformer):
         return list(range(len(core.blocks)))
@@ -58,10 +58,10 @@ def measured_layers(core: Readable, layers: int | Sequence[int] | None) -> list[
 
 
 def stacked(parts: Sequence[Tensor], layers: Sequence[int]) -> Tensor:
-    """What was found in each layer, along dimension 1.
+    """Stacks results of each layer along dimension 1.
 
     Raises:
-        InputError: If the layers do not have as many tokens.
+        InputError: If the layers have different numbers of tokens.
     """
     shapes = [tuple(part.shape) for part in parts]
     if len(set(shapes)) > 1:
@@ -97,7 +97,7 @@ def subspaces_of(block: Block, name: str = "the layer") -> Heads:
 
 
 def projected(attention: Heads, x: Tensor) -> Tensor:
-    """What attention projects its input to: w of each head, the keys of MHSA, (batch, heads, tokens, head_dim).
+    """The projections of attention: w of each head (in MHSA, the keys), (batch, heads, tokens, head_dim).
 
     Args:
         attention: The operator.
@@ -110,7 +110,7 @@ def projected(attention: Heads, x: Tensor) -> Tensor:
 
 
 def coder_of(block: nn.Module) -> ISTA | ODL | None:
-    """The sparse coding of a layer, if it has one; none of a folded layer, which has no dictionary any more."""
+    """The sparse coding of a layer, if it has one. (A folded layer has no dictionary any more.)"""
     return next((module for module in block.modules() if isinstance(module, ISTA | ODL)), None)
 
 
@@ -118,7 +118,7 @@ def plain_coder(block: nn.Module) -> ISTA | ODL | None:
     """The sparse coding of a layer, if it has one, to read its dictionary.
 
     Raises:
-        InputError: If it is not ISTA or ODL as it is, or only a part of what codes.
+        InputError: If it is not plain ISTA or ODL, or is only a part of the coding.
     """
     coder = coder_of(block)
     if coder is None:
@@ -148,10 +148,10 @@ def key_weights(attention: Heads) -> Tensor:
 
 
 def output_weights(attention: Heads) -> Tensor:
-    """The output projection by head, (dim, heads, head_dim), whatever hooks make of what goes into it.
+    """The output projection by head, (dim, heads, head_dim). Hooks on its input are ignored.
 
     Raises:
-        InputError: If it is not a plain Linear where there is one, or the identity where there is none.
+        InputError: If it is neither a plain Linear nor (without a projection) the identity.
     """
     projects = attention.projects if isinstance(attention, MSSA) else True
     require_plain(attention, "proj", nn.Linear if projects else nn.Identity, pre_hooks=False)
@@ -165,10 +165,10 @@ def output_weights(attention: Heads) -> Tensor:
 
 
 def output_scale(core: ImageTransformer, index: int) -> Tensor | float:
-    """What LayerScale multiplies the output of a layer's attention with, detached, (dim,); 1 if there is none.
+    """The LayerScale of a layer's attention, detached, (dim,); 1 if there is none.
 
     Raises:
-        InputError: If something else stands in its place.
+        InputError: If another module takes its place.
     """
     block = block_of(core, index)
     if not hasattr(block, "ls1"):

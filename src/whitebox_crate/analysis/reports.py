@@ -1,4 +1,4 @@
-"""report: one page of HTML with what a model computes, what its layers do to pictures, and what its heads look at."""
+"""report: one page of HTML with a model's equations, the effect of its layers on pictures, and its attention."""
 
 from __future__ import annotations
 
@@ -87,22 +87,21 @@ def report(
     confidence: float = 0.95,
     progress: Callable[[str], object] | None = None,
 ) -> str:
-    """Measures a model on pictures, and writes all of it as one page.
+    """Measures a model on pictures, and writes the results as one page.
 
-    The page holds its pictures and asks nothing of a network; it has no scripts. On it: facts of the model; what was
-    found, in a sentence for each claim; the curves and the table of `layerwise_analysis`; the verdicts of
-    `verify_descent`; [CLS] attention of all heads of the model's `default_layer`; `subspace_report`; and `explain`.
+    The page holds its pictures, works offline and has no scripts. It has facts of the model; the findings, in a
+    sentence for each claim; the curves and the table of `layerwise_analysis`; the verdicts of `verify_descent`; [CLS]
+    attention of all heads of the model's `default_layer`; `subspace_report`; and `explain`.
 
     Args:
-        model: A model of this package, in evaluation mode; with `dynamic_img_size`, unless all pictures come to have
-            its size.
-        photos: A name and a Pillow image each; read once, and not held.
-        title: The heading; the model's architecture if it is empty.
+        model: A model of this package, in evaluation mode; with `dynamic_img_size`, unless all pictures get its size.
+        photos: Names and Pillow images; read once and not kept.
+        title: The heading; the model's architecture if empty.
         short_side: Shorter side of the pictures for the model, pixels; see `resize_to_grid`; `best_short_side` of
             the model if None.
-        shown: Of how many pictures, from the first on, the page has head maps. All are measured.
-        confidence: Of the intervals, in (0, 1).
-        progress: Takes lines on progress; to stderr if None.
+        shown: Number of pictures, from the first on, whose head maps are shown. All are measured.
+        confidence: Confidence of the intervals, in (0, 1).
+        progress: Gets lines on progress; stderr if None.
 
     Returns:
         The page, HTML; to be written as UTF-8.
@@ -142,7 +141,7 @@ def report(
 
 
 class _Shown(NamedTuple):
-    """A picture that the page shows: its name, a small copy, and what the model takes."""
+    """A picture on the page: its name, a small copy, and its tensor for the model."""
 
     name: str
     thumbnail: Image
@@ -150,7 +149,7 @@ class _Shown(NamedTuple):
 
 
 class _Batches:
-    """The pictures as batches of one size each; of all of them but the first ones, only their sizes are kept."""
+    """The pictures as batches of one size each. Only the first pictures are kept; of the others, only their sizes."""
 
     def __init__(
         self, model: ImageTransformer, photos: Iterable[tuple[str, Image]], short_side: int | None, shown: int

@@ -1,4 +1,4 @@
-"""Checkpoint files, whoever wrote them: told by their content, read whole, and nothing in them is run."""
+"""Reads checkpoint files of any origin: tells the kind by the content, reads all of it, and runs nothing in it."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ _MISTAKEN = {
 
 
 def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
-    """What a safetensors, `torch.save` or `numpy.savez` file holds, or those that an index (.index.json) names.
+    """Reads a safetensors, `torch.save` or `numpy.savez` file, or the files of an index (.index.json).
 
-    The kind is told by the content, whatever the file is called; but what is called safetensors is that or refused.
-    Nothing in the file is run: the pickle of a torch file is followed by `convert.pickles`, which calls nothing. What
-    is no tensor (counters, text, settings) is left out, and so are the optimizer's states in a JAX file.
+    The content shows the kind of file, not the name; but a file named .safetensors must be safetensors. Nothing in the
+    file is run: `convert.pickles` reads the pickle of a torch file and calls nothing. Values that are not tensors
+    (counters, text, settings) are left out, and so are the optimizer's states in a JAX file.
 
     Args:
         path: The file.
-        mmap: Whether tensors of a safetensors file are the file itself, read from disk as they are used and shared by
-            processes, rather than a copy in memory. It must not be written to while they are used.
+        mmap: Whether to map a safetensors file instead of copying it to memory: it is read from disk on use and shared
+            by processes. It must not be written to while its tensors are used.
 
     Returns:
         Name -> tensor on the CPU, or a dict of the same kind, nested as in the file.
 
     Raises:
-        WeightsError: If the file is missing, of another kind, damaged, made to do harm, or written to while it is
-            read; it says what to do.
+        WeightsError: If the file is missing, of another kind, damaged, harmful, or written to while it is read; the
+            message says what to do.
 
     Example:
         >>> torch.save({"state_dict": create_model("crate_nano").state_dict(), "epoch": 3}, "checkpoint.pth")
@@ -63,14 +63,14 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
         raise WeightsError(f"{path} {error}") from error.__cause__
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error}); check its permissions, or {AGAIN}") from error
-    except Exception as error:  # decoders meet hostile bytes with anything: KeyError, MemoryError, struct.error
+    except Exception as error:  # decoders raise any error on hostile bytes: KeyError, MemoryError, struct.error
         said = str(error).split("\n")[0][:500] or type(error).__name__
         raise WeightsError(f"{path} is damaged or not what it seems ({said}); {AGAIN}") from error
 
 
 @contextmanager
 def _unchanged(file: IO[bytes], path: Path | None) -> Iterator[None]:
-    """Fails if the file was written to inside the block, or, where a path is given, another came in its place there."""
+    """Fails if the file was written to inside the block, or (with a path) was replaced by another."""
 
     def state(of: int | Path) -> tuple[int, ...]:
         found = os.stat(of)
@@ -105,7 +105,7 @@ def _read(file: io.BufferedReader, path: Path, mmap: bool) -> dict[str, Any]:
 
 
 def _read_parts(index: Path, mmap: bool) -> dict[str, Any]:
-    """The tensors of all files that an index names, as transformers writes weights that are large."""
+    """The tensors of all files of an index, as transformers writes large weights."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(part, str) for part in weight_map.values()):
         raise WeightsError(f"has no 'weight_map' from names to files; {AGAIN}")

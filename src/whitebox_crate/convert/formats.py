@@ -1,4 +1,4 @@
-"""The naming schemes of other people's checkpoints, as data."""
+"""The naming schemes of checkpoints of other projects, as data."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-# Under which names training scripts keep weights, as a dict or before each name with a dot: Lightning's "model." and
-# "net.", DeepSpeed's and AveragedModel's "module". Of DINO's two networks the teacher is the one to use.
+# Names under which training scripts keep weights, as a dict or as a prefix with a dot: Lightning's "model." and "net.",
+# DeepSpeed's and AveragedModel's "module". DINO has two networks; the teacher is the one to use.
 WRAPPERS = (
     *("state_dict", "model", "model_state_dict", "net", "module", "teacher", "params"),
     *("state_dict_ema", "model_ema", "ema", "ema_model"),
 )
-# What DINO's heads, JAX, and data parallelism inside of the first put before every name.
+# Prefixes that DINO's heads, JAX, and data parallelism inside of the first put before every name.
 PREFIXES = ("backbone.", "params/", "module.")
-# What torch.compile, FSDP and activation checkpointing put before the names of a module that they wrap, anywhere.
+# Marks that torch.compile, FSDP and activation checkpointing put before the names of wrapped modules, anywhere.
 WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 @dataclass(frozen=True)
 class Format:
-    """A naming scheme; in names, # is the number of a layer, ? of a group of layers, * weight or bias, ** anything.
+    """A naming scheme. In names, # is the number of a layer, ? of a group of layers, * weight or bias, ** anything.
 
-    Our names have no groups: what stands for ? is left out of them.
+    Names of this package have no groups, so ? has no part in them.
 
     Attributes:
-        name: What it is called.
+        name: Name of the scheme.
         marks: Names that only this scheme has.
-        names: Their name -> ours; "" for what has no counterpart, {norm} for the last norm. None if all are ours.
+        names: Their name -> ours; "" without a counterpart, {norm} for the last norm. None if all names are ours.
         axes: Their name -> how the axes change (einops).
         options: Options that every model of this scheme needs.
     """
@@ -44,7 +44,7 @@ JAX_PROJ = "Transformer/encoderblock_#/MultiHeadDotProductSubspaceAttention_0/pr
 JAX_OUT = "Transformer/encoderblock_#/MultiHeadDotProductSubspaceAttention_0/out/kernel"
 CRATE, TWO_PART = "CRATE", "CRATE with a two-part head"
 DINOV2, IN_TRAINING = "DINOv2", "DINO or DINOv2 in training"
-# What official CRATE and CRATE-alpha have in common.
+# Names that official CRATE and CRATE-alpha share.
 _CRATE_NAMES = {
     "cls_token": "cls_token",
     "pos_embedding": "pos_embed",
@@ -55,7 +55,7 @@ _CRATE_NAMES = {
     "mlp_head.0.*": "{norm}.*",
     "mlp_head.1.*": "head.*",
 }
-# The first format of which a mark is among the names is that of the file.
+# The file has the first format with a mark among the names.
 FORMATS = (
     Format(  # github.com/UCSC-VLAA/CRATE-alpha, models/crate.py
         "CRATE-alpha (JAX)",

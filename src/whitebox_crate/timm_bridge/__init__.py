@@ -1,7 +1,7 @@
 """This package's models by timm's `create_model`: `import whitebox_crate.timm_bridge` registers them with timm.
 
-Nothing else here imports timm. Names that timm has itself, as `vit_base_patch16_224`, stay timm's. A model that is made
-this way is what `whitebox_crate.create_model` makes, weights, tags, folders and `features_only` included.
+Nothing else in the package imports timm. Names that timm has itself, such as `vit_base_patch16_224`, stay timm's. The
+models equal those of `whitebox_crate.create_model`, with weights, tags, folders and `features_only`.
 `python -m whitebox_crate.timm_bridge train.py ...` runs a script of timm's with the models registered.
 """
 
@@ -27,7 +27,7 @@ __all__: list[str] = []  # timm adds the names of the models
 
 
 def _entrypoint(entry: Entry) -> Callable[..., nn.Module]:
-    """What timm calls to make a model."""
+    """The function that timm calls to make a model."""
 
     def make(
         pretrained: bool = False,
@@ -58,7 +58,7 @@ def _entrypoint(entry: Entry) -> Callable[..., nn.Module]:
 
 
 def _folder(cfg: Mapping[str, Any], cache_dir: str | Path | None) -> tuple[str, Mapping[str, Any]]:
-    """The name of a folder, here or on the Hub, and the options that are saved in it."""
+    """The name of a local or Hub folder, and the options that are saved in it."""
     if cfg["source"] == "local-dir":
         return f"{LOCAL}{cfg['file']}", hub.read_config(cfg["file"]).options
     repo_id, _, revision = cfg["hf_hub_id"].partition("@")
@@ -71,13 +71,13 @@ def _facts(entry: Entry, tag: str) -> PretrainedCfg:
 
 
 def _changed(cfg: PretrainedCfg, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Which of the facts were given another value, in the names of this package."""
+    """The facts that were given another value, in the names of this package."""
     names = {fact.name for fact in fields(cfg)}
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     if given.get("hf_hub_filename"):
         given["file"] = given["hf_hub_filename"]
     changed = {key: value for key, value in given.items() if key in names and value and value != cfg[key]}
-    if Path(changed.get("file", "")).is_file():  # goes before other sources, of which nothing else is true of it
+    if Path(changed.get("file", "")).is_file():  # a local file wins, and no other facts about the source apply to it
         changed = {**dict.fromkeys(("hf_hub_id", "url", "revision", "sha256"), ""), **changed}
         changed["file"] = str(Path(changed["file"]).absolute())
     return changed
@@ -93,7 +93,7 @@ def _for_timm(cfg: PretrainedCfg) -> Any:
 
 
 def _register() -> dict[str, Any]:
-    """Registers what timm does not have; timm reads the facts about weights from this module's `default_cfgs`."""
+    """Registers the models that timm lacks. timm reads the facts about weights from this module's `default_cfgs`."""
     entries = [find_entry(name)[0] for name in list_models() if not _timm.is_model(name)]
     named: dict[str, Any] = {}
     for entry in entries:
