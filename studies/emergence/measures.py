@@ -74,8 +74,8 @@ def best_cut_iou(maps: Tensor, shares: Tensor) -> Tensor:
 def peak_inside(maps: Tensor, shares: Tensor) -> Tensor:
     """The pointing game: the share of object in the patch where the map peaks, float (...).
 
-    It is the chance that a pixel drawn from that patch, or from all that share the peak, is of the object. Arguments
-    see `average_precision`.
+    It is the chance that a pixel drawn from that patch, or from all that share the peak, is of the object. For the
+    arguments see `average_precision`.
     """
     peak = maps == maps.amax((-2, -1), keepdim=True)
     return (peak * shares).sum((-2, -1)) / peak.sum((-2, -1))
