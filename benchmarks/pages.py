@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import growth, layers, load, loading, plan_tables, precision, rates, speed_tables
+from benchmarks import growth, installed, layers, load, loading, plan_tables, precision, rates, readers, speed_tables
 from studies.emergence import tables as emergence_tables
 from whitebox_crate import create_model, get_pretrained_cfg, list_models, list_pretrained, model_entrypoint
 from whitebox_crate._tables import markdown_table
@@ -88,6 +88,7 @@ PAGES: dict[str, Callable[[], dict[str, Table]]] = {
         "layers": partial(measured, layers),
         "subspaces": subspaces,
     },
+    "docs/compare.md": lambda: {"readers": partial(measured, readers), "installed": partial(measured, installed)},
     "docs/data.md": lambda: {"loading": partial(measured, loading)},
     "docs/deploy.md": lambda: {"precision": partial(measured, precision)},
     "docs/emergence.md": emergence,

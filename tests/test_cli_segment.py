@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -394,6 +395,17 @@ class TestCompare:
             for column in (1, 2)
         )
         assert left != right
+
+    def test_below_the_photograph_is_what_both_mark(self, photo: Path, other: str, tmp_path: Path) -> None:
+        words = ["compare", str(photo), "--model", "crate_nano", "--model", other, "--out", str(tmp_path)]
+        assert cli.main(words) == 0
+        one, two = (segment(photo, model) for model in ("crate_nano", other))
+        both = replace(one, masks=(one.mask & two.mask)[None])
+        assert both.mask.any() and not torch.equal(both.mask, one.mask)
+        expected = both.pictures()[2][0]
+        sheet = Image.open(tmp_path / "photo.png")
+        top = sheet.height // 2 + 26
+        assert sheet.crop((8, top, 8 + expected.width, top + expected.height)).tobytes() == expected.tobytes()
 
     def test_without_a_name_it_compares_what_comes_with_the_package(
         self, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

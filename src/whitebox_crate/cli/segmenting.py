@@ -7,8 +7,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from .._ahead import in_order
 from .._indices import resolve_indices
@@ -19,7 +22,7 @@ from ..evaluation.runs import model_settings
 from ..images import load_image
 from ..models._classes import class_index, class_names
 from ..preprocess import best_short_side, check_takes_photos
-from ..segmentation.draw import blank_panel, draw_panels
+from ..segmentation.draw import draw_panels
 from ..segmentation.methods import choose_method, method_with, settings_of
 from ..segmentation.states import resolve_layer
 from ..segmenting import Segmentation
@@ -182,12 +185,17 @@ def _tell(options: argparse.Namespace, entry: Entry, files: dict[str, Path], wha
 
 
 def _side_by_side(found: Sequence[Segmentation], names: Sequence[str]) -> Image:
-    """The photograph, and beside it a column for each model: its map above, its objects below."""
+    """A column for the photograph and what all find in it, and one for each model: its map above, its objects below."""
     pictures = [one.pictures() for one in found]
     photo, caption = pictures[0][0]
-    panels = [photo, *(of[1][0] for of in pictures), blank_panel(*photo.size), *(of[2][0] for of in pictures)]
+    masks = torch.stack([one.mask for one in found])
+    agreed, any_of_them = masks.all(0), masks.any(0)
+    common = replace(found[0], masks=agreed[None]).pictures()[2][0]
+    panels = [photo, *(of[1][0] for of in pictures), common, *(of[2][0] for of in pictures)]
     above = [f"{name}: {of[1][1]}" for name, of in zip(names, pictures, strict=True)]
-    return draw_panels(panels, [caption, *above, "", *(of[2][1] for of in pictures)], 1 + len(found))
+    overlap = agreed.sum().item() / max(1, any_of_them.sum().item())
+    below = f"what both mark: IoU of the two {overlap:.2f}"
+    return draw_panels(panels, [caption, *above, below, *(of[2][1] for of in pictures)], 1 + len(found))
 
 
 def _say_nothing(text: str) -> None:
