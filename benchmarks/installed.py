@@ -79,7 +79,7 @@ def measure() -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
     """A row for each library, in Markdown."""
     rows = [
-        (of["library"], of["version"], f"{of['own_bytes'] / 1e6:.0f} MB", of["packages"], f"{of['bytes'] / 1e6:.0f} MB")
+        (of["library"], of["version"], f"{of['own_bytes'] / 1e6:.1f} MB", of["packages"], f"{of['bytes'] / 1e6:.0f} MB")
         for of in results["libraries"]
     ]
     return markdown_table(("Library", "Version", "Itself", "Other packages", "In all"), rows)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks import growth, installed, layers, load, loading, plan_tables, precision, rates, readers, speed_tables
+from recipes import measure_masks
 from studies.emergence import tables as emergence_tables
 from whitebox_crate import create_model, get_pretrained_cfg, list_models, list_pretrained, model_entrypoint
 from whitebox_crate._tables import markdown_table
@@ -46,10 +47,12 @@ def weights() -> str:
         cfg = get_pretrained_cfg(name)
         where = "in the package"
         if cfg.hf_hub_id:
-            where = f"[{cfg.hf_hub_id}](https://huggingface.co/{cfg.hf_hub_id}): {cfg.file}"
+            where = f"[{cfg.hf_hub_id.partition('/')[0]}](https://huggingface.co/{cfg.hf_hub_id})"
         elif cfg.url:
-            where = f"[a page]({cfg.url}): download and convert"
-        rows.append((f"`{name}`", where, f"{cfg.num_classes:,}", cfg.license, cfg.paper, cfg.checked, cfg.notes))
+            where = f"[a page]({cfg.url})"
+        number = cfg.paper.removeprefix("arXiv ")
+        paper = f"[{number}](https://arxiv.org/abs/{number})"
+        rows.append((f"`{name}`", where, f"{cfg.num_classes:,}", cfg.license, paper, cfg.checked, cfg.notes))
     return markdown_table(("Name", "Where", "Classes", "Licence", "Paper", "Tried", "Notes"), rows)
 
 
@@ -78,6 +81,12 @@ def emergence() -> dict[str, Table]:
     }
 
 
+def masks() -> dict[str, Table]:
+    """The table of each file of `recipes.measure_masks`."""
+    found = (ROOT / "recipes" / "results" / "masks").glob("*.json")
+    return {path.stem: partial(measure_masks.table, json.loads(path.read_text(encoding="utf-8"))) for path in found}
+
+
 def of_all(tables: dict[str, Callable[[dict[str, Any]], str]], results: dict[str, Any]) -> dict[str, Table]:
     return {name: partial(table, results) for name, table in tables.items()}
 
@@ -98,6 +107,7 @@ PAGES: dict[str, Callable[[], dict[str, Table]]] = {
         **of_all(speed_tables.TABLES, results_of("speed")),
         "growth_of_networks": partial(measured, growth),
     },
+    "docs/masks.md": masks,
     "docs/weights.md": lambda: {"weights": weights, "load": partial(measured, load)},
 }
 

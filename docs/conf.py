@@ -72,3 +72,15 @@ autodoc_inherit_docstrings = False  # nn.Module says nothing of ours
 napoleon_custom_sections = ["Shape"]
 napoleon_use_ivar = True  # the fields of a NamedTuple are members already: described twice, they would be two links
 suppress_warnings = ["ref.python"]  # fields of one name in several dataclasses: attribute names are no links here
+
+
+def keep_colons(_app: Any, _what: str, _name: str, _of: Any, _options: Any, lines: list[str]) -> None:
+    """What a function returns begins with no type, for the signature has it: a colon in the first line ends none."""
+    for index, line in enumerate(lines[1:], 1):
+        if lines[index - 1].strip() == "Returns:":
+            text = line.lstrip()
+            lines[index] = f"{line[: len(line) - len(text)]}: {text}"
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-process-docstring", keep_colons, priority=400)  # before napoleon's, which is 500

@@ -347,7 +347,8 @@ def state_table(results: Record, data: str) -> str:
     rows = [["runs", *parts, "CPU hours of training", *results["versions"]]]
     counts = (f"{len(made[part])} of {len(planned[part])}" for part in parts)
     rows.append([data, *counts, f"{seconds / 3600:.2f}", *results["versions"].values()])
-    return markdown_table(rows[0], rows[1:])
+    head, *pairs = zip(*rows, strict=True)  # a line for each: side by side they are wider than a page
+    return markdown_table(head, pairs)
 
 
 TABLES: dict[str, Callable[[Record, str], str]] = {
