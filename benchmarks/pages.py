@@ -13,7 +13,19 @@ from typing import Any
 
 import torch
 
-from benchmarks import growth, installed, layers, load, loading, plan_tables, precision, rates, readers, speed_tables
+from benchmarks import (
+    growth,
+    installed,
+    layers,
+    load,
+    loading,
+    pipeline,
+    plan_tables,
+    precision,
+    rates,
+    readers,
+    speed_tables,
+)
 from recipes import measure_masks
 from studies.emergence import tables as emergence_tables
 from whitebox_crate import create_model, get_pretrained_cfg, list_models, list_pretrained, model_entrypoint
@@ -103,6 +115,7 @@ PAGES: dict[str, Callable[[], dict[str, Table]]] = {
     "docs/emergence.md": emergence,
     "docs/imagenet21k.md": lambda: of_all(plan_tables.TABLES, plan_tables.read()),
     "docs/models.md": lambda: {"models": models},
+    "docs/segment.md": lambda: {"pipeline": partial(measured, pipeline)},
     "docs/speed.md": lambda: {
         **of_all(speed_tables.TABLES, results_of("speed")),
         "growth_of_networks": partial(measured, growth),

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from golden_data import load_case
 from small_models import FAMILIES, images_for, one_of_each_kind, small_model, trained
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from whitebox_crate import ImageTransformer, capture, create_model, fold_for_inference, list_models
 from whitebox_crate._plan import layers_with
 from whitebox_crate.convert.rename import convert_state_dict
 from whitebox_crate.models import Crate, CrateAlpha, CrateMae
+from whitebox_crate.training import normalize
 
 pytestmark = pytest.mark.cuda
 
@@ -50,6 +53,33 @@ def test_outputs(here: ImageTransformer, there: ImageTransformer, device: torch.
         strict=True,
     ):
         close(have, want, device)
+
+
+class Crossings(TorchDispatchMode):
+    """Operations that lead from one device to another: they wait for all that the device still computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        found = function(*arguments, **(named or {}))
+        devices = {one.device.type for one in (*arguments, found) if isinstance(one, Tensor)}
+        if (len(devices) > 1 and "copy" in str(function)) or "_local_scalar_dense" in str(function):
+            self.seen.append(str(function))
+        return found
+
+
+def test_a_step_waits_for_nothing(there: ImageTransformer, device: torch.device) -> None:
+    """Else a GPU would idle while the processor prepares what comes next."""
+    if device.type == "cpu":
+        pytest.skip("there is one device")
+    images = torch.rand(2, 3, *there.img_size).to(device)
+    with Crossings() as crossings:
+        there.train()(normalize(images, there)).float().sum().backward()
+        with torch.no_grad(), capture(there, "attention", layers=layers_with(there, "attention")[-1:]):
+            there.eval()(images)
+    assert crossings.seen == []
 
 
 @torch.no_grad()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -29,6 +30,11 @@ class Batch:
     labels: Tensor
     masks: Tensor | None = None
     skipped: int = 0
+
+    def pin_memory(self) -> Batch:
+        """The same in memory that a GPU reads by itself, while the processor goes on; a DataLoader calls it."""
+        masks = None if self.masks is None else self.masks.pin_memory()
+        return Batch(self.images.pin_memory(), self.labels.pin_memory(), masks, self.skipped)
 
 
 class Source(Protocol):
@@ -82,7 +88,8 @@ def batches_of(source: Source | Stream, recipe: Recipe, share: Share, workers: i
     data: _Streamed | _Drawn
     data = _Streamed(source, recipe, share) if isinstance(source, Stream) else _Drawn(source, recipe, share)
     if workers:
-        return _told(DataLoader(data, batch_size=None, num_workers=workers, worker_init_fn=_outlive_interrupts))
+        options: dict[str, Any] = {"num_workers": workers, "pin_memory": torch.cuda.is_available()}
+        return _told(DataLoader(data, batch_size=None, worker_init_fn=_outlive_interrupts, **options))
     return (data[index] for index in range(len(data))) if isinstance(data, _Drawn) else iter(data)
 
 
@@ -97,6 +104,11 @@ def _told(batches: Iterable[Batch]) -> Iterator[Batch]:
         yield from batches
     except InputError as error:
         raise InputError(str(error).rstrip().rpartition("InputError: ")[2]) from error
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of a batch on the device; out of pinned memory, without waiting for what a GPU still computes."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def check_labels(labels: Tensor, classes: int, what: str, remedy: str) -> None:

@@ -18,7 +18,7 @@ from ..loading import plain_state
 from ..models import CrateMae, ImageTransformer
 from ..models._wrappers import unwrap
 from .batch_norms import frozen_batch_norms, shared_batch_norms
-from .batches import Batch, Share, Source, Stream, batches_of, check_labels, check_positive
+from .batches import Batch, Share, Source, Stream, batches_of, check_labels, check_positive, moved
 from .best import Best
 from .checkpoints import describe_run, resume, run_folder, save_checkpoint
 from .facts import count_of, fingerprint_of, settled, trained_cfg
@@ -200,14 +200,14 @@ class _Training:
     def loss(self, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
         """The loss of this part, and the share of its images that are named correctly."""
         recipe, model, device = self.recipe, self.model, self.accelerator.device
-        images = normalize(batch.images.to(device), model)
+        images = normalize(moved(batch.images, device), model)
         if recipe.objective == "mae":
             rows, columns = model.grid_of(images)
             noise = torch.rand(len(images), rows * columns, generator=torch_generator(recipe.seed, number)).to(device)
             loss = self.runs(images, recipe.mask_ratio, noise)
             return loss, torch.zeros_like(loss)
         check_labels(batch.labels, model.num_classes, "labels", "make it with num_classes, or check the labels")
-        labels, logits = batch.labels.to(device), self.runs(images)
+        labels, logits = moved(batch.labels, device), self.runs(images)
         loss = nn.functional.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
         return loss, (logits.detach().argmax(-1) == labels).float().mean()
 
@@ -249,8 +249,9 @@ class _Pixels(nn.Module):
 
 def normalize(images: Tensor, model: ImageTransformer) -> Tensor:
     """Normalises images in [0, 1], (batch, channels, height, width), with mean and deviation of the model's config."""
-    mean = images.new_tensor(model.pretrained_cfg.mean)[:, None, None]
-    std = images.new_tensor(model.pretrained_cfg.std)[:, None, None]
+    cfg = model.pretrained_cfg
+    # Filled where the images are: a copy from here would wait for all that a GPU still computes.
+    mean, std = (torch.stack([images.new_full((1, 1), value) for value in values]) for values in (cfg.mean, cfg.std))
     return (images - mean) / std
 
 

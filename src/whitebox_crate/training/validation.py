@@ -15,7 +15,7 @@ from ..evaluation import LabelledImages, layer_means, score_image
 from ..evaluation.attention import Record, row_of
 from ..models import ImageTransformer
 from ..segmentation import MaskRule
-from .batches import Batch, check_labels
+from .batches import Batch, check_labels, moved
 from .facts import described
 from .loop import normalize
 
@@ -94,8 +94,8 @@ class Validation:
                 continue
             remedy = "give the validation data the class names of the training data"
             check_labels(batch.labels, model.num_classes, "validation labels", remedy)
-            labels = batch.labels.to(device)
-            logits = model(normalize(batch.images.to(device), model)).float()
+            labels = moved(batch.labels, device)
+            logits = model(normalize(moved(batch.images, device), model)).float()
             likeliest = logits.topk(min(5, model.num_classes)).indices == labels[:, None]
             loss = F.cross_entropy(logits, labels, reduction="sum")
             counts = loss.new_tensor([len(labels), batch.skipped])
