@@ -121,7 +121,11 @@ PAGES: dict[str, Callable[[], dict[str, Table]]] = {
         "growth_of_networks": partial(measured, growth),
     },
     "docs/masks.md": masks,
-    "docs/weights.md": lambda: {"weights": weights, "load": partial(measured, load)},
+    "docs/weights.md": lambda: {
+        "weights": weights,
+        "load": partial(measured, load),
+        "start": lambda: load.start_table(results_of("load")),
+    },
 }
 
 

@@ -30,6 +30,7 @@ from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -38,12 +39,14 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
 from benchmarks import load
 from benchmarks.published import published_logits
-from whitebox_crate import capture, create_model, fold_for_inference
+from whitebox_crate import capture, create_model, faster_dtype, fold_for_inference
 from whitebox_crate._files import write_whole
+from whitebox_crate.layers import _attend
+from whitebox_crate.training import Recipe
+from whitebox_crate.training.loop import make_optimizer
 
 Run: TypeAlias = Callable[[], Tensor | None]
-SLOW = 1.5  # times as long as the first contestant
-TRAINING_ROUNDS = 5  # at most: a step takes as long as three passes
+SLOW = 2.5  # times as long as the first contestant
 SIDES = (112, 224, 336, 448, 672, 1024)  # pixels, patches of 8: 196 to 16,384 patches
 MOST_PATCHES = {"published": 4_000, "default": 20_000, "folded": 4_000}
 REPEATED_TO = 1_000  # patches; above, one pass is long enough to be timed alone
@@ -63,17 +66,21 @@ class Case:
     size: str
     patch: int
     batch: int
+    side: int = 224  # pixels
 
     @property
     def name(self) -> str:
-        return f"{self.size[0].upper()}/{self.patch}, batch {self.batch}"
+        size, side = (self.size, f", {self.side} px") if self.size == "nano" else (self.size[0].upper(), "")
+        return f"{size}/{self.patch}{side}, batch {self.batch}"
 
     def model(self, family: str, device: str) -> Any:
         torch.manual_seed(0)
-        return create_model(f"{family}_{self.size}_patch{self.patch}_224").to(device).eval()
+        full = f"{family}_{self.size}_patch{self.patch}_{96 if self.size == 'nano' else 224}"
+        return create_model(full, img_size=self.side).to(device).eval()
 
     def images(self, device: str) -> Tensor:
-        return torch.randn(self.batch, 3, 224, 224, generator=torch.Generator().manual_seed(1)).to(device)
+        shape = self.batch, 3, self.side, self.side
+        return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device)
 
 
 @dataclass(frozen=True)
@@ -90,8 +97,14 @@ class Setting:
         return Case("base", 16, batches[0]), Case("base", 8, batches[1])
 
     @property
-    def training_case(self) -> Case:
-        return Case("small", 16, 8 if self.device == "cpu" else 256)
+    def training_cases(self) -> tuple[Case, ...]:
+        small = Case("small", 16, 8 if self.device == "cpu" else 256)
+        return small, *(Case("nano", 6, 4 * small.batch, side) for side in (48, 72, 96))
+
+    @property
+    def half_cases(self) -> tuple[Case, ...]:
+        of_base = self.cases[0]
+        return of_base, replace(of_base, size="small"), Case("nano", 6, of_base.batch, 96), replace(of_base, batch=1)
 
 
 def seconds(run: Run, device: str) -> float:
@@ -113,7 +126,7 @@ def take_turns(runs: dict[str, Run], setting: Setting) -> dict[str, Any]:
         takes_part = [n for n in names if n not in slow or spent[n] + rounds[0][n] <= spent[first]]
         rounds.append({})
         for name in takes_part[index % len(takes_part) :] + takes_part[: index % len(takes_part)]:
-            rounds[-1][name] = round(seconds(runs[name], setting.device), 5)
+            rounds[-1][name] = round(seconds(runs[name], setting.device), 6)
             spent[name] += rounds[-1][name]
         say(f"  round {index + 1}: {rounds[-1]}")
     want = results[first]
@@ -139,15 +152,8 @@ def forward_runs(case: Case, device: str) -> tuple[dict[str, Run], int]:
     """The contestants, and the number of operations of the products."""
     images, model, vit = case.images(device), case.model("crate", device), case.model("vit", device)
     folded = fold_for_inference(model)
-    cast, half = copy.deepcopy(folded).bfloat16(), images.bfloat16()
     compiled, frozen = torch.compile(folded, fullgraph=True), compile_frozen(folded, images)
     pairs = dense_products(folded, case.batch)
-
-    def autocast() -> Tensor:
-        with torch.autocast(device, torch.bfloat16):
-            logits: Tensor = folded(images)
-        return logits
-
     runs: dict[str, Run] = {
         "published": lambda: published_logits(model, images),
         "default": partial(model, images),
@@ -158,8 +164,35 @@ def forward_runs(case: Case, device: str) -> tuple[dict[str, Run], int]:
         "products": multiply(pairs),
     }
     if case.batch > 1:
-        runs |= {"bf16, cast": lambda: cast(half), "bf16, autocast": autocast}
+        runs |= half_runs(folded, images)
     return runs, sum(2 * left.numel() * right.shape[-1] for left, right in pairs)
+
+
+def half_runs(folded: nn.Module, images: Tensor) -> dict[str, Run]:
+    """The folded model in bf16, in two ways."""
+    cast, half = copy.deepcopy(folded).bfloat16(), images.bfloat16()
+
+    def autocast() -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16):
+            logits: Tensor = folded(images)
+        return logits
+
+    return {"bf16, cast": lambda: cast(half), "bf16, autocast": autocast}
+
+
+@torch.no_grad()
+def half(setting: Setting) -> dict[str, Any]:
+    """bf16 against float32, and what `faster_dtype` chooses in how long."""
+    found = {}
+    for case in setting.half_cases:
+        say(f"bf16, {case.name}")
+        images, folded = case.images(setting.device), fold_for_inference(case.model("crate", setting.device))
+        began = time.perf_counter()
+        chosen = {"chosen": str(faster_dtype(folded, case.batch)).removeprefix("torch.")}
+        took = {"chosen_in_seconds": round(time.perf_counter() - began, 3)}
+        runs: dict[str, Run] = {"folded": partial(folded, images), **half_runs(folded, images)}
+        found[case.name] = take_turns(runs, setting) | chosen | took
+    return {"cases": found}
 
 
 def without_result(run: Callable[[], Any]) -> None:
@@ -225,26 +258,98 @@ def matmul_rates(device: str) -> dict[str, float]:
 
 
 def training(setting: Setting) -> dict[str, Any]:
-    """Forward, backward and a step of SGD."""
-    case = setting.training_case
-    say(f"training, {case.name}")
-    images, target = case.images(setting.device), torch.arange(case.batch, device=setting.device)
+    """Forward, backward and a step of SGD, in float32 and in bf16 by autocast."""
+    found = {}
+    for case in setting.training_cases:
+        say(f"training, {case.name}")
+        runs = {
+            "published": stepping(case, setting.device, published_logits),
+            "default": stepping(case, setting.device, default_logits),
+            "published, bf16": stepping(case, setting.device, published_logits, bf16=True),
+            "bf16, attention fused": stepping(case, setting.device, fused_logits, bf16=True),
+            "bf16": stepping(case, setting.device, default_logits, bf16=True),
+        }
+        found[case.name] = take_turns(runs, setting) | {"batch": case.batch}
+    return {"cases": found}
 
-    def stepping(logits: Callable[[Any, Tensor], Tensor]) -> Run:
-        model = case.model("crate", setting.device).train()
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
 
-        def step() -> Tensor:
-            optimizer.zero_grad()
-            loss = F.cross_entropy(logits(model, images), target)
-            loss.backward()
-            optimizer.step()
-            return loss.detach()
+def stepping(case: Case, device: str, logits: Callable[[Any, Tensor], Tensor], *, bf16: bool = False) -> Run:
+    """A step of training with logits that are computed so."""
+    images, target = case.images(device), torch.arange(case.batch, device=device)
+    model = case.model("crate", device).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
 
-        return step
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+            loss = F.cross_entropy(logits(model, images).float(), target)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
 
-    runs = {"published": stepping(published_logits), "default": stepping(lambda model, images: model(images))}
-    return {"cases": {case.name: take_turns(runs, replace(setting, rounds=min(setting.rounds, TRAINING_ROUNDS)))}}
+    return step
+
+
+def default_logits(model: Any, images: Tensor) -> Tensor:
+    logits: Tensor = model(images)
+    return logits
+
+
+def fused_logits(model: Any, images: Tensor) -> Tensor:
+    """By the fused kernel of attention, however long its backward pass takes."""
+    with patch.object(_attend, "WRITTEN_OUT", 0):
+        return default_logits(model, images)
+
+
+def optimizers(setting: Setting) -> dict[str, Any]:
+    """The step of the optimisers of `train` alone, and of AdamW as it is by default."""
+    found = {}
+    for case in setting.training_cases[:2]:
+        say(f"optimisers, {case.name}")
+        runs: dict[str, Run] = {}
+        made: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+            "AdamW, by default": lambda model: torch.optim.AdamW(model.parameters()),
+            "AdamW": partial(make_optimizer, recipe=Recipe(optimizer="adamw")),
+            "Lion": partial(make_optimizer, recipe=Recipe(optimizer="lion")),
+        }
+        for name, make in made.items():
+            model = case.model("crate", setting.device)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            runs[name] = partial(without_result, make(model).step)
+        found[case.name] = take_turns(runs, setting)
+    return {"cases": found}
+
+
+@torch.no_grad()
+def last_layer(setting: Setting) -> dict[str, Any]:
+    """What it would save if the last layer computed [CLS] alone, which the head reads."""
+    found = {}
+    for case in setting.cases:
+        say(f"last layer, {case.name}")
+        images, model = case.images(setting.device), case.model("crate", setting.device)
+        folded = fold_for_inference(model)
+        runs: dict[str, Run] = {
+            "default": partial(model, images),
+            "default, [CLS] alone": partial(cls_alone, model, images),
+            "folded": partial(folded, images),
+            "folded, [CLS] alone": partial(cls_alone, folded, images),
+        }
+        found[case.name] = take_turns(runs, setting)
+    return {"cases": found}
+
+
+def cls_alone(model: Any, images: Tensor) -> Tensor:
+    """The logits of a CRATE in evaluation, of whose last layer no other token is computed."""
+    tokens = model.embed(images)
+    for block in model.blocks[:-1]:
+        tokens = block(tokens)
+    block = model.blocks[-1]
+    w, _, _ = block.mssa.split_heads(block.mssa.qkv(block.norm1(tokens)))
+    attended = F.scaled_dot_product_attention(w[:, :, :1], w, w)
+    compressed = tokens[:, :1] + block.mssa.proj(attended.transpose(1, 2).flatten(2))
+    logits: Tensor = model.forward_head(model.norm(block.ista(block.norm2(compressed))))
+    return logits
 
 
 @torch.no_grad()
@@ -330,6 +435,18 @@ def profile(setting: Setting) -> dict[str, Any]:
     return {"cases": found}
 
 
+def training_profile(setting: Setting) -> dict[str, Any]:
+    """Which share of the time of a training step goes where."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for case in setting.training_cases[:2]:
+        say(f"profile of a training step, {case.name}")
+        found[case.name] = {
+            name: shares(stepping(case, setting.device, default_logits, bf16=name == "bf16"), setting.device)
+            for name in ("float32", "bf16")
+        }
+    return {"cases": found}
+
+
 def shares(run: Run, device: str) -> dict[str, float]:
     """The share of each group of operators."""
     activities = [torch.profiler.ProfilerActivity.CPU]
@@ -349,10 +466,14 @@ def shares(run: Run, device: str) -> dict[str, float]:
 
 SECTIONS: dict[str, Callable[[Setting], dict[str, Any]]] = {
     "forward": forward,
+    "half": half,
     "training": training,
+    "optimizers": optimizers,
+    "last layer": last_layer,
     "capture": overhead,
     "growth": growth,
     "profile": profile,
+    "training profile": training_profile,
 }
 
 

@@ -127,6 +127,15 @@ def test_the_products_alone_are_all_those_of_the_folded_model(batch: int) -> Non
     assert sum(2 * left.numel() * right.shape[-1] for left, right in pairs) == of_pairs.get_total_flops()
 
 
+@pytest.mark.parametrize("folded", [False, True])
+@torch.no_grad()
+def test_a_last_layer_for_cls_alone_gives_the_same_logits(folded: bool) -> None:
+    model = crate().eval()
+    model = fold_for_inference(model) if folded else model
+    images = images_for(model, 2)
+    torch.testing.assert_close(speed.cls_alone(model, images), model(images), rtol=0, atol=1e-5)
+
+
 def test_the_exponent_is_that_of_the_range() -> None:
     sizes = [{"patches": n, "seconds": max(5.0, 3e-6 * n**2)} for n in (100, 200, 2000, 4000, 9000)]
     assert exponent(sizes, "seconds", 2000, 9000) == pytest.approx(2)
