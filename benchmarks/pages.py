@@ -117,7 +117,7 @@ PAGES: dict[str, Callable[[], dict[str, Table]]] = {
     "docs/models.md": lambda: {"models": models},
     "docs/segment.md": lambda: {"pipeline": partial(measured, pipeline)},
     "docs/speed.md": lambda: {
-        **of_all(speed_tables.TABLES, results_of("speed")),
+        **of_all(speed_tables.TABLES, speed_tables.read()),
         "growth_of_networks": partial(measured, growth),
     },
     "docs/masks.md": masks,
