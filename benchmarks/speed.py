@@ -36,6 +36,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import load
 from benchmarks.published import published_logits
@@ -269,8 +271,17 @@ def training(setting: Setting) -> dict[str, Any]:
             "bf16, attention fused": stepping(case, setting.device, fused_logits, bf16=True),
             "bf16": stepping(case, setting.device, default_logits, bf16=True),
         }
-        found[case.name] = take_turns(runs, setting) | {"batch": case.batch}
+        operations = {name: operations_of(runs[name]) for name in ("published", "default")}
+        found[case.name] = take_turns(runs, setting) | {"batch": case.batch, "operations": operations}
     return {"cases": found}
+
+
+def operations_of(run: Run) -> int:
+    """Of all its products, those of attention as of a kernel that keeps the matrix."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        run()
+    total: int = counter.get_total_flops()
+    return total
 
 
 def stepping(case: Case, device: str, logits: Callable[[Any, Tensor], Tensor], *, bf16: bool = False) -> Run:

@@ -159,6 +159,7 @@ def training(by: Results) -> str:
             name,
             f"{1000 * median(case, 'default'):,.0f} ms",
             with_interval(case, "published", "default"),
+            f"{case['operations']['published'] / case['operations']['default']:.2f}",
             f"{1000 * median(case, 'bf16'):,.0f} ms",
             with_interval(case, "default", "bf16"),
             with_interval(case, "published, bf16", "bf16"),
@@ -167,7 +168,9 @@ def training(by: Results) -> str:
         for name, case in by[WITH]["training"]["cases"].items()
     ]
     bf16 = ("bf16", "float32 / bf16", "published / default, both bf16", "attention fused / written out, both bf16")
-    return markdown_table(("Training step", "float32", "published / default", *bf16), lines)
+    return markdown_table(
+        ("Training step", "float32", "published / default", "operations, published / default", *bf16), lines
+    )
 
 
 def optimizers(by: Results) -> str:
