@@ -150,6 +150,7 @@ def test_a_file_that_registers_a_model_is_a_command_that_knows_it(
     run("-c", "from mine import model; from whitebox_crate import save_pretrained; save_pretrained(model, 'saved')")
     assert "crate_mine" in run("mine.py", "list", "crate_mine")
     assert "local-dir:saved" in run("mine.py", "classify", str(photo), "--model", "local-dir:saved")
+    assert "4 x 6 patches" in run("mine.py", "segment", str(photo), "--model", "local-dir:saved", "--size", "16")
     assert cli.main(["classify", str(photo), "--model", f"local-dir:{tmp_path / 'saved'}"]) == 1
     assert "whitebox_crate.cli.main()" in capsys.readouterr().err
 
