@@ -386,7 +386,13 @@ def test_models_of_timm_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert f"(timm:{name}, multiscale, layer 11, 3 x 4 patches" in printed
     assert f"(timm:{name}, all layers, classes class 207, 3 x 4 patches)" in printed
     assert main(["analyze", str(photo), "--model", f"timm:{name}", "--checkpoint", str(file)]) != 0
-    assert f"a model of this package, and {name} is none" in " ".join(capsys.readouterr().err.split())
+    assert f"a model of this package, and {name} is not one" in " ".join(capsys.readouterr().err.split())
+
+
+def test_weights_that_cannot_be_fetched_may_come_from_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsError, match="--checkpoint takes a file of them"):
+        named_model("timm:vit_tiny_patch16_224")
 
 
 def test_the_documented_lines_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
