@@ -231,7 +231,7 @@ class TestFolder:
         found = results(tmp_path / "out")
         assert [broken["image"] for broken in found["broken"]] == [names[2]]
         assert found["images"] == 5
-        assert "1 broken ones left out" in shown.out
+        assert "1 broken images left out" in shown.out
         assert f"skipped, broken: {names[2]}" in shown.err
         # Repaired, it is measured, and the others are not again.
         noise(2).save(image)
@@ -279,7 +279,7 @@ class TestFolder:
         assert "noise" not in settings and settings["classes"] is None
         path.write_text(json.dumps({**settings, "noise": None}))
         assert evaluate(*words) == 1
-        assert "other settings: noise is None there, missing here; give" in capsys.readouterr().err
+        assert "other settings: noise is None there, missing here; choose" in capsys.readouterr().err
 
     def test_missing_files_are_told_before_a_model_is_made(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -131,5 +131,5 @@ def test_a_card_lists_what_played_a_part() -> None:
 def test_a_device_that_is_none_is_named_with_those_that_are(photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("segment", photo, "--device", "foo") == 1
     said = capsys.readouterr().err
-    assert "no device 'foo' here; there is " in said and said.endswith("cpu\n")
+    assert "no device 'foo' here; choose " in said and said.endswith("cpu\n")
     assert ("cuda" in said) == torch.cuda.is_available()  # none is offered that is not there

@@ -394,5 +394,5 @@ def test_what_reads_the_weights_of_the_paper_refuses_a_folded_model(family: str)
 
 def test_a_folded_model_is_not_trained(tmp_path: Path) -> None:
     folded = fold_for_inference(make(img_size=12))
-    with pytest.raises(InputError, match="not trained"):
+    with pytest.raises(InputError, match="cannot be trained: train the model that it was folded from"):
         train(folded, Colours(), Recipe(steps=1, batch_size=2, sizes=(12,), size_starts=(0.0,)), tmp_path)

@@ -110,7 +110,7 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
         (tmp_path / "notes.png" / "inside.png", "cannot be opened"),
         ("nul\0.png", "cannot be opened"),
         (tmp_path / "notes.png", r"notes\.png is not an image"),
-        (tmp_path / "empty.png", r"empty\.png is no image"),
+        (tmp_path / "empty.png", r"empty\.png is not an image"),
     ]:
         with pytest.raises(InputError, match=says):
             load_image(path)

@@ -253,5 +253,5 @@ def test_a_model_of_one_size_sees_the_photograph_resized_to_it() -> None:
     assert found.map.shape == (2, 4)
     assert found.maps.shape == (3, 2, 4)  # its heads, of one size
     assert found.mask.shape == (found.photo.height, found.photo.width)
-    with pytest.raises(InputError, match="32 x 64 alone"):
+    with pytest.raises(InputError, match="only images of 32 x 64, not size 48"):
         segment(noise(), model, size=48)

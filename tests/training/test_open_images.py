@@ -198,9 +198,9 @@ def test_columns_are_found_by_type_or_name_or_given(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("where", "options", "says"),
     [
-        ("missing/folder/of", {}, "is no folder"),
+        ("missing/folder/of", {}, "is not a folder"),
         ("gone*.parquet", {}, "matches no file"),
-        ("data/0.parquet.txt", {}, "is no folder"),
+        ("data/0.parquet.txt", {}, "is not a folder"),
         ("empty", {}, "has no picture, .parquet or .tar"),
         ("photos/ant/deeper", {}, "no pictures in sub-folders"),
         ("data", {"split": "val"}, "unknown split 'val'; known: 'train'"),

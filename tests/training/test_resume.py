@@ -209,7 +209,7 @@ def test_of_a_damaged_checkpoint_the_one_before_it_goes_on(tmp_path: Path, capsy
         kept = ["checkpoint-0000006.damaged", "checkpoint-0000008", "checkpoint-0000009", "metrics.jsonl"]
         assert content(folder) == kept
         said = capsys.readouterr().err
-        assert "checkpoint-0000006 is broken" in said and "It is checkpoint-0000006.damaged from now on" in said
+        assert "checkpoint-0000006 is broken" in said and "It was renamed to checkpoint-0000006.damaged" in said
         assert "resuming from" in said and file in said
 
 

@@ -47,7 +47,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         source = Colours()
-        with pytest.raises(OutputError, match=r"cannot make the folder .*choose another folder"):
+        with pytest.raises(OutputError, match=r"cannot make the folder .*give another folder"):
             train(make(), source, short(), out)
         assert source.drawn == []
     assert content(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "mine"

@@ -76,8 +76,8 @@ REFUSED: list[tuple[Callable[[Any], nn.Module], str]] = [
     (lambda model: model.double(), r"float64.*call model.float\(\)"),
     (lambda model: model.to("meta"), "meta device, without values"),
     (frozen, r"frozen: call requires_grad_\(True\)"),
-    (features, "FeatureExtractor is not trained here"),
-    (lambda model: nn.Linear(2, 2), "Linear is not trained here"),
+    (features, "a FeatureExtractor cannot be trained here"),
+    (lambda model: nn.Linear(2, 2), "a Linear cannot be trained here"),
     (made_in_inference_mode, "make the model outside"),
     (in_pieces, "not a plain tensor; train a model"),
 ]
