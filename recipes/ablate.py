@@ -13,7 +13,7 @@ import argparse
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -29,6 +29,7 @@ from recipes.train_nano import data_of, make_model, style_of
 from whitebox_crate import ImageTransformer
 from whitebox_crate._files import write_whole
 from whitebox_crate._tables import markdown_table
+from whitebox_crate.errors import InputError
 from whitebox_crate.evaluation.folders import read_folder
 from whitebox_crate.training import Recipe, last_metrics, train
 
@@ -67,6 +68,20 @@ def thinned(objects: Objects, every: int) -> Objects:
     left = labels.unique()  # sorted
     names = tuple(objects.class_names[label] for label in left.tolist())
     return Objects(objects.images[::every], torch.searchsorted(left, labels), names)
+
+
+def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Writes what all runs of a folder share, or compares it with what is there.
+
+    Raises:
+        InputError: If the folder holds runs of other settings.
+    """
+    text = json.dumps(settings, indent=1) + "\n"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, lambda whole: whole.write_text(text))
+    elif path.read_text() != text:
+        raise InputError(f"{path} holds other settings than this call; choose another --out")
 
 
 def run(arm: Arm, recipe: Recipe, objects: Objects, backgrounds: Tensor, photographs: Path, out: Path) -> None:
@@ -134,16 +149,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     objects, _, backgrounds, _ = data_of(options.data, options.cache or options.out / "data.pt")
+    base = Recipe(steps=options.steps, learning_rate=2.5e-4, curriculum=0.1, sizes=(options.size,), size_starts=(0.0,))
+    names = [name for name, _ in read_folder(options.photographs).items]
+    check_settings(options.out / "settings.json", {"start": START, "recipe": asdict(base), "photographs": names})
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in ARMS}
     for seed in SEEDS:  # seed by seed, so that a call that is cut short leaves whole rows of fewer seeds
-        recipe = Recipe(
-            steps=options.steps,
-            learning_rate=2.5e-4,
-            curriculum=0.1,
-            sizes=(options.size,),
-            size_starts=(0.0,),
-            seed=seed,
-        )
+        recipe = replace(base, seed=seed)
         for name, arm in ARMS.items():
             out = options.out / f"{name.replace(' ', '_')}_{seed}"
             run(arm, recipe, objects, backgrounds, options.photographs, out)

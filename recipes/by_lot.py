@@ -19,7 +19,7 @@ from typing import Any
 from recipes.measure_photographs import centred_box, halves
 from recipes.provenance import provenance
 from whitebox_crate import segment
-from whitebox_crate._files import write_whole
+from whitebox_crate._files import make_folder, write_whole
 from whitebox_crate._tables import markdown_table
 from whitebox_crate.errors import InputError
 from whitebox_crate.evaluation.folders import LabelledImage, read_folder
@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    make_folder(options.out.parent, "choose another with --out")
     networks = {kind: ready_model(name) for kind, name in MODELS.items()}
     panels, captions = [], []
     found: list[dict[str, Any]] = []

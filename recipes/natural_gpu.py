@@ -47,10 +47,10 @@ class Resident:
     crop, flip = "random", True  # facts for recipe and card
 
     def __init__(
-        self, images: Tensor, labels: Tensor, class_names: tuple[str, ...], smallest: float = SMALLEST
+        self, pixels: Tensor, labels: Tensor, class_names: tuple[str, ...], smallest: float = SMALLEST
     ) -> None:
-        self.pixels, self.labels, self.class_names, self.smallest = images, labels, class_names, smallest
-        self.images = len(images)
+        self.pixels, self.labels, self.class_names, self.smallest = pixels, labels, class_names, smallest
+        self.images = len(pixels)
 
     @classmethod
     def of(cls, data: ImageDataset, side: int, device: torch.device) -> Resident:
@@ -92,13 +92,13 @@ def main() -> None:
     add("--model", default="crate_tiny", help="architecture, made for 64 pixels and patches of 4")
     add("--side", type=int, default=64)
     add("--patch-size", type=int, default=4)
-    add("--minutes", type=float, default=5.0, help="of training, with its trial")
+    add("--minutes", type=float, default=5.0, help="of training and its trial, once the pictures lie on the device")
     add("--batch-size", type=int, default=1024)
     add("--learning-rate", type=float, default=1e-3, help="AdamW's")
     add("--seed", type=int, default=0)
     add("--out", type=Path, required=True)
     options = parser.parse_args()
-    began, device = time.perf_counter(), resolve_device()
+    device = resolve_device()
     data, others = (open_images(options.data, split=split, size=options.side) for split in ("train", "validation"))
     if not isinstance(data, ImageDataset):
         raise InputError(f"{options.data} cannot be drawn from by number")
@@ -127,6 +127,7 @@ def main() -> None:
     if planned.exists():  # a run goes on with the steps that it began with
         seconds, steps = json.loads(planned.read_text())
     else:
+        began = time.perf_counter()
         seconds = step_seconds(model, source, recipe)
         steps = max(1, int((60 * options.minutes - (time.perf_counter() - began)) / seconds))
         options.out.mkdir(parents=True, exist_ok=True)

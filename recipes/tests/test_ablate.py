@@ -8,7 +8,7 @@ import torch
 from labelled_images import make_folder
 from pictures_on_disk import make_parquet
 
-from recipes.ablate import Arm, run, table, thinned
+from recipes.ablate import Arm, check_settings, run, table, thinned
 from recipes.mixed import Mixed
 from recipes.objects import Objects
 from recipes.scenes import Scenes
@@ -50,6 +50,14 @@ def test_an_arm_is_trained_measured_and_not_done_twice(
     (tmp_path / "out.json").write_text("{}")
     run(arm, recipe, objects, backgrounds, tmp_path / "photographs", tmp_path / "out")
     assert (tmp_path / "out.json").read_text() == "{}"
+
+
+def test_a_folder_holds_runs_of_one_kind(tmp_path: Path) -> None:
+    path = tmp_path / "out" / "settings.json"
+    check_settings(path, {"steps": 10})
+    check_settings(path, {"steps": 10})
+    with pytest.raises(InputError, match="holds other settings than this call; choose another --out"):
+        check_settings(path, {"steps": 2000})
 
 
 def test_the_table_has_the_differences_from_the_first_arm() -> None:

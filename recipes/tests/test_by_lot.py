@@ -27,10 +27,10 @@ def test_the_lot_falls_among_the_half_to_report_on(tmp_path: Path) -> None:
 
 def test_picture_and_numbers_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_folder(tmp_path, 4)
-    command = ["by_lot", "--data", str(tmp_path), "--out", str(tmp_path / "lot"), "--count", "2"]
+    command = ["by_lot", "--data", str(tmp_path), "--out", str(tmp_path / "new" / "lot"), "--count", "2"]
     monkeypatch.setattr(sys, "argv", command)
     by_lot.main()
-    found = json.loads((tmp_path / "lot.json").read_text())["photographs"]
+    found = json.loads((tmp_path / "new" / "lot.json").read_text())["photographs"]
     assert len(found) == 2 and all(0 <= of[kind] <= 1 for of in found for kind in ("CRATE", "ViT", "box"))
-    with Image.open(tmp_path / "lot.png") as sheet:
+    with Image.open(tmp_path / "new" / "lot.png") as sheet:
         assert sheet.width > 8 * by_lot.PANEL[0]

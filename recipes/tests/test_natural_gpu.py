@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from pictures_on_disk import make_parquet
 
 from recipes import natural_gpu
@@ -38,9 +39,13 @@ def test_a_crop_of_all_is_the_picture_or_its_mirror_image() -> None:
     assert 0 < mirrored < 16
 
 
-def test_a_run_is_planned_trained_and_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_planned_trained_and_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     for split in ("train", "validation"):
         make_parquet(tmp_path / "data" / split)
+    AcceleratorState._reset_state(True)  # another test may have trained in float32
+    request.addfinalizer(lambda: AcceleratorState._reset_state(True))
     monkeypatch.setattr(natural_gpu, "WARM", 1)
     monkeypatch.setattr(natural_gpu, "TIMED", 1)
     words = f"natural_gpu --data {tmp_path / 'data'} --model crate_pico --side 16 --batch-size 4 --minutes 0"
