@@ -278,6 +278,7 @@ class TestBroken:
         assert records.broken == [("image 3", "file 3 is cut short"), ("image 7", "file 7 is cut short")]
         assert [name for name, _ in records.items()] == [name for name, index in ITEMS if index not in (3, 7)]
         assert lines[0] == "skipped, broken: image 3: file 3 is cut short"
+        assert lines[-1].startswith("10 measured in")  # of 12
         assert [line.startswith("skipped") for line in lines].count(True) == 2
 
     def test_a_later_run_tries_them_again(self, tmp_path: Path) -> None:

@@ -74,3 +74,15 @@ def test_the_share_that_is_left_out(dtype: torch.dtype) -> None:
     left_out = (attend(q, k, values, drop=0.25) == 0).double().mean()
     assert abs(left_out - 0.25) < 0.02
     assert not (attend(q, k, values) == 0).any()
+
+
+def test_an_exported_program_takes_fewer_and_more_tokens() -> None:
+    class Alone(torch.nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return attend(q, k, v)
+
+    few, many = (tuple(heads(count, torch.bfloat16)) for count in (WRITTEN_OUT // 2, 2 * WRITTEN_OUT))
+    tokens = torch.export.Dim("tokens", min=2, max=4 * WRITTEN_OUT)
+    program = torch.export.export(Alone(), few, dynamic_shapes=({2: tokens},) * 3).module()
+    for given in (few, many):
+        torch.testing.assert_close(program(*given), F.scaled_dot_product_attention(*given), rtol=0.02, atol=0.02)

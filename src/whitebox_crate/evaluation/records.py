@@ -143,8 +143,10 @@ class Records:
                         raise InputError(
                             f"{name}: {error}. Finished measurements are kept in {self.folder}; {advice}"
                         ) from error
-                    line = {"item": name, "broken": str(error)}
+                    append_line(file, {"item": name, "broken": str(error)})
                     say(f"skipped, broken: {name}: {error}")
+                    progress.skip()
+                    continue
                 append_line(file, line)
                 progress.advance()
             progress.finish()
@@ -249,7 +251,7 @@ class Progress:
             )
 
     def skip(self) -> None:
-        """Notes that an item of the share was measured before."""
+        """Notes that an item of the share is not measured now: it was before, or it is broken."""
         self._share -= 1
 
     def finish(self) -> None:

@@ -24,7 +24,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, drop: float = 0.0) -> Tensor:
         The same shape and dtype as `q`.
     """
     slow = q.requires_grad and q.dtype == torch.bfloat16 and q.device.type == "cpu"
-    if slow and k.shape[-2] <= WRITTEN_OUT:
+    # An exported program would keep the choice, for other sizes and devices too.
+    if slow and not torch.compiler.is_compiling() and k.shape[-2] <= WRITTEN_OUT:
         attention = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1)
         return F.dropout(attention, drop) @ v
     return F.scaled_dot_product_attention(q, k, v, dropout_p=drop)
