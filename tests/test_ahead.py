@@ -31,6 +31,19 @@ def test_an_error_comes_in_its_turn_and_the_next_item_follows(workers: int) -> N
     assert list(found) == [2]
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_of_the_items_comes_after_the_results_before_it(workers: int) -> None:
+    def failing() -> Iterator[int]:
+        yield from range(6)
+        raise OSError("gone")
+
+    found = in_order(lambda item: item, failing(), workers)
+    assert [next(found) for _ in range(6)] == list(range(6))
+    with pytest.raises(OSError, match="gone"):
+        next(found)
+    assert list(found) == []
+
+
 def test_items_are_read_as_they_are_needed() -> None:
     """Any number of photographs fits into memory."""
     read = 0

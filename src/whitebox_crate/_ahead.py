@@ -22,6 +22,7 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers:
 
     Pillow and PyTorch leave Python to others while they compute, so that threads use all cores, and share one model.
     Each has its part of PyTorch's threads. What the function raises comes in place of the result, and then the next.
+    What reading `items` raises comes after the results before it, and is the last.
 
     Args:
         function: Called from any thread, for several items at once.
@@ -43,8 +44,8 @@ def _begun(function: Callable[[Item], Result], items: Iterable[Item], workers: i
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,)) as pool:
         try:
             calls: deque[Future[Result]] = deque()
-            for item in items:
-                calls.append(pool.submit(function, item))
+            for call in _submitted(pool, function, items):
+                calls.append(call)
                 if len(calls) == AHEAD * workers:
                     yield calls.popleft()
             while calls:
@@ -52,3 +53,16 @@ def _begun(function: Callable[[Item], Result], items: Iterable[Item], workers: i
         finally:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)  # which later threads begin with
+
+
+def _submitted(
+    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[Future[Result]]:
+    """A call for each item; in place of an item that cannot be read, the error, and nothing after it."""
+    try:
+        for item in items:
+            yield pool.submit(function, item)
+    except Exception as error:
+        failed = Future[Result]()
+        failed.set_exception(error)
+        yield failed
