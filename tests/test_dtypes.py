@@ -76,6 +76,17 @@ def test_the_clock_ends_it_on_a_slow_machine(monkeypatch: pytest.MonkeyPatch) ->
     assert len(run) == 4  # each once to be warm, and once to be measured
 
 
+def test_hooks_see_nothing_of_it() -> None:
+    model, seen = small_model(FAMILIES["crate"]), list[object]()
+    for module in model.modules():
+        module.register_forward_hook(lambda *given: seen.append(given))
+        module.register_forward_pre_hook(lambda *given: seen.append(given))
+    faster_dtype(model)
+    assert not seen
+    model(images_for(model))
+    assert seen  # they are still there
+
+
 def test_what_it_does_not_take() -> None:
     with pytest.raises(InputError, match="what is inside"):
         faster_dtype(nn.Linear(2, 2))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""faster_dtype: float32 or bf16, whichever runs a model faster here, by a measurement of less than a second."""
+"""faster_dtype: float32 or bf16, whichever runs a model faster here, by a short measurement."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def faster_dtype(model: ImageTransformer, batch: int = 1) -> torch.dtype:
     """Whether a model runs faster in bf16 than in float32, on its device.
 
     Processors without instructions for bf16 emulate it, and are slower in it. So one layer of the model is run in both
-    types in turn, on as many tokens as a batch has, for half a second at most (of a large batch, one run of each). The
-    model stays as it is.
+    types in turn, on as many tokens as a batch has, for about half a second after one run of each to warm up; longer
+    for a large batch. The model stays as it is, and its hooks are not called.
 
     Args:
         model: A model of this package, of any dtype, folded or not.
@@ -47,7 +47,7 @@ def faster_dtype(model: ImageTransformer, batch: int = 1) -> torch.dtype:
     tokens = torch.ones(batch, model.num_prefix_tokens + model.patch_embed.num_patches, model.embed_dim, device=device)
     grid = (model.patch_embed.grid_size,) if getattr(layer, "takes_grid", False) else ()
     runs = {
-        dtype: (copy.deepcopy(layer).eval().to(dtype), (tokens.to(dtype), *grid))
+        dtype: (_without_hooks(layer).eval().to(dtype), (tokens.to(dtype), *grid))
         for dtype in (torch.float32, torch.bfloat16)
     }
     for run in runs.values():
@@ -57,6 +57,15 @@ def faster_dtype(model: ImageTransformer, batch: int = 1) -> torch.dtype:
         rounds.append([_seconds(*run) for run in runs.values()])
     in_float32, in_bf16 = map(min, zip(*rounds, strict=True))  # other work only adds to a time
     return torch.bfloat16 if in_float32 >= WORTH * in_bf16 else torch.float32
+
+
+def _without_hooks(layer: nn.Module) -> nn.Module:
+    """A copy. The hooks of the model's owner have no business with tokens that are invented."""
+    copied = copy.deepcopy(layer)
+    for of in copied.modules():
+        for hooks in (of._forward_hooks, of._forward_pre_hooks, of._backward_hooks, of._backward_pre_hooks):
+            hooks.clear()
+    return copied
 
 
 @torch.no_grad()
