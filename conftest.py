@@ -27,3 +27,10 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(registry, "_models", dict(registry._models))
     monkeypatch.setattr(registry, "_aliases", dict(registry._aliases))
     yield
+
+
+@pytest.fixture
+def own_threads() -> Iterator[None]:
+    """The test may give PyTorch more threads; it has one again after it."""
+    yield
+    torch.set_num_threads(1)

@@ -18,8 +18,9 @@ import whitebox_crate.cli.segmenting as commands
 from whitebox_crate import create_model, save_pretrained, segment
 from whitebox_crate.cli.arguments import COMPARED
 from whitebox_crate.segmentation import EDGES, METHODS
+from whitebox_crate.segmentation.draw import draw_panels
 from whitebox_crate.segmentation.encoding import run_lengths
-from whitebox_crate.segmenting import SHORT_SIDE
+from whitebox_crate.segmenting import SHORT_SIDE, Segmentation
 
 JOURNAL = "segmented.jsonl"
 
@@ -220,15 +221,16 @@ class TestResume:
         assert len(done) == 2  # the others were there already
         assert files(tmp_path / "parts") == files(tmp_path / "whole")
 
+    @pytest.mark.usefixtures("own_threads")
     def test_with_workers_the_files_are_those_of_one_by_one(
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         """One cannot be read, and one run is interrupted: all files are whole, to the byte."""
         (folder / "2b.png").write_bytes((folder / "2.png").read_bytes()[:60])
         said = {}
-        for workers in (1, 3):
-            out = tmp_path / str(workers)
-            assert run(folder, *self.SAVE, "--workers", workers, "--out", out) == 1
+        for workers, threads in ((1, 1), (3, 4)):  # one thread for each
+            out, words = tmp_path / str(workers), ["--workers", workers, "--threads", threads]
+            assert run(folder, *self.SAVE, *words, "--out", out) == 1
             said[workers] = capsys.readouterr()
             assert "2b.png" in said[workers].err
         assert files(tmp_path / "3") == files(tmp_path / "1")
@@ -301,9 +303,25 @@ class TestSaid:
         assert run(photo, "--method", "attention", "--size", "390", "--out", tmp_path / "out") == 0
         err = capsys.readouterr().err
         assert "photo.jpg: 65 x 91 = 5,915 patches, about 0:00:" in err
-        assert "layer 6 of 6" in err
+        assert "photo.jpg: layer 6 of 6" in err
         assert run(photo, "--out", tmp_path / "out") == 0
         assert "patches" not in capsys.readouterr().err
+
+    def test_workers_make_the_trial_runs_of_a_forecast_once(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        sizes = list[int]()
+
+        def counted(*arguments: Any, **options: Any) -> Segmentation:
+            sizes.append(options["size"])
+            return segment(*arguments, **options)
+
+        monkeypatch.setattr(commands, "segment_photo", counted)
+        monkeypatch.setattr("whitebox_crate.cli._forecast.MANY", 100)
+        monkeypatch.setattr("whitebox_crate.cli._forecast.TRIALS", (16, 36))
+        assert run(folder, "--size", "96", "--workers", "3", "--out", tmp_path / "out") == 0
+        assert len(sizes) == 5 + 3 and sizes.count(96) == 5
+        assert capsys.readouterr().err.count("patches, about") == 5
 
     @pytest.mark.parametrize("name", ["segment", "compare", "attention"])
     def test_a_size_of_hardly_a_patch_is_answered_with_a_hint(
@@ -406,6 +424,22 @@ class TestCompare:
         sheet = Image.open(tmp_path / "photo.png")
         top = sheet.height // 2 + 26
         assert sheet.crop((8, top, 8 + expected.width, top + expected.height)).tobytes() == expected.tobytes()
+
+    def test_two_masks_of_nothing_agree(self, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def nothing(*arguments: Any, **options: Any) -> Segmentation:
+            found = segment(*arguments, **options)
+            return replace(found, masks=found.masks[:0], scores=found.scores[:0])
+
+        said = list[str]()
+
+        def drawn(panels: list[Image.Image], captions: list[str], columns: int) -> Image.Image:
+            said.extend(captions)
+            return draw_panels(panels, captions, columns)
+
+        monkeypatch.setattr(commands, "segment_photo", nothing)
+        monkeypatch.setattr(commands, "draw_panels", drawn)
+        assert cli.main(["compare", str(photo), "--out", str(tmp_path / "out")]) == 0
+        assert "what both mark: IoU of the two 1.00" in said
 
     def test_without_a_name_it_compares_what_comes_with_the_package(
         self, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

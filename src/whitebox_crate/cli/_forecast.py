@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ class Forecast:
     def __init__(self, model: Readable, run: Callable[[Image, int], object]) -> None:
         self._model, self._run = model, run
         self._factors: tuple[float, float] | None = None
+        self._measuring = threading.Lock()
 
     @contextmanager
     def of(self, photo: Image, name: str, size: int) -> Iterator[None]:
@@ -45,12 +47,13 @@ class Forecast:
         if rows * columns < MANY:
             yield
             return
-        if self._factors is None:
-            self._factors = self._timed(photo, size / math.sqrt(rows * columns))
+        with self._measuring:  # one thread measures for all
+            if self._factors is None:
+                self._factors = self._timed(photo, size / math.sqrt(rows * columns))
         seconds = sum(factor * (rows * columns) ** power for power, factor in enumerate(self._factors, start=1))
         about = timedelta(seconds=math.ceil(seconds))
         _say(f"{name}: {rows} x {columns} = {rows * columns:,} patches, about {about}")
-        with hooks_here(_progress(self._model)):
+        with hooks_here(_progress(self._model, name)):
             yield
 
     def _timed(self, photo: Image, side_by_patch: float) -> tuple[float, float]:
@@ -70,8 +73,8 @@ class Forecast:
         return grid_for(photo, self._model.patch_size, side, square=self._model.square_images)
 
 
-def _progress(model: Readable) -> list[Hook]:
-    """Hooks that say which layer is done, every few seconds at most."""
+def _progress(model: Readable, name: str) -> list[Hook]:
+    """Hooks that say which layer of the photograph `name` is done, every few seconds at most."""
     started = said = time.monotonic()
 
     def say(layer: int, *_: object) -> None:
@@ -79,7 +82,8 @@ def _progress(model: Readable) -> list[Hook]:
         now = time.monotonic()
         if now - said >= SAY_EVERY:
             said = now
-            _say(f"  layer {layer + 1} of {len(model.layers())} after {timedelta(seconds=round(now - started))}")
+            took = timedelta(seconds=round(now - started))
+            _say(f"  {name}: layer {layer + 1} of {len(model.layers())} after {took}")
 
     return [Hook(block, "after", partial(say, layer)) for layer, block in enumerate(model.layers())]
 

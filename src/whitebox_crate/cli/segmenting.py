@@ -11,8 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from .._ahead import in_order
 from .._indices import resolve_indices
 from ..backbones import Readable
@@ -24,6 +22,7 @@ from ..models._classes import class_index, class_names
 from ..preprocess import best_short_side, check_takes_photos
 from ..segmentation.draw import draw_panels
 from ..segmentation.methods import choose_method, method_with, settings_of
+from ..segmentation.metrics import mask_iou
 from ..segmentation.states import resolve_layer
 from ..segmenting import Segmentation
 from ..segmenting import segment as segment_photo
@@ -117,7 +116,7 @@ def compare(options: argparse.Namespace) -> int:
             failed += 1
             continue
         target = free_name(options.out, path.stem, taken)
-        save_picture(_side_by_side(found, names), target)
+        save_picture(_side_by_side(found[0], found[1], names), target)
         print(f"{target}  ({' and '.join(names)})")
     return 1 if failed else 0
 
@@ -184,18 +183,15 @@ def _tell(options: argparse.Namespace, entry: Entry, files: dict[str, Path], wha
         )
 
 
-def _side_by_side(found: Sequence[Segmentation], names: Sequence[str]) -> Image:
-    """A column for the photograph and what all find in it, and one for each model: its map above, its objects below."""
-    pictures = [one.pictures() for one in found]
+def _side_by_side(one: Segmentation, other: Segmentation, names: Sequence[str]) -> Image:
+    """A column for the photograph and what both find, and one for each model: its map above, its objects below."""
+    pictures = [one.pictures(), other.pictures()]
     photo, caption = pictures[0][0]
-    masks = torch.stack([one.mask for one in found])
-    agreed, any_of_them = masks.all(0), masks.any(0)
-    common = replace(found[0], masks=agreed[None]).pictures()[2][0]
+    common = replace(one, masks=(one.mask & other.mask)[None]).pictures()[2][0]
     panels = [photo, *(of[1][0] for of in pictures), common, *(of[2][0] for of in pictures)]
     above = [f"{name}: {of[1][1]}" for name, of in zip(names, pictures, strict=True)]
-    overlap = agreed.sum().item() / max(1, any_of_them.sum().item())
-    below = f"what both mark: IoU of the two {overlap:.2f}"
-    return draw_panels(panels, [caption, *above, below, *(of[2][1] for of in pictures)], 1 + len(found))
+    below = f"what both mark: IoU of the two {mask_iou(one.mask, other.mask):.2f}"
+    return draw_panels(panels, [caption, *above, below, *(of[2][1] for of in pictures)], 3)
 
 
 def _say_nothing(text: str) -> None:
