@@ -64,13 +64,14 @@ class TestVoc:
         assert [len(share) for share in shares] == [3, 3]
         assert set.union(*shares) == set(names)
 
+    @pytest.mark.usefixtures("own_threads")
     def test_two_workers_give_what_one_gives_to_the_bit(self, tmp_path: Path) -> None:
         make_voc(tmp_path)
         for more in ([], ["--method", "multiscale"]):
             outs = [tmp_path / f"{workers} {len(more)}" for workers in (1, 2)]
-            for workers, out in enumerate(outs, start=1):
-                words = ["--root", tmp_path, "--size", 48, *more, "--workers", workers, "--out", out]
-                assert evaluate("voc", *words) == 0
+            for number, out in enumerate(outs, start=1):  # of workers, and of PyTorch's threads: one for each
+                words = ["--root", tmp_path, "--size", 48, *more, "--workers", number, "--threads", number]
+                assert evaluate("voc", *words, "--out", out) == 0
             for file in ("results.json", "records-0.jsonl"):
                 assert (outs[0] / file).read_bytes() == (outs[1] / file).read_bytes()
 

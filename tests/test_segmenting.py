@@ -16,6 +16,7 @@ from torch import Tensor
 
 from whitebox_crate import ImageTransformer, InputError, UnknownNameError, WeightsError, create_model, segment
 from whitebox_crate.segmentation import EDGES, METHODS, attention_masks, cls_attention, default_layer, upsample
+from whitebox_crate.segmenting import Segmentation
 
 SAMPLES = Path(__file__).parents[1] / "src" / "whitebox_crate" / "samples"
 
@@ -101,20 +102,27 @@ def test_a_folder_is_looked_at_photograph_by_photograph(model: ImageTransformer,
         next(found)
 
 
+@pytest.mark.usefixtures("own_threads")
 def test_with_workers_the_same_is_found(model: ImageTransformer, tmp_path: Path) -> None:
+    """As by one with the threads that each has."""
+
+    def found(method: str, workers: int, threads: int) -> list[Segmentation]:
+        torch.set_num_threads(threads)
+        one_by_one, results = segment(tmp_path, model, method, workers=workers), list[Segmentation]()
+        for number in range(6):
+            if number == 3:
+                with pytest.raises(InputError, match=r"3\.png"):
+                    next(one_by_one)
+            else:
+                results.append(next(one_by_one))
+        return results
+
     for number in range(6):
         noise(50 + 9 * number, 60).save(tmp_path / f"{number}.png")
     (tmp_path / "3.png").write_bytes(b"no photograph")
     for method in METHODS:
-        alone, together = (segment(tmp_path, model, method, workers=workers) for workers in (1, 3))
-        for number in range(6):
-            if number == 3:
-                for found in (alone, together):
-                    with pytest.raises(InputError, match=r"3\.png"):
-                        next(found)
-                continue
-            one, other = next(alone), next(together)
-            assert one.source == other.source == tmp_path / f"{number}.png"
+        for one, other in zip(found(method, 1, 1), found(method, 3, 4), strict=True):
+            assert one.source == other.source
             for tensor in ("masks", "scores", "map", "maps"):
                 assert torch.equal(getattr(one, tensor), getattr(other, tensor))
 

@@ -171,8 +171,9 @@ def segment(
         edges: How masks go from patches to pixels: a name in `segmentation.EDGES`, or a function like those.
         device: Device to move the model to. If None, a given model stays where it is, and a named one runs on the best
             available device (CUDA, then MPS, then CPU).
-        workers: Number of photographs to process at once, each in a thread. The number of cores is fastest. The results
-            are the same.
+        workers: Number of photographs to process at once, each in a thread. The number of cores is fastest. Workers
+            share PyTorch's threads. The results are the same to the bit as those of one worker with as many threads as
+            each of them has; another number of threads may change last digits.
         **settings: Settings of the method: layer and scales of "multiscale"; layer, head, rule and keep of "attention";
             n, layer, state and tau of "maskcut"; label of "class"; layer and state of a function.
             `segmentation.settings_of` lists them.

@@ -49,7 +49,9 @@ class Run:
         skip_broken: Whether to report and skip files that cannot be read; else they end the run.
         how_to_skip: How a reader of the messages sets `skip_broken`.
         about: Other settings of the run, for example the split.
-        workers: How many items are measured at once, each by a thread; the results are the same.
+        workers: How many items are measured at once, each by a thread. Workers share PyTorch's threads. The results
+            are the same to the bit as those of one worker with as many threads as each of them has; another number of
+            threads may change last digits.
     """
 
     folder: Path
