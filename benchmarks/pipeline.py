@@ -7,7 +7,8 @@ The first command measures, the second fills docs/segment.md. `--photos` is a fo
 ECSSD; `--large` is one of large photographs alone, such as those of Debian's mate-backgrounds. crate_nano, method
 multiscale, on the processor. The cost of a stage is the processor's time in a photograph, on one thread. The rates of
 the whole, and of the slowest stage alone, are by the clock, in turn, each on the same photographs: new ones in each
-round. What is written is a mask and its entry in the journal.
+round. What is written is a mask and its entry in the journal. While other work runs, by a load above 1, nothing is
+measured.
 """
 
 from __future__ import annotations
@@ -178,25 +179,25 @@ def measure(work: str, items: Sequence[Any], rounds: int, count: int, out: Path)
 
 def share(found: dict[str, Any], way: str) -> float:
     """The rate of the whole over that of its slowest stage alone, on the same cores: the median of rounds."""
-    # Processes have no rounds of the stage alone: threads stand for them.
-    alone = found["slowest_alone"].get(way, found["slowest_alone"]["two cores, two workers"])
-    return float(statistics.median(ran / slow for ran, slow in zip(found["whole"][way], alone, strict=True)))
+    rounds = zip(found["whole"][way], found["slowest_alone"][way], strict=True)
+    return float(statistics.median(ran / slow for ran, slow in rounds))
+
+
+def rate(found: dict[str, Any], way: str) -> str:
+    """Photographs a second, with the share in brackets. Of processes no stage is measured alone, so they have none."""
+    whole = f"{statistics.median(found['whole'][way]):.1f} a second"
+    return f"{whole} ({share(found, way):.2f})" if way in found["slowest_alone"] else whole
 
 
 def table(results: dict[str, Any]) -> str:
-    """A column for each case: milliseconds by stage, then photographs a second, with the share in brackets."""
+    """A column for each case: milliseconds by stage, then photographs a second."""
     cases: dict[str, dict[str, Any]] = results["cases"]
     stages = next(iter(cases.values()))["seconds"]
     lines = [
         [f"{stage}, ms", *(f"{1000 * statistics.median(found['seconds'][stage]):.1f}" for found in cases.values())]
         for stage in stages
     ]
-    for way in (*WAYS, PROCESSES):
-        rates = (
-            f"{statistics.median(found['whole'][way]):.1f} a second ({share(found, way):.2f})"
-            for found in cases.values()
-        )
-        lines.append([way, *rates])
+    lines += [[way, *(rate(found, way) for found in cases.values())] for way in (*WAYS, PROCESSES)]
     return markdown_table(["", *cases], lines)
 
 
@@ -205,11 +206,13 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True, help="a folder with images/ and masks/")
     parser.add_argument("--large", type=Path, required=True, help="a folder of large photographs")
     parser.add_argument("--out", type=Path, default=Path("pipeline.json"))
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--count", type=int, default=6, help="photographs of a round (%(default)s)")
     options = parser.parse_args()
-    pairs = [pair for _, pair in read_folder(options.photos).items]
     about = environment(Setting("cpu", options.rounds, 2))
+    if about["load_before"] > 1:
+        parser.error(f"the load is {about['load_before']}: wait until it is at most 1, else other work counts too")
+    pairs = [pair for _, pair in read_folder(options.photos).items]
     command = ["python", "-m", "benchmarks.pipeline", "--photos", options.photos.name, "--large", options.large.name]
     about["command"] = shlex.join([*command, "--out", "benchmarks/pipeline.json"])
     results: dict[str, Any] = {"environment": about, "cases": {}}
