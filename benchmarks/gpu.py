@@ -3,9 +3,9 @@
     python -m benchmarks.gpu forward --out gpu/forward.json --seconds 130
 
 benchmarks/gpu.sh runs all sections, and the tests. After --seconds nothing new is begun. What a GPU refuses, for lack
-of memory or of a type, is noted as an error, and the rest goes on. The share of the peak is that of the operations of
-products and attention a second, over those of one large product of the same type, measured first. `--device cpu --size
-tiny --most 2` tries it without a GPU.
+of memory or of a type, is noted as an error, and the rest goes on. The share of the peak is that of a form's own
+operations of products and attention a second, over those of one large product of the same type, measured first.
+`--device cpu --size tiny --most 2` tries it without a GPU.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from whitebox_crate.training.batches import Share, batches_of, moved
 from whitebox_crate.training.datasets import open_images
 
 Result = dict[str, Any]
+Run = Callable[[], object]
 BATCHES = (1, 8, 64, 256, 512)
 # Type, and whether products in float32 may round to TF32.
 PRECISIONS = {
@@ -48,6 +49,13 @@ PRECISIONS = {
     "TF32": (torch.float32, True),
     "bf16": (torch.bfloat16, False),
     "fp16": (torch.float16, False),
+}
+FORMS = ("default", "folded", "ViT", "compiled")
+# Of reading attention: what `capture` is asked for.
+WAYS: dict[str, dict[str, Any] | None] = {
+    "logits alone": None,
+    "[CLS] rows": {"queries": "cls"},
+    "all rows, streamed": {"queries": "all", "chunk": 256, "reduce": partial(torch.amax, dim=-1)},
 }
 ROUNDS = 5
 WORKERS = (0, 4, 12)  # of the loader
@@ -81,9 +89,10 @@ def products(tf32: bool) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def timed(run: Callable[[], object], setting: Setting) -> Result:
-    """Seconds of a call, the median of rounds after one that warms up, and the memory that it takes; or the error."""
+def timed(prepare: Callable[[], Run], setting: Setting) -> Result:
+    """Seconds of what is prepared, the median of rounds after one that warms up, and its memory; or the error."""
     try:
+        run = prepare()
         run()
         before = reset_peak(setting.device)
         took = [seconds(run, setting.device) for _ in range(ROUNDS)]  # type: ignore[arg-type]
@@ -94,101 +103,119 @@ def timed(run: Callable[[], object], setting: Setting) -> Result:
 
 
 def peak_rates(setting: Setting) -> dict[str, float]:
-    """Operations a second of one large product, by precision."""
+    """Operations a second of one large product, by precision, of those that the device multiplies in."""
     side, rates = 8192 if setting.device == "cuda" else 512, {}
-    for name, (dtype, tf32) in PRECISIONS.items():
+
+    def product(dtype: torch.dtype) -> Run:
         square = torch.randn(side, side, device=setting.device).to(dtype)
+        return lambda: square @ square
+
+    for name, (dtype, tf32) in PRECISIONS.items():
         with products(tf32):
-            rates[name] = 2 * side**3 / timed(lambda square=square: square @ square, setting)["seconds"]  # type: ignore[misc]
+            found = timed(partial(product, dtype), setting)
+        if "seconds" in found:
+            rates[name] = 2 * side**3 / found["seconds"]
     return rates
+
+
+def operations(model: nn.Module, images: Tensor) -> int:
+    """Those of products and attention in a forward pass."""
+    with FlopCounterMode(display=False) as counter:
+        model(images)
+    return int(counter.get_total_flops())
+
+
+def forms_of(setting: Setting, patch: int, dtype: torch.dtype) -> dict[str, tuple[Any, int]]:
+    """By form: the network, and its operations with an image, which are counted before it is compiled."""
+    plain = setting.model("crate", patch)
+    forms = {"default": plain, "folded": fold_for_inference(plain), "ViT": setting.model("vit", patch)}
+    counts = {form: operations(model, setting.images(1)) for form, model in forms.items()}
+    forms = {form: model.to(dtype) for form, model in forms.items()}
+    return {
+        **{form: (model, counts[form]) for form, model in forms.items()},
+        "compiled": (torch.compile(forms["folded"]), counts["folded"]),
+    }
 
 
 @torch.no_grad()
 def forward(setting: Setting) -> Iterator[Result]:
     """Logits, by patch, precision, form and batch: the largest batches first, for these say most."""
+
+    def prepare(forms: Callable[[], Any], form: str, batch: int, dtype: torch.dtype) -> Run:
+        return partial(forms()[form][0], setting.images(batch, dtype=dtype))
+
     peaks = peak_rates(setting)
     yield {"peaks": peaks}
     for patch, (name, (dtype, tf32)) in itertools.product((16, 8), PRECISIONS.items()):
-        plain = setting.model("crate", patch)
-        with FlopCounterMode(display=False) as counter:
-            plain(setting.images(1))
-        forms: dict[str, Any] = {
-            "default": plain,
-            "folded": fold_for_inference(plain),
-            "ViT": setting.model("vit", patch),
-        }
-        if name in ("TF32", "bf16"):
-            forms["compiled"] = torch.compile(forms["folded"])
-        for batch, (form, model) in itertools.product(sorted(BATCHES, reverse=True), forms.items()):
-            if batch > setting.most or (form == "compiled" and batch != min(256, setting.most)):
+        forms = cache(partial(forms_of, setting, patch, dtype))  # made where an error is noted
+        for batch, form in itertools.product(sorted(BATCHES, reverse=True), FORMS):
+            compiles = name in ("TF32", "bf16") and batch == min(256, setting.most)
+            if batch > setting.most or (form == "compiled" and not compiles):
                 continue
-            images = setting.images(batch, dtype=dtype)
             with products(tf32):
-                found = timed(partial(model.to(dtype), images), setting)
+                found = timed(partial(prepare, forms, form, batch, dtype), setting)
             about = {"patch": patch, "precision": name, "form": form, "batch": batch, **found}
             if "seconds" in found:
                 about["images_per_second"] = batch / found["seconds"]
-                if form != "ViT":
-                    about["share_of_peak"] = batch * counter.get_total_flops() / found["seconds"] / peaks[name]
+                if name in peaks:
+                    about["share_of_peak"] = batch * forms()[form][1] / found["seconds"] / peaks[name]
             yield about
 
 
 @torch.no_grad()
 def reading(setting: Setting) -> Iterator[Result]:
     """[CLS] attention of all layers, and all rows streamed and reduced, against the logits alone."""
-    for patch, batch in ((16, min(64, setting.most)), (8, min(8, setting.most))):
+
+    def prepare(patch: int, batch: int, options: dict[str, Any] | None) -> Run:
         model, images = setting.model("crate", patch), setting.images(batch)
 
-        def captured(model: nn.Module = model, images: Tensor = images, **options: Any) -> None:
-            with capture(model, "attention", **options):
+        def run() -> None:
+            with nullcontext() if options is None else capture(model, "attention", **options):
                 model(images)
 
-        ways: dict[str, Callable[[], object]] = {
-            "logits alone": partial(model, images),
-            "[CLS] rows": partial(captured, queries="cls"),
-            "all rows, streamed": partial(captured, queries="all", chunk=256, reduce=partial(torch.amax, dim=-1)),
-        }
-        for name, run in ways.items():
-            yield {"patch": patch, "batch": batch, "way": name, **timed(run, setting)}
+        return run
+
+    sizes = ((16, min(64, setting.most)), (8, min(8, setting.most)))
+    for (patch, batch), (way, options) in itertools.product(sizes, WAYS.items()):
+        found = timed(partial(prepare, patch, batch, options), setting)
+        yield {"patch": patch, "batch": batch, "way": way, **found}
 
 
 @torch.no_grad()
 def growth(setting: Setting) -> Iterator[Result]:
     """One image through one layer, from 196 to 16,384 patches."""
+
+    def prepare(name: str, side: int) -> Run:
+        model = create_model(name, img_size=8 * side, depth=1).to(setting.device).eval()
+        return partial(model, setting.images(1, 8 * side))
+
     for side, (network, name) in itertools.product(SIDES, NETWORKS.items()):
         if side**2 <= 32 * setting.most:
-            model = create_model(name, img_size=8 * side, depth=1).to(setting.device).eval()
-            yield {
-                "network": network,
-                "patches": side**2,
-                **timed(partial(model, setting.images(1, 8 * side)), setting),
-            }
+            yield {"network": network, "patches": side**2, **timed(partial(prepare, name, side), setting)}
 
 
 def training(setting: Setting) -> Iterator[Result]:
     """Forward, backward and a step of AdamW, in float32 and in bf16, compiled or not."""
     batch = min(256, setting.most)
-    for precision, compiled in itertools.product((torch.float32, torch.bfloat16), (False, True)):
+
+    def prepare(precision: torch.dtype, compiled: bool) -> Run:
         model = setting.model("crate", 16).train()
         optimizer = torch.optim.AdamW(model.parameters(), fused=setting.device == "cuda")
         runs = torch.compile(model) if compiled else model
         images, labels = setting.images(batch), torch.zeros(batch, dtype=torch.int64, device=setting.device)
 
-        def step(
-            runs: Any = runs,
-            optimizer: torch.optim.Optimizer = optimizer,
-            precision: torch.dtype = precision,
-            images: Tensor = images,
-            labels: Tensor = labels,
-        ) -> None:
+        def step() -> None:
             optimizer.zero_grad()
             with torch.autocast(setting.device, precision, enabled=precision != torch.float32):
                 loss = F.cross_entropy(runs(images).float(), labels)
             loss.backward()
             optimizer.step()
 
+        return step
+
+    for precision, compiled in itertools.product((torch.float32, torch.bfloat16), (False, True)):
         about = {"batch": batch, "precision": str(precision).removeprefix("torch."), "compiled": compiled}
-        yield about | timed(step, setting)
+        yield about | timed(partial(prepare, precision, compiled), setting)
 
 
 def loader(setting: Setting) -> Iterator[Result]:
