@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -11,12 +13,14 @@ from golden_data import load_case
 from small_models import FAMILIES, images_for, one_of_each_kind, small_model, trained
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from whitebox_crate import ImageTransformer, capture, create_model, fold_for_inference, list_models
 from whitebox_crate._plan import layers_with
 from whitebox_crate.convert.rename import convert_state_dict
 from whitebox_crate.models import Crate, CrateAlpha, CrateMae
-from whitebox_crate.training import normalize
+from whitebox_crate.training import Recipe, normalize
+from whitebox_crate.training.loop import make_optimizer
 
 pytestmark = pytest.mark.cuda
 
@@ -55,31 +59,77 @@ def test_outputs(here: ImageTransformer, there: ImageTransformer, device: torch.
         close(have, want, device)
 
 
-class Crossings(TorchDispatchMode):
-    """Operations that lead from one device to another: they wait for all that the device still computes."""
+INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}  # by a mask, or from the processor
+WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique", "_unique2", "unique_dim"}
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
+
+class Waits(TorchDispatchMode):
+    """Refuses what waits for all that a device still computes: its values here, and sizes that depend on them."""
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
         found = function(*arguments, **(named or {}))
-        devices = {one.device.type for one in (*arguments, found) if isinstance(one, Tensor)}
-        if (len(devices) > 1 and "copy" in str(function)) or "_local_scalar_dense" in str(function):
-            self.seen.append(str(function))
+        name = function.overloadpacket.__name__
+        tensors = [one for one in tree_leaves((arguments, found)) if isinstance(one, Tensor)]
+        crosses = "copy" in name and len({one.device.type for one in tensors}) > 1
+        looks_up = name in INDEXING and any(
+            one.dtype in (torch.bool, torch.uint8) or one.device.type != arguments[0].device.type
+            for one in tree_leaves(arguments[1])
+            if isinstance(one, Tensor)
+        )
+        if crosses or looks_up or name in WAITING:
+            raise RuntimeError(f"{function} waits for the device")
         return found
+
+
+@contextmanager
+def no_waits(device: torch.device) -> Iterator[None]:
+    """Within it, what waits for the device is a RuntimeError."""
+    if device.type != "cuda":
+        with Waits():
+            yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def test_a_step_waits_for_nothing(there: ImageTransformer, device: torch.device) -> None:
     """Else a GPU would idle while the processor prepares what comes next."""
     if device.type == "cpu":
         pytest.skip("there is one device")
-    images = torch.rand(2, 3, *there.img_size).to(device)
-    with Crossings() as crossings:
-        there.train()(normalize(images, there)).float().sum().backward()
+    images, labels = torch.rand(2, 3, *there.img_size).to(device), torch.tensor([0, 1]).to(device)
+    optimizer = make_optimizer(there.train(), Recipe(steps=1, batch_size=2, optimizer="adamw"))
+    with no_waits(device):
+        torch.nn.functional.cross_entropy(there(normalize(images, there)).float(), labels).backward()
+        torch.nn.utils.clip_grad_norm_(there.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
         with torch.no_grad(), capture(there, "attention", layers=layers_with(there, "attention")[-1:]):
             there.eval()(images)
-    assert crossings.seen == []
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda values: values[0].item(),
+        lambda values: values.cpu(),
+        lambda values: values.nonzero(),
+        lambda values: values[values > 0],
+        lambda values: values[torch.tensor([0, 1])],
+        lambda values: values.masked_select(values > 0),
+        lambda values: values.unique(),
+    ],
+    ids=["item", "copy", "nonzero", "mask", "index from the processor", "masked_select", "unique"],
+)
+def test_a_wait_is_refused(wait: Callable[[Tensor], object], device: torch.device) -> None:
+    if device.type == "cpu":
+        pytest.skip("there is one device")
+    values = torch.arange(3.0).to(device)
+    with pytest.raises(RuntimeError), no_waits(device):
+        wait(values)
 
 
 @torch.no_grad()
