@@ -357,7 +357,10 @@ class TestConvert:
             (["--set", "num_heads=4", "img_size=30x30"], "30"),
             (["--set", "num_heads=4", "img_size=big"], "'big'"),
             (["--set", "num_heads=4", "--model", "crate_nan"], "crate_nano"),
-            (["--set", "num_heads=4", "--model", "vit_nano"], "does not fit the file, which holds a CRATE"),
+            (
+                ["--set", "num_heads=4", "--model", "vit_nano"],
+                "holds a CRATE: name a model of that kind, or none (leave --model out)",
+            ),
             (["--set", "num_heads=4", "--model", "crate_small.in22k"], "in22k"),
         ],
     )

@@ -76,10 +76,10 @@ def _grid_of_positions(
 def fit_channels(state: Mapping[str, Tensor], embed: PatchEmbed) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Fits a patch embedding to images of another number of channels.
 
-    For one channel the weights are summed. For more channels they are repeated in turn and scaled so that their sum
-    stays. Then an image that repeats its channels in the same way gives the same tokens. If a LayerNorm comes before
-    the projection, its scale and shift differ by channel: they first move into the projection, and the LayerNorm keeps
-    1 and 0.
+    For one channel the weights are summed. For more channels they are repeated in turn and scaled by old / new. If the
+    new number is a multiple of the old, an image that repeats its channels in the same way gives the same tokens; else
+    only the size of the weights is about kept. If a LayerNorm comes before the projection, its scale and shift differ
+    by channel: they first move into the projection, and the LayerNorm keeps 1 and 0.
 
     Args:
         state: Parameter name -> tensor, in the names of this package.

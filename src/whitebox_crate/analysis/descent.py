@@ -147,7 +147,7 @@ class LayerClaims:
     """The measurement of `verify_descent`: the quantities that should fall, before and after a step.
 
     Attributes:
-        settings: How rates were measured.
+        settings: How rates are measured.
     """
 
     settings: RateSettings = field(default_factory=RateSettings)

@@ -221,7 +221,7 @@ class LayerQuantities:
     """The measurement of `layerwise_analysis`: quantities of the states of a layer.
 
     Attributes:
-        settings: How rates were measured.
+        settings: How rates are measured.
         quantities: The quantities, each once.
     """
 

@@ -104,7 +104,7 @@ def variational_coding_rate(projections: Tensor, membership: Tensor, scale: floa
         (...), at least float32; not negative. Computed in float64 (in float32 on devices without).
 
     Raises:
-        InputError: If the the tensors are not as above or not finite, or `scale` is not above 0.
+        InputError: If the tensors are not as above or not finite, or `scale` is not above 0.
     """
     _check_shape(projections)
     if projections.ndim < 3 or projections.shape[:-1] != membership.shape:

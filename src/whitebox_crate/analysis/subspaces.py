@@ -222,8 +222,8 @@ class ProjectionAlignment:
             if either matrix is zero.
         scale: float64 (heads,): the c of the best c U_k.
         residual: float64 (heads,): `|P_k - c U_k| / |P_k|`, which is sqrt(1 - cosine^2).
-        within: float64 (heads,): share of `|P_k|^2` in the span of U_k. 1 if the head writes to the subspace that it
-            reads from; about head_dim / dim by chance.
+        within: float64 (heads,): share of `|P_k|^2` in the span of U_k, whatever P_k does inside it. 1 if the head
+            writes to the subspace that it reads from, which does not mean P_k = U_k; about head_dim / dim by chance.
     """
 
     cosine: Tensor

@@ -501,7 +501,11 @@ def _add_train(commands: Any) -> None:
     add("--image-column", metavar="NAME", help="column of the images (default: found by type or usual name)")
     add("--label-column", metavar="NAME", help="column of the labels (default: found by type or usual name)")
     add("--label-names", type=Path, metavar="FILE", help="text file with the class names in order, one per line")
-    add("--streaming", action="store_true", help="read the images in order, for data too large to download")
+    add(
+        "--streaming",
+        action="store_true",
+        help="read the images in order, for data too large or too far away to copy first",
+    )
     add("--images", type=positive, metavar="N", help="with --streaming: number of images, if you know it")
     add_training(training, preset="finetune with --pretrained; else imagenet1k")
 

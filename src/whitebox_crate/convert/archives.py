@@ -56,7 +56,7 @@ def read_member(archive: zipfile.ZipFile, name: str, most: int | None = None) ->
     Args:
         archive: The archive.
         name: Name of the member.
-        most: Most bytes; any number if None.
+        most: Largest number of bytes; no limit if None.
 
     Raises:
         WeightsError: If there is no such member, it is longer, or it is damaged.

@@ -76,7 +76,10 @@ def infer_model(
         fits = [entry.name]
         kind = _class_behind(entry.name)
         if kind in _CLASSES.values() and kind is not _class_of(converted.state):
-            raise InputError(f"{model} does not fit the file, which holds a {converted.format}: leave it out")
+            raise InputError(
+                f"{model} does not fit the file, which holds a {converted.format}: "
+                "name a model of that kind, or none (leave --model out)"
+            )
     else:
         kind = _class_of(converted.state)
         fits = [name for name in list_models() if _class_behind(name) is kind]

@@ -132,7 +132,7 @@ def maskcut_results(
         folder: The folder of its file.
         size: Shorter side of the image that the model sees, pixels; `best_short_side` of the model if None.
         layer: The layer, from 0; negative from the end. The paper takes -2 for CRATE and -1 for ViT.
-        n: Most masks.
+        n: Largest number of masks.
         tau: Patches whose cosine is above this are linked, in [0, 1).
         state: The features: "projections", as in the paper, or "tokens", "compressed", "output"; see `maskcut_of`.
 

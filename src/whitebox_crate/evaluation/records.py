@@ -103,7 +103,7 @@ class Records:
             skip_broken: Whether to record an item whose `score` raises InputError as broken, and go on.
             advice: The next step for a broken item, for the message that stops the run.
             report: Gets lines on progress (of the main process) and on broken items; stderr if None.
-            workers: How many items are measured at once, each by a thread, which `score` and `content` then run in.
+            workers: How many items are measured at once, each in its own thread; `score` and `content` must allow that.
 
         Raises:
             InputError: If names repeat, there is no worker, a score is not finite or not JSON, an item has changed

@@ -60,7 +60,7 @@ def summarize(
     Returns:
         `images`, `images_without_objects`; `layer`; `layers`; and by rule:
 
-        - `miou_by_layer`: equations 13 and 14 for each of `layers`, averaged over images. `miou` is the number of
+        - `miou_by_layer`: equations 13 and 14 for each of `layers`, averaged over images. `miou` is the value for
           `layer`.
         - `by_class`: for each class the number of `images` that have it, and its `iou`: the mean over these images of
           the best head of `layer`. `class_mean` is the mean over classes.

@@ -27,7 +27,7 @@ class NormedProduct(NamedTuple):
 
 
 class NormedConvolution(NamedTuple):
-    """A convolution, and the BatchNorm that follows it.
+    """A convolution, and the BatchNorm that is the only one to read its output.
 
     Attributes:
         parts: The convolution, then its norm.
@@ -37,7 +37,7 @@ class NormedConvolution(NamedTuple):
 
 
 class ScaledProduct(NamedTuple):
-    """A product, and the LayerScale that follows it.
+    """A product, and the LayerScale that is the only one to read its output.
 
     Attributes:
         scaler: The module that has the LayerScale.

@@ -153,7 +153,9 @@ class ImageDataset:
 
 
 class StreamedImageDataset:
-    """Labelled pictures read one after the other, for data too large to download; `open_images` makes it.
+    """Labelled pictures read one after the other, for data too large or too far away to copy first.
+
+    `open_images` makes it.
 
     Args:
         dataset: A `datasets.IterableDataset`, undecoded.

@@ -31,8 +31,8 @@ class Ordered(Protocol):
 class Validation:
     """Measurements during training: on labelled images, on images with masks, or on both.
 
-    The processes of torch.distributed share the images, and all get the numbers of all. Every process runs the model
-    equally often, as sharded weights need.
+    The processes of torch.distributed share the images: each of `world` processes takes every `world`-th batch and
+    mask, and all get the numbers of all. Every process runs the model equally often, as sharded weights need.
 
     Attributes:
         images: Labelled images, with labels in the order of the model's classes; None for none.
