@@ -16,7 +16,6 @@ from torch import Tensor
 
 from whitebox_crate import ImageTransformer, InputError, UnknownNameError, WeightsError, create_model, segment
 from whitebox_crate.segmentation import EDGES, METHODS, attention_masks, cls_attention, default_layer, upsample
-from whitebox_crate.segmenting import Segmentation
 
 SAMPLES = Path(__file__).parents[1] / "src" / "whitebox_crate" / "samples"
 
@@ -100,31 +99,6 @@ def test_a_folder_is_looked_at_photograph_by_photograph(model: ImageTransformer,
     (tmp_path / "c.PNG").unlink()  # would be noticed had it been read already
     with pytest.raises(InputError, match=r"c\.PNG"):
         next(found)
-
-
-@pytest.mark.usefixtures("own_threads")
-def test_with_workers_the_same_is_found(model: ImageTransformer, tmp_path: Path) -> None:
-    """As by one with the threads that each has."""
-
-    def found(method: str, workers: int, threads: int) -> list[Segmentation]:
-        torch.set_num_threads(threads)
-        one_by_one, results = segment(tmp_path, model, method, workers=workers), list[Segmentation]()
-        for number in range(6):
-            if number == 3:
-                with pytest.raises(InputError, match=r"3\.png"):
-                    next(one_by_one)
-            else:
-                results.append(next(one_by_one))
-        return results
-
-    for number in range(6):
-        noise(50 + 9 * number, 60).save(tmp_path / f"{number}.png")
-    (tmp_path / "3.png").write_bytes(b"no photograph")
-    for method in METHODS:
-        for one, other in zip(found(method, 1, 1), found(method, 3, 4), strict=True):
-            assert one.source == other.source
-            for tensor in ("masks", "scores", "map", "maps"):
-                assert torch.equal(getattr(one, tensor), getattr(other, tensor))
 
 
 def test_a_model_that_was_made_stays_where_it_is_and_as_it_is(model: ImageTransformer) -> None:

@@ -22,7 +22,6 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers:
 
     Pillow and PyTorch leave Python to others while they compute, so that threads use all cores, and share one model.
     Each has its part of PyTorch's threads. What the function raises comes in place of the result, and then the next.
-    What reading `items` raises comes after the results before it, and is the last.
 
     Args:
         function: Called from any thread, for several items at once.
@@ -32,8 +31,8 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers:
     Raises:
         InputError: If there is no worker.
     """
-    if workers < 1:
-        raise InputError(f"workers is at least 1, not {workers!r}")
+    if not isinstance(workers, int) or workers < 1:
+        raise InputError(f"workers must be a whole number, at least 1, not {workers!r}")
     return map(Future.result, _begun(function, items, workers)) if workers > 1 else map(function, items)
 
 
@@ -44,8 +43,8 @@ def _begun(function: Callable[[Item], Result], items: Iterable[Item], workers: i
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,)) as pool:
         try:
             calls: deque[Future[Result]] = deque()
-            for call in _submitted(pool, function, items):
-                calls.append(call)
+            for item in items:
+                calls.append(pool.submit(function, item))
                 if len(calls) == AHEAD * workers:
                     yield calls.popleft()
             while calls:
@@ -53,16 +52,3 @@ def _begun(function: Callable[[Item], Result], items: Iterable[Item], workers: i
         finally:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)  # which later threads begin with
-
-
-def _submitted(
-    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item]
-) -> Iterator[Future[Result]]:
-    """A call for each item; in place of an item that cannot be read, the error, and nothing after it."""
-    try:
-        for item in items:
-            yield pool.submit(function, item)
-    except Exception as error:
-        failed = Future[Result]()
-        failed.set_exception(error)
-        yield failed

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ._ahead import in_order
 from .errors import InputError
 from .images import image_files, load_image
 from .preprocess import AnyImage, fit_photo, to_pillow
@@ -115,7 +114,6 @@ def segment(
     size: int | None = ...,
     edges: str | Edges = ...,
     device: str | torch.device | None = ...,
-    workers: int = ...,
     **settings: Any,
 ) -> Segmentation: ...
 
@@ -129,7 +127,6 @@ def segment(
     size: int | None = ...,
     edges: str | Edges = ...,
     device: str | torch.device | None = ...,
-    workers: int = ...,
     **settings: Any,
 ) -> Any: ...
 
@@ -143,7 +140,6 @@ def segment(
     size: int | None = ...,
     edges: str | Edges = ...,
     device: str | torch.device | None = ...,
-    workers: int = ...,
     **settings: Any,
 ) -> Iterator[Segmentation]: ...
 
@@ -156,7 +152,6 @@ def segment(
     size: int | None = None,
     edges: str | Edges = "colours",
     device: str | torch.device | None = None,
-    workers: int = 1,
     **settings: Any,
 ) -> Segmentation | Iterator[Segmentation]:
     """Finds objects in photographs with a network that was only taught to name them (arXiv 2308.16271).
@@ -171,17 +166,14 @@ def segment(
         edges: How masks go from patches to pixels: a name in `segmentation.EDGES`, or a function like those.
         device: Device to move the model to. If None, a given model stays where it is, and a named one runs on the best
             available device (CUDA, then MPS, then CPU).
-        workers: Number of photographs to process at once, each in a thread. The number of cores is fastest. Workers
-            share PyTorch's threads. The results are the same to the bit as those of one worker with as many threads as
-            each of them has; another number of threads may change last digits.
         **settings: Settings of the method: layer and scales of "multiscale"; layer, head, rule and keep of "attention";
             n, layer, state and tau of "maskcut"; label of "class"; layer and state of a function.
             `segmentation.settings_of` lists them.
 
     Returns:
-        The `Segmentation` of one photograph. For several, an iterator that segments each photograph on demand (with
-        workers, a few ahead), so any number of them fits into memory. It can be read once: call `segment` again, or
-        keep `list(...)` of a few photographs. A photograph that cannot be read raises its error in its turn; `next`
+        The `Segmentation` of one photograph. For several, an iterator that segments each photograph on demand, so
+        any number of them fits into memory. It can be read once: call `segment` again, or keep `list(...)` of a few
+        photographs. A photograph that cannot be read raises its error in its turn; `next`
         then gives the one after it.
 
     Raises:
@@ -221,7 +213,7 @@ def segment(
         return Segmentation(photo, masks[there], scores[there], map_, maps, source)
 
     several = _several(images)
-    return one(images) if several is None else in_order(one, several, workers)
+    return one(images) if several is None else map(one, several)
 
 
 @contextmanager
