@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -92,3 +93,20 @@ def test_what_it_does_not_take() -> None:
         faster_dtype(nn.Linear(2, 2))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="at least 1, not 0"):
         faster_dtype(small_model(FAMILIES["crate"]), batch=0)
+
+
+@pytest.mark.parametrize("batch", [0, -1, 1.5, "2", None])
+def test_what_is_no_number_of_images_is_refused(batch: Any) -> None:
+    with pytest.raises(InputError, match=f"batch must be a whole number, at least 1, not {batch!r}"):
+        faster_dtype(small_model(FAMILIES["crate"]), batch)
+
+
+def test_a_model_without_values_or_quantised_is_refused() -> None:
+    model = small_model(FAMILIES["crate"])
+    with pytest.raises(InputError, match=r"on the meta device.*measure the model that it was made from"):
+        faster_dtype(copy.deepcopy(model).to("meta"))
+    model.blocks[-1].mssa.proj.weight = nn.Parameter(
+        torch.quantize_per_tensor(torch.zeros(2, 2), 1, 0, torch.qint8), False
+    )
+    with pytest.raises(InputError, match=r"mssa.proj.weight .* is quantised"):
+        faster_dtype(model)

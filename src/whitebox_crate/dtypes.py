@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
+from .loading import plain_state
 from .models import ImageTransformer
 
 WORTH = 1.25  # times as fast that bf16, which is less exact, must be
@@ -30,7 +31,8 @@ def faster_dtype(model: ImageTransformer, batch: int = 1) -> torch.dtype:
         torch.bfloat16 if that takes at most 1 / 1.25 of the time, else torch.float32. Cast model and images to it.
 
     Raises:
-        InputError: If `model` is none of this package, or wrapped, or `batch` is not positive.
+        InputError: If `model` is none of this package, wrapped, quantised, or on the meta device, or `batch` is
+            not a positive whole number.
 
     Example:
         >>> model = create_model("crate_nano", pretrained=True).eval()
@@ -41,9 +43,10 @@ def faster_dtype(model: ImageTransformer, batch: int = 1) -> torch.dtype:
     """
     if not isinstance(model, ImageTransformer):
         raise InputError(f"faster_dtype takes a model of this package, not {type(model).__name__}: give what is inside")
-    if batch < 1:
-        raise InputError(f"batch is at least 1, not {batch}")
+    if not isinstance(batch, int) or batch < 1:
+        raise InputError(f"batch must be a whole number, at least 1, not {batch!r}")
     layer, device = model.blocks[-1], model.cls_token.device
+    plain_state(layer, "measure the model that it was made from")
     tokens = torch.ones(batch, model.num_prefix_tokens + model.patch_embed.num_patches, model.embed_dim, device=device)
     grid = (model.patch_embed.grid_size,) if getattr(layer, "takes_grid", False) else ()
     runs = {
