@@ -12,7 +12,7 @@ export PYTHONPATH="$PWD/src:$PWD${PYTHONPATH:+:$PYTHONPATH}"
 measure() { # SECTION SECONDS: nothing new is begun after these, and half a minute later it is ended
     timeout $(($2 + 30)) python -m benchmarks.gpu "$1" --out "$out/$1.json" --seconds "$2" ${GPU_OPTIONS:-} \
         >"$out/$1.log" 2>&1 || { echo "$1 ended with $?" >>"$out/failed"; return; }
-    grep -q '"complete": true' "$out/$1.json" || echo "$1 is not complete: $2 seconds were too few" >>"$out/failed"
+    grep -q '"complete": true' "$out/$1.json" || echo "$1 is not complete: its seconds were too few" >>"$out/failed"
 }
 
 nvidia-smi >"$out/nvidia-smi" 2>&1

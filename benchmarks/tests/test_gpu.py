@@ -99,7 +99,7 @@ printf '{"complete": %s}' $complete >"$5"
     ("broken", "unfinished", "status", "said"),
     [
         ("", "", 0, ["all sections ran"]),
-        ("growth", "training", 1, ["training is not complete: 40 seconds were too few", "growth ended with 3"]),
+        ("growth", "training", 1, ["training is not complete: its seconds were too few", "growth ended with 3"]),
     ],
 )
 def test_the_script_names_what_failed(
