@@ -9,9 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from small_models import FAMILIES, small_model
+from torch import Tensor
 
+from whitebox_crate import segment
 from whitebox_crate._ahead import AHEAD, in_order
 from whitebox_crate.errors import InputError
+from whitebox_crate.segmentation import METHODS
 
 
 @pytest.mark.parametrize("workers", [1, 2, 7])
@@ -74,6 +79,21 @@ def test_the_workers_share_the_threads_of_pytorch(monkeypatch: pytest.MonkeyPatc
         assert torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("own_threads")
+def test_the_results_are_to_the_bit_those_of_one_with_the_threads_that_each_has() -> None:
+    model = small_model(FAMILIES["crate"], dynamic_img_size=True)
+    photos = [Image.effect_noise((50 + 9 * number, 60), 60).convert("RGB") for number in range(6)]
+
+    def found(method: str, workers: int, threads: int) -> list[tuple[Tensor, Tensor]]:
+        torch.set_num_threads(threads)
+        results = in_order(lambda photo: segment(photo, model, method), photos, workers)
+        return [(one.maps, one.scores) for one in results]
+
+    for method in METHODS:
+        for one, other in zip(found(method, 1, 1), found(method, 2, 2), strict=True):
+            assert all(map(torch.equal, one, other))
 
 
 @pytest.mark.parametrize("workers", [0, -1, 1.5, "2", None])
