@@ -15,6 +15,7 @@ from small_models import FAMILIES, images_for, small_model
 from torch import Tensor
 
 from whitebox_crate import ImageTransformer, create_model, segment
+from whitebox_crate._ahead import in_order
 from whitebox_crate.analysis import (
     attention_rollout,
     explain,
@@ -101,7 +102,7 @@ def test_edges(edges: str, device: torch.device) -> None:
 def test_several_photographs_at_once(crate: ImageTransformer, device: torch.device) -> None:
     photos = [photograph() for _ in range(5)]
     there = crate.to(device)
-    alone, together = (list(segment(photos, there, workers=workers)) for workers in (1, 3))
+    alone, together = (list(in_order(lambda photo: segment(photo, there), photos, workers)) for workers in (1, 3))
     assert all(torch.equal(one.masks, other.masks) for one, other in zip(alone, together, strict=True))
 
 
