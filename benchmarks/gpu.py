@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import shlex
 import statistics
 import sys
@@ -28,14 +27,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
 from benchmarks.growth import NETWORKS, SIDES
 from benchmarks.speed import Setting as SpeedSetting
-from benchmarks.speed import environment, reset_peak, say, seconds
+from benchmarks.speed import environment, operations_of, reset_peak, say, seconds
 from whitebox_crate import capture, create_model, fold_for_inference
-from whitebox_crate._files import write_whole
+from whitebox_crate._files import write_json
 from whitebox_crate.training import Recipe
 from whitebox_crate.training.batches import Share, batches_of, moved
 from whitebox_crate.training.datasets import open_images
@@ -118,18 +116,11 @@ def peak_rates(setting: Setting) -> dict[str, float]:
     return rates
 
 
-def operations(model: nn.Module, images: Tensor) -> int:
-    """Those of products and attention in a forward pass."""
-    with FlopCounterMode(display=False) as counter:
-        model(images)
-    return int(counter.get_total_flops())
-
-
 def forms_of(setting: Setting, patch: int, dtype: torch.dtype) -> dict[str, tuple[Any, int]]:
     """By form: the network, and its operations with an image, which are counted before it is compiled."""
     plain = setting.model("crate", patch)
     forms = {"default": plain, "folded": fold_for_inference(plain), "ViT": setting.model("vit", patch)}
-    counts = {form: operations(model, setting.images(1)) for form, model in forms.items()}
+    counts = {form: operations_of(partial(model, setting.images(1))) for form, model in forms.items()}
     forms = {form: model.to(dtype) for form, model in forms.items()}
     return {
         **{form: (model, counts[form]) for form, model in forms.items()},
@@ -263,7 +254,7 @@ def main() -> None:
     results: dict[str, Any] = {"environment": about, "complete": False, "results": []}
 
     def write() -> None:
-        write_whole(options.out, lambda path: path.write_text(json.dumps(results, indent=1) + "\n"))
+        write_json(options.out, results)
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
     for found in SECTIONS[options.section](setting):

@@ -27,7 +27,7 @@ from benchmarks import load
 from benchmarks.speed import Setting, environment, say
 from benchmarks.speed_tables import exponent
 from whitebox_crate import create_model
-from whitebox_crate._files import write_whole
+from whitebox_crate._files import write_json
 from whitebox_crate._tables import markdown_table
 
 NETWORKS = {
@@ -100,7 +100,7 @@ def main() -> None:
     about["command"] = shlex.join(["python", "-m", "benchmarks.growth", *sys.argv[1:]])
     results = {"networks": NETWORKS, "depth": options.depth, "environment": about}
     results["sizes"] = measure(options.depth, options.rounds)
-    write_whole(options.out, lambda path: path.write_text(json.dumps(results, indent=1) + "\n"))
+    write_json(options.out, results)
     print(table(results))
 
 

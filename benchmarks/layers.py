@@ -9,7 +9,6 @@ come from. Both models see the same ones.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from recipes.backgrounds import wallpapers
 from recipes.composites import Composites
 from recipes.objects import photographs
 from whitebox_crate import create_model
-from whitebox_crate._files import write_whole
+from whitebox_crate._files import write_json
 from whitebox_crate._tables import markdown_table
 from whitebox_crate.analysis import layerwise_analysis, plot_layerwise, verify_descent
 from whitebox_crate.training import normalize
@@ -68,7 +67,7 @@ def main() -> None:
             name: [v for v in report.to_dict()["verdicts"] if v["claim"] == "compression"]
             for name, report in reports.items()
         }
-    write_whole(options.out, lambda path: path.write_text(json.dumps(results, indent=1) + "\n"))
+    write_json(options.out, results)
     print(table(results))
     for variant in VARIANTS:
         for name, verdicts in results[variant].items():

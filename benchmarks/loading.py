@@ -11,7 +11,6 @@ With a worker, a second process makes batches ahead of time. Figures are medians
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import sys
@@ -28,7 +27,7 @@ from PIL import Image
 from torch import nn
 
 from whitebox_crate import create_model
-from whitebox_crate._files import write_whole
+from whitebox_crate._files import write_json
 from whitebox_crate._tables import markdown_table
 from whitebox_crate.training import Batch, Recipe, normalize
 from whitebox_crate.training.batches import Share, batches_of
@@ -180,7 +179,7 @@ def main() -> None:
         make_folder(Path(name), options.pictures)
         seconds = measure(Path(name), options.batch_size, options.rounds)
     results = summary(seconds, options.batch_size, options.pictures)
-    write_whole(options.out, lambda path: path.write_text(json.dumps(results, indent=1) + "\n"))
+    write_json(options.out, results)
     print(table(results))
 
 

@@ -31,7 +31,7 @@ import torch
 
 from benchmarks.speed import Setting, environment, say
 from whitebox_crate._ahead import in_order
-from whitebox_crate._files import write_whole
+from whitebox_crate._files import write_json
 from whitebox_crate._tables import markdown_table
 from whitebox_crate.cli._saving import entry_of, files_of, save
 from whitebox_crate.evaluation.attention import score_image, score_maps
@@ -224,7 +224,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, (work, items, count) in plan.items():
             results["cases"][name] = measure(work, items, options.rounds, count, Path(folder))
-            write_whole(options.out, lambda path: path.write_text(json.dumps(results, indent=1) + "\n"))
+            write_json(options.out, results)
     print(table(results))
 
 

@@ -12,7 +12,6 @@ efficiency that is assumed.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -33,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import load
 from whitebox_crate import create_model
-from whitebox_crate._files import write_whole
+from whitebox_crate._files import write_json
 from whitebox_crate.training.presets import PRESETS
 
 HERE = Path(__file__).parent
@@ -267,7 +266,7 @@ def main() -> None:
         "timed": {"model": TIMED, "training": counted(TIMED)[1]},
         "versions": {p: version(p) for p in ("torch", "whitebox-crate")} | {"python": platform.python_version()},
     }
-    write_whole(options.out, lambda path: path.write_text(json.dumps(results, indent=1) + "\n"))
+    write_json(options.out, results)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from recipes.backgrounds import wallpapers
 from recipes.composites import Composites
 from recipes.objects import photographs
 from whitebox_crate import ImageTransformer, __version__, capture, create_model, fold_for_inference
-from whitebox_crate._files import write_whole
+from whitebox_crate._files import write_json
 from whitebox_crate._tables import markdown_table
 from whitebox_crate.segmentation import attention_masks, mask_iou, upsample
 from whitebox_crate.training import normalize
@@ -169,7 +169,7 @@ def main() -> None:
         "versions": {"whitebox_crate": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "runs": measure(make, known, new, options.device),
     }
-    write_whole(options.out, lambda path: path.write_text(json.dumps(results, indent=1) + "\n"))
+    write_json(options.out, results)
     print(table(results))
 
 

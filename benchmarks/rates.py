@@ -11,7 +11,6 @@ deep layers are: around 8 directions. One thread; both in turn in one process, r
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import time
@@ -23,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whitebox_crate._files import write_whole
+from whitebox_crate._files import write_json
 from whitebox_crate._tables import markdown_table
 from whitebox_crate.analysis import subspace_coding_rate
 
@@ -94,7 +93,7 @@ def main() -> None:
         ],
     }
     print(table(results))
-    write_whole(options.out, lambda path: path.write_text(json.dumps(results, indent=1) + "\n"))
+    write_json(options.out, results)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import load
 from benchmarks.published import published_logits
 from whitebox_crate import capture, create_model, faster_dtype, fold_for_inference
-from whitebox_crate._files import write_whole
+from whitebox_crate._files import write_json
 from whitebox_crate.layers import _attend
 from whitebox_crate.training import Recipe
 from whitebox_crate.training.loop import make_optimizer
@@ -532,7 +532,7 @@ def main() -> None:
         ran_in, began = environment(setting), time.perf_counter()
         results[name] = SECTIONS[name](setting) | {"environment": ran_in}
         results[name]["environment"]["seconds"] = round(time.perf_counter() - began)
-        write_whole(options.out, lambda path: path.write_text(json.dumps(results, indent=1) + "\n"))
+        write_json(options.out, results)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from recipes.provenance import provenance
 from recipes.scenes import Scenes
 from recipes.train_nano import data_of, make_model, style_of
 from whitebox_crate import ImageTransformer
-from whitebox_crate._files import write_whole
+from whitebox_crate._files import write_json, write_whole
 from whitebox_crate._tables import markdown_table
 from whitebox_crate.errors import InputError
 from whitebox_crate.evaluation.folders import read_folder
@@ -104,7 +104,7 @@ def run(arm: Arm, recipe: Recipe, objects: Objects, backgrounds: Tensor, photogr
         "named_in_training": last_metrics(out)["training_accuracy"],
         **measured(model, photographs, recipe),
     }
-    write_whole(out.with_suffix(".json"), lambda path: path.write_text(json.dumps(found, indent=1) + "\n"))
+    write_json(out.with_suffix(".json"), found)
 
 
 def measured(model: ImageTransformer, photographs: Path, recipe: Recipe) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def main() -> None:
         "runs": runs,
     }
     results = options.out / "results.json"
-    write_whole(results, lambda path: path.write_text(json.dumps(facts, indent=1) + "\n"))
+    write_json(results, facts)
     print(f"before: mean of layers {facts['before']['mean_of_layers']}")
     print(table(runs))
     print(results)

@@ -10,7 +10,6 @@ OUT.png shows each photograph, the mask of `segment` by each network and the tru
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 from recipes.measure_photographs import centred_box, halves
 from recipes.provenance import provenance
 from whitebox_crate import segment
-from whitebox_crate._files import make_folder, write_whole
+from whitebox_crate._files import make_folder, write_json, write_whole
 from whitebox_crate._tables import markdown_table
 from whitebox_crate.errors import InputError
 from whitebox_crate.evaluation.folders import LabelledImage, read_folder
@@ -67,7 +66,7 @@ def main() -> None:
     picture, results = (Path(f"{options.out}.{kind}") for kind in ("png", "json"))
     facts = {**provenance("recipes.by_lot"), "seed": options.seed, "models": MODELS, "photographs": found}
     write_whole(picture, partial(sheet.save, format="PNG"))
-    write_whole(results, lambda path: path.write_text(json.dumps(facts, indent=1) + "\n"))
+    write_json(results, facts)
     print(markdown_table(["photograph", *MODELS, "box"], [list(row.values()) for row in found]))
     print(picture, results, sep="\n")
 

@@ -12,7 +12,6 @@ which no training has seen.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from recipes.backgrounds import noise_backgrounds, wallpapers
 from recipes.composites import Composites, masks_of
 from recipes.objects import garments, photographs
 from whitebox_crate import ImageTransformer, capture, create_model
-from whitebox_crate._files import write_whole
+from whitebox_crate._files import write_json
 from whitebox_crate.segmentation import attention_masks, mask_iou, upsample
 from whitebox_crate.segmentation.attention import MaskRule
 from whitebox_crate.training import Batch, normalize
@@ -199,7 +198,7 @@ def main() -> None:
             "accuracy_held_out_backgrounds": round(accuracy(model, naming), 4),
             **localisation(model, choosing, scoring, units),
         }
-    write_whole(options.out, lambda path: path.write_text(json.dumps(results, indent=1) + "\n"))
+    write_json(options.out, results)
     print(table(results))
     print(options.out)
 

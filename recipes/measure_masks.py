@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from recipes.masks import Photo, Way, ways
 from recipes.measure_photographs import halves, interval
 from recipes.provenance import provenance
 from whitebox_crate import ImageTransformer, create_model
-from whitebox_crate._files import write_whole
+from whitebox_crate._files import write_json
 from whitebox_crate._tables import markdown_table
 from whitebox_crate.errors import InputError
 from whitebox_crate.evaluation.folders import LabelledImage, read_folder
@@ -102,7 +101,7 @@ def main() -> None:
         **provenance("recipes.measure_masks"),
         "families": summary(scores(model, pairs, families, options.size)),
     }
-    write_whole(options.out, lambda path: path.write_text(json.dumps(results, indent=1) + "\n"))
+    write_json(options.out, results)
     print(table(results))
 
 

@@ -10,7 +10,6 @@ DATA holds images/ and masks/, as for `whitebox-crate evaluate folder`. Photogra
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from recipes.provenance import provenance
 from whitebox_crate import ImageTransformer, create_model
-from whitebox_crate._files import write_whole
+from whitebox_crate._files import write_json
 from whitebox_crate.errors import InputError
 from whitebox_crate.evaluation.folders import LabelledImage, read_folder
 from whitebox_crate.preprocess import fit_photo
@@ -189,7 +188,7 @@ def main() -> None:
         **provenance("recipes.measure_photographs"),
         **summary(score(model, pairs, options.size)),
     }
-    write_whole(options.out, lambda path: path.write_text(json.dumps(results, indent=1) + "\n"))
+    write_json(options.out, results)
     for half in halves(0):
         print(half, {k: v for k, v in results[half].items() if k != "by_layer_and_head"})
     print(results["chosen_on_first_half"], options.out)

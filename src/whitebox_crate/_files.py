@@ -77,6 +77,19 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value as JSON of several lines, whole or not at all.
+
+    Args:
+        path: The file.
+        value: What JSON can hold.
+
+    Raises:
+        OutputError: If the file cannot be written.
+    """
+    write_whole(path, lambda whole: whole.write_text(json.dumps(value, indent=1) + "\n"))
+
+
 _locked: set[Any] = set()  # the files that this process has locked
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from .._files import write_whole
+from .._files import write_json, write_whole
 from .._plan import layers_with
 from .._tables import markdown_table
 from ..errors import require
@@ -129,7 +128,7 @@ class Curves:
             return None
         about = {"x": x_label, **self.run.about, "keep": self.keep, "curves": curves, "broken": self.broken}
         target = self.run.folder / "curves.json"
-        write_whole(target, lambda path: path.write_text(json.dumps(about, indent=1) + "\n"))
+        write_json(target, about)
         write_whole(target.with_suffix(".png"), partial(_plot(curves, x_label, rule).savefig, dpi=120))
         return target, "\n".join(_table(curve, x_label, rule) for curve in curves)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias, TypeVar
 
 from .._ahead import in_order
-from .._files import locked, make_folder, sha256_of, write_whole
+from .._files import locked, make_folder, sha256_of, write_json
 from ..errors import InputError, OutputError
 from .processes import rank_and_count, wait_for_all
 
@@ -59,7 +59,7 @@ class Records:
             if begun:
                 raise InputError(f"{self.folder} holds records but no {SETTINGS}; choose another folder")
             # Processes that start together may all come here; each writes the same whole file.
-            write_whole(path, lambda temporary: temporary.write_text(json.dumps(self.settings, indent=1) + "\n"))
+            write_json(path, self.settings)
         try:
             found = json.loads(path.read_text())
         except (OSError, ValueError, RecursionError) as error:

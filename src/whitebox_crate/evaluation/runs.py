@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .._files import write_whole
+from .._files import write_json, write_whole
 from .._tables import html_of_markdown
 from .._version import __version__
 from ..backbones import readable
@@ -110,7 +110,7 @@ class Run:
         """
         written = {**results, "versions": {"whitebox_crate": __version__, "torch": torch.__version__}}
         path = self.folder / f"{name}.json"
-        write_whole(path, lambda temporary: temporary.write_text(json.dumps(written, indent=1) + "\n"))
+        write_json(path, written)
         write_whole(path.with_suffix(".md"), lambda temporary: temporary.write_text(table))
         return Outcome(written, table, path)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, cast
 import torch
 from huggingface_hub import HfApi
 
-from .._files import write_whole
+from .._files import write_json, write_whole
 from .._version import __version__
 from ..errors import InputError, OutputError
 from ..hub import CARD, model_card, save_pretrained
@@ -80,7 +79,7 @@ def finish(
     model = cast(ImageTransformer, unwrap(model))
     names = model.pretrained_cfg.label_names
     write_recipe(folder, recipe, data=data, class_names=names, preset=preset)
-    _write_json(folder / METRICS, metrics)
+    write_json(folder / METRICS, metrics)
     if not edited:
         card = "\n".join([model_card(model), *_about(model, recipe, data, preset), *_measured(metrics, measured_on)])
         write_whole(folder / CARD, lambda path: path.write_text(card, encoding="utf-8"))
@@ -111,7 +110,8 @@ def write_recipe(folder: Path, recipe: Recipe, *, data: str, class_names: Sequen
         "class_names": list(class_names),
         "versions": {"whitebox_crate": __version__, "torch": torch.__version__},
     }
-    return _write_json(folder / RECIPE, about)
+    write_json(folder / RECIPE, about)
+    return folder / RECIPE
 
 
 def last_metrics(run: str | Path) -> dict[str, Any]:
@@ -219,9 +219,3 @@ def _number(name: str, value: float) -> str:
     if name in ("top1", "top5", "mask_iou", "training_accuracy"):
         return f"{100 * value:.1f}%"
     return f"{value:g}"
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> Path:
-    text = json.dumps(value, indent=1) + "\n"
-    write_whole(path, lambda temporary: temporary.write_text(text))
-    return path
