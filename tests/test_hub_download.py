@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub.hf_api
@@ -25,6 +26,7 @@ from whitebox_crate import ImageTransformer, PretrainedCfg, _patience, create_mo
 from whitebox_crate.errors import WeightsError
 from whitebox_crate.hub import fetch
 from whitebox_crate.models import Crate
+from whitebox_crate.ready import named_model
 
 NAME = "crate_tiny_patch16_224"
 REPO = "org/small"
@@ -145,7 +147,7 @@ def test_the_cache_serves_while_the_hub_is_in_trouble(pushed: Hub, model: ImageT
 
 def test_a_hub_that_is_down_is_said_to_be(pushed: Hub, model: ImageTransformer) -> None:
     pushed.stop()
-    with pytest.raises(WeightsError, match=rf"{REPO}(?s:.*)connection"):
+    with pytest.raises(WeightsError, match=rf"{REPO}.*refused.*connection.*'hf download'[^\n]*$"):
         load()
     pushed.start()
     assert same(load(), model)
@@ -721,6 +723,37 @@ def test_a_hub_that_sends_nothing_is_given_up(
     pushed.then["config.json"] = lambda: Event().wait(2)
     with pytest.raises(WeightsError, match=r"fewer than 4096 bytes came in 0\.5 seconds, and it is not in the cache"):
         load()
+
+
+def test_what_takes_long_is_said_in_one_line(
+    pushed: Hub,
+    model: ImageTransformer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    load(cache_dir=tmp_path / "mine")
+    assert [record for record in caplog.records if record.name == _patience.__name__] == []
+    monkeypatch.setattr(_patience, "SOON", 0.1)
+    pushed.then["config.json"] = lambda: Event().wait(1)
+    assert same(load(), model)
+    [line] = [record.getMessage() for record in caplog.records if record.name == _patience.__name__]
+    assert f"config.json of {REPO}" in line
+    assert "HF_HUB_OFFLINE=1" in line
+
+
+def test_what_timm_waits_for_is_said_too(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def create_model(*_: Any, **__: Any) -> None:
+        Event().wait(1)
+        raise OSError("the Hub does not answer")
+
+    theirs = SimpleNamespace(is_model=lambda _: True, is_model_pretrained=lambda _: True, create_model=create_model)
+    monkeypatch.setitem(sys.modules, "timm", theirs)
+    monkeypatch.setattr(_patience, "SOON", 0.1)
+    with pytest.raises(WeightsError, match=r"vit_small(?s:.*)--checkpoint(?s:.*)does not answer"):
+        named_model("timm:vit_small")
+    [line] = [record.getMessage() for record in caplog.records if record.name == _patience.__name__]
+    assert "timm's vit_small" in line
 
 
 def test_a_cache_serves_where_the_hub_sends_nothing(

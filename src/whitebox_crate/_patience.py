@@ -1,18 +1,34 @@
-"""patiently: gives a download up if no bytes arrive, whatever its client still waits for."""
+"""Downloads that take long: what is waited for is said, and given up if no bytes arrive."""
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+SOON = 5.0  # seconds until a user is told
 PATIENCE = 120.0  # seconds
 AT_LEAST = 4096  # bytes that must come in that time
 _LOOK_EVERY = 0.5  # seconds
 
 T = TypeVar("T")
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """Says what a block waits for, if that takes longer than `SOON`: a Hub that does not answer is asked for long."""
+    message = "waiting for %s; where the Hub does not answer, HF_HUB_OFFLINE=1 looks only in the cache"
+    timer = threading.Timer(SOON, logging.getLogger(__name__).warning, (message, what))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def patiently(download: Callable[[], T], folder: Path) -> T:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ._files import make_folder, read_json, sha256_of, write_whole
-from ._patience import patiently
+from ._patience import patiently, told
 from .errors import InputError, WeightsError, printable
 from .fold import fold_for_inference
 from .loading import MAX_DEPTH, made_empty, own_copies, plain_state
@@ -58,8 +58,9 @@ def fetch(
     """A file of a Hub repository, from huggingface_hub's cache or by download.
 
     Its SHA-256 is compared with `sha256` if given; else, after a download, with the hash that the Hub announces for
-    large files. This reads the file once. A file that differs is deleted from the cache. A download that brings nothing
-    for two minutes is given up; then the file in the cache is used, if there is one.
+    large files. This reads the file once. A file that differs is deleted from the cache. After five seconds, a line of
+    the log says what is waited for. A download that brings nothing for two minutes is given up; then the file in the
+    cache is used, if there is one.
 
     Args:
         repo_id: "org/name".
@@ -93,7 +94,8 @@ def fetch(
         )
         folder = Path(cache_dir or constants.HF_HUB_CACHE, f"models--{repo_id.replace('/', '--')}")
         try:
-            path = Path(patiently(download, folder))
+            with told(what):
+                path = Path(patiently(download, folder))
         except TimeoutError:
             if not isinstance(cached, str) or force_download:
                 raise
@@ -122,7 +124,10 @@ def _why(error: Exception, local_files_only: bool) -> str:
             return (
                 "it is not in the cache, and the Hub may not be asked (offline); fetch it beforehand by 'hf download'"
             )
-        return f"the Hub does not answer and it is not in the cache; check the connection and try again ({error})"
+        return (
+            f"the Hub does not answer ({error.__cause__ or error}) and it is not in the cache; check the connection "
+            "and try again, or fetch it elsewhere by 'hf download' and copy the cache"
+        )
     if isinstance(error, huggingface_hub.errors.EntryNotFoundError):
         return (
             "the repository has no such file; if it holds weights of another kind, download them by 'hf download' "

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ._devices import resolve_device
+from ._patience import told
 from .backbones import Readable, readable
 from .errors import InputError, UnknownNameError, WeightsError, require
 from .factory import create_model
@@ -66,9 +67,10 @@ def _of_timm(name: str, checkpoint: Path | None, any_size: bool) -> nn.Module:
             raise WeightsError(f"timm has no weights for {name}; give --checkpoint, or a model object that timm made")
     options = {"dynamic_img_size": True} if any_size else {}
     try:
-        made: nn.Module = timm.create_model(
-            name, pretrained=checkpoint is None, checkpoint_path=str(checkpoint or ""), **options
-        )
+        with told(f"timm's {name}"):
+            made: nn.Module = timm.create_model(
+                name, pretrained=checkpoint is None, checkpoint_path=str(checkpoint or ""), **options
+            )
     except TypeError as error:  # models other than vision transformers lack this option
         raise InputError(
             f"timm's {name} is not a vision transformer that takes images of any size ({error}); choose another, for "
