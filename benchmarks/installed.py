@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from whitebox_crate._files import write_json
 from whitebox_crate._tables import markdown_table
 
 ROOT = Path(__file__).parents[1]
@@ -89,5 +90,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    options.out.write_text(json.dumps(measure(), indent=1) + "\n", encoding="utf-8")
-    print(table(json.loads(options.out.read_text(encoding="utf-8"))))
+    results = measure()
+    write_json(options.out, results)
+    print(table(results))

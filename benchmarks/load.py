@@ -32,6 +32,7 @@ from safetensors.torch import load, load_file
 from torch import Tensor
 
 from whitebox_crate import create_model, save_pretrained
+from whitebox_crate._files import write_json
 from whitebox_crate._tables import markdown_table
 
 NAME, KINDS, STATES = "crate_large", ("dict", "bytes", "model", "copied"), ("mapped", "read", "cold")
@@ -137,7 +138,7 @@ def main() -> None:
                     command = [sys.executable, "-m", "benchmarks.load", "--one", kind, state, str(folder)]
                     runs[state][kind].append(json.loads(subprocess.check_output(command)))
             print(f"{repeat + 1} of {options.repeats} done", flush=True)
-    options.out.write_text(json.dumps(summary(runs, starts, size), indent=1) + "\n")
+    write_json(options.out, summary(runs, starts, size))
     print(options.out.read_text(), end="")
 
 

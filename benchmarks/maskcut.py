@@ -27,6 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from whitebox_crate import create_model
+from whitebox_crate._files import write_json
 from whitebox_crate.segmentation import (
     affinity,
     bipartition,
@@ -125,8 +126,9 @@ def main() -> None:
     for side in GRIDS:
         for name, features in [*photographs(side), *((f"discs, noise {n}", planted(side, n)) for n in NOISE)]:
             records += measure(name, features, side)
-    options.out.write_text(json.dumps(summary(records), indent=1) + "\n")
-    print(json.dumps(summary(records)["by_grid"], indent=1))
+    results = summary(records)
+    write_json(options.out, results)
+    print(json.dumps(results["by_grid"], indent=1))
 
 
 def summary(records: list[dict[str, object]]) -> dict[str, object]:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from benchmarks.load import reset_peak, resident
 from whitebox_crate import capture
+from whitebox_crate._files import write_json
 from whitebox_crate._tables import markdown_table
 
 SIDE, LAYERS, PASSES = 448, 12, 5
@@ -139,5 +140,6 @@ if __name__ == "__main__":
     if options.way:
         print(json.dumps(measured(options.library, options.way)))
     else:
-        options.out.write_text(json.dumps(measure(options.rounds), indent=1) + "\n", encoding="utf-8")
-        print(table(json.loads(options.out.read_text(encoding="utf-8"))))
+        results = measure(options.rounds)
+        write_json(options.out, results)
+        print(table(results))
