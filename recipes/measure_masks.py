@@ -8,12 +8,10 @@ For DATA and the halves see `recipes.measure_photographs`. A mask on the patch g
 
 from __future__ import annotations
 
-import argparse
 import fnmatch
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,13 +19,13 @@ import torch
 from torch import Tensor
 
 from recipes.masks import Photo, Way, ways
-from recipes.measure_photographs import halves, interval
+from recipes.measure_photographs import halves, interval, parser_of, photographs
 from recipes.provenance import provenance
 from whitebox_crate import ImageTransformer, create_model
 from whitebox_crate._files import write_json
 from whitebox_crate._tables import markdown_table
 from whitebox_crate.errors import InputError
-from whitebox_crate.evaluation.folders import LabelledImage, read_folder
+from whitebox_crate.evaluation.folders import LabelledImage
 from whitebox_crate.preprocess import fit_photo
 from whitebox_crate.segmentation import mask_iou, upsample
 
@@ -74,19 +72,12 @@ def summary(found: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--data", type=Path, required=True, help="folder with images/ and masks/")
-    add("--model", default="crate_nano", help="name, name.tag or local-dir:PATH")
-    add("--size", type=int, default=144, help="shorter side for the model, pixels (%(default)s)")
-    add("--only", nargs="+", default=["*"], help="families by name, wildcards are fine")
-    add("--leave-out", nargs="+", default=[], help="families by name, wildcards are fine")
-    add("--every", type=int, default=1, help="use only every N-th pair of photographs, for a quick look")
-    add("--out", type=Path, required=True)
+    parser = parser_of(__doc__)
+    parser.add_argument("--only", nargs="+", default=["*"], help="families by name, wildcards are fine")
+    parser.add_argument("--leave-out", nargs="+", default=[], help="families by name, wildcards are fine")
     options = parser.parse_args()
     model = create_model(options.model, pretrained=True, dynamic_img_size=True).eval()
-    pairs = [pair for _, pair in read_folder(options.data).items]
-    pairs = [pair for index, pair in enumerate(pairs) if index // 2 % options.every == 0]
+    pairs = photographs(options)
     families = {
         name: variants
         for name, variants in ways(model).items()

@@ -165,28 +165,38 @@ def _ious(maps: Tensor, target: Tensor, size: tuple[int, int]) -> Tensor:
     return mask_iou(upsample(attention_masks(maps, rule="mean"), size), target)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parser_of(about: str) -> argparse.ArgumentParser:
+    """The options of everything that measures a model on photographs."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder with images/ and masks/")
     add("--model", default="crate_nano", help="name, name.tag or local-dir:PATH")
     add("--size", type=int, default=144, help="shorter side for the model, pixels (%(default)s)")
-    add("--untrained", action="store_true", help="use fresh weights, from the seed")
-    add("--seed", type=int, default=0, help="seed of fresh weights; nothing else is random")
     add("--every", type=int, default=1, help="use only every N-th pair of photographs, for a quick look")
     add("--out", type=Path, required=True)
+    return parser
+
+
+def photographs(options: argparse.Namespace) -> list[LabelledImage]:
+    """The photographs of --data, sorted by name. A pair has one for each half, so --every thins both alike."""
+    pairs = enumerate(pair for _, pair in read_folder(options.data).items)
+    return [pair for index, pair in pairs if index // 2 % options.every == 0]
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--untrained", action="store_true", help="use fresh weights, from the seed")
+    parser.add_argument("--seed", type=int, default=0, help="seed of fresh weights; nothing else is random")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     model = create_model(options.model, pretrained=not options.untrained, dynamic_img_size=True).eval()
-    pairs = [pair for _, pair in read_folder(options.data).items]
-    pairs = [pair for index, pair in enumerate(pairs) if index // 2 % options.every == 0]
     results = {
         "model": options.model,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "size": options.size,
         "seed": options.seed,
         **provenance("recipes.measure_photographs"),
-        **summary(score(model, pairs, options.size)),
+        **summary(score(model, photographs(options), options.size)),
     }
     write_json(options.out, results)
     for half in halves(0):
