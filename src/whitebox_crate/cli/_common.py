@@ -33,9 +33,9 @@ MANY_TOKENS = 10_000
 FEW_PATCHES = 4  # on the shorter side: a map with fewer shows no object
 
 
-def load(options: argparse.Namespace, any_size: bool = True) -> Readable:
+def load(options: argparse.Namespace, any_size: bool = True, tell_of_tokens: bool = True) -> Readable:
     """The model with fixed weights, ready to look at photographs of any size, or of the size that it was made for."""
-    return make(options, any_size).requires_grad_(False)
+    return make(options, any_size, tell_of_tokens).requires_grad_(False)
 
 
 def load_each(options: argparse.Namespace, names: Sequence[str]) -> list[Readable]:
@@ -43,13 +43,13 @@ def load_each(options: argparse.Namespace, names: Sequence[str]) -> list[Readabl
     return [load(argparse.Namespace(**{**vars(options), "model": name, "checkpoint": None})) for name in names]
 
 
-def make(options: argparse.Namespace, any_size: bool = True) -> Readable:
-    """The model in evaluation mode; the model decides which of its weights are fixed."""
+def make(options: argparse.Namespace, any_size: bool = True, tell_of_tokens: bool = True) -> Readable:
+    """The model in evaluation mode; the model decides which of its weights are fixed. Warns of an unfit --size."""
     model = named_model(options.model, options.checkpoint, any_size)
     size = getattr(options, "size", None)
     if size and not getattr(options, "quiet", False):
         _tell_of_few_patches(model, size)
-    if size and getattr(options, "run", "") != "segmenting.segment":  # which says it for each photograph
+    if size and tell_of_tokens:
         _tell_of_tokens(model, size)
     return model.eval().to(device_for(options))
 

@@ -41,7 +41,7 @@ MOST = 255  # objects that an 8-bit mask can number
 
 def segment(options: argparse.Namespace) -> int:
     """Segments each photograph that is not done yet. Reports one that fails, and goes on with the others."""
-    paths, model = photographs(options.images), load(options)
+    paths, model = photographs(options.images), load(options, tell_of_tokens=False)  # `Forecast` says it of each
     check_takes_photos(model, options.model)
     settings, size = _settings(options, model), options.size or best_short_side(model)
     what, basis = _what(options, model, settings), _digest(options, model, settings, size)
