@@ -16,7 +16,7 @@ from .attention import RULES, Record, row_of, score_image
 from .folders import LabelledImage, LabelledImages
 from .noise import Noise, noisy
 from .records import JSON, Records
-from .runs import Outcome, Run, broken_images, model_settings, names_digest
+from .runs import Outcome, Run, broken_images, left_out, model_settings, names_digest
 from .summaries import summarize, summary_tables
 
 
@@ -76,10 +76,8 @@ def evaluate_attention(
     title = f"{name}, {found['images']} images at {size} pixels"
     if found["images_without_objects"]:
         title += f"; {found['images_without_objects']} more have no object"
-    if broken:
-        title += f"; {len(broken)} broken images left out, named in results.json"
     results = {"settings": records.settings, **found, "broken": broken}
-    return run.write(results, f"{title}\n\n{summary_tables(found)}")
+    return run.write(results, f"{title}{left_out(broken)}\n\n{summary_tables(found)}")
 
 
 def measure_attention(

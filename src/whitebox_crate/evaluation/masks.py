@@ -18,7 +18,7 @@ from ..segmentation.methods import Segments, choose_method, settings_of
 from ..segmentation.metrics import mask_iou
 from .attention import named_labels
 from .folders import LabelledImage, LabelledImages
-from .runs import Outcome, Run, broken_images, model_settings, names_digest
+from .runs import Outcome, Run, broken_images, left_out, model_settings, names_digest
 
 # IoU of each class of an image.
 MaskRecord = dict[str, float]
@@ -93,10 +93,8 @@ def evaluate_masks(
     broken = broken_images(records, len(data.items))
     found = summarize_masks(records.items(), by_class)
     title = f"{name}, {method} with edges {edges}, {found['all']['images']} images at {size} pixels"
-    if broken:
-        title += f"; {len(broken)} broken ones left out, named in results.json"
     results = {"settings": records.settings, **found, "broken": broken}
-    return run.write(results, f"{title}\n\n{_tables(found)}\n")
+    return run.write(results, f"{title}{left_out(broken)}\n\n{_tables(found)}\n")
 
 
 def score_masks(

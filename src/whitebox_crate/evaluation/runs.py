@@ -165,5 +165,10 @@ def broken_images(records: Records, count: int) -> list[dict[str, str]]:
     return broken
 
 
+def left_out(broken: Sequence[object]) -> str:
+    """The end of a table's title: how many broken images its numbers are without. Empty if none."""
+    return f"; {len(broken)} broken images left out, named in results.json" if broken else ""
+
+
 def _report(part: str, text: str) -> None:
     to_stderr(f"{part}: {text}")
