@@ -105,9 +105,8 @@ def pretended_device() -> Iterator[torch.device]:
     """Inside the block, in its thread, tensors can be on the device."""
     _register()
     lifts = torch._C._only_lift_cpu_tensors()
-    torch._C._set_only_lift_cpu_tensors(
-        True
-    )  # so that torch.tensor makes its tensor here, and moves it by an operation
+    # So that torch.tensor makes its tensor here, and moves it by an operation.
+    torch._C._set_only_lift_cpu_tensors(True)
     try:
         with _Mode():
             yield torch.device(NAME, 0)

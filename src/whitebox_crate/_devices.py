@@ -22,9 +22,8 @@ def resolve_device(name: str | torch.device | None = None) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()  # there and back: the device "meta" makes tensors that hold nothing
     except (RuntimeError, AssertionError) as error:
-        why = (
-            "" if "device type" in str(error) else f" ({str(error).splitlines()[0]})"
-        )  # else torch lists all kinds it knows
+        # Of a kind that it does not know, torch lists all that it knows.
+        why = "" if "device type" in str(error) else f" ({str(error).splitlines()[0]})"
         raise InputError(f"there is no device {str(name)!r} here{why}; choose {' or '.join(_kinds())}") from error
     return device
 

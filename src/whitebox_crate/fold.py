@@ -83,9 +83,8 @@ def fold_for_inference(model: Model, *, inplace: bool = False) -> Model:
         if not inplace:
             model = copy.deepcopy(model)
             core = _core(model)
-        folded = [
-            _fold(pair) for pair in _normed_products(core)
-        ]  # fold all before replacing any: they may share modules
+        # All are folded before any is replaced: they may share modules.
+        folded = [_fold(pair) for pair in _normed_products(core)]
     for module, name, part in (part for parts in folded for part in parts):
         setattr(module, name, part)
     core.requires_grad_(False)

@@ -411,9 +411,8 @@ def _normalised(
         array = np.array(photo.crop((left, top, left + width, top + height))).reshape(height, width, len(mean))
         pixels = torch.from_numpy(array).permute(2, 0, 1).float() / 255
     offset, scale = (pixels.new_tensor(values).view(-1, 1, 1) for values in (mean, std))
-    normalised = (
-        (pixels - offset) / scale
-    ).contiguous()  # on the CPU if Pillow resized: accelerators round differently
+    # On the CPU if Pillow resized: accelerators round differently.
+    normalised = ((pixels - offset) / scale).contiguous()
     return normalised.to(image.device) if isinstance(image, Tensor) else normalised
 
 

@@ -15,16 +15,8 @@ from whitebox_crate.backbones import register_adapter
 from whitebox_crate.backbones.adapters import _ADAPTERS
 
 STATES = ("tokens", "projections", "compressed", "output")
-WITHOUT_SKIP = (
-    "crate",
-    "sth",
-    "tied",
-    "attention_only",
-    "mae",
-    "mhsa",
-    "cbt",
-    "crate_cbt",
-)  # around the coding, so that `compressed` is all that it goes on with
+# Without a skip around the coding, so that `compressed` is all that a layer goes on with.
+WITHOUT_SKIP = ("crate", "sth", "tied", "attention_only", "mae", "mhsa", "cbt", "crate_cbt")
 
 
 def make(family: str = "crate", **options: Any) -> ImageTransformer:

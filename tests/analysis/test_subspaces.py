@@ -57,9 +57,8 @@ def test_angles_of_lines_and_planes_are_those_of_school() -> None:
     floor = torch.eye(3)[:, :2]
     tilted = torch.tensor([[1.0, 0.0], [0.0, math.cos(0.3)], [0.0, math.sin(0.3)]])
     assert principal_angles(floor, tilted).tolist() == pytest.approx([0, 0.3], abs=1e-7)
-    assert principal_angles(floor, torch.eye(3)).tolist() == pytest.approx(
-        [0, 0], abs=1e-7
-    )  # as many as the lower rank
+    # As many as the lower rank.
+    assert principal_angles(floor, torch.eye(3)).tolist() == pytest.approx([0, 0], abs=1e-7)
 
 
 @given(dim=st.integers(2, 9), r=st.integers(1, 4), s=st.integers(1, 4), seed=st.integers(0, 99))

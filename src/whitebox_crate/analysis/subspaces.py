@@ -71,9 +71,8 @@ def effective_dimension(singular_values: Tensor) -> Tensor:
     """
     _check_float("singular values", singular_values, 1)
     scale = singular_values.detach().abs().amax(-1, keepdim=True)
-    energies = (
-        singular_values / torch.where(scale > 0, scale, 1)
-    ).square()  # so that squares do not overflow or all vanish
+    # Scaled, so that squares do not overflow or all vanish.
+    energies = (singular_values / torch.where(scale > 0, scale, 1)).square()
     total = energies.square().sum(-1)
     return energies.sum(-1).square() / torch.where(total > 0, total, 1)
 

@@ -19,11 +19,8 @@ from .structure import Structure
 
 HALVES = PretrainedCfg(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), notes="mean and std are those of ViTImageProcessor")
 
-PROJECTIONS = (
-    ("q_proj", "query"),
-    ("k_proj", "key"),
-    ("v_proj", "value"),
-)  # the names now, and before release 5
+# The names now, and before release 5.
+PROJECTIONS = (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"))
 
 
 def vit_structure(model: Any) -> Structure:

@@ -78,9 +78,8 @@ class ISTA(nn.Module):
         Returns:
             (dim, dim), in double precision, on the CPU.
         """
-        exact = (
-            self.dictionary if self.dictionary.is_meta else self.dictionary.cpu()
-        )  # some devices lack double precision
+        # On the CPU, because some devices lack double precision.
+        exact = self.dictionary if self.dictionary.is_meta else self.dictionary.cpu()
         exact = exact.double()
         identity = torch.eye(len(exact), dtype=exact.dtype, device=exact.device)
         return identity + constant_of(self, "step_size") * (exact.T - exact.T @ exact)

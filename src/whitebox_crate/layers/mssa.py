@@ -63,10 +63,8 @@ class MSSA(nn.Module):
         inner_dim = num_heads * self.head_dim
         self.qkv = nn.Linear(dim, inner_dim, bias=False)  # the rows are U_1^T, ..., U_K^T
         self.tied = proj == "tied"
-        self.projects = not self.tied and (num_heads, inner_dim) != (
-            1,
-            dim,
-        )  # one head as wide as a token needs no projection
+        # One head as wide as a token needs no projection.
+        self.projects = not self.tied and (num_heads, inner_dim) != (1, dim)
         self.proj = nn.Linear(inner_dim, dim, bias=proj_bias) if self.projects else nn.Identity()
         self.attn_drop = drop.attn
         self.proj_drop = nn.Dropout(drop.proj)

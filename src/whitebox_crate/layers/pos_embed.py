@@ -71,9 +71,8 @@ class FourierPosEmbed(nn.Module):
     def forward(self, grid: tuple[int, int]) -> Tensor:
         weight = self.token_projection.weight
         rows, columns = (self._waves(side, weight) for side in grid)
-        waves = torch.cat(
-            [rows[:, :, None].expand(-1, -1, grid[1]), columns[:, None].expand(-1, grid[0], -1)]
-        )  # (64, rows, columns)
+        # (64, rows, columns)
+        waves = torch.cat([rows[:, :, None].expand(-1, -1, grid[1]), columns[:, None].expand(-1, grid[0], -1)])
         projected: Tensor = self.token_projection(waves[None].to(weight.dtype))
         return rearrange(projected, "1 d h w -> 1 (h w) d")
 

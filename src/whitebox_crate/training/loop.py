@@ -348,9 +348,8 @@ def _make_accelerator(recipe: Recipe, trackers: Sequence[str], out: Path) -> Any
             log_with=list(trackers) or None,
             project_dir=str(out) if trackers else None,
         )
-    except (
-        ValueError
-    ) as error:  # accelerate or the device cannot, or the process has an Accelerator of another precision
+    except ValueError as error:
+        # accelerate or the device cannot, or the process has an Accelerator of another precision
         with_trackers = f" with trackers {list(trackers)}" if trackers else ""
         raise InputError(
             f"accelerate does not support precision {recipe.precision!r}{with_trackers} here: {error}"
