@@ -128,7 +128,7 @@ class TestOneProcess:
             measured(tmp_path, by=lambda _: {"value": value})
 
     def test_progress_has_rate_and_time_left(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("whitebox_crate.evaluation.records.REPORT_EVERY", 0)
+        monkeypatch.setattr("whitebox_crate.evaluation.progress.REPORT_EVERY", 0)
         measured(tmp_path, ITEMS[:2])
         lines: list[str] = []
         measured(tmp_path, report=lines.append)

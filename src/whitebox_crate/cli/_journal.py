@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .._files import make_folder
-from ..evaluation.records import append_line, open_lines
+from ..evaluation.lines import append_line, open_lines
 
 Entry = dict[str, Any]
 

@@ -15,7 +15,8 @@ from .._ahead import in_order
 from .._indices import resolve_indices
 from ..backbones import Readable
 from ..errors import InputError, printable
-from ..evaluation.records import Progress, content_of, to_stderr
+from ..evaluation.progress import Progress, to_nobody, to_stderr
+from ..evaluation.records import content_of
 from ..evaluation.runs import model_settings
 from ..images import load_image
 from ..models._classes import class_index, class_names
@@ -52,7 +53,7 @@ def segment(options: argparse.Namespace) -> int:
     numbered = {**settings_of(options.method), **settings}.get("n", 1) > 1
     forecast, journal = Forecast(model, find), Journal(options.out / "segmented.jsonl")
     items, done = _named(paths), list[str]()
-    progress = Progress(0, len(items), 1, _say_nothing if options.quiet or len(items) == 1 else to_stderr)
+    progress = Progress(0, len(items), 1, to_nobody if options.quiet or len(items) == 1 else to_stderr)
 
     def entry(item: str) -> Entry:
         """The journal's entry, with the photograph's path as given now: the working folder may have changed."""
@@ -192,7 +193,3 @@ def _side_by_side(one: Segmentation, other: Segmentation, names: Sequence[str]) 
     above = [f"{name}: {of[1][1]}" for name, of in zip(names, pictures, strict=True)]
     below = f"what both mark: IoU of the two {mask_iou(one.mask, other.mask):.2f}"
     return draw_panels(panels, [caption, *above, below, *(of[2][1] for of in pictures)], 3)
-
-
-def _say_nothing(text: str) -> None:
-    pass

@@ -5,25 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from .._ahead import in_order
-from .._files import locked, make_folder, sha256_of, write_json
-from ..errors import InputError, OutputError
+from .._files import make_folder, sha256_of, write_json
+from ..errors import InputError
+from .lines import append_line, open_lines
 from .processes import rank_and_count, wait_for_all
+from .progress import Progress, to_nobody, to_stderr
 
 JSON: TypeAlias = Any
 Item = TypeVar("Item")
 
 SETTINGS = "settings.json"
-REPORT_EVERY = 10.0  # seconds
 
 
 class Records:
@@ -133,7 +130,7 @@ class Records:
                 self._check_content([item for item in items if item[0] in index.records][rank::count], index, content)
             waiting = [item for item in items if item[0] not in index.records]
             share = waiting[rank::count]
-            progress = Progress(len(items) - len(waiting), len(share), count, say if rank == 0 else _nowhere)
+            progress = Progress(len(items) - len(waiting), len(share), count, say if rank == 0 else to_nobody)
             lines = in_order(line_of, share, workers)
             for name, _ in share:
                 try:
@@ -225,40 +222,6 @@ class _Index:
             return  # a power cut can leave anything: the item is measured again
 
 
-class Progress:
-    """Reports how much of a share is done, how fast, and the time left."""
-
-    def __init__(self, before: int, share: int, processes: int, report: Callable[[str], object]) -> None:
-        self._share, self._report, self._done = share, report, 0
-        self._started = self._said = time.monotonic()
-        self._of = f" of the share of one of {processes} processes" if processes > 1 else ""
-        if before:
-            self.say(f"{before:,} measured before")
-
-    def say(self, text: str) -> None:
-        self._report(text)
-
-    def advance(self) -> None:
-        self._done += 1
-        now = time.monotonic()
-        if now - self._said >= REPORT_EVERY:
-            self._said = now
-            rate = self._done / (now - self._started)
-            left = timedelta(seconds=round((self._share - self._done) / rate))
-            self.say(
-                f"{self._done:,} of {self._share:,}{self._of} ({self._done / self._share:.0%}), {rate:.3g} a second, "
-                f"{left} left"
-            )
-
-    def skip(self) -> None:
-        """Notes that an item of the share is not measured now: it was before, or it is broken."""
-        self._share -= 1
-
-    def finish(self) -> None:
-        seconds = timedelta(seconds=round(time.monotonic() - self._started))
-        self.say(f"{self._done:,}{self._of} measured in {seconds}")
-
-
 def content_of(*paths: str | os.PathLike[str]) -> str:
     """A hash of the contents of these files: 64 bits of SHA-256. They are read in pieces.
 
@@ -274,48 +237,6 @@ def content_of(*paths: str | os.PathLike[str]) -> str:
     return whole.hexdigest()[:16]
 
 
-@contextmanager
-def open_lines(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file to append lines, for this process only. Removes a half line that a kill left at its end.
-
-    Raises:
-        OutputError: If the file cannot be written, or another process has it open.
-    """
-    with locked(path) as file:
-        end = whole = file.seek(0, os.SEEK_END)
-        while whole:
-            start = max(0, whole - (1 << 16))
-            file.seek(start)
-            piece = file.read(whole - start)
-            if b"\n" in piece:
-                whole = start + piece.rindex(b"\n") + 1
-                break
-            whole = start
-        if whole < end:
-            file.truncate(whole)
-        yield file
-
-
-def append_line(file: BinaryIO, entry: Mapping[str, JSON]) -> None:
-    """Writes an entry, which names its `item`, as a line of JSON.
-
-    Raises:
-        InputError: If the entry is not finite or not JSON.
-        OutputError: If it cannot be written.
-    """
-    try:
-        line = memoryview(json.dumps(entry, allow_nan=False).encode() + b"\n")
-    except (TypeError, ValueError) as error:
-        raise InputError(f"the measurement of {entry['item']} is not finite or not JSON: {error}") from error
-    try:
-        while line:  # a disk that fills up takes only a part
-            line = line[file.write(line) :]
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {file.name}: {error}; finished measurements are kept. Make room, then run the command again"
-        ) from error
-
-
 def _differences(found: JSON, wanted: Mapping[str, JSON]) -> str:
     if not isinstance(found, dict):
         return f"{found!r}"
@@ -325,12 +246,3 @@ def _differences(found: JSON, wanted: Mapping[str, JSON]) -> str:
 
 def _shown(settings: Mapping[str, JSON], key: str) -> str:
     return repr(settings[key]) if key in settings else "missing"
-
-
-def to_stderr(text: str) -> None:
-    """Prints a line on progress to stderr, without delay."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def _nowhere(text: str) -> None:
-    pass

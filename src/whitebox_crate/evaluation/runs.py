@@ -19,7 +19,8 @@ from .._version import __version__
 from ..backbones import readable
 from ..errors import InputError
 from ..preprocess import check_takes_photos
-from .records import JSON, Item, Records, to_stderr
+from .progress import to_stderr
+from .records import JSON, Item, Records
 
 
 class Outcome(NamedTuple):
