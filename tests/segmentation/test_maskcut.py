@@ -256,25 +256,6 @@ def test_a_later_component_is_refused_above_an_iou_of_one_half_with_the_last_mas
     assert _refused(patches(0, 20), patches(9, 20))
 
 
-def test_components_are_connected_by_edges_not_corners() -> None:
-    mask = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]).bool()
-    assert torch.equal(connected_component(mask, 1), torch.tensor([[1, 1, 0, 0], [0] * 4, [0] * 4]).bool())
-    assert torch.equal(connected_component(mask, 6), torch.tensor([[0] * 4, [0, 0, 1, 0], [0, 0, 1, 1]]).bool())
-    assert not connected_component(mask, 2).any()
-
-
-@given(st.integers(0, 2**31), st.integers(1, 7), st.integers(1, 7))
-def test_a_component_is_all_that_the_seed_reaches(seed: int, height: int, width: int) -> None:
-    mask = torch.rand(height, width, generator=torch.Generator().manual_seed(seed)) < 0.6
-    start = seed % mask.numel()
-    grown = torch.zeros_like(mask).flatten().index_fill(0, torch.tensor([start]), True).view_as(mask) & mask
-    for _ in range(mask.numel()):
-        padded = torch.nn.functional.pad(grown, (1, 1, 1, 1))
-        beside = padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
-        grown = grown | (beside & mask)
-    assert torch.equal(connected_component(mask, start), grown)
-
-
 @given(st.integers(0, 2**31), st.integers(1, 9), st.integers(1, 9), st.sampled_from([0.03, 0.5]))
 def test_boxes_are_tight(seed: int, height: int, width: int, share: float) -> None:
     masks = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(seed)) < share
@@ -346,10 +327,6 @@ def test_steps_refuse_what_is_none_of_theirs() -> None:
         bipartition(torch.ones(6), (2, 3))
     with pytest.raises(InputError, match=r"\(tokens,\), got \(2, 3\)"):
         bipartition(torch.ones(2, 3), (2, 3))
-    with pytest.raises(InputError, match=r"in \[0, 6\), not 6"):
-        connected_component(torch.ones(2, 3).bool(), 6)
-    with pytest.raises(InputError, match=r"torch.float32 of shape \(2, 3\)"):
-        connected_component(torch.ones(2, 3), 0)
     with pytest.raises(InputError, match=r"torch.float32 of shape \(2, 3\)"):
         mask_boxes(torch.ones(2, 3))
 

@@ -6,7 +6,6 @@ from .cuts import (
     CutRound,
     FoundObjects,
     bipartition,
-    connected_component,
     mask_boxes,
     maskcut,
     maskcut_of,
@@ -29,6 +28,7 @@ from .methods import (
 from .metrics import best_head_iou, mask_iou, mean_iou
 from .ncut import affinity, ncut_eigenvector
 from .otsu import otsu_cut
+from .pieces import connected_component, large_pieces, mask_pieces
 from .states import all_cls_attention, cls_attention, default_layer, membership_maps, patch_features
 
 __all__ = [
@@ -59,8 +59,10 @@ __all__ = [
     "dense_crf",
     "guided_edges",
     "guided_filter",
+    "large_pieces",
     "mask_boxes",
     "mask_iou",
+    "mask_pieces",
     "maskcut",
     "maskcut_of",
     "maskcut_rounds",

@@ -16,6 +16,7 @@ from .._tables import html_table
 from ..errors import InputError, check_kind
 from .attention import upsample
 from .ncut import TIE, Solver, affinity, first_peak, ncut_eigenvector
+from .pieces import connected_component
 from .states import patch_features
 
 Refine: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -206,43 +207,6 @@ def bipartition(eigenvector: Tensor, grid: tuple[int, int]) -> tuple[Tensor, int
     if _corners(salient) >= 3 or not salient.flatten()[first_peak(eigenvector.abs())]:
         return ~salient, first_peak(-eigenvector)
     return salient, first_peak(eigenvector)
-
-
-def connected_component(mask: Tensor, seed: int) -> Tensor:
-    """The part of a mask that can be reached from the seed, going up, down, left and right.
-
-    Args:
-        mask: bool (height, width).
-        seed: Index into the flattened mask.
-
-    Returns:
-        bool (height, width); empty if the seed is not in the mask.
-
-    Raises:
-        InputError: If the mask is not as above, or the seed is not in its range.
-    """
-    if mask.ndim != 2 or mask.dtype != torch.bool:
-        raise InputError(f"expected a bool mask (height, width), got {mask.dtype} of shape {tuple(mask.shape)}")
-    if not 0 <= seed < mask.numel():
-        raise InputError(f"the seed must be an index in [0, {mask.numel()}), not {seed}")
-    height, width = mask.shape
-    inside: list[bool] = mask.flatten().tolist()
-    reached = [False] * len(inside)
-    waiting = [seed]
-    while waiting:
-        index = waiting.pop()
-        if inside[index] and not reached[index]:
-            reached[index] = True
-            row, column = divmod(index, width)
-            if row > 0:
-                waiting.append(index - width)
-            if row < height - 1:
-                waiting.append(index + width)
-            if column > 0:
-                waiting.append(index - 1)
-            if column < width - 1:
-                waiting.append(index + 1)
-    return torch.tensor(reached, device=mask.device).view(height, width)
 
 
 def mask_boxes(masks: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import InputError, UnknownNameError
 from .attention import upsample
 from .guided import add_colours, guided_filter
+from .pieces import large_pieces
 
 # Chosen on photographs; recipes/measure_masks.py measures them.
 SIDE = 144  # shorter side of the photograph on which the filter is computed, pixels
@@ -87,7 +88,8 @@ def _follow(levels: Tensor, photo: Tensor, prepared: Callable[[Tensor, Tensor], 
 
     def filtered(level: Tensor, size: tuple[int, int]) -> Tensor:
         values = prepared(small, upsample(level, (small.shape[1], small.shape[2]), mode="bilinear"))
-        return _or_patches(upsample(guided_filter(small, values, radius, at=guide), size, mode="bilinear"), level)
+        fine = _without_crumbs(guided_filter(small, values, radius, at=guide))
+        return _or_patches(upsample(fine, size, mode="bilinear"), level)
 
     return _masks(levels, photo, filtered)
 
@@ -95,6 +97,11 @@ def _follow(levels: Tensor, photo: Tensor, prepared: Callable[[Tensor, Tensor], 
 def _or_patches(fine: Tensor, level: Tensor) -> Tensor:
     """The levels at pixels, or at patches if the object would vanish."""
     return fine if (fine > 0).any() else upsample(level, (fine.shape[0], fine.shape[1]))
+
+
+def _without_crumbs(values: Tensor) -> Tensor:
+    """The values, but below 0 in small pieces of what was above 0. The colours of a photograph leave such pieces."""
+    return torch.where(large_pieces(values > 0), values, -values.abs())
 
 
 def _guides(photo: Tensor, device: torch.device) -> tuple[Tensor, Tensor, int]:

@@ -23,6 +23,7 @@ from .attention import MaskRule, attention_masks, rule_and_keep
 from .cuts import maskcut_rounds
 from .gradients import class_maps
 from .otsu import otsu_cut
+from .pieces import large_pieces
 from .states import Grid, all_cls_attention, cls_attention, patch_features, resolve_layer
 
 EDGE = 1e-6  # smallest distance of a level from 0, in standard deviations of the map
@@ -106,7 +107,8 @@ def by_multiscale(
 
     The maps of all heads of some layers, for the image at some sizes, are averaged by their logarithms. So a map with a
     few high peaks cannot outvote the others. In CRATE such a logarithm is, up to a constant, the inner product of [CLS]
-    and the patch in one subspace: w_cls . w / sqrt(head_dim). Otsu's cut divides the mean map.
+    and the patch in one subspace: w_cls . w / sqrt(head_dim). Otsu's cut divides the mean map, and `large_pieces`
+    stay.
 
     Several image sizes are common in testing dense predictors (arXiv 1606.00915, section 4.1). A mean of logarithms is
     a product of experts (Hinton 2002).
@@ -133,7 +135,7 @@ def by_multiscale(
     grid = core.grid_of(pixels[None])
     maps = torch.cat([_log_maps(core, _scaled(pixels, core.patch_size, scale), which, grid) for scale in scales])
     map_ = maps.mean(0)
-    return _segments(map_, maps, [(map_, map_ > otsu_cut(map_))])
+    return _segments(map_, maps, [(map_, large_pieces(map_ > otsu_cut(map_)))])
 
 
 def by_maskcut(
