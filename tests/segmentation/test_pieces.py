@@ -70,12 +70,13 @@ def test_the_largest_of_equal_pieces_stay_all() -> None:
     assert torch.equal(large_pieces(mask, 1), mask)
 
 
-def test_a_crumb_of_colour_beside_the_object_is_no_part_of_its_mask() -> None:
+def test_colours_leave_no_crumb_beside_the_object_and_no_pinhole_in_it() -> None:
     photo = torch.full((3, 60, 60), 200, dtype=torch.uint8)
     photo[:, 20:40, 10:40] = 20  # the object
     photo[:, 25:33, 50:58] = 20  # a thing of its colour
     levels = torch.full((1, 6, 6), -1.0)
     levels[0, 2:4, 1:4] = 1
+    photo[:, 27:33, 20:26] = 200  # a glint on the object
     mask = EDGES["colours"](levels, photo)[0]
     assert mask[22:38, 12:38].all() and not mask[:, 45:].any()
 
