@@ -9,7 +9,7 @@ from torch import Tensor
 from whitebox_crate import create_model
 from whitebox_crate.errors import InputError
 from whitebox_crate.segmentation import connected_component, large_pieces, mask_pieces
-from whitebox_crate.segmentation.edges import EDGES
+from whitebox_crate.segmentation.edges import EDGES, PINHOLE
 from whitebox_crate.segmentation.methods import choose_method
 
 
@@ -70,15 +70,27 @@ def test_the_largest_of_equal_pieces_stay_all() -> None:
     assert torch.equal(large_pieces(mask, 1), mask)
 
 
-def test_colours_leave_no_crumb_beside_the_object_and_no_pinhole_in_it() -> None:
+def test_a_crumb_of_colour_beside_the_object_is_no_part_of_its_mask() -> None:
     photo = torch.full((3, 60, 60), 200, dtype=torch.uint8)
     photo[:, 20:40, 10:40] = 20  # the object
     photo[:, 25:33, 50:58] = 20  # a thing of its colour
     levels = torch.full((1, 6, 6), -1.0)
     levels[0, 2:4, 1:4] = 1
-    photo[:, 27:33, 20:26] = 200  # a glint on the object
     mask = EDGES["colours"](levels, photo)[0]
     assert mask[22:38, 12:38].all() and not mask[:, 45:].any()
+
+
+@pytest.mark.parametrize("edges", ["guided", "colours"])
+def test_masks_along_edges_have_neither_crumbs_nor_pinholes(edges: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.full((1, 6, 6), -0.3)
+    levels[0, 1:4, 1:5] = 0.3
+    for _ in range(4):
+        photo = torch.randint(256, (3, 60, 60), generator=generator, dtype=torch.uint8)
+        mask = EDGES[edges](levels, photo)[0]
+        assert mask.any() and not mask.all()
+        assert torch.equal(large_pieces(mask), mask)
+        assert torch.equal(large_pieces(~mask, PINHOLE), ~mask)
 
 
 def test_multiscale_leaves_small_pieces_out() -> None:
