@@ -21,9 +21,9 @@ from recipes.backgrounds import noise_backgrounds, wallpapers
 from recipes.composites import Composites
 from recipes.objects import garments, photographs
 from whitebox_crate.cli import answer
-from whitebox_crate.cli.arguments import add_training
 from whitebox_crate.cli.parser import Parser, positive
 from whitebox_crate.cli.training import chosen_recipe, other_data, train_on
+from whitebox_crate.cli.training_arguments import add_training
 from whitebox_crate.errors import InputError, require
 from whitebox_crate.training import Recipe, open_images
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 import whitebox_crate.cli as cli
 from whitebox_crate import create_model, save_pretrained
-from whitebox_crate.cli.arguments import _meanings
+from whitebox_crate.cli.training_arguments import _meanings
 from whitebox_crate.training.presets import PRESETS
 from whitebox_crate.training.recipe import Recipe
 
