@@ -162,11 +162,11 @@ def capture(
 
     Raises:
         UnknownNameError: If a state, layer, head or query does not exist.
-        InputError: If no adapter knows the model; if no state is named; if the model has no [CLS] and `queries` is not
-            given; if indices are not a list of integers, or `chunk` is not a positive integer; if `chunk`, `reduce`,
-            `eager` or `heads` is given for states that have no rows or heads; if `reduce` returns something else. With
-            `eager`: if `reduce` is given, if the model checkpoints gradients, or if a layer does not multiply rows by
-            values (for example with dropout of attention in training).
+        InputError: If no adapter knows the model, or it has no [CLS] and `queries` is not given. If no state is named,
+            indices are not a list of integers, `chunk` is not a positive integer, or `reduce` returns something else.
+            If `chunk`, `reduce`, `eager` or `heads` is given for states that have no rows or heads. With `eager`: if
+            `reduce` is given, the model checkpoints gradients, or a layer does not multiply rows by values (for example
+            with dropout of attention in training).
 
     Example:
         >>> model = create_model("crate_nano", pretrained=True).eval()

@@ -20,8 +20,8 @@ def faster_dtype(model: ImageTransformer, batch: int = 1) -> torch.dtype:
     """Whether a model runs faster in bf16 than in float32, on its device.
 
     Processors without instructions for bf16 emulate it, and are slower in it. So one layer of the model is run in both
-    types in turn, on as many tokens as a batch has, for about half a second after one run of each to warm up; longer
-    for a large batch. The model stays as it is, and its hooks are not called.
+    types in turn, on as many tokens as a batch has. After one run of each to warm up, this takes about half a second;
+    longer for a large batch. The model stays as it is, and its hooks are not called.
 
     Args:
         model: A model of this package, of any dtype, folded or not.

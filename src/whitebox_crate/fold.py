@@ -41,9 +41,13 @@ def fold_for_inference(model: Model, *, inplace: bool = False) -> Model:
     - LayerScale goes into the product before it: attention's output projection, or the last matrix of ViT's MLP.
     - A BatchNorm has a fixed mean and variance after training, and goes into the convolution before it.
 
-    Some parts stay: CRATE-alpha's sparse coding, which subtracts the reconstruction from the normed tokens; the norm
-    before attention with `skip="normalized"` and both norms of class attention, because their output is also added to
-    the tokens; the last norm, because `forward_features` returns its tokens; the MLP's GELU and all attention.
+    Some parts stay:
+
+    - CRATE-alpha's sparse coding, which subtracts the reconstruction from the normed tokens.
+    - Norms whose output is also added to the tokens: before attention with `skip="normalized"`, and both of class
+      attention.
+    - The last norm, because `forward_features` returns its tokens.
+    - The MLP's GELU and all attention.
 
     The result is a model like any other: `capture` reads it, `save_pretrained` and `create_model` save and load it,
     and `torch.compile` and `torch.export` take it. Its parameters are no longer the paper's, so do not train or analyse

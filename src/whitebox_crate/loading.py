@@ -55,8 +55,8 @@ def load_state(
         The report.
 
     Raises:
-        WeightsError: If a tensor is missing, unknown, or of another shape; if it is not floating point of 16 bits or
-            more (a counter of the model has its own dtype); if the model is quantised, spread over processes, or far
+        WeightsError: If a tensor is missing, unknown or of another shape, or is not floating point of 16 bits or more
+            (a counter of the model has its own dtype). Or if the model is quantised, spread over processes, or far
             larger than these weights.
     """
     target = model.state_dict()

@@ -42,9 +42,9 @@ def resolve_data_config(
     deviation (the image becomes grey); any other number repeats them in turn.
 
     Args:
-        args: A model that `capture` reads; or facts about weights, as `get_pretrained_cfg` gives them; or settings that
-            override these, as in timm's command lines: the keys below that are present and not None, `img_size` and
-            `in_chans` (or `chans`). Other keys are ignored.
+        args: A model that `capture` reads, or facts about weights, as `get_pretrained_cfg` gives them. Or settings that
+            override these, as in timm's command lines: the keys below, `img_size` and `in_chans` (or `chans`), if they
+            are not None. Other keys are ignored.
         pretrained_cfg: Facts in place of the model's; missing ones have the values of `PretrainedCfg()`.
         model: The model.
 
@@ -182,8 +182,9 @@ class Transform:
             device of a tensor, else on the CPU.
 
         Raises:
-            InputError: If an image is none of these, has no pixels, has values out of range, is so long a strip (about
-                1 : 100) that resizing would make it huge, or holds floats and needs resizing; or the batch is empty.
+            InputError: If an image is none of these, has no pixels or has values out of range. Or if it holds floats
+                and needs resizing, or is so long a strip (about 1 : 100) that resizing would make it huge. Or if the
+                batch is empty.
             MissingExtraError: If Pillow is needed and not installed.
         """
         if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:

@@ -143,10 +143,15 @@ class SubspaceReport(Report):
     def rows(self) -> list[list[str]]:
         """Names of the columns, a row for each layer, and the random one last.
 
-        The columns are: effective dimension of each head; smallest and mean angle between two heads, in degrees; mean
-        overlap of two heads; mean drift to the head of the same number in the next layer, and to the nearest head; for
-        each head, the cosine of P_k and U_k, and the share of P_k in the span of U_k; for D, coherence and distance
-        from the nearest orthogonal matrix up to scale. Cells that a model does not have are blank.
+        The columns are:
+
+        - of the heads: effective dimension of each; smallest and mean angle between two, in degrees; mean overlap of
+          two;
+        - from layer to layer: mean drift to the head of the same number in the next layer, and to the nearest head;
+        - of the output projection: for each head, the cosine of P_k and U_k, and the share of P_k in the span of U_k;
+        - of the dictionary D: coherence, and distance from the nearest orthogonal matrix up to scale.
+
+        Cells that a model does not have are blank.
         """
         return [list(_HEADER), *(_row(layer) for layer in (*self.layers, self.random))]
 

@@ -89,9 +89,9 @@ def report(
 ) -> str:
     """Measures a model on pictures, and writes the results as one page.
 
-    The page holds its pictures, works offline and has no scripts. It has facts of the model; the findings, in a
-    sentence for each claim; the curves and the table of `layerwise_analysis`; the verdicts of `verify_descent`; [CLS]
-    attention of all heads of the model's `default_layer`; `subspace_report`; and `explain`.
+    The page holds its pictures, works offline and has no scripts. Its sections are facts of the model, the findings (a
+    sentence for each claim), the curves and the table of `layerwise_analysis`, the verdicts of `verify_descent`, [CLS]
+    attention of all heads of the model's `default_layer`, `subspace_report`, and `explain`.
 
     Args:
         model: A model of this package, in evaluation mode; with `dynamic_img_size`, unless all pictures get its size.

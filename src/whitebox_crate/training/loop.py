@@ -86,10 +86,11 @@ def train(
         MissingExtraError: If accelerate, the optimiser or a tracker is not installed.
         WeightsError: If `out` holds a checkpoint of another recipe, model or data, or only broken ones.
         OutputError: If `out` cannot be written, or another run is writing to it; the last checkpoint stays.
-        InputError: If the model is folded, frozen, not in float32 or spread over processes, does not take images of the
-            recipe's sizes, or has no head or decoder to train; if accelerate does not support the precision, a number
-            of steps is not positive, a label is not a class of the model, FSDP is not version 2, or `keep` is "best"
-            without a validation; or if the loss or the gradient becomes NaN or infinite. The last checkpoint stays.
+        InputError: If the model cannot be trained: it is folded, frozen, not in float32 or spread over processes, does
+            not take images of the recipe's sizes, or has no head or decoder. Or if an argument is wrong: a number of
+            steps is not positive, or `keep` is "best" without a validation. Or if accelerate does not support the
+            precision, or FSDP is not version 2. Or if a label is not a class of the model, or the loss or the gradient
+            becomes NaN or infinite; the last checkpoint stays.
         UnknownNameError: If `keep` is another word.
     """
     check_positive("checkpoint_every", checkpoint_every)
