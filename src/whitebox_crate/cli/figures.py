@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from itertools import product
 from typing import TYPE_CHECKING
 
-from .._files import write_whole
+from .._files import write_json
 from ..backbones import Readable
 from ..errors import InputError
 from ..evaluation.figures import Photograph, heads_sheet, noise_sheet, pca_sheet, pca_strip, read_photograph
@@ -52,8 +51,7 @@ def heads(options: argparse.Namespace) -> int:
     sheet, found = heads_sheet(model, photos, layer, masks=options.masks, void=options.void, rule=rule, keep=keep)
     target = options.out / f"heads-layer{layer}.png"
     save_picture(sheet, target)
-    text = json.dumps({"model": options.model, **found}, indent=1)
-    write_whole(target.with_suffix(".json"), lambda path: path.write_text(text + "\n"))
+    write_json(target.with_suffix(".json"), {"model": options.model, **found})
     print(f"{target}  ({options.model}, {_count(photos)}, layer {layer})")
     for head in found["heads"]:
         numbers = "  ".join(f"{name} {value:.2f}" for name, value in head.items() if name != "head")
