@@ -53,7 +53,7 @@ def models() -> str:
 
 
 def weights() -> str:
-    """A row for each set of weights, in Markdown."""
+    """A row for each set of weights, in Markdown: three columns, which a phone shows whole."""
     rows = []
     for name in list_pretrained():
         cfg = get_pretrained_cfg(name)
@@ -63,9 +63,12 @@ def weights() -> str:
         elif cfg.url:
             where = f"[a page]({cfg.url})"
         number = cfg.paper.removeprefix("arXiv ")
-        paper = f"[{number}](https://arxiv.org/abs/{number})"
-        rows.append((f"`{name}`", where, f"{cfg.num_classes:,}", cfg.license, paper, cfg.checked, cfg.notes))
-    return markdown_table(("Name", "Where", "Classes", "Licence", "Paper", "Tried", "Notes"), rows)
+        classes = f"{cfg.num_classes:,} classes" if cfg.num_classes else "no head"
+        tried = " Loaded and run." if cfg.checked == "file" else ""
+        notes = f" {cfg.notes.replace(', as its authors report', '')}" if cfg.notes else ""
+        what = f"{classes}, [{number}](https://arxiv.org/abs/{number}).{tried}{notes}"
+        rows.append((f"`{name}`", f"{where}, {cfg.license}" if cfg.license else where, what))
+    return markdown_table(("Name", "Where, licence", "Classes, paper, notes"), rows)
 
 
 def subspaces() -> str:
