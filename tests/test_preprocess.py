@@ -20,14 +20,9 @@ from PIL import Image, ImageOps
 from whitebox_crate import PretrainedCfg, create_model
 from whitebox_crate.errors import InputError, MissingExtraError, UnknownNameError
 from whitebox_crate.images import load_image, to_rgb
-from whitebox_crate.preprocess import (
-    MOST_PATCHES,
-    MOST_PIXELS,
-    create_transform,
-    image_to_tensor,
-    resize_to_grid,
-    resolve_data_config,
-)
+from whitebox_crate.preprocess import create_transform, image_to_tensor, resize_to_grid, resolve_data_config
+from whitebox_crate.preprocess.photographs import MOST_PATCHES
+from whitebox_crate.preprocess.pixels import MOST_PIXELS
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from .errors import InputError
 from .images import image_files, load_image
-from .preprocess import AnyImage, fit_photo, to_pillow
+from .preprocess import fit_photo, to_pillow
+from .preprocess.pixels import AnyImage
 from .ready import ready_model
 from .segmentation.cuts import mask_boxes
 from .segmentation.draw import CAPTION, blank_panel, data_url, draw_map, draw_objects, draw_panels, draw_scale

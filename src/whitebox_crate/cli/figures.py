@@ -12,7 +12,7 @@ from ..backbones import Readable
 from ..errors import InputError
 from ..evaluation.figures import Photograph, heads_sheet, noise_sheet, pca_sheet, pca_strip, read_photograph
 from ..evaluation.noise import check_noise
-from ..preprocess import check_takes_photos
+from ..preprocess.photographs import check_takes_photos
 from ..segmentation.attention import rule_and_keep
 from ..segmentation.states import resolve_layer
 from ._common import free_name, load, photographs, report_error, save_picture

@@ -15,7 +15,8 @@ from ..errors import InputError, WeightsError, printable
 from ..evaluation.figures import maps_sheet, read_photograph
 from ..images import load_image
 from ..models._classes import class_index, class_names, classifies
-from ..preprocess import check_takes_photos, create_transform, resolve_data_config
+from ..preprocess import create_transform, resolve_data_config
+from ..preprocess.photographs import check_takes_photos
 from ..segmentation import class_maps, cls_attention, membership_maps
 from ..segmentation.gradients import ClassMap
 from ..segmentation.states import resolve_layer

@@ -20,7 +20,8 @@ from ..evaluation.records import content_of
 from ..evaluation.runs import model_settings
 from ..images import load_image
 from ..models._classes import class_index, class_names
-from ..preprocess import best_short_side, check_takes_photos
+from ..preprocess import best_short_side
+from ..preprocess.photographs import check_takes_photos
 from ..segmentation.draw import draw_panels
 from ..segmentation.methods import choose_method, method_with, settings_of
 from ..segmentation.metrics import mask_iou

@@ -18,7 +18,7 @@ from .._tables import html_of_markdown
 from .._version import __version__
 from ..backbones import readable
 from ..errors import InputError
-from ..preprocess import check_takes_photos
+from ..preprocess.photographs import check_takes_photos
 from .progress import to_stderr
 from .records import JSON, Item, Records
 

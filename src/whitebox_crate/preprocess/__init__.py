@@ -3,27 +3,14 @@
 from typing import TYPE_CHECKING
 
 from .._deprecated import moved_names
-from .photographs import (
-    MOST_PATCHES,
-    SeenPhoto,
-    best_short_side,
-    check_takes_photos,
-    fit_photo,
-    grid_for,
-    resize_to_grid,
-)
-from .pixels import MOST_PIXELS, AnyImage, image_to_tensor, to_pillow
-from .transform import INTERPOLATIONS, Transform, create_transform, resolve_data_config
+from .photographs import SeenPhoto, best_short_side, fit_photo, grid_for, resize_to_grid
+from .pixels import image_to_tensor, to_pillow
+from .transform import Transform, create_transform, resolve_data_config
 
 __all__ = [
-    "INTERPOLATIONS",
-    "MOST_PATCHES",
-    "MOST_PIXELS",
-    "AnyImage",
     "SeenPhoto",
     "Transform",
     "best_short_side",
-    "check_takes_photos",
     "create_transform",
     "fit_photo",
     "grid_for",

@@ -13,7 +13,8 @@ from ..errors import InputError
 from ..images import image_files, load_image
 from ..models import ImageTransformer
 from ..models._wrappers import transformer_in
-from ..preprocess import AnyImage, to_pillow
+from ..preprocess import to_pillow
+from ..preprocess.pixels import AnyImage
 from ..ready import ready_model
 from ..segmentation.draw import data_url
 from .packing import pack_readings
