@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,36 @@ def halfway(error: Exception) -> Callable[..., None]:
         raise error
 
     return write
+
+
+def test_a_folder_whose_saving_was_cut_short_holds_one_model_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never the weights of one under the facts of another: same shapes would not show it."""
+    pairs = set[tuple[float, float]]()
+    for steps in range(5):
+        first, second = small_model(NAME), another_model()
+        second.pretrained_cfg = PretrainedCfg(num_classes=CLASSES, mean=(0.1, 0.2, 0.3))
+        folder = save_pretrained(first, tmp_path / str(steps))
+        left, replace = steps, Path.replace
+
+        def cut(path: Path, target: Path, replace: Any = replace) -> Path:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            replaced: Path = replace(path, target)
+            return replaced
+
+        with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
+            patched.setattr(Path, "replace", cut)
+            save_pretrained(second, folder)
+        with suppress(WeightsError):
+            loaded = create_model(f"local-dir:{folder}", pretrained=True)
+            pairs.add((loaded.pretrained_cfg.mean[0], float(loaded.norm.weight.sum())))
+    norms = [float(model.norm.weight.sum()) for model in (first, second)]
+    assert pairs <= {(0.485, norms[0]), (0.1, norms[1])}
+    assert (0.1, norms[1]) in pairs
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left")])

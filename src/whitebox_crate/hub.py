@@ -235,7 +235,8 @@ def weights_in(folder: Path) -> Path:
 def save_pretrained(model: ImageTransformer, folder: str | Path, *, repo_id: str = "") -> Path:
     """Writes a model that `create_model` made to a folder that `create_model("local-dir:...")` loads.
 
-    The folder gets config.json, model.safetensors, and README.md if it has none yet.
+    The folder gets model.safetensors, config.json, and README.md if it has none yet. It has no config.json while its
+    weights change: if that is cut short, it does not load.
 
     Args:
         model: The model. Wrappers of torch.compile or distributed training, of the model or of single layers, are
@@ -249,7 +250,7 @@ def save_pretrained(model: ImageTransformer, folder: str | Path, *, repo_id: str
     Raises:
         InputError: If `create_model` did not make the model, so that its options are unknown; if JSON cannot hold its
             options; if parts of it were removed or replaced; if it is quantised, or spread over processes (FSDP).
-        OutputError: If the folder cannot be written; older files stay whole.
+        OutputError: If the folder cannot be written; if its weights cannot, the older files stay.
 
     Example:
         >>> folder = save_pretrained(create_model("crate_nano", pretrained=True), "saved")
@@ -290,7 +291,12 @@ def save_pretrained(model: ImageTransformer, folder: str | Path, *, repo_id: str
         raise InputError(f"the options {model.model_args} cannot be written as JSON ({error})") from error
     tensors = own_copies(state)
     make_folder(folder)
-    write_whole(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+
+    def write_weights(path: Path) -> None:
+        save_file(tensors, path, metadata={"format": "pt"})
+        (folder / CONFIG).unlink(missing_ok=True)  # it would describe other weights, were this cut short hereafter
+
+    write_whole(folder / WEIGHTS, write_weights)
     write_whole(folder / CONFIG, lambda path: path.write_text(text))
     if not (folder / CARD).exists():
         write_whole(folder / CARD, lambda path: path.write_text(model_card(model, repo_id), encoding="utf-8"))
