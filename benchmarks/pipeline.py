@@ -162,9 +162,9 @@ def measure(work: str, items: Sequence[Any], rounds: int, count: int, out: Path)
             rates: dict[str, tuple[float, float]] = {}
             for name, (threads, workers) in WAYS.items():
                 torch.set_num_threads(threads)
-                ran = clocked(partial(_all, way.whole, shown, workers), count)
+                ran = clocked(lambda: list(in_order(way.whole, shown, workers)), count)  # noqa: B023
                 step = way.stages[slowest]
-                rates[name] = ran, clocked(partial(_all, step, before[slowest], workers), count)
+                rates[name] = ran, clocked(lambda: list(in_order(step, before[slowest], workers)), count)  # noqa: B023
             of_processes = clocked(partial(pool.map, _run, shown, 1), count)
             if number >= 0:
                 for stage, seconds in found.items():
@@ -175,11 +175,6 @@ def measure(work: str, items: Sequence[Any], rounds: int, count: int, out: Path)
                 whole[PROCESSES].append(of_processes)
                 say(f"{work}, round {number}: {found} {rates} {of_processes}")
     return {"photographs": rounds * count, "seconds": costs, "whole": whole, "slowest_alone": alone}
-
-
-def _all(function: Callable[[Any], object], items: Sequence[Any], workers: int) -> list[object]:
-    with in_order(function, items, workers) as results:
-        return list(results)
 
 
 def share(found: dict[str, Any], way: str) -> float:

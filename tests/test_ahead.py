@@ -25,17 +25,16 @@ def test_results_come_in_the_order_of_the_items(workers: int) -> None:
         time.sleep(0.02 / (1 + item))
         return item * item
 
-    with in_order(slow_at_first, range(20), workers) as found:
-        assert list(found) == [item * item for item in range(20)]
+    assert list(in_order(slow_at_first, range(20), workers)) == [item * item for item in range(20)]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_comes_in_its_turn_and_the_next_item_follows(workers: int) -> None:
-    with in_order(lambda item: 6 // item, [1, 2, 0, 3], workers) as found:
-        assert [next(found), next(found)] == [6, 3]
-        with pytest.raises(ZeroDivisionError):
-            next(found)
-        assert list(found) == [2]
+    found = in_order(lambda item: 6 // item, [1, 2, 0, 3], workers)
+    assert [next(found), next(found)] == [6, 3]
+    with pytest.raises(ZeroDivisionError):
+        next(found)
+    assert list(found) == [2]
 
 
 def test_items_are_read_as_they_are_needed() -> None:
@@ -48,15 +47,14 @@ def test_items_are_read_as_they_are_needed() -> None:
             read += 1
             yield read
 
-    with in_order(lambda item: item, endless(), 2) as found:
-        assert [next(found) for _ in range(5)] == [1, 2, 3, 4, 5]
+    found = in_order(lambda item: item, endless(), 2)
+    assert [next(found) for _ in range(5)] == [1, 2, 3, 4, 5]
     assert read <= 5 + AHEAD * 2
 
 
 def test_several_are_worked_at_at_once() -> None:
     together = threading.Barrier(3, timeout=20)  # breaks unless three threads wait at it
-    with in_order(lambda item: together.wait(), range(3), 3) as found:
-        assert sorted(found) == [0, 1, 2]
+    assert sorted(in_order(lambda item: together.wait(), range(3), 3)) == [0, 1, 2]
 
 
 def test_who_asks_no_more_leaves_no_work_behind() -> None:
@@ -66,40 +64,18 @@ def test_who_asks_no_more_leaves_no_work_behind() -> None:
         time.sleep(0.01)
         done.append(item)
 
-    with in_order(slow, range(100), 2) as found:
-        next(found)
+    found = in_order(slow, range(100), 2)
+    next(found)
+    del found
     count = len(done)
     time.sleep(0.1)
     assert len(done) == count <= 1 + AHEAD * 2
 
 
-def test_what_is_in_hand_when_the_block_ends_is_stopped() -> None:
-    """At Ctrl-C the caller leaves the block: each thread lets its item go, cleans up, and takes no other."""
-    both, done, cleaned = threading.Barrier(3, timeout=20), list[int](), list[int]()
-
-    def long_after_the_first(item: int) -> None:
-        try:
-            if item:
-                both.wait()
-                for _ in range(2000):
-                    time.sleep(0.01)
-            done.append(item)
-        finally:
-            cleaned.append(item)
-
-    with pytest.raises(KeyboardInterrupt), in_order(long_after_the_first, range(100), 2) as found:
-        next(found)
-        both.wait()
-        raise KeyboardInterrupt
-    assert sorted(cleaned) == [0, 1, 2]
-    assert done == [0]
-
-
 def test_the_workers_share_the_threads_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(4)
     try:
-        with in_order(lambda item: torch.get_num_threads(), range(8), 2) as found:
-            assert set(found) == {2}
+        assert set(in_order(lambda item: torch.get_num_threads(), range(8), 2)) == {2}
         assert torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(1)
@@ -112,8 +88,8 @@ def test_the_results_are_to_the_bit_those_of_one_with_the_threads_that_each_has(
 
     def found(method: str, workers: int, threads: int) -> list[tuple[Tensor, Tensor]]:
         torch.set_num_threads(threads)
-        with in_order(lambda photo: segment(photo, model, method), photos, workers) as results:
-            return [(one.maps, one.scores) for one in results]
+        results = in_order(lambda photo: segment(photo, model, method), photos, workers)
+        return [(one.maps, one.scores) for one in results]
 
     for method in METHODS:
         for one, other in zip(found(method, 1, 1), found(method, 2, 2), strict=True):
@@ -123,4 +99,4 @@ def test_the_results_are_to_the_bit_those_of_one_with_the_threads_that_each_has(
 @pytest.mark.parametrize("workers", [0, -1, 1.5, "2", None])
 def test_no_number_of_workers_is_refused_at_once(workers: Any) -> None:
     with pytest.raises(InputError, match=f"workers must be a whole number, at least 1, not {workers!r}"):
-        in_order(str, [1], workers).__enter__()
+        in_order(str, [1], workers)

@@ -222,7 +222,6 @@ class TestResume:
         assert files(tmp_path / "parts") == files(tmp_path / "whole")
 
     @pytest.mark.usefixtures("own_threads")
-    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Pillow, stopped as it writes
     def test_with_workers_the_files_are_those_of_one_by_one(
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -102,9 +102,7 @@ def test_edges(edges: str, device: torch.device) -> None:
 def test_several_photographs_at_once(crate: ImageTransformer, device: torch.device) -> None:
     photos = [photograph() for _ in range(5)]
     there = crate.to(device)
-    with in_order(lambda photo: segment(photo, there), photos, 3) as results:
-        together = list(results)
-    alone = [segment(photo, there) for photo in photos]
+    alone, together = (list(in_order(lambda photo: segment(photo, there), photos, workers)) for workers in (1, 3))
     assert all(torch.equal(one.masks, other.masks) for one, other in zip(alone, together, strict=True))
 
 

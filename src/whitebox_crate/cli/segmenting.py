@@ -72,21 +72,21 @@ def segment(options: argparse.Namespace) -> int:
         save(found, files, numbered)
         return depends, entry_of(found, model=options.model, method=options.method)
 
-    with in_order(result, items, options.workers) as results:
-        for item, path in items.items():
-            try:
-                depends, found = next(results)
-            except InputError as error:
-                report_error(path, error)
-                progress.skip()
-                continue
-            if found is None:
-                progress.skip()
-            else:
-                journal.add(item, depends, found)
-                progress.advance()
-            done.append(item)
-            _tell(options, entry(item), files_of(options.out, item, options.save), what)
+    results = in_order(result, items, options.workers)
+    for item, path in items.items():
+        try:
+            depends, found = next(results)
+        except InputError as error:
+            report_error(path, error)
+            progress.skip()
+            continue
+        if found is None:
+            progress.skip()
+        else:
+            journal.add(item, depends, found)
+            progress.advance()
+        done.append(item)
+        _tell(options, entry(item), files_of(options.out, item, options.save), what)
     if "coco" in options.save and done:
         target = options.out / "coco.json"
         save_coco(target, map(entry, done), paths, what)

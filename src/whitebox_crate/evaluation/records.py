@@ -131,21 +131,21 @@ class Records:
             waiting = [item for item in items if item[0] not in index.records]
             share = waiting[rank::count]
             progress = Progress(len(items) - len(waiting), len(share), count, say if rank == 0 else to_nobody)
-            with in_order(line_of, share, workers) as lines:
-                for name, _ in share:
-                    try:
-                        line = next(lines)
-                    except InputError as error:
-                        if not skip_broken:
-                            raise InputError(
-                                f"{name}: {error}. Finished measurements are kept in {self.folder}; {advice}"
-                            ) from error
-                        append_line(file, {"item": name, "broken": str(error)})
-                        say(f"skipped, broken: {name}: {error}")
-                        progress.skip()
-                        continue
-                    append_line(file, line)
-                    progress.advance()
+            lines = in_order(line_of, share, workers)
+            for name, _ in share:
+                try:
+                    line = next(lines)
+                except InputError as error:
+                    if not skip_broken:
+                        raise InputError(
+                            f"{name}: {error}. Finished measurements are kept in {self.folder}; {advice}"
+                        ) from error
+                    append_line(file, {"item": name, "broken": str(error)})
+                    say(f"skipped, broken: {name}: {error}")
+                    progress.skip()
+                    continue
+                append_line(file, line)
+                progress.advance()
             progress.finish()
         wait_for_all()  # after closing the files: only then does a network file system show them to others
         self._index = _Index.of(self.folder)
