@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from .._plan import layers_with
-from ..errors import InputError, WeightsError
+from ..errors import InputError
 from ..preprocess import fit_photo
 from ..segmentation.attention import MaskRule, attention_masks, upsample
-from ..segmentation.states import all_cls_attention, resolve_layer
+from ..segmentation.states import all_cls_attention, check_finite, resolve_layer
 from .folders import LabelledImage
 
 RULES: tuple[MaskRule, ...] = get_args(MaskRule)
@@ -119,8 +119,7 @@ def score_image(
     pixels = fit_photo(model, image, size).pixels
     with torch.inference_mode():
         maps = all_cls_attention(model, pixels[None])[0].float().cpu()
-    if not maps.isfinite().all():
-        raise WeightsError(f"the attention in {pair.image} is not finite: the weights are damaged; load them again")
+    check_finite(maps, f"the attention in {pair.image} is")
     scores = score_maps(maps, labels, rules=rules, keep=keep, void=void)
     names = named_labels(list(scores), class_names, pair)
     return {names[label]: {rule: ious.tolist() for rule, ious in by_rule.items()} for label, by_rule in scores.items()}

@@ -15,12 +15,12 @@ from torch import nn
 from .._files import write_whole
 from .._plan import State
 from .._tables import markdown_table
-from ..errors import InputError, WeightsError, require
+from ..errors import InputError, require
 from ..images import load_image
 from ..preprocess import best_short_side, fit_photo
 from ..segmentation.attention import upsample
 from ..segmentation.cuts import maskcut
-from ..segmentation.states import patch_features, resolve_layer
+from ..segmentation.states import check_finite, patch_features, resolve_layer
 from .coco import Result, average_precision, check_images, read_annotations, to_results
 from .records import content_of
 from .runs import Outcome, Run, broken_images, model_settings, names_digest
@@ -159,8 +159,5 @@ def maskcut_results(
     pixels = fit_photo(model, photo, size).pixels
     with torch.inference_mode():
         features, grid = patch_features(model, pixels[None], layer, state)
-    if not features.isfinite().all():
-        raise WeightsError(
-            f"the features of {image['file_name']} are not finite: the weights are damaged; load them again"
-        )
+    check_finite(features, f"the features of {image['file_name']} are")
     return to_results(image["id"], upsample(maskcut(features[0], grid, n, tau), own_size))

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from .._indices import resolve_indices
 from .._plan import State, layers_with
 from ..backbones import readable
-from ..errors import InputError, UnknownNameError, WeightsError
+from ..errors import InputError, UnknownNameError
 from ..models._classes import Class
 from .attention import MaskRule, attention_masks, rule_and_keep
 from .cuts import maskcut_rounds
 from .gradients import class_maps
 from .otsu import otsu_cut
 from .pieces import large_pieces
-from .states import Grid, all_cls_attention, cls_attention, patch_features, resolve_layer
+from .states import Grid, all_cls_attention, check_finite, cls_attention, patch_features, resolve_layer
 
 EDGE = 1e-6  # smallest distance of a level from 0, in standard deviations of the map
 SCALES = (2 / 3, 4 / 3)  # chosen on photographs; recipes/measure_masks.py measures them
@@ -89,8 +89,7 @@ def by_attention(
     wanted = range(core.num_heads) if head == "all" else [head] if isinstance(head, int) else head
     heads = resolve_indices("head", wanted, core.num_heads)
     maps = cls_attention(model, pixels[None], resolve_layer(model, layer))[0, heads].float()
-    if not maps.isfinite().all():
-        raise WeightsError("the attention is not finite: the weights are damaged; load them again")
+    check_finite(maps, "the attention is")
     map_ = maps.mean(0)
     by_rule, share = rule_and_keep(rule, keep)
     return _segments(map_, maps, [(map_, attention_masks(map_, share, by_rule))])
@@ -182,8 +181,7 @@ def by_class(model: nn.Module, pixels: Tensor, *, label: Class | None = None) ->
         WeightsError: If the map is not finite.
     """
     map_ = class_maps(model, pixels[None], label)[0].float()
-    if not map_.isfinite().all():
-        raise WeightsError("attention or its gradients are not finite: the weights are damaged; load them again")
+    check_finite(map_, "attention or its gradients are")
     return _segments(map_, map_[None], [(map_, map_ > otsu_cut(map_))])
 
 
@@ -313,8 +311,7 @@ def clearness(map_: Tensor, mask: Tensor) -> Tensor:
 def _log_maps(model: nn.Module, pixels: Tensor, layers: Sequence[int], grid: Grid) -> Tensor:
     """Logarithms of the maps of these layers, resampled to a grid. A constant map is 0."""
     maps = all_cls_attention(model, pixels[None], layers)[0].float().flatten(0, 1)
-    if not maps.isfinite().all():
-        raise WeightsError("the attention is not finite: the weights are damaged; load them again")
+    check_finite(maps, "the attention is")
     maps = maps / maps.mean((-2, -1), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
     logs = maps.clamp_min(torch.finfo(maps.dtype).tiny).log()
     return F.interpolate(logs[None], grid, mode="bilinear", antialias=True)[0]

@@ -13,7 +13,7 @@ from .._indices import resolve_index, resolve_layers
 from .._plan import State, layers_with
 from ..backbones import Backbone, readable
 from ..capturing import capture
-from ..errors import InputError, UnknownNameError
+from ..errors import InputError, UnknownNameError, WeightsError
 from ..models import ToST, ViT
 from ..models._wrappers import unwrap
 
@@ -199,6 +199,12 @@ def _of_patches(state: Tensor, grid: Grid, dim: int) -> Tensor:
     """The patches, which are the last tokens. (The number of tokens before them differs between layers.)"""
     count = grid[0] * grid[1]
     return state.narrow(dim, state.shape[dim] - count, count)
+
+
+def check_finite(state: Tensor, what: str) -> None:
+    """Raises WeightsError if a number of a state is not finite; `what` is the subject of the message, and its verb."""
+    if not state.isfinite().all():
+        raise WeightsError(f"{what} not finite: the weights are damaged; load them again")
 
 
 def check_finite_images(images: Tensor) -> None:
