@@ -155,7 +155,7 @@ def _visible_options(state: Mapping[str, Tensor], known: Mapping[str, Any], kind
     if not whole or len(proj) not in (2, 4) or 0 in proj:
         raise WeightsError(
             f"the checkpoint is not complete: cls_token is {cls_token}, pos_embed {positions}, {first} {proj}, "
-            f" and there are {depth} layers; fetch or write it again"
+            f"and there are {depth} layers; fetch or write it again"
         )
     if "fc_norm.weight" in shapes and "global_pool" not in known:
         raise InputError(
