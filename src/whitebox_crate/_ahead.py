@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from .errors import InputError
+from .errors import whole_number
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,8 +31,7 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers:
     Raises:
         InputError: If there is no worker.
     """
-    if not isinstance(workers, int) or workers < 1:
-        raise InputError(f"workers must be a whole number, at least 1, not {workers!r}")
+    workers = whole_number("workers", workers)
     return map(Future.result, _begun(function, items, workers)) if workers > 1 else map(function, items)
 
 

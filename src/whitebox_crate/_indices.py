@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 
-from .errors import InputError, UnknownNameError
+from .errors import InputError, UnknownNameError, is_whole
 
 
 def resolve_layers(layers: int | Sequence[int] | None, depth: int) -> list[int]:
@@ -21,12 +21,12 @@ def resolve_layers(layers: int | Sequence[int] | None, depth: int) -> list[int]:
     """
     if layers is None:
         return list(range(depth))
-    if isinstance(layers, int):
+    if is_whole(layers):
         if not 1 <= layers <= depth:
             raise InputError(
                 f"the last {layers} layers of {depth} were asked for; ask for 1 to {depth}, or give a list"
             )
-        return list(range(depth - layers, depth))
+        return list(range(depth - int(layers), depth))
     return resolve_indices("layer", layers, depth)
 
 

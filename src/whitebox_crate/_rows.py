@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._indices import resolve_indices
-from .errors import InputError, UnknownNameError
+from .errors import InputError, UnknownNameError, whole_number
 from .layers import Rows
 
 Queries: TypeAlias = Literal["cls", "all"] | Sequence[int]
@@ -34,7 +34,7 @@ class RowChoice:
         if isinstance(self.queries, str) and self.queries not in ("cls", "all"):
             raise UnknownNameError.of("queries", self.queries, ("cls", "all"), "Token indices are fine too.")
         if self.chunk is not None:
-            check_chunk(self.chunk)
+            object.__setattr__(self, "chunk", whole_number("chunk", self.chunk))
 
     def tokens(self, count: int) -> list[int]:
         """The indices of the tokens whose rows are kept, of `count` tokens."""
@@ -67,17 +67,6 @@ class RowChoice:
                 f"rows in dimension 2; it gave {found}"
             )
         return kept
-
-
-def check_chunk(chunk: int) -> int:
-    """Checks a number of rows, and returns it.
-
-    Raises:
-        InputError: If it is not a positive integer.
-    """
-    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-        raise InputError(f"chunk must be a number of rows, at least 1, not {chunk!r}")
-    return chunk
 
 
 def through_rows(mixed: Tensor, rows: Tensor, values: Tensor, heads: Sequence[int], tokens: Sequence[int]) -> Tensor:

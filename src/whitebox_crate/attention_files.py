@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from ._files import make_folder
 from ._indices import resolve_indices
 from ._plan import layers_with
-from ._rows import check_chunk
 from .backbones import readable
 from .capturing import capture
-from .errors import OutputError, UnknownNameError
+from .errors import OutputError, UnknownNameError, whole_number
 from .layers import ClassAttention
 from .models._wrappers import unwrap
 
@@ -71,7 +70,7 @@ def save_attention(
     """
     if dtype not in get_args(FileType):
         raise UnknownNameError.of("dtype of the file", dtype, get_args(FileType))
-    check_chunk(chunk)
+    chunk = whole_number("chunk", chunk)
     core, folder = readable(model), Path(folder)
     rows, columns = core.grid_of(images)
     tokens = core.num_prefix_tokens + rows * columns

@@ -8,7 +8,7 @@ import time
 import torch
 from torch import Tensor, nn
 
-from .errors import InputError
+from .errors import InputError, whole_number
 from .loading import plain_state
 from .models import ImageTransformer
 
@@ -43,8 +43,7 @@ def faster_dtype(model: ImageTransformer, batch: int = 1) -> torch.dtype:
     """
     if not isinstance(model, ImageTransformer):
         raise InputError(f"faster_dtype takes a model of this package, not {type(model).__name__}: give what is inside")
-    if not isinstance(batch, int) or batch < 1:
-        raise InputError(f"batch must be a whole number, at least 1, not {batch!r}")
+    batch = whole_number("batch", batch)
     layer, device = model.blocks[-1], model.cls_token.device
     plain_state(layer, "measure the model that it was made from")
     tokens = torch.ones(batch, model.num_prefix_tokens + model.patch_embed.num_patches, model.embed_dim, device=device)

@@ -6,11 +6,11 @@ import difflib
 import importlib
 import math
 from collections.abc import Iterable
-from numbers import Real
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, TypeIs
 
 MANY_NAMES = 30  # a message lists no more
 LONGEST = 4000  # characters of a message; a value in it may be as long as a file
@@ -126,6 +126,27 @@ def is_finite(value: object) -> bool:
         return isinstance(value, Real) and math.isfinite(value)
     except OverflowError:
         return False
+
+
+def is_whole(value: object) -> TypeIs[int]:
+    """Whether a value is a whole number: of Python or numpy, and no truth value."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def whole_number(what: str, value: Any, least: int = 1) -> int:
+    """A whole number as Python's.
+
+    Args:
+        what: Name of the argument, for the message, for example "workers".
+        value: Its value.
+        least: The least that it may be.
+
+    Raises:
+        InputError: If it is none, or below `least`.
+    """
+    if not is_whole(value) or value < least:
+        raise InputError(f"{what} must be a whole number, at least {least}, not {value!r:.50}")
+    return int(value)
 
 
 def check_kind(what: str, value: object, kind: Any, advice: str) -> None:

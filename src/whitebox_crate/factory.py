@@ -287,7 +287,9 @@ def _asks_for_nothing(option: str, value: Any) -> bool:
 
 
 def _plain_number(value: Any) -> Any:
-    """Numbers of numpy as numbers of Python, which JSON can hold."""
+    """Numbers of numpy, and pairs of them, as numbers of Python, which JSON can hold."""
+    if isinstance(value, tuple | list):
+        return type(value)(map(_plain_number, value))
     return value.item() if isinstance(value, np.generic) else value
 
 

@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, is_whole
 from .normed_product import NormedProduct
 
 Size: TypeAlias = int | tuple[int, int]
@@ -20,11 +20,11 @@ def to_pair(size: Size) -> tuple[int, int]:
     Raises:
         InputError: If `size` is neither, or not positive.
     """
-    pair = (size, size) if isinstance(size, int) else size
+    pair = (size, size) if is_whole(size) else size
     is_pair = isinstance(pair, tuple | list) and len(pair) == 2
-    if not is_pair or any(type(side) is not int or side < 1 for side in pair):
-        raise InputError(f"a size must be a positive int or a pair (height, width), not {size!r}")
-    return pair[0], pair[1]
+    if not is_pair or any(not is_whole(side) or side < 1 for side in pair):
+        raise InputError(f"a size must be a positive int or a pair (height, width), not {size!r:.50}")
+    return int(pair[0]), int(pair[1])
 
 
 def patchify(images: Tensor, patch_size: Size) -> Tensor:

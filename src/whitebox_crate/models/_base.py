@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .._hooks import hooks_again
 from .._indices import resolve_layers
-from ..errors import InputError, UnknownNameError
+from ..errors import InputError, UnknownNameError, whole_number
 from ..layers import PatchDropout, PatchEmbed, Reading, resample_pos_embed
 from ..layers.drop import check_rate
 from ..layers.patch_embed import Size, to_pair
@@ -408,8 +408,7 @@ class ImageTransformer(nn.Module, HubVerbs):
             UnknownNameError: If `global_pool` is not known.
             InputError: If `num_classes` is not a number of classes.
         """
-        if type(num_classes) is not int or num_classes < 0:
-            raise InputError(f"num_classes must be a whole number, at least 0, not {num_classes!r}")
+        num_classes = whole_number("num_classes", num_classes, least=0)
         if global_pool is not None:
             self.global_pool = known_pool(global_pool)
         self.num_classes = num_classes

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor, nn
 
 from ..backbones import readable
-from ..errors import InputError, require
+from ..errors import InputError, is_finite, require
 from ..images import to_rgb
 from ..layers.patch_embed import Size, to_pair
 from .pixels import MOST_PIXELS, image_to_tensor
@@ -51,7 +51,7 @@ def grid_for(
     """The (rows, columns) of patches of an image after `resize_to_grid`, with the same arguments and errors."""
     patch_height, patch_width = to_pair(patch_size)
     longest = 4 * short_side if long_side is None else long_side
-    if not all(1 <= side <= 4 * MOST_PIXELS for side in (short_side, longest)):
+    if not all(is_finite(side) and 1 <= side <= 4 * MOST_PIXELS for side in (short_side, longest)):
         raise InputError(
             f"sides must be from 1 to {4 * MOST_PIXELS} pixels, not {short_side!r:.50} and {longest!r:.50}"
         )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .._plan import State
 from .._tables import html_table
-from ..errors import InputError, check_kind
+from ..errors import InputError, check_kind, whole_number
 from .attention import upsample
 from .ncut import TIE, Solver, affinity, first_peak, ncut_eigenvector
 from .pieces import connected_component
@@ -116,7 +116,7 @@ def maskcut_rounds(
 
     If all patches are linked, or none, no cut is better than another, and the round is empty.
     """
-    _check_count(n)
+    n = whole_number("n", n)
     linked = affinity(features, tau)
     _check_grid(grid, len(linked))
     return _rounds(linked, grid, n, partial(ncut_eigenvector, solver=solver))
@@ -166,7 +166,7 @@ def maskcut_of(
         >>> found.masks.shape
         torch.Size([1, 2, 96, 144])
     """
-    _check_count(n)
+    n = whole_number("n", n)
     with torch.no_grad():
         features, grid = patch_features(model, images, layer, state)
     size = (images.shape[-2], images.shape[-1])
@@ -275,11 +275,6 @@ def _salient(eigenvector: Tensor, grid: tuple[int, int]) -> Tensor:
 def _corners(mask: Tensor) -> int:
     """Number of grid corners in the mask. In a grid of one row or column, a patch counts as two corners."""
     return int(mask[[0, 0, -1, -1], [0, -1, 0, -1]].sum())
-
-
-def _check_count(n: int) -> None:
-    if n < 1:
-        raise InputError(f"n must be a number of masks, at least 1, not {n!r}")
 
 
 def _check_grid(grid: tuple[int, int], tokens: int) -> None:

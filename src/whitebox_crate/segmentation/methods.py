@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .._indices import resolve_indices
 from .._plan import State, layers_with
 from ..backbones import readable
-from ..errors import InputError, UnknownNameError
+from ..errors import InputError, UnknownNameError, is_whole
 from ..models._classes import Class
 from .attention import MaskRule, attention_masks, rule_and_keep
 from .cuts import maskcut_rounds
@@ -86,7 +86,7 @@ def by_attention(
     core = readable(model)
     if head is None:
         head = "all" if core.pretrained_cfg.attention_head is None else core.pretrained_cfg.attention_head
-    wanted = range(core.num_heads) if head == "all" else [head] if isinstance(head, int) else head
+    wanted = range(core.num_heads) if head == "all" else [head] if is_whole(head) else head
     heads = resolve_indices("head", wanted, core.num_heads)
     maps = cls_attention(model, pixels[None], resolve_layer(model, layer))[0, heads].float()
     check_finite(maps, "the attention is")
