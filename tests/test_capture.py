@@ -860,3 +860,9 @@ def test_a_state_is_read_in_the_layers_that_have_it() -> None:
         pass
     with pytest.raises(UnknownNameError, match="known: 'attention', 'compressed'"), capture(model, "membership"):
         pass
+
+
+@pytest.mark.parametrize("state", [["attention"], ("attention", "output"), None, 3])
+def test_a_state_that_is_no_name_is_refused(state: Any) -> None:
+    with pytest.raises(InputError, match=r"'output'"), capture(small_model("crate_tiny_patch16_224"), state):
+        pass

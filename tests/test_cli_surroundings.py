@@ -62,6 +62,14 @@ def test_odd_names_a_full_disk_and_no_home(photo: Path, tmp_path: Path) -> None:
     assert filled.stderr.startswith(b"whitebox-crate: error:") and filled.stderr.count(b"\n") == 1
 
 
+def test_a_process_without_streams(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As a service is started, or with `>&-`: Python then has no stdout."""
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, None)
+    assert run("list") == 0
+    assert run("segment", tmp_path / "gone.png") == 1
+
+
 @pytest.mark.parametrize("name", ["segment", "compare", "attention", "pca", "heads", "noise", "analyze", "view"])
 def test_an_address_is_not_fetched(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([name, "https://example.com/cat.jpg"]) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -237,3 +238,20 @@ def test_a_model_of_one_size_sees_the_photograph_resized_to_it() -> None:
     assert found.mask.shape == (found.photo.height, found.photo.width)
     with pytest.raises(InputError, match="only images of 32 x 64, not size 48"):
         segment(noise(), model, size=48)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_cast_model_segments_by_every_method(method: str, dtype: torch.dtype) -> None:
+    cast = small_model(FAMILIES["crate"], dynamic_img_size=True).to(dtype)
+    found = segment(noise(), cast, method)
+    assert found.map.isfinite().all() and found.mask.shape == (50, 70)
+
+
+def test_bytes_and_open_files_are_one_photograph_and_no_list_of_lines(model: ImageTransformer, tmp_path: Path) -> None:
+    noise().save(tmp_path / "photo.png")
+    content = (tmp_path / "photo.png").read_bytes()
+    with open(tmp_path / "photo.png", "rb") as file:
+        for photo in (file, io.BytesIO(content), content):
+            with pytest.raises(InputError, match=r"got (BufferedReader|BytesIO|bytes).*PIL\.Image\.open"):
+                segment(photo, model)

@@ -15,7 +15,7 @@ from ._plan import Plan, State, known_states
 from ._recording import Recorder
 from ._rows import Queries, Reduce, RowChoice
 from .backbones import Readable, readable
-from .errors import CaptureError, InputError, UnknownNameError, WhiteboxCrateError
+from .errors import CaptureError, InputError, UnknownNameError, WhiteboxCrateError, check_kind
 
 
 class Trace(Mapping[tuple[str, int], Any]):
@@ -180,6 +180,8 @@ def capture(
     core = readable(model)
     if not states:
         raise InputError(f"name at least one state to capture: {', '.join(known_states(core))}")
+    for state in states:
+        check_kind("a state", state, str, "give names, one after the other, for example 'attention', 'output'")
     rows = RowChoice(queries, chunk, reduce)
     plan = Plan.of(core, states, layers)
     if isinstance(queries, str) and queries == "cls" and plan.any_of_rows and not core.has_class_token:

@@ -235,7 +235,8 @@ def _several(images: Any) -> Iterable[AnyPath | AnyImage] | None:
         return image_files(images) if os.path.isdir(images) else None
     if isinstance(images, np.ndarray | Tensor):
         return images if images.ndim == 4 else None
-    return images if isinstance(images, Iterable) else None
+    is_one = isinstance(images, bytes) or hasattr(images, "read")  # a list of numbers or lines to Python
+    return images if isinstance(images, Iterable) and not is_one else None
 
 
 def _with_strip(picture: Image, strip: Image | None = None) -> Image:

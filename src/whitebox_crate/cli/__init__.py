@@ -47,7 +47,7 @@ def answer(run: Callable[[Namespace], int], options: Namespace) -> int:
         if options.threads:
             importlib.import_module("torch").set_num_threads(options.threads)
         code = run(options)
-        sys.stdout.flush()  # here, so that a closed pipe is handled below
+        print(end="", flush=True)  # here, so that a closed pipe is handled below
         return code
     except WhiteboxCrateError as error:
         print(f"whitebox-crate: error: {error}", file=sys.stderr)

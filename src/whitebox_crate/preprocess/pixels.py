@@ -120,7 +120,10 @@ def to_pillow(image: Any) -> Image:
             )
         image = pillow.fromarray(np.ascontiguousarray(image))
     elif not isinstance(image, pillow.Image):
-        raise InputError(f"expected a Pillow image, a numpy array or a tensor, got {type(image).__name__}")
+        raise InputError(
+            f"expected a Pillow image, a numpy array or a tensor, got {type(image).__name__}; PIL.Image.open reads "
+            "open files, and bytes in io.BytesIO"
+        )
     return to_rgb(image)
 
 

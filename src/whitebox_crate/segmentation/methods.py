@@ -321,7 +321,8 @@ def _scaled(pixels: Tensor, patch_size: tuple[int, int], scale: float) -> Tensor
     """The image at another size, in whole patches."""
     sides = zip(pixels.shape[1:], patch_size, strict=True)
     size = [max(1, round(side * scale / patch)) * patch for side, patch in sides]
-    return F.interpolate(pixels[None], size, mode="bicubic", antialias=True)[0]
+    precise = pixels.to(torch.promote_types(pixels.dtype, torch.float32))  # processors know it for these only
+    return F.interpolate(precise[None], size, mode="bicubic", antialias=True)[0].to(pixels.dtype)
 
 
 def _segments(map_: Tensor, maps: Tensor, objects: Sequence[tuple[Tensor, Tensor]]) -> Segments:
