@@ -63,6 +63,13 @@ def test_a_run_in_parts_is_the_same_run(tmp_path: Path, options: dict[str, Any])
     assert again.drawn == [] and same(weights(untouched), weights(make(seed=3)))
 
 
+def test_a_run_that_is_past_the_step_to_stop_at_stays_there(tmp_path: Path) -> None:
+    there = train(make(), Colours(), short(), tmp_path, checkpoint_every=2, stop_at=4)
+    source = Colours()
+    again = train(make(seed=1), source, short(), tmp_path, checkpoint_every=2, stop_at=2)
+    assert source.drawn == [] and same(weights(again), weights(there))
+
+
 KILLED_AT = ("step", "saving", "renaming", "dropping")
 
 

@@ -73,7 +73,8 @@ def train(
         workers: Processes that make batches ahead of time, for each process of the run.
         checkpoint_every: Steps between checkpoints.
         log_every: Steps between lines of progress.
-        stop_at: Ends the call after this step, with a checkpoint, to do a run in parts.
+        stop_at: Ends the call after this step, with a checkpoint, to do a run in parts. A run that is further stays
+            where it is.
         trackers: Names of accelerate's trackers, such as "tensorboard"; they write to `out` too.
         keep: The weights of the model at the end: the "last", or the "best" by `validation` (`Best`). The best are also
             in `out`, as `best.safetensors`.
@@ -132,7 +133,7 @@ def train(
         if at_start and not step and accelerator.is_main_process:
             at_start(folder)
         best = Best(folder, accelerator.is_main_process, fresh=step == 0) if keep == "best" else None
-        last = recipe.steps if stop_at is None else min(recipe.steps, stop_at)
+        last = recipe.steps if stop_at is None else max(step, min(recipe.steps, stop_at))
         share = Share(step, last, accelerator.process_index, accelerator.num_processes)
         batches = batches_of(source, recipe, share, workers)
         wrapped.train()
