@@ -118,7 +118,8 @@ def most_alike_heads(photo: Photo, first: int, count: int) -> Tensor:
     shared = torch.einsum("inp,jnq->ijpq", heads, heads).square().sum((-2, -1))
     alike = shared / (shared.diagonal().sqrt()[:, None] * shared.diagonal().sqrt())
     centre = int(alike.sum(1).argmax())
-    return photo.maps[first:].flatten(0, 1)[alike[centre].topk(count).indices].log().mean(0)
+    nearest = alike[centre].topk(min(count, len(alike))).indices
+    return photo.maps[first:].flatten(0, 1)[nearest].log().mean(0)
 
 
 def rollout(photo: Photo, first: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,9 @@ def model() -> ImageTransformer:
     return made
 
 
-def test_every_way_gives_a_mask(model: ImageTransformer) -> None:
+@pytest.mark.parametrize("best", [3, 5], ids=["best layer 3", "the last layer is best"])
+def test_every_way_gives_a_mask(model: ImageTransformer, best: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "pretrained_cfg", replace(model.pretrained_cfg, attention_layer=best))
     generator = torch.Generator().manual_seed(0)
     photo = Photo(
         model,
