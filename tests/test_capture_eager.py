@@ -12,6 +12,7 @@ from torch import Tensor
 
 from whitebox_crate import ImageTransformer, InputError, capture, fold_for_inference
 from whitebox_crate.analysis import intervene
+from whitebox_crate.errors import CaptureError
 
 KINDS = {
     "crate": ("crate_tiny_patch16_224", {}),
@@ -207,3 +208,11 @@ def test_what_cannot_be_is_refused() -> None:
     model.set_grad_checkpointing()
     with pytest.raises(InputError, match="set_grad_checkpointing"), capture(model, "attention", eager=True):
         pass
+
+
+def test_a_layer_whose_rows_are_not_read_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make()
+    attention = model.blocks[1].mssa
+    monkeypatch.setattr(attention, "forward", lambda x: attention.proj(attention.qkv.forward(x)))  # runs no hook
+    with pytest.raises(CaptureError, match="layer 1 computed no 'attention'"), capture(model, "attention", eager=True):
+        model(images_for(model))

@@ -20,7 +20,7 @@ from ._indices import resolve_indices
 from ._plan import Plan
 from ._rows import RowChoice, through_rows
 from .backbones import Readable
-from .errors import InputError
+from .errors import CaptureError, InputError
 from .layers import Reading, Rows
 
 
@@ -112,8 +112,15 @@ class Recorder:
         """The hook that sends gradients of the output through the captured rows."""
 
         def lead(args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-            rows = self.found.get((state, self.last)) if self.running else None
-            if rows is None or not rows.requires_grad:
+            if not self.running:
+                return None
+            rows = self.found.get((state, self.last))
+            if rows is None:
+                raise CaptureError(
+                    f"layer {self.last} computed no {state!r}: a part of it ran without its hooks, as compiled, exported "
+                    "or replaced code does; run the layer as it was made, or capture without eager"
+                )
+            if not rows.requires_grad:
                 return None
             left, _, _, values = self.mixing.pop(state)
             if values is None:
