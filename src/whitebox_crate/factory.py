@@ -289,7 +289,8 @@ def _asks_for_nothing(option: str, value: Any) -> bool:
 def _plain_number(value: Any) -> Any:
     """Numbers of numpy, and pairs of them, as numbers of Python, which JSON can hold."""
     if isinstance(value, tuple | list):
-        return type(value)(map(_plain_number, value))
+        plain = map(_plain_number, value)
+        return list(plain) if isinstance(value, list) else tuple(plain)  # a named tuple cannot be made of one iterable
     return value.item() if isinstance(value, np.generic) else value
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .._indices import resolve_indices, resolve_layers
 from ..capturing import capture
-from ..errors import InputError, UnknownNameError
+from ..errors import InputError, UnknownNameError, is_whole
 from ..models._classes import check_classifies, class_names
 from ..models._wrappers import transformer_in
 from .batches import check_images
@@ -43,9 +43,9 @@ class LogitLens:
         Raises:
             InputError: If `count` is not a number of classes.
         """
-        if type(count) is not int or not 1 <= count <= len(self.class_names):
+        if not is_whole(count) or not 1 <= count <= len(self.class_names):
             raise InputError(f"count must be a number of classes, 1 to {len(self.class_names)}, not {count!r}")
-        found = self.logits.detach().float().softmax(-1).topk(count)
+        found = self.logits.detach().float().softmax(-1).topk(int(count))
         return self._named(found.indices.tolist(), found.values.tolist())
 
     def _named(self, indices: list[Any], shares: list[Any]) -> list[Any]:

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from torch import Tensor, nn
 
-from ..errors import UnknownNameError
+from ..errors import UnknownNameError, is_whole
 from ..load_report import LoadReport
 from ..pretrained_cfg import PretrainedCfg
 from ._base import ImageTransformer
@@ -29,7 +29,7 @@ class FeatureInfo:
 
     def __init__(self, info: Sequence[dict[str, Any]], out_indices: int | Sequence[int]) -> None:
         self.info = list(info)
-        last = range(len(info) - out_indices, len(info)) if isinstance(out_indices, int) else out_indices
+        last = range(len(info) - out_indices, len(info)) if is_whole(out_indices) else out_indices
         self.out_indices = tuple(last)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -40,13 +40,13 @@ class FeatureInfo:
 
     def get(self, key: str, idx: Layers = None) -> Any:
         """One fact (`num_chs`, `reduction` or `module`): a list, or for one layer the fact itself."""
-        if isinstance(idx, int):
+        if is_whole(idx):
             return self.info[idx][key]
         return [self.info[layer][key] for layer in (self.out_indices if idx is None else idx)]
 
     def get_dicts(self, keys: Sequence[str] | None = None, idx: Layers = None) -> Any:
         """These facts, or all facts: a list of dicts, or for one layer a dict."""
-        if isinstance(idx, int):
+        if is_whole(idx):
             return {key: self.info[idx][key] for key in (self.info[idx] if keys is None else keys)}
         return [self.get_dicts(keys, layer) for layer in (self.out_indices if idx is None else idx)]
 

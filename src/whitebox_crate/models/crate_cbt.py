@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import InputError
+from ..errors import InputError, is_whole
 from ..layers import NormedPatchEmbed, layer_drop_rates
 from ..layers.patch_embed import Size
 from ._base import GlobalPool, ImageTransformer
@@ -55,7 +55,7 @@ class CrateCBT(ImageTransformer):
         drop_path_rate: float = 0.0,
     ) -> None:
         upper = depth // 2 if cbt_depth is None else cbt_depth
-        if type(upper) is not int or not 0 <= upper <= depth:
+        if not is_whole(upper) or not 0 <= upper <= depth:
             raise InputError(f"cbt_depth must be from 0 to {depth}, the number of layers, not {cbt_depth!r}")
         blocks: list[Block] = []
         for layer, drop in enumerate(layer_drop_rates(depth, 0.0, proj_drop_rate, drop_path_rate)):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InputError, UnknownNameError, check_kind
+from ..errors import InputError, UnknownNameError, check_kind, is_whole
 
 MaskRule: TypeAlias = Literal["mass", "entries", "mean"]
 UpsampleMode: TypeAlias = Literal["nearest", "bilinear"]
@@ -97,20 +97,21 @@ def upsample(maps: Tensor, size: tuple[int, int], mode: UpsampleMode = "nearest"
     check_kind("size", size, Sequence, "it is (height, width) in pixels")
     if maps.ndim < 2 or maps.numel() == 0:
         raise InputError(f"expected maps of shape (..., grid_h, grid_w), got {tuple(maps.shape)}")
-    if len(size) != 2 or any(not isinstance(side, int) or side < 1 for side in size):
+    if len(size) != 2 or any(not is_whole(side) or side < 1 for side in size):
         raise InputError(f"size must be (height, width) in pixels, both at least 1, not {size!r}")
+    height, width = map(int, size)
     if mode == "nearest":
         rows, columns = (
             # Whole-number arithmetic, because rounded scale factors can be off by a pixel.
             (2 * torch.arange(pixels, device=maps.device) + 1) * patches // (2 * pixels)
-            for pixels, patches in zip(size, maps.shape[-2:], strict=True)
+            for pixels, patches in zip((height, width), maps.shape[-2:], strict=True)
         )
         return maps[..., rows[:, None], columns]
     if not maps.is_floating_point():
         raise InputError(f"bilinear up-sampling needs float maps, got {maps.dtype}; use mode='nearest'")
     flat = maps.reshape(1, -1, *maps.shape[-2:])
-    blended = F.interpolate(flat, tuple(size), mode="bilinear", align_corners=False)
-    return blended.reshape(*maps.shape[:-2], *size)
+    blended = F.interpolate(flat, (height, width), mode="bilinear", align_corners=False)
+    return blended.reshape(*maps.shape[:-2], height, width)
 
 
 def _check_maps(maps: Tensor) -> None:

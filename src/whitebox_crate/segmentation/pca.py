@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .._deprecated import moved_names
-from ..errors import InputError
+from ..errors import InputError, is_whole
 from .otsu import otsu_cut
 from .states import Grid
 
@@ -151,7 +151,7 @@ def _stack(features: Features, grids: Grid | Sequence[Grid]) -> tuple[Tensor, li
 
 
 def _is_grid(grid: object) -> bool:
-    return isinstance(grid, tuple) and len(grid) == 2 and all(isinstance(side, int) and side > 0 for side in grid)
+    return isinstance(grid, tuple) and len(grid) == 2 and all(is_whole(side) and side > 0 for side in grid)
 
 
 def _scores(stacked: Tensor, grids: Sequence[Grid], components: int) -> Tensor:
