@@ -65,7 +65,7 @@ def weights() -> str:
         number = cfg.paper.removeprefix("arXiv ")
         classes = f"{cfg.num_classes:,} classes" if cfg.num_classes else "no head"
         tried = " Loaded and run." if cfg.checked == "file" else ""
-        notes = f" {cfg.notes.replace(', as its authors report', '')}" if cfg.notes else ""
+        notes = f" {cfg.notes}" if cfg.notes else ""
         what = f"{classes}, [{number}](https://arxiv.org/abs/{number}).{tried}{notes}"
         rows.append((f"`{name}`", f"{where}, {cfg.license}" if cfg.license else where, what))
     return markdown_table(("Name", "Where, licence", "Classes, paper, notes"), rows)

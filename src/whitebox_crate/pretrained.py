@@ -138,7 +138,7 @@ _ALPHA_JAX = replace(
 
 
 def _top1(percent: float) -> str:
-    return f"{percent}% top-1 on ImageNet-1k, as its authors report."
+    return f"{percent}% top-1 on ImageNet-1k."
 
 
 # CBT: on such a file host too. Resize(256) and CenterCrop(224) of its main.py.
@@ -203,7 +203,7 @@ def _simdino(tag: str, file_id: str, knn: float, linear: float) -> PretrainedCfg
         _SIMDINO,
         tag=tag,
         url=f"https://drive.google.com/file/d/{file_id}/view",
-        notes=f"ImageNet-1k: {knn}% by k-NN, {linear}% by a linear head, as its authors report. Licence: see there.",
+        notes=f"ImageNet-1k: {knn}% by k-NN, {linear}% by a linear head. Licence: see there.",
     )
 
 

@@ -50,7 +50,7 @@ class PretrainedCfg(Mapping[str, Any]):
         paper: The paper that describes them.
         checked: What was tested here: "file" for the weights themselves, "shapes" for a file of the same names and
             shapes, "" for nothing.
-        notes: Deviations from the paper, and remarks of its authors.
+        notes: Deviations from the paper, remarks of its authors, and accuracies as they report them.
 
     Raises:
         InputError: If a field has a value of another kind than its default.
