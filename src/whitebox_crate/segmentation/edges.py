@@ -21,7 +21,7 @@ from .pieces import large_pieces
 SIDE = 144  # shorter side of the photograph on which the filter is computed, pixels
 DETAIL = 720  # largest shorter side, pixels, of the photograph whose edges are followed, to save memory
 RADIUS = 1 / 12  # radius of the filter's windows, as a share of SIDE
-PINHOLE = 1 / 50  # a hole of less than this share of the largest piece of the background is filled
+PINHOLE = 1 / 50  # a piece of the background smaller than this share of its largest is filled
 STEEPNESS = 2.0  # logits of being inside an object, per standard deviation of its levels
 
 # Called with levels (n, rows, columns), as in `Segments`, and the photograph, uint8 (3, height, width); returns
@@ -45,8 +45,9 @@ def smooth_edges(levels: Tensor, photo: Tensor) -> Tensor:
 def guided_edges(levels: Tensor, photo: Tensor) -> Tensor:
     """Makes outlines follow the edges of the photograph, by a guided filter of the blended levels.
 
-    The filter is computed on a small photograph and read at all pixels. Pinholes are filled, and pieces smaller than a
-    quarter of the largest are left out. An object that would vanish keeps its patches.
+    The filter is computed on a small photograph and read at all pixels. Of each object alone, pieces smaller than a
+    quarter of its largest are left out, and small pieces of the background are filled. Where objects overlap, they are
+    cut against each other after that. An object that would vanish keeps its patches.
     """
     return _follow(levels, photo, lambda small, fine: fine)
 
@@ -102,7 +103,7 @@ def _or_patches(fine: Tensor, level: Tensor) -> Tensor:
 
 
 def _without_crumbs(values: Tensor) -> Tensor:
-    """The values with signs such that what is above 0 has no small piece and no pinhole. Colours leave such crumbs."""
+    """The values with signs such that what is above 0 has no small piece and what is below has none."""
     kept = large_pieces(values > 0)
     filled = ~large_pieces(~kept, PINHOLE)
     return torch.where(filled, values.abs(), -values.abs())
