@@ -117,8 +117,8 @@ class Recorder:
             rows = self.found.get((state, self.last))
             if rows is None:
                 raise CaptureError(
-                    f"layer {self.last} computed no {state!r}: a part of it ran without its hooks, as compiled, exported "
-                    "or replaced code does; run the layer as it was made, or capture without eager"
+                    f"layer {self.last} computed no {state!r}: a part of it ran without its hooks, as compiled, "
+                    "exported or replaced code does; run the layer as it was made, or capture without eager"
                 )
             if not rows.requires_grad:
                 return None

@@ -167,7 +167,7 @@ def capture(
             If `chunk`, `reduce`, `eager` or `heads` is given for states that have no rows or heads. With `eager`: if
             `reduce` is given, the model checkpoints gradients, or a layer does not multiply rows by values (for example
             with dropout of attention in training).
-        CaptureError: With `eager`: if a layer multiplies rows by values that no hook has read.
+        CaptureError: With `eager`: if no hook has read the rows that a layer multiplies by values.
 
     Example:
         >>> model = create_model("crate_nano", pretrained=True).eval()

@@ -142,7 +142,7 @@ def whole_number(what: str, value: Any, least: int = 1) -> int:
         least: The least that it may be.
 
     Raises:
-        InputError: If it is none, or below `least`.
+        InputError: If the value is no whole number, or is below `least`.
     """
     if not is_whole(value) or value < least:
         raise InputError(f"{what} must be a whole number, at least {least}, not {value!r:.50}")

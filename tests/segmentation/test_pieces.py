@@ -26,7 +26,7 @@ def test_components_are_connected_by_edges_not_corners() -> None:
 
 @given(st.integers(0, 2**31), st.integers(1, 7), st.integers(1, 7))
 def test_a_component_is_all_that_the_seed_reaches(seed: int, height: int, width: int) -> None:
-    mask = torch.rand(height, width, generator=torch.Generator().manual_seed(seed)) < 0.6
+    mask = drawn(seed, height, width)
     start = seed % mask.numel()
     grown = torch.zeros_like(mask).flatten().index_fill(0, torch.tensor([start]), True).view_as(mask) & mask
     for _ in range(mask.numel()):

@@ -321,7 +321,7 @@ def _scaled(pixels: Tensor, patch_size: tuple[int, int], scale: float) -> Tensor
     """The image at another size, in whole patches."""
     sides = zip(pixels.shape[1:], patch_size, strict=True)
     size = [max(1, round(side * scale / patch)) * patch for side, patch in sides]
-    precise = pixels.to(torch.promote_types(pixels.dtype, torch.float32))  # processors know it for these only
+    precise = pixels.to(torch.promote_types(pixels.dtype, torch.float32))  # a CPU antialiases no others
     return F.interpolate(precise[None], size, mode="bicubic", antialias=True)[0].to(pixels.dtype)
 
 
