@@ -70,6 +70,17 @@ def test_a_process_without_streams(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert run("segment", tmp_path / "gone.png") == 1
 
 
+def test_without_a_stderr_errors_go_nowhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With `2>&-`: beside what `--json` prints, an error would break what reads it."""
+    monkeypatch.setattr(sys, "stderr", None)
+    assert run("segment", tmp_path / "gone.png", "--json") == 1
+    with pytest.raises(SystemExit):
+        run("segment", "--no-such-option")
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize("name", ["segment", "compare", "attention", "pca", "heads", "noise", "analyze", "view"])
 def test_an_address_is_not_fetched(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([name, "https://example.com/cat.jpg"]) == 1

@@ -24,8 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after the command's name; the words of this process if None.
 
     Returns:
-        0, or 1 after an error. The message of the error is on stderr.
+        0, or 1 after an error. The message of the error is on stderr, if there is one.
     """
+    for name in ("stdout", "stderr"):  # closed, as by `2>&-`: print would write errors to stdout instead
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, for as long as the process runs
     for stream in (sys.stdout, sys.stderr):  # a label that a terminal cannot show must not stop the other pictures
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
