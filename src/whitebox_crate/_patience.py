@@ -20,8 +20,8 @@ T = TypeVar("T")
 
 @contextmanager
 def told(what: str) -> Iterator[None]:
-    """Says what a block waits for, if that takes longer than `SOON`: a Hub that does not answer is asked for long."""
-    message = "waiting for %s; where the Hub does not answer, HF_HUB_OFFLINE=1 looks only in the cache"
+    """Says what a block waits for, if that takes longer than `SOON`: for a large file, or for a Hub that is silent."""
+    message = "still waiting for %s; to use only what is in the cache, set HF_HUB_OFFLINE=1"
     timer = threading.Timer(SOON, logging.getLogger(__name__).warning, (message, what))
     timer.daemon = True
     timer.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -67,7 +68,7 @@ def _of_timm(name: str, checkpoint: Path | None, any_size: bool) -> nn.Module:
             raise WeightsError(f"timm has no weights for {name}; give --checkpoint, or a model object that timm made")
     options = {"dynamic_img_size": True} if any_size else {}
     try:
-        with told(f"timm's {name}"):
+        with told(f"timm's {name}") if checkpoint is None else nullcontext():
             made: nn.Module = timm.create_model(
                 name, pretrained=checkpoint is None, checkpoint_path=str(checkpoint or ""), **options
             )
