@@ -186,6 +186,40 @@ def test_a_folder_whose_saving_was_cut_short_holds_one_model_or_none(
     assert (0.1, norms[1]) in pairs
 
 
+@pytest.mark.parametrize("step", ["replace", "chmod"])
+def test_weights_that_cannot_be_put_in_place_leave_the_old_files_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """As where another program holds the old file open, on Windows."""
+    save_pretrained(small_model(NAME), tmp_path)
+    before, real = contents(tmp_path), getattr(Path, step)
+
+    def refused(path: Path, *arguments: Any) -> Any:
+        if path.suffix == ".safetensors":
+            raise PermissionError(13, "Permission denied")
+        return real(path, *arguments)
+
+    monkeypatch.setattr(Path, step, refused)
+    with pytest.raises(OutputError, match="Permission denied"):
+        save_pretrained(small_model(NAME, num_classes=8), tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_a_model_that_is_saved_again_can_be_read_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in training: the facts stay the same, and only the weights change."""
+    save_pretrained(small_model(NAME), tmp_path)
+    replaced, replace = list[str](), Path.replace
+
+    def watched(path: Path, target: Path) -> Path:
+        create_model(f"local-dir:{tmp_path}", pretrained=True)
+        replaced.append(target.name)
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", watched)
+    save_pretrained(another_model(), tmp_path)
+    assert replaced == ["model.safetensors"]
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left")])
 def test_a_full_disk_leaves_the_old_files_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ._files import make_folder, read_json, sha256_of, write_whole
 from ._patience import patiently, told
-from .errors import InputError, WeightsError, printable
+from .errors import InputError, OutputError, WeightsError, printable
 from .fold import fold_for_inference
 from .loading import MAX_DEPTH, made_empty, own_copies, plain_state
 from .models import ImageTransformer
@@ -235,8 +235,10 @@ def weights_in(folder: Path) -> Path:
 def save_pretrained(model: ImageTransformer, folder: str | Path, *, repo_id: str = "") -> Path:
     """Writes a model that `create_model` made to a folder that `create_model("local-dir:...")` loads.
 
-    The folder gets model.safetensors, config.json, and README.md if it has none yet. It has no config.json while its
-    weights change: if that is cut short, it does not load.
+    The folder gets model.safetensors, config.json, and README.md if it has none yet. A config.json that stays the same
+    is left alone. One that changes is taken away for the moment in which the new weights are put in place. A process
+    that ends in that moment, or finds the disk full after it, leaves the folder without config.json. Such a folder does
+    not load, so save again.
 
     Args:
         model: The model. Wrappers of torch.compile or distributed training, of the model or of single layers, are
@@ -250,7 +252,7 @@ def save_pretrained(model: ImageTransformer, folder: str | Path, *, repo_id: str
     Raises:
         InputError: If `create_model` did not make the model, so that its options are unknown; if JSON cannot hold its
             options; if parts of it were removed or replaced; if it is quantised, or spread over processes (FSDP).
-        OutputError: If the folder cannot be written; if its weights cannot, the older files stay.
+        OutputError: If the folder cannot be written. If its weights cannot, the older files stay.
 
     Example:
         >>> folder = save_pretrained(create_model("crate_nano", pretrained=True), "saved")
@@ -286,21 +288,41 @@ def save_pretrained(model: ImageTransformer, folder: str | Path, *, repo_id: str
         _OURS: {key: facts[key] for key in _ONLY_OURS},
     }
     try:
-        text = json.dumps(config, indent=1) + "\n"
+        text = (json.dumps(config, indent=1) + "\n").encode()
     except TypeError as error:
         raise InputError(f"the options {model.model_args} cannot be written as JSON ({error})") from error
     tensors = own_copies(state)
     make_folder(folder)
-
-    def write_weights(path: Path) -> None:
-        save_file(tensors, path, metadata={"format": "pt"})
-        (folder / CONFIG).unlink(missing_ok=True)  # it would describe other weights, were this cut short hereafter
-
-    write_whole(folder / WEIGHTS, write_weights)
-    write_whole(folder / CONFIG, lambda path: path.write_text(text))
+    _write_model(folder, tensors, text)
     if not (folder / CARD).exists():
         write_whole(folder / CARD, lambda path: path.write_text(model_card(model, repo_id), encoding="utf-8"))
     return folder
+
+
+def _write_model(folder: Path, tensors: dict[str, Tensor], config: bytes) -> None:
+    """Writes weights and config.json. The weights never lie beside a config.json that describes others.
+
+    No file system renames two files at once. So another config.json is taken away before the weights are renamed, and
+    put back if that fails.
+    """
+    place = folder / CONFIG
+    old: bytes | None = None
+
+    def write_weights(path: Path) -> None:
+        nonlocal old
+        save_file(tensors, path, metadata={"format": "pt"})
+        old = place.read_bytes() if place.exists() else None
+        if old != config:
+            place.unlink(missing_ok=True)
+
+    try:
+        write_whole(folder / WEIGHTS, write_weights)
+    except OutputError:
+        if old is not None and not place.exists():
+            write_whole(place, partial(Path.write_bytes, data=old))
+        raise
+    if old != config:
+        write_whole(place, lambda path: path.write_bytes(config))
 
 
 def _facts_of(model: ImageTransformer) -> PretrainedCfg:
