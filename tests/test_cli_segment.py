@@ -278,6 +278,8 @@ class TestResume:
         assert looked_at() == 5  # the files are those of the layer 0
         assert looked_at("--save", "mask,boxes") == 5
         assert looked_at("--save", "coco") == 0
+        monkeypatch.setattr(commands, "REVISION", commands.REVISION + 1)
+        assert looked_at() == 5
 
 
 class TestSaid:

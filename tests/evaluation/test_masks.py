@@ -11,7 +11,7 @@ from small_models import FAMILIES, small_model
 
 from whitebox_crate import segment
 from whitebox_crate.errors import InputError, UnknownNameError
-from whitebox_crate.evaluation import Run, evaluate_masks, read_folder, summarize_masks
+from whitebox_crate.evaluation import Run, evaluate_masks, masks, read_folder, summarize_masks
 from whitebox_crate.models import ImageTransformer
 from whitebox_crate.segmentation import mask_iou
 
@@ -30,8 +30,8 @@ def test_the_masks_are_those_of_segment(model: ImageTransformer, tmp_path: Path,
     ious = []
     for _, pair in data.items:
         image, labels = pair.read()
-        masks = segment(image, model, method, edges=edges, size=48).masks
-        of = [float(mask_iou(masks, labels == label).max()) for label in labels.unique().tolist() if label]
+        found = segment(image, model, method, edges=edges, size=48).masks
+        of = [float(mask_iou(found, labels == label).max()) for label in labels.unique().tolist() if label]
         ious.append(sum(of) / len(of))
     assert outcome.results["all"]["miou"] == pytest.approx(sum(ious) / 3)
     assert outcome.results["even"]["miou"] == pytest.approx((ious[0] + ious[2]) / 2)
@@ -54,3 +54,14 @@ def test_names_are_checked_before_anything_is_measured(model: ImageTransformer, 
     with pytest.raises(UnknownNameError, match="multiscale"):
         evaluate_masks(Run(tmp_path / "out"), model, read_folder(tmp_path), name="small", method="multiscal")
     assert not (tmp_path / "out").exists()
+
+
+def test_records_of_other_masks_are_not_mixed_in(
+    model: ImageTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_folder(tmp_path, 1)
+    run, data = Run(tmp_path / "out"), read_folder(tmp_path)
+    assert evaluate_masks(run, model, data, name="small", size=48) is not None
+    monkeypatch.setattr(masks, "REVISION", masks.REVISION + 1)
+    with pytest.raises(InputError, match="method_revision"):
+        evaluate_masks(run, model, data, name="small", size=48)

@@ -23,7 +23,7 @@ from ..models._classes import class_index, class_names
 from ..preprocess import best_short_side
 from ..preprocess.photographs import check_takes_photos
 from ..segmentation.draw import draw_panels
-from ..segmentation.methods import choose_method, method_with, settings_of
+from ..segmentation.methods import REVISION, choose_method, method_with, settings_of
 from ..segmentation.metrics import mask_iou
 from ..segmentation.states import resolve_layer
 from ..segmenting import Segmentation
@@ -160,7 +160,8 @@ def _what(options: argparse.Namespace, model: Readable, settings: dict[str, Any]
 def _digest(options: argparse.Namespace, model: Readable, settings: dict[str, Any], size: int) -> str:
     """A digest of everything that changes the files of a run."""
     method = {"method": options.method, "edges": options.edges, **settings_of(options.method), **settings}
-    whole = json.dumps({**model_settings(model, options.model, size), **method}, sort_keys=True, default=repr)
+    about = {**model_settings(model, options.model, size), "method_revision": REVISION, **method}
+    whole = json.dumps(about, sort_keys=True, default=repr)
     return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 

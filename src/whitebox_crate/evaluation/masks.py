@@ -14,7 +14,7 @@ from .._tables import markdown_table
 from ..errors import InputError
 from ..preprocess import best_short_side, fit_photo
 from ..segmentation.edges import Edges, choose_edges
-from ..segmentation.methods import Segments, choose_method, settings_of
+from ..segmentation.methods import REVISION, Segments, choose_method, settings_of
 from ..segmentation.metrics import mask_iou
 from .attention import named_labels
 from .folders import LabelledImage, LabelledImages
@@ -80,6 +80,7 @@ def evaluate_masks(
         "classes": class_names,
         "images": names_digest([image for image, _ in data.items]),
         **model_settings(model, name, size),
+        "method_revision": REVISION,
         "method": method,
         "method_settings": {**settings_of(method), **{key: of for key, of in settings.items() if of is not None}},
         "edges": edges,

@@ -1,6 +1,7 @@
 """Edges: named ways to turn levels of objects on the patch grid into masks at the pixels of a photograph.
 
 `EDGES` is the table of edges, as `METHODS` is the table of methods.
+If masks change here, `REVISION` of the methods grows by one.
 """
 
 from __future__ import annotations

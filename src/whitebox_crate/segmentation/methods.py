@@ -26,6 +26,7 @@ from .otsu import otsu_cut
 from .pieces import large_pieces
 from .states import Grid, all_cls_attention, check_finite, cls_attention, patch_features, resolve_layer
 
+REVISION = 2  # of the masks of methods and edges: one more whenever they change, so that no folder mixes old and new
 EDGE = 1e-6  # smallest distance of a level from 0, in standard deviations of the map
 SCALES = (2 / 3, 4 / 3)  # chosen on photographs; recipes/measure_masks.py measures them
 
