@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -29,13 +29,13 @@ from recipes.train_nano import data_of, make_model, style_of
 from whitebox_crate import ImageTransformer
 from whitebox_crate._files import write_json, write_whole
 from whitebox_crate._tables import markdown_table
+from whitebox_crate.analysis.moments import student_t
 from whitebox_crate.errors import InputError
 from whitebox_crate.evaluation.folders import read_folder
 from whitebox_crate.training import Recipe, last_metrics, train
 
 START = "crate_nano.tuxpaint_composites"
 SEEDS = (0, 1, 2)
-T_OF_TWO = 4.303  # Student's t, two degrees of freedom, 95%
 
 
 @dataclass(frozen=True)
@@ -126,15 +126,20 @@ def table(runs: Mapping[str, list[dict[str, Any]]]) -> str:
     for name, of_seeds in runs.items():
         cells = []
         for what in ("mean_of_layers", "best_head_of_each_image"):
-            values = [found[what][0] for found in of_seeds]
-            gaps = [value - base[what][0] for value, base in zip(values, runs[first], strict=True)]
-            half = T_OF_TWO * stdev(gaps) / len(gaps) ** 0.5
-            cells += [f"{mean(values):.3f}", "" if name == first else f"{mean(gaps):+.3f} ± {half:.3f}"]
+            values, base = ([found[what][0] for found in of] for of in (of_seeds, runs[first]))
+            cells += [f"{mean(values):.3f}", "" if name == first else difference(values, base)]
         one = of_seeds[0]
         named = mean(found["named_in_training"] for found in of_seeds)
         rows.append([name, one["objects"], one["backgrounds"], f"{named:.0%}", *cells])
     head = ["scenes", "objects", "backgrounds", "named"]
     return markdown_table([*head, "mean of layers", "difference", "best head", "difference"], rows)
+
+
+def difference(values: Sequence[float], base: Sequence[float]) -> str:
+    """The mean difference, seed by seed, ± half of its 95% interval (Student's t)."""
+    gaps = [value - other for value, other in zip(values, base, strict=True)]
+    half = student_t(0.95, len(gaps) - 1) * stdev(gaps) / len(gaps) ** 0.5
+    return f"{mean(gaps):+.3f} ± {half:.3f}"
 
 
 def main() -> None:

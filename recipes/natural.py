@@ -13,10 +13,10 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any, TypeAlias
 
-from recipes.ablate import SEEDS, T_OF_TWO
+from recipes.ablate import SEEDS, difference
 from whitebox_crate._files import write_json
 from whitebox_crate._tables import markdown_table
 from whitebox_crate.errors import InputError
@@ -63,17 +63,15 @@ def table(folder: Path) -> str:
         points = [at(crate, vit) for crate, vit in zip(crates, vits, strict=True)]
         named = [f"{mean(point['validation_top1'] for point in of):.1%}" for of in (points, ends)]
         ious = [[point["validation_mask_iou"] for point in of] for of in (points, ends)]
-        rows.append([what, *named, *_compared(*ious)])
+        rows.append([what, *named, *_means(ious), difference(*ious)])
     for what in ("one_map", "best_head_of_each_image"):
         ious = [[_read(folder, f"{name}_{seed}")["report"][what][0] for seed in SEEDS] for name in NETWORKS]
-        rows.append([f"the end: {what.replace('_', ' ')}", "", "", *_compared(*ious)])
+        rows.append([f"the end: {what.replace('_', ' ')}", "", "", *_means(ious), difference(*ious)])
     return markdown_table(["compared at", "CRATE named", "ViT named", "CRATE IoU", "ViT IoU", "difference"], rows)
 
 
-def _compared(crate: Sequence[float], vit: Sequence[float]) -> list[str]:
-    gaps = [one - other for one, other in zip(crate, vit, strict=True)]
-    half = T_OF_TWO * stdev(gaps) / len(gaps) ** 0.5
-    return [f"{mean(crate):.3f}", f"{mean(vit):.3f}", f"{mean(gaps):+.3f} ± {half:.3f}"]
+def _means(ious: Sequence[Sequence[float]]) -> list[str]:
+    return [f"{mean(of):.3f}" for of in ious]
 
 
 def _read(folder: Path, name: str) -> Any:
