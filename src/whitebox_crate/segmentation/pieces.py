@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeAlias
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ..errors import InputError
+
+Integers: TypeAlias = npt.NDArray[np.int64]
 
 
 def mask_pieces(mask: Tensor) -> Tensor:
@@ -30,15 +34,8 @@ def mask_pieces(mask: Tensor) -> Tensor:
         tensor([[1, 0, 2],
                 [1, 0, 0]])
     """
-    if mask.ndim != 2 or mask.dtype != torch.bool:
-        raise InputError(f"expected a bool mask (height, width), got {mask.dtype} of shape {tuple(mask.shape)}")
-    height, width = mask.shape
-    steps = np.diff(mask.cpu().numpy().astype(np.int8), prepend=0, append=0)  # (height, width + 1)
-    starts, ends = (np.flatnonzero(steps == step) for step in (1, -1))  # in rows of width + 1, so no two runs touch
-    piece = _joined(starts, ends, width + 1)
-    changes = np.zeros(height * (width + 1), dtype=np.int64)
-    changes[starts], changes[ends] = piece, -piece
-    return torch.from_numpy(changes.cumsum().reshape(height, width + 1)[:, :width].copy()).to(mask.device)
+    starts, ends, pieces = _runs(mask)
+    return _drawn(mask, starts, ends, pieces)
 
 
 def connected_component(mask: Tensor, seed: int) -> Tensor:
@@ -75,13 +72,31 @@ def large_pieces(mask: Tensor, share: float = 0.25) -> Tensor:
     """
     if not 0 <= share <= 1:
         raise InputError(f"share must be in [0, 1], not {share}")
-    pieces = mask_pieces(mask)
-    sizes = pieces.flatten().bincount(minlength=1)
-    sizes[0] = 0  # what is outside
-    return (sizes >= share * sizes.amax())[pieces] & mask
+    starts, ends, pieces = _runs(mask)
+    sizes = np.bincount(pieces, ends - starts, minlength=1)  # by piece; the runs are enough, no pixel is counted
+    large = sizes[pieces] >= share * sizes.max()
+    return _drawn(mask, starts[large], ends[large], np.ones(large.sum(), dtype=np.int8)).bool()
 
 
-def _joined(starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], row: int) -> npt.NDArray[np.int64]:
+def _runs(mask: Tensor) -> tuple[Integers, Integers, Integers]:
+    """Where each run starts and ends, and the number of its piece; (runs,) each. Indices are into rows of width + 1."""
+    if mask.ndim != 2 or mask.dtype != torch.bool:
+        raise InputError(f"expected a bool mask (height, width), got {mask.dtype} of shape {tuple(mask.shape)}")
+    steps = np.diff(mask.cpu().numpy().astype(np.int8), prepend=0, append=0)  # (height, width + 1): no two runs touch
+    starts, ends = (np.flatnonzero(steps == step) for step in (1, -1))
+    return starts, ends, _joined(starts, ends, mask.shape[1] + 1)
+
+
+def _drawn(mask: Tensor, starts: Integers, ends: Integers, values: npt.NDArray[Any]) -> Tensor:
+    """The runs as a picture of the size of the mask, each in its value, on the mask's device."""
+    height, width = mask.shape
+    changes = np.zeros(height * (width + 1), dtype=values.dtype)
+    changes[starts], changes[ends] = values, -values
+    drawn = changes.cumsum(dtype=values.dtype).reshape(height, width + 1)[:, :width]
+    return torch.from_numpy(drawn.copy()).to(mask.device)
+
+
+def _joined(starts: Integers, ends: Integers, row: int) -> Integers:
     """The number of the piece of each run, from 1; (runs,). A pixel's index plus `row` is that of the pixel below."""
     first = np.searchsorted(ends, starts + row, side="right")  # the runs below that overlap: from this one
     last = np.searchsorted(starts, ends + row, side="left")  # to before this one
