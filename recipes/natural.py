@@ -20,16 +20,25 @@ from recipes.ablate import SEEDS, difference
 from whitebox_crate._files import write_json
 from whitebox_crate._tables import markdown_table
 from whitebox_crate.errors import InputError
+from whitebox_crate.training.metrics_log import METRICS, read_metrics
+from whitebox_crate.training.model_folder import RECIPE
 
 Point: TypeAlias = dict[str, float]  # what was measured at a step
 Curve: TypeAlias = list[Point]
 
 
 def kept(run: Path) -> dict[str, Any]:
-    """The recipe of a run, and its validations by step."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    recipe = json.loads((run / "recipe.json").read_text())["recipe"]
-    return {"recipe": recipe, "curve": [line for line in lines if "validation_top1" in line]}
+    """The recipe of a run, and its validations by step.
+
+    Raises:
+        InputError: If the folder holds no run.
+    """
+    try:
+        recipe = json.loads((run / RECIPE).read_text())["recipe"]
+        curve = [record for record in read_metrics(run / METRICS) if "validation_top1" in record]
+    except OSError as error:
+        raise InputError(f"{run} holds no run: {error}; give the folder of `whitebox-crate train --out`") from error
+    return {"recipe": recipe, "curve": curve}
 
 
 def at_the_end(crate: Curve, vit: Curve) -> Point:

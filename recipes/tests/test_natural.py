@@ -22,6 +22,8 @@ def test_the_points() -> None:
 
 def test_a_run_is_kept_and_tabulated(tmp_path: Path) -> None:
     run, folder = tmp_path / "run", tmp_path / "results"
+    with pytest.raises(InputError, match="run holds no run"):
+        kept(run)
     run.mkdir()
     folder.mkdir()
     (run / "recipe.json").write_text(json.dumps({"recipe": {"seed": 3}, "data": "elsewhere"}))

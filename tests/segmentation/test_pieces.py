@@ -107,7 +107,9 @@ def test_what_is_no_mask_is_refused() -> None:
             function(torch.ones(2, 3))
         with pytest.raises(InputError, match=r"torch.bool of shape \(1, 2, 3\)"):
             function(torch.ones(1, 2, 3).bool())
-    for share in (-0.1, 1.1, float("nan")):
+        with pytest.raises(InputError, match="a mask cannot be a ndarray; give a bool tensor"):
+            function(torch.ones(2, 3).bool().numpy())
+    for share in (-0.1, 1.1, float("nan"), "a", None):
         with pytest.raises(InputError, match="share must be in"):
             large_pieces(torch.ones(2, 3).bool(), share)
     with pytest.raises(InputError, match=r"in \[0, 6\), not 6"):

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, check_kind, is_finite
 
 Integers: TypeAlias = npt.NDArray[np.int64]
 
@@ -70,8 +70,8 @@ def large_pieces(mask: Tensor, share: float = 0.25) -> Tensor:
     Raises:
         InputError: If the mask is not as above, or the share is not in [0, 1].
     """
-    if not 0 <= share <= 1:
-        raise InputError(f"share must be in [0, 1], not {share}")
+    if not (is_finite(share) and 0 <= share <= 1):
+        raise InputError(f"share must be in [0, 1], not {share!r}")
     starts, ends, pieces = _runs(mask)
     sizes = np.bincount(pieces, ends - starts, minlength=1)  # by piece; the runs are enough, no pixel is counted
     large = sizes[pieces] >= share * sizes.max()
@@ -80,6 +80,7 @@ def large_pieces(mask: Tensor, share: float = 0.25) -> Tensor:
 
 def _runs(mask: Tensor) -> tuple[Integers, Integers, Integers]:
     """Where each run starts and ends, and the number of its piece; (runs,) each. Indices are into rows of width + 1."""
+    check_kind("a mask", mask, Tensor, "give a bool tensor (height, width), for example torch.from_numpy(mask)")
     if mask.ndim != 2 or mask.dtype != torch.bool:
         raise InputError(f"expected a bool mask (height, width), got {mask.dtype} of shape {tuple(mask.shape)}")
     steps = np.diff(mask.cpu().numpy().astype(np.int8), prepend=0, append=0)  # (height, width + 1): no two runs touch
